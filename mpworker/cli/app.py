@@ -1,0 +1,57 @@
+"""The ``mpworker`` command: its sub-commands, and how whatever they raise becomes one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from mpworker.cli.errors import CommandError, ExitCode, one_line
+from mpworker.cli.map import map_command
+from mpworker.errors import ConfigurationError
+
+__all__ = ["cli", "run"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
+@click.version_option(package_name="mpworker", prog_name="mpworker", message="%(prog)s %(version)s")
+def cli() -> None:
+    """A process pool for CPU-bound Python that survives the death of its processes."""
+
+
+cli.add_command(map_command)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command line and return its exit code; an error is one line on stderr, never a traceback.
+
+    Args:
+        argv: The arguments after the program's name.
+
+    Returns:
+        One of `ExitCode`.
+    """
+    try:
+        # Not click's stand-alone mode: that one writes three lines for a mistyped option and exits 1 for Ctrl-C.
+        code = cli.main(args=list(argv), prog_name="mpworker", standalone_mode=False)
+    except (CommandError, ConfigurationError) as error:
+        return _fail(one_line(error), getattr(error, "exit_code", ExitCode.USAGE))
+    except click.UsageError as error:
+        help_command = error.ctx.command_path if error.ctx else "mpworker"
+        return _fail(f"{one_line_of(error)} (see '{help_command} --help')", ExitCode.USAGE)
+    except click.ClickException as error:
+        return _fail(one_line_of(error), ExitCode.USAGE)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", ExitCode.INTERRUPTED)
+    return int(code or ExitCode.OK)
+
+
+def one_line_of(error: click.ClickException) -> str:
+    """Return click's own message for an error of usage, on one line."""
+    return " ".join(error.format_message().split())
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"mpworker: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,157 @@
+"""``mpworker map``: apply a function to every line or file, on all cores, in a way that survives being killed.
+
+What makes it resumable stands in `mpworker.cli.output`; what an item is, and how an input is known again, in
+`mpworker.cli.inputs`; what a child does with one, in `mpworker.cli.item`. This file puts them together.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+
+import click
+
+from mpworker import ProcessWorker
+from mpworker.cli.errors import CommandError, ExitCode, one_line
+from mpworker.cli.inputs import Inputs, Lines, Paths, unreadable
+from mpworker.cli.item import Failed, apply_to_line, apply_to_path
+from mpworker.cli.output import Output, OutputPaths
+from mpworker.cli.progress import RunProgress
+from mpworker.cli.target import check_importable, make_current_directory_importable, resolve
+from mpworker.errors import ConfigurationError, MPWorkerError, SupervisorLost, WorkerStopped
+
+__all__ = ["map_command"]
+
+MESSAGE_LENGTH_MAX = 4_000
+"""Characters of an exception's message that are kept: some carry the whole value they complain about."""
+
+POOL_ERRORS = (SupervisorLost, WorkerStopped, ConfigurationError)
+"""Errors that say something of the pool and nothing of the item: no failures to record, but the end of the run."""
+
+
+@click.command("map")
+@click.argument("target", metavar="PACKAGE.MODULE:FUNCTION")
+@click.argument("names", metavar="INPUT...", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, metavar="FILE", help="Results, as JSON lines in the order of the input.")
+@click.option("-n", "--processes", type=click.IntRange(min=1), help="Processes; by default one for each core.")
+@click.option("--files", is_flag=True, help="Each INPUT is an item: pass its path instead of the lines in it.")
+@click.option("--resume", is_flag=True, help="Go on with what an earlier, interrupted run has written.")
+@click.option("--overwrite", is_flag=True, help="Throw away what an earlier run has written.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="The longest an item may take."
+)
+@click.option("--retries", type=click.IntRange(min=0), default=0, help="Further attempts for an item that fails.")
+@click.option("--chunksize", type=click.IntRange(min=1), help="Items handed out at a time; by default it adapts.")
+@click.option("--preload", multiple=True, metavar="MODULE", help="Import it once, before the processes are forked.")
+@click.option("-q", "--quiet", is_flag=True, help="Nothing on standard error but errors.")
+def map_command(
+    *,
+    target: str,
+    names: tuple[str, ...],
+    output: str,
+    processes: int | None,
+    files: bool,
+    resume: bool,
+    overwrite: bool,
+    timeout: float | None,
+    retries: int,
+    chunksize: int | None,
+    preload: tuple[str, ...],
+    quiet: bool,
+) -> ExitCode:
+    """Apply a function to each line of the inputs, and write what it returns as JSON lines.
+
+    The function gets a line as text, without its line break; INPUT may be - for standard input. With --files it gets
+    each INPUT's path instead, of a file or of a directory (a directory is one item: its path is passed, nothing in it
+    is looked for).
+
+    Results go to FILE, say out.jsonl: {"index": 0, "result": ...}, the index being the item's place in the input. Items
+    that fail go to out.failed.jsonl with their place, the error's type and its message. A run that was killed, by
+    whatever, goes on with --resume: nothing is lost and nothing written twice.
+
+    Exit codes: 0 all went well, 1 some items failed, 2 nothing was started, 3 broken off (resumable), 130 Ctrl-C
+    (resumable).
+    """
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    make_current_directory_importable()
+    resolve(target)
+    for module in preload:
+        check_importable(module)
+    inputs = Paths(names) if files else Lines(names)
+    paths = OutputPaths.of(output)
+    _refuse_overlap(inputs.names, paths)
+    header = {"target": target, "mode": inputs.mode, "inputs": inputs.fingerprint}
+    with Output(paths, header, resume=resume, overwrite=overwrite) as out:
+        before, began = out.items, time.monotonic()
+        if not out.known.complete:
+            out.mark = inputs.skip(out.items, out.known.items, out.known.mark)
+            apply = partial(apply_to_path if files else apply_to_line, target)
+            try:
+                with (
+                    ProcessWorker(processes, timeout=timeout, retries=retries, preload=preload) as worker,
+                    RunProgress(inputs.total, quiet=quiet) as progress,
+                ):
+                    outcomes = worker.map(apply, inputs, chunksize=chunksize, return_exceptions=True)
+                    _write(outcomes, inputs, out, progress)
+                out.finish()
+            except KeyboardInterrupt:
+                raise CommandError(f"interrupted {_resumable(out)}", ExitCode.INTERRUPTED) from None
+            except ConfigurationError:
+                raise  # of the options, not of the run
+            except (CommandError, MPWorkerError) as error:
+                raise CommandError(f"{one_line(error)}; broken off {_resumable(out)}", ExitCode.BROKEN_OFF) from error
+        if not quiet and (out.failed or sys.stderr.isatty()):
+            print(_summary(out, before, time.monotonic() - began), file=sys.stderr)
+        return ExitCode.SOME_FAILED if out.failed else ExitCode.OK
+
+
+def _write(outcomes: Iterable[object], inputs: Inputs, out: Output, progress: RunProgress) -> None:
+    for outcome in outcomes:
+        mark = inputs.finished()
+        if isinstance(outcome, str):
+            out.result(outcome, mark)
+        elif isinstance(outcome, POOL_ERRORS):
+            raise outcome
+        else:
+            out.failure(_failed(outcome), inputs.locate(out.items), mark)
+        progress.update(mark.position, out.items, out.failed)
+    if inputs.error:
+        raise CommandError(unreadable(inputs.error), ExitCode.BROKEN_OFF)
+
+
+def _failed(outcome: object) -> Failed:
+    if isinstance(outcome, Failed):
+        return outcome
+    kind = type(outcome)
+    short = kind.__module__ in ("builtins", MPWorkerError.__module__)
+    try:
+        message = str(outcome)
+    except Exception as error:  # noqa: BLE001 - the __str__ of a stranger's exception
+        message = f"<its __str__ raised {type(error).__name__}>"
+    if len(message) > MESSAGE_LENGTH_MAX:
+        message = f"{message[:MESSAGE_LENGTH_MAX]}... ({len(message):,} characters)"
+    return Failed(kind.__qualname__ if short else f"{kind.__module__}.{kind.__qualname__}", message)
+
+
+def _refuse_overlap(names: Sequence[str], paths: OutputPaths) -> None:
+    for path in (paths.results, paths.failures, paths.journal):
+        for name in names:
+            with suppress(OSError):  # one that isn't there is no other's double
+                if path.samefile(name):
+                    raise CommandError(f"{name} is an input, and the run would write to it; choose another --output")
+
+
+def _resumable(out: Output) -> str:
+    return f"after {out.items:,} items; the same command with --resume goes on from there"
+
+
+def _summary(out: Output, before: int, seconds: float) -> str:
+    if out.known.complete:
+        return f"mpworker: nothing to do: {out.paths.results} is complete ({out.items:,} items, {out.failed:,} failed)"
+    resumed = f", {before:,} of them before" if before else ""
+    where = f"{out.failed:,} failed, see {out.paths.failures}" if out.failed else "all went well"
+    return f"mpworker: {out.items:,} items{resumed} in {seconds:,.1f} s: {where}"
