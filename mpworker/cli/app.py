@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import click
 
+from mpworker import __version__
 from mpworker.cli.errors import CommandError, ExitCode, one_line
 from mpworker.cli.map import map_command
 from mpworker.errors import ConfigurationError
@@ -15,7 +16,7 @@ __all__ = ["cli", "run"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
-@click.version_option(package_name="mpworker", prog_name="mpworker", message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="mpworker", message="%(prog)s %(version)s")
 def cli() -> None:
     """A process pool for CPU-bound Python that survives the death of its processes."""
 
