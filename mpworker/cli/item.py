@@ -1,7 +1,7 @@
 """What runs in a child for one item: decode it, call the user's function, encode what comes back.
 
-JSON is made here rather than in the client so that the children share its cost, and so that the client never
-unpickles a type of the user's: it gets a `str` to write as it is, or a `Failed`.
+JSON is made here rather than in the client so that the children share its cost, and so that no result has to be
+pickled and unpickled first: the client gets a `str` to write as it is, or a `Failed`.
 
 What can never go better on a second attempt (an undecodable line, a result that JSON can't express) is returned as a
 `Failed`, not raised: an exception would be retried.

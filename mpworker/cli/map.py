@@ -21,14 +21,21 @@ from mpworker.cli.item import Failed, apply_to_line, apply_to_path
 from mpworker.cli.output import Output, OutputPaths
 from mpworker.cli.progress import RunProgress
 from mpworker.cli.target import check_importable, make_current_directory_importable, resolve
-from mpworker.errors import ConfigurationError, MPWorkerError, SupervisorLost, WorkerStopped
+from mpworker.errors import (
+    ConfigurationError,
+    MPWorkerError,
+    RemoteTraceback,
+    StartFailed,
+    SupervisorLost,
+    WorkerStopped,
+)
 
 __all__ = ["map_command"]
 
 MESSAGE_LENGTH_MAX = 4_000
 """Characters of an exception's message that are kept: some carry the whole value they complain about."""
 
-POOL_ERRORS = (SupervisorLost, WorkerStopped, ConfigurationError)
+POOL_ERRORS = (StartFailed, SupervisorLost, WorkerStopped)
 """Errors that say something of the pool and nothing of the item: no failures to record, but the end of the run."""
 
 
@@ -114,8 +121,8 @@ def _write(outcomes: Iterable[object], inputs: Inputs, out: Output, progress: Ru
         mark = inputs.finished()
         if isinstance(outcome, str):
             out.result(outcome, mark)
-        elif isinstance(outcome, POOL_ERRORS):
-            raise outcome
+        elif isinstance(outcome, POOL_ERRORS) and not isinstance(outcome.__cause__, RemoteTraceback):
+            raise outcome  # of our pool: one that a task has met in a pool of its own comes with that task's traceback
         else:
             out.failure(_failed(outcome), inputs.locate(out.items), mark)
         progress.update(mark.position, out.items, out.failed)

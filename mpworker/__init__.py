@@ -1,0 +1,48 @@
+"""mpworker: a process pool that keeps its promises when processes die.
+
+The names below are loaded when they are first used: the supervisor and the children import this package too, and neither
+they nor a command line that prints its version should pay for the client.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if sys.platform != "linux":
+    raise ImportError(f"mpworker needs Linux (memfd, eventfd, pidfd); this is {sys.platform}")
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    raise ImportError("mpworker needs a CPython with the GIL; this is a free-threaded build")
+
+if TYPE_CHECKING:
+    from mpworker import errors as errors
+    from mpworker.context import TaskContext as TaskContext
+    from mpworker.context import current as current
+    from mpworker.future import TaskFuture as TaskFuture
+    from mpworker.worker import ProcessWorker as ProcessWorker
+
+_HOMES = {
+    "ProcessWorker": "mpworker.worker",
+    "TaskContext": "mpworker.context",
+    "TaskFuture": "mpworker.future",
+    "current": "mpworker.context",
+}
+
+__all__ = ["ProcessWorker", "TaskContext", "TaskFuture", "__version__", "current", "errors"]
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name == "errors":
+        return import_module("mpworker.errors")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'mpworker' has no attribute {name!r}")
+    value: object = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

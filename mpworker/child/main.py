@@ -1,0 +1,345 @@
+"""The life of a child, from the fork to its exit.
+
+It pops offers from its ring and, one at a time, claims, runs and answers each. A claim that fails was revoked: the task
+runs elsewhere or not at all, and the record is dropped. The child never decides anything: retries, timeouts and
+cancellation are the supervisor's.
+
+Interrupts. To stop a running task the supervisor writes the slot's generation into the slot's `halt` word and sends
+INTERRUPT_SIGNAL. The handler raises only while the task of that very generation runs, so a signal that comes too late hits
+nobody. `running` is set around the user's function alone: an interrupt cannot land in this file's own work.
+"""
+
+import io
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+from mpworker import context
+from mpworker.ipc import codec, payload
+from mpworker.ipc._native import Claims, MadeBeforeFork
+from mpworker.ipc.channel import Channel
+from mpworker.ipc.codec import Record
+from mpworker.ipc.ring import Assembler, split
+
+INTERRUPT_SIGNAL: Final = signal.SIGRTMIN + 8  # the first few are taken by C libraries and by systemd
+_BATCH = 128
+_FLUSH_NS = 1_000_000  # a chunk's results wait at most this long for the next item to begin
+_FOREVER = -1.0
+EXIT_CHANNEL_LOST: Final = 70  # the task closed our descriptors: the answer is in the ring, this process cannot go on
+
+
+class TaskInterrupted(BaseException):
+    """Raised in a task that timed out or was cancelled. Not an Exception, so that `except Exception` does not eat it."""
+
+
+class Child:
+    """One child's state.
+
+    Args:
+        channel: Its channel to the supervisor.
+        claims: Its claim page.
+        settings: What the supervisor sent: "max_payload_bytes", "task_prefix".
+    """
+
+    def __init__(self, channel: Channel, claims: Claims, settings: dict[str, Any]) -> None:
+        self._channel = channel
+        self._claims = claims
+        self._task_prefix: str = settings["task_prefix"]
+        self._assembler = Assembler(settings["max_payload_bytes"])
+        self._functions: dict[int, bytes | Callable[..., Any]] = {}
+        self._spin_ns: int = settings["spin_ns"]
+        # The task that may be interrupted now. A generation is never 0.
+        self._running = 0
+        self._running_slot = 0
+        self._running_task = 0
+        self._attempt = 0
+        self._stack = ""
+
+    # ------------------------------------------------------------ answers
+
+    def _answer(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
+        """Push one record, waiting for room: the supervisor always drains."""
+        ring = self._channel.outbound
+        if len(data) <= ring.max_payload:
+            while not ring.push(kind, flags, a, b, c, data):
+                self._wait_for_room(len(data))
+        else:
+            for part in split((kind, flags, a, b, c, data), ring.max_payload // 2):
+                while not ring.push(*part):
+                    self._wait_for_room(len(part[5]))
+        self._ring_supervisor()
+
+    def _wait_for_room(self, need: int) -> None:
+        self._ring_supervisor()
+        self._channel.bell.wait(None, self._channel.outbound, need, _FOREVER, -1, 0)
+
+    def _ring_supervisor(self) -> None:
+        try:
+            self._channel.peer_bell.ring()
+        except OSError:
+            # The task has closed our descriptors. What was pushed is in shared memory: the supervisor reads the ring to
+            # its end when it sees this process die.
+            os._exit(EXIT_CHANNEL_LOST)
+
+    # ------------------------------------------------------------ interrupts
+
+    def on_interrupt(self, _signal: int, frame: FrameType | None) -> None:
+        """The handler of INTERRUPT_SIGNAL."""
+        generation = self._running
+        if generation and self._claims.peek(self._running_slot)[4] == generation:
+            self._running = 0  # once: not again while the exception unwinds
+            self._stack = "".join(traceback.format_stack(frame))
+            raise TaskInterrupted
+
+    def context(self) -> context.TaskContext | None:
+        """The context of the task that runs now."""
+        if not self._attempt:
+            return None
+        return context.TaskContext(f"{self._task_prefix}{self._running_task}", self._attempt)
+
+    # ------------------------------------------------------------ outcomes
+
+    def _failure(self, error: BaseException) -> tuple[int, bytes]:
+        """The status and payload that tell of what a task raised."""
+        if isinstance(error, TaskInterrupted):
+            return codec.INTERRUPTED, json.dumps({"stack": self._stack}).encode()
+        # The first frame is this file's call of the task.
+        frames = error.__traceback__.tb_next if error.__traceback__ is not None else None
+        text = _format(error.with_traceback(frames))
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            code = str(error.code) if isinstance(error, SystemExit) else ""
+            return codec.EXITED, json.dumps({"type": type(error).__name__, "code": code, "traceback": text}).encode()
+        try:
+            data = payload.dumps((error.with_traceback(None), text))
+            payload.loads(data)  # many exceptions pickle and then cannot be made again: say so now, by name
+        except (Exception, SystemExit) as cause:  # noqa: BLE001
+            return _unserializable("exception", payload.name_of_type(error), cause, text)
+        return codec.ERROR, data
+
+    def _outcome(self, value: Any) -> tuple[int, bytes]:
+        try:
+            return codec.OK, payload.dumps(value)
+        except payload.Unserializable as error:
+            return _unserializable("result", error.type_name, error, "")
+
+    def _function(self, function: int) -> Callable[..., Any]:
+        found = self._functions[function]
+        if isinstance(found, bytes):
+            found = self._functions[function] = payload.loads(found)
+        return found  # type: ignore[return-value]
+
+    # ------------------------------------------------------------ tasks
+
+    def _run_task(self, flags: int, task: int, generation: int, c: int, data: bytes) -> None:
+        slot = c & 0xFF
+        started = self._claims.claim(slot, generation)
+        if not started:
+            return
+        self._attempt = flags & codec.LOW
+        self._running_task = task
+        try:
+            function = c >> 8
+            if function:
+                call = self._function(function)
+                args, kwargs = payload.loads(data)
+            else:
+                call, args, kwargs = payload.loads(data)
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001
+            status, out = _unserializable("call", "arguments", error, _format(error))
+        else:
+            self._running_slot = slot
+            try:
+                try:
+                    self._running = generation
+                    value = call(*args, **kwargs)
+                finally:
+                    self._running = 0
+            except BaseException as error:  # noqa: BLE001
+                status, out = self._failure(error)
+            else:
+                status, out = self._outcome(value)
+                value = None  # not kept until the next task
+            args = kwargs = None
+        self._attempt = 0
+        duration = time.monotonic_ns() - started
+        self._answer(codec.DONE, status, task, generation, slot | duration << 8, out)
+
+    def _run_range(self, flags: int, task: int, generation: int, c: int, data: bytes) -> None:
+        slot, start, stop = c & 0xFF, c >> 32 & 0xFFFF, c >> 48
+        if not self._claims.claim(slot, generation):
+            return
+        self._attempt = flags & codec.LOW
+        self._running_task = task
+        self._running_slot = slot
+        begun_at = time.monotonic_ns()
+        try:
+            call = self._function(c >> 8 & 0xFFFFFF)
+            items = payload.loads(data)
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001
+            self._attempt = 0
+            status, out = _unserializable("call", "arguments", error, _format(error))
+            self._answer(codec.ITEMS, status | codec.LAST, start | stop << 32, generation, slot, out)
+            return
+        spread = flags & codec.SPREAD
+        step = self._claims.step
+        clock = time.monotonic_ns
+        values: list[Any] = []
+        flushed_at = begun_at
+        first = index = start
+
+        def flush(last: int) -> None:
+            nonlocal first, flushed_at
+            now = clock()
+            self._flush_values(values, first, generation, slot, now - flushed_at, last)
+            first = index
+            flushed_at = now
+
+        while index < stop:
+            if not step(slot, generation, index + 1):
+                break
+            try:
+                try:
+                    self._running = generation
+                    value = call(*items[index]) if spread else call(items[index])
+                finally:
+                    self._running = 0
+            except BaseException as error:  # noqa: BLE001
+                status, out = self._failure(error)
+                if values:
+                    flush(0)
+                index += 1
+                duration = clock() - flushed_at
+                self._answer(codec.ITEMS, status, first | index << 32, generation, slot | duration << 8, out)
+                first = index
+                flushed_at = clock()
+                continue
+            values.append(value)
+            index += 1
+            if clock() - flushed_at > _FLUSH_NS and index < stop:
+                flush(0)
+        self._attempt = 0
+        flush(codec.LAST)
+
+    def _flush_values(
+        self, values: list[Any], first: int, generation: int, slot: int, duration: int, last: int
+    ) -> None:
+        """Answer a run of values that ends before item `first + len(values)`; one by one if they do not pickle together."""
+        stop = first + len(values)
+        try:
+            out = payload.dumps(values)
+        except payload.Unserializable:
+            for offset, value in enumerate(values):
+                status, one = self._outcome([value])
+                end = last if offset == len(values) - 1 else 0
+                if status == codec.UNSERIALIZABLE:
+                    status, one = self._outcome(value)  # the message names the value's type, not the list's
+                at = first + offset
+                self._answer(codec.ITEMS, status | end, at | at + 1 << 32, generation, slot | duration << 8, one)
+        else:
+            self._answer(codec.ITEMS, codec.OK | last, first | stop << 32, generation, slot | duration << 8, out)
+        values.clear()
+
+    # ------------------------------------------------------------ the loop
+
+    def serve(self) -> None:
+        """Run tasks until EXIT."""
+        inbound, bell = self._channel.inbound, self._channel.bell
+        peer_ring = self._ring_supervisor
+        batch: list[Record] = []
+        while True:
+            if not inbound.pop(batch, _BATCH):
+                _flush_streams()
+                bell.wait(inbound, None, 0, _FOREVER, -1, self._spin_ns)
+                continue
+            peer_ring()  # there is room again
+            for kind, flags, a, b, c, data in batch:
+                if flags & codec.FRAGMENTED:
+                    data = self._assembler.finish(data)  # noqa: PLW2901
+                if kind == codec.TASK:
+                    self._run_task(flags, a, b, c, data)
+                elif kind == codec.RANGE:
+                    self._run_range(flags, a, b, c, data)
+                elif kind == codec.FRAGMENT:
+                    self._assembler.add(flags, data)
+                elif kind == codec.FUNCTION:
+                    self._functions[a] = data
+                elif kind == codec.FORGET:
+                    self._functions.pop(a, None)
+                elif kind == codec.EXIT:
+                    return
+            batch.clear()
+
+    def initialize(self, data: bytes) -> bool:
+        """Run the user's initializer, and say whether this child is ready."""
+        if data:
+            try:
+                call, args = payload.loads(data)
+                call(*args)
+            except BaseException as error:  # noqa: BLE001
+                self._answer(codec.REFUSED, 0, 0, 0, 0, _format(error).encode(errors="replace"))
+                return False
+        self._answer(codec.READY, 0, 0, 0, 0, b"")
+        return True
+
+
+def _format(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception as broken:  # noqa: BLE001  # an exception's own __str__ may raise
+        return f"{type(error).__qualname__} (its traceback cannot be printed: {type(broken).__qualname__})\n"
+
+
+def _unserializable(what: str, type_name: str, error: BaseException, text: str) -> tuple[int, bytes]:
+    try:
+        message = f"{type(error).__name__}: {error}" if not isinstance(error, payload.Unserializable) else str(error)
+    except Exception:  # noqa: BLE001  # as in _format
+        message = type(error).__name__
+    report = {"what": what, "type": type_name, "message": message, "traceback": text}
+    return codec.UNSERIALIZABLE, json.dumps(report).encode()
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass  # the task closed or replaced it: nothing of ours is in it
+
+
+def _reseed() -> None:
+    """Children forked from one image would draw the same numbers. (`random` reseeds itself after a fork.)"""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+
+
+def run(channel: Channel, claims: Claims, settings: dict[str, Any], initializer: bytes) -> None:
+    """Be a child until told to exit; never returns."""
+    status = 1
+    try:
+        claims.start_heartbeat(settings["heartbeat_interval"])
+        child = Child(channel, claims, settings)
+        context._source = child.context
+        signal.signal(INTERRUPT_SIGNAL, child.on_interrupt)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # whole lines, in order, and none lost with a killed child
+        _reseed()
+        if child.initialize(initializer):
+            child.serve()
+            import atexit
+
+            atexit._run_exitfuncs()
+        status = 0
+    except MadeBeforeFork:
+        status = 0  # a task forked and its fork returned from the task too: that process ends here
+    except BaseException:  # noqa: BLE001
+        traceback.print_exc()
+    finally:
+        _flush_streams()
+        os._exit(status)

@@ -1,0 +1,42 @@
+"""What a running task can ask: `mpworker.current()`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mpworker.errors import MPWorkerError
+
+
+@dataclass(frozen=True, slots=True)
+class TaskContext:
+    """The task that runs now, as seen from inside it.
+
+    Attributes:
+        task_id: The id that the client's `TaskFuture.task_id` shows too; for an item of a `map`, that of its chunk.
+        attempt: 1 for the first.
+    """
+
+    task_id: str
+    attempt: int
+
+
+# Set by the child's main loop: makes the context of what runs now, or None between tasks. Made when asked for, not per
+# task: most tasks never ask.
+_source: Callable[[], TaskContext | None] | None = None
+
+
+def current() -> TaskContext:
+    """The context of the task that calls this.
+
+    Raises:
+        MPWorkerError: Called outside a task.
+
+    Example:
+        >>> import mpworker
+        >>> with mpworker.ProcessWorker(n=1) as w:
+        ...     w.submit(lambda: mpworker.current().attempt).result()
+        1
+    """
+    context = _source() if _source is not None else None
+    if context is None:
+        raise MPWorkerError("current() was called outside a task")
+    return context

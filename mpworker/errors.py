@@ -1,0 +1,134 @@
+"""Every error that mpworker raises, grouped by whose fault it is.
+
+============ ========================================================================================
+whose fault  errors
+============ ========================================================================================
+the caller's `ConfigurationError`, `QueueFull`, `TaskNotFound`, `DuplicateTask`, `WorkerStopped`
+the task's   `SerializationError`, `TaskTimeout`, `TaskCancelled`, `TaskExited`
+a child's    `WorkerCrashed`
+ours         `SupervisorLost`
+============ ========================================================================================
+"""
+
+from concurrent.futures import BrokenExecutor, CancelledError
+
+
+class MPWorkerError(Exception):
+    """The root of all errors of this package."""
+
+
+class ConfigurationError(MPWorkerError, ValueError):
+    """An option or argument is out of its bounds; the message names the value and the bound."""
+
+
+class InvalidArgument(ConfigurationError, TypeError):
+    """An argument has the wrong type, such as a task that is not callable."""
+
+
+class QueueFull(MPWorkerError):
+    """The bound on accepted, unfinished tasks is reached."""
+
+
+class TaskNotFound(MPWorkerError, KeyError):
+    """No task has this id."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # a KeyError's own would quote the message
+
+
+class DuplicateTask(MPWorkerError):
+    """The idempotency key belongs to another task."""
+
+
+class WorkerStopped(MPWorkerError, RuntimeError):
+    """The worker takes no more tasks: it was stopped, or it was made before this process was forked."""
+
+
+class SerializationError(MPWorkerError):
+    """A function, argument, result or exception cannot be sent from one process to the other."""
+
+
+class TaskTimeout(MPWorkerError, TimeoutError):
+    """An attempt of a task ran for longer than its timeout.
+
+    Attributes:
+        stack: The Python stack of the task when it was interrupted, "" if it was never in Python code to be.
+    """
+
+    def __init__(self, message: str = "", stack: str = "") -> None:
+        super().__init__(message)
+        self.stack = stack
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self), self.stack)
+
+
+class TaskCancelled(MPWorkerError, CancelledError):
+    """The task was cancelled before it ended."""
+
+
+class TaskExited(MPWorkerError):
+    """The task raised SystemExit (by `sys.exit`) or KeyboardInterrupt, which must not end the process that waits for it.
+
+    Attributes:
+        code: The code of the SystemExit, as text.
+    """
+
+    def __init__(self, message: str = "", code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self), self.code)
+
+
+class WorkerCrashed(MPWorkerError, BrokenExecutor):
+    """A child process died while it ran the task. The pool goes on.
+
+    Attributes:
+        pid: The child's process id.
+        signal: The number of the signal that killed it, or 0.
+        exit_code: Its exit code, or None if a signal killed it.
+        cause: "signal", "exit", "oom" (the kernel's out-of-memory kill), "lease" (no heartbeat), "nursery" (the process
+            that forks the children died), "lost" (a chunk's item ended, its result died with the child) or
+            "unkillable" (the child survived SIGKILL).
+        attempt: The attempt that this death ended, from 1.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        pid: int = 0,
+        signal: int = 0,
+        exit_code: int | None = None,
+        cause: str = "",
+        attempt: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.pid = pid
+        self.signal = signal
+        self.exit_code = exit_code
+        self.cause = cause
+        self.attempt = attempt
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self), self.pid, self.signal, self.exit_code, self.cause, self.attempt)
+
+
+class StartFailed(WorkerCrashed):
+    """The children die before they can run anything: a bad preload, a bad initializer, or a start that takes too long."""
+
+
+class SupervisorLost(MPWorkerError, BrokenExecutor):
+    """The supervisor process died; what was pending is unknown to this client."""
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an exception as the child printed it; the `__cause__` of what a result raises."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'

@@ -1,0 +1,214 @@
+"""Which functions are sent once, and which with every task.
+
+A function that can be imported is sent once per child, by its name. A function that cannot (of `__main__`, a notebook, a
+lambda, a closure) is sent once, by value, only if nobody can tell: everything it reaches must be immutable or importable,
+and nothing in it may write to what would live on in the child. Such an entry is guarded: each submit compares, by identity,
+what the function reached when it was pickled with what it reaches now, so that a changed global or closure means a new
+pickle. Whatever fits neither is pickled with each task.
+"""
+
+import dis
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any, Final
+
+from mpworker.errors import SerializationError
+from mpworker.ipc import payload
+from mpworker.ipc.codec import MAX_FUNCTIONS
+
+_CACHED_MAX: Final = 1024
+_REACH_MAX: Final = 64  # functions reached from one; more than that is not worth the guard
+_MISSING: Final = object()
+_IMMUTABLE: Final = (int, float, complex, str, bytes, bool, type(None), type(Ellipsis), range)
+# With these a function can get at its own dictionary or globals, whose changes would outlive the call.
+_REVEALING: Final = frozenset(
+    ["globals", "vars", "locals", "setattr", "delattr", "exec", "eval", "__dict__", "__globals__", "__defaults__", "__kwdefaults__", "__code__", "__closure__", "__setattr__", "__delattr__", "__import__", "_getframe", "currentframe"]
+)
+_WRITING: Final = frozenset(("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "STORE_NAME", "DELETE_NAME"))
+
+
+def _is_immutable(value: object) -> bool:
+    if type(value) in _IMMUTABLE:
+        return True
+    return type(value) in (tuple, frozenset) and all(map(_is_immutable, value))  # type: ignore[call-overload]
+
+
+def _by_value_modules() -> set[str]:
+    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
+    return cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else set()  # type: ignore[no-any-return]
+
+
+def is_importable(value: Any) -> bool:
+    """Would an import in a child find this very function, class or module under its name?"""
+    if isinstance(value, ModuleType):
+        return sys.modules.get(value.__name__) is value and getattr(value, "__spec__", None) is not None
+    name = getattr(value, "__module__", None)
+    module = sys.modules.get(name) if isinstance(name, str) else None
+    if module is None or name == "__main__" or getattr(module, "__spec__", None) is None or name in _by_value_modules():
+        return False
+    found: Any = module
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is value
+
+
+@dataclass(slots=True)
+class _Guard:
+    """What a by-value function reached when it was pickled.
+
+    Attributes:
+        names: (namespace, name, value) of every global.
+        cells: (cell, value) of every closure variable.
+        parts: (function, code, defaults) of every function by value.
+    """
+
+    names: list[tuple[dict[str, Any], str, object]]
+    cells: list[tuple[Any, object]]
+    parts: list[tuple[FunctionType, CodeType, object]]
+
+    def holds(self) -> bool:
+        """Does the function still reach the same?"""
+        for namespace, name, value in self.names:
+            if namespace.get(name, _MISSING) is not value:
+                return False
+        for cell, value in self.cells:
+            try:
+                if cell.cell_contents is not value:
+                    return False
+            except ValueError:
+                return False
+        for function, code, defaults in self.parts:
+            if function.__code__ is not code or function.__defaults__ is not defaults or function.__dict__:
+                return False
+        return True
+
+
+def _codes(code: CodeType) -> list[CodeType]:
+    found = [code]
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found += _codes(constant)
+    return found
+
+
+def guard_for(function: FunctionType) -> _Guard | None:
+    """The guard under which a function may be sent once by value, or None if it may not."""
+    guard = _Guard([], [], [])
+    todo, seen = [function], {id(function)}
+    while todo:
+        part = todo.pop()
+        if part.__dict__ or part.__kwdefaults__ or len(seen) > _REACH_MAX:
+            return None
+        if part.__defaults__ is not None and not _is_immutable(part.__defaults__):
+            return None
+        guard.parts.append((part, part.__code__, part.__defaults__))
+        reached: list[object] = []
+        for cell in part.__closure__ or ():
+            try:
+                value = cell.cell_contents
+            except ValueError:
+                return None
+            guard.cells.append((cell, value))
+            reached.append(value)
+        for code in _codes(part.__code__):
+            if not _REVEALING.isdisjoint(code.co_names):
+                return None
+            for instruction in dis.get_instructions(code):
+                if instruction.opname in _WRITING:
+                    return None
+                if (
+                    instruction.opname in ("STORE_DEREF", "DELETE_DEREF")
+                    and instruction.argval in part.__code__.co_freevars
+                ):
+                    return None
+            for name in code.co_names:
+                value = part.__globals__.get(name, _MISSING)
+                guard.names.append((part.__globals__, name, value))
+                if value is not _MISSING:
+                    reached.append(value)
+        for value in reached:
+            if _is_immutable(value):
+                continue
+            if isinstance(value, ModuleType | type | BuiltinFunctionType):
+                if not is_importable(value):
+                    return None
+            elif not isinstance(value, FunctionType):
+                return None
+            elif not is_importable(value) and id(value) not in seen:
+                seen.add(id(value))
+                todo.append(value)
+    return guard
+
+
+@dataclass(slots=True)
+class _Entry:
+    function: Any  # kept alive, so that its id() stays its own
+    key: int
+    guard: _Guard | None
+
+
+class FunctionTable:
+    """The functions that one client has sent once.
+
+    Args:
+        send: Called with (key, pickle) for a function that is new, before any task that uses it.
+        forget: Called with the key of a function that no later task will use.
+    """
+
+    def __init__(self, send: Callable[[int, bytes], None], forget: Callable[[int], None]) -> None:
+        self._send = send
+        self._forget = forget
+        self._entries: OrderedDict[int, _Entry] = OrderedDict()
+        self._keys = 0
+
+    def key(self, function: Any) -> int:
+        """The key under which the children know this function, or 0: it must go with the task."""
+        entry = self._entries.get(id(function))
+        if entry is not None:
+            if entry.guard is None or entry.guard.holds():
+                return entry.key
+            self._drop(id(function))
+        return self._add(function)
+
+    def always(self, function: Any) -> int:
+        """A key even for a function that cannot be sent once: for a `map`, which drops it at its end with `drop`."""
+        return self.key(function) or self._register(function, payload.dumps(function))
+
+    def drop(self, key: int) -> None:
+        """Forget a key that `always` made, if it did."""
+        for identity, entry in self._entries.items():
+            if entry.key == key:
+                if identity != id(entry.function):
+                    self._drop(identity)
+                return
+
+    def _add(self, function: Any) -> int:
+        if isinstance(function, FunctionType | BuiltinFunctionType | type) and is_importable(function):
+            guard = None
+            blob = payload.dumps(function)
+        elif isinstance(function, FunctionType):
+            guard = guard_for(function)
+            if guard is None:
+                return 0
+            blob = payload.dumps_by_value(function)
+        else:
+            return 0
+        return self._register(function, blob, guard, id(function))
+
+    def _register(self, function: Any, blob: bytes, guard: _Guard | None = None, identity: int = 0) -> int:
+        if self._keys == MAX_FUNCTIONS:
+            if identity:
+                return 0
+            raise SerializationError(f"{MAX_FUNCTIONS} functions were sent through one worker; make a new one")
+        self._keys += 1
+        if len(self._entries) >= _CACHED_MAX:
+            self._drop(next(iter(self._entries)))
+        self._entries[identity or -self._keys] = _Entry(function, self._keys, guard)
+        self._send(self._keys, blob)
+        return self._keys
+
+    def _drop(self, identity: int) -> None:
+        self._forget(self._entries.pop(identity).key)

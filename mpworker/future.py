@@ -1,0 +1,314 @@
+"""The future of a task: a `concurrent.futures.Future` that costs one small object.
+
+The standard library's future has a condition of its own and two lists. Here all futures of a client share the client's
+condition, and the lists are made when somebody asks for them: a future that is submitted and waited for by `result()` needs
+neither. What the library's own `wait` and `as_completed` look at (`_state`, `_condition`, `_waiters`) is there for them.
+
+A condition that is made lazily for each future would not do: a setter that is preempted between the state and the look-up
+of the condition lets `wait(ALL_COMPLETED)` return early.
+"""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING
+from threading import Condition
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mpworker.errors import (
+    RemoteTraceback,
+    SerializationError,
+    StartFailed,
+    SupervisorLost,
+    TaskCancelled,
+    TaskExited,
+    TaskTimeout,
+    WorkerCrashed,
+)
+from mpworker.ipc import codec, payload
+
+if TYPE_CHECKING:
+    from mpworker.client import Client
+
+T = TypeVar("T")
+
+# Outcomes that the client decides; the others are codec's.
+LOST = 100
+BROKEN = 101
+
+
+def make_error(status: int, data: bytes, subject: str) -> BaseException:
+    """The exception for an outcome that is no value.
+
+    Args:
+        status: A status of `mpworker.ipc.codec`, or LOST or BROKEN.
+        data: Its payload.
+        subject: What failed, for the message, such as "task 4f-3".
+    """
+    if status == codec.ERROR:
+        error: BaseException
+        try:
+            error, text = payload.loads_known(data)
+        except (Exception, SystemExit) as broken:  # noqa: BLE001  # an exception's class may do anything
+            return SerializationError(f"{subject}: the exception of the task cannot be unpickled: {_brief(broken)}")
+        if not isinstance(error, BaseException):
+            return SerializationError(f"{subject}: the exception came back as {payload.name_of_type(error)}")
+        error.__cause__ = RemoteTraceback(text)
+        return error
+    report: dict[str, Any] = json.loads(data) if data else {}
+    return _DECIDED[status](report, subject)
+
+
+def _unserializable(report: dict[str, Any], subject: str) -> BaseException:
+    type_name, message = report["type"], report["message"]
+    if report["what"] == "call":
+        text = f"{subject}: the function or its arguments cannot be unpickled in the child: {message}"
+    else:
+        text = f"{subject}: the {report['what']} of type {type_name} cannot be sent back: {message}"
+    error = SerializationError(text)
+    if report["traceback"]:
+        error.__cause__ = RemoteTraceback(report["traceback"])
+    return error
+
+
+def _exited(report: dict[str, Any], subject: str) -> BaseException:
+    error = TaskExited(f"{subject} raised {report['type']}({report['code']})", report["code"])
+    error.__cause__ = RemoteTraceback(report["traceback"])
+    return error
+
+
+_CAUSES = {
+    "oom": "it was killed because memory ran out",
+    "lease": "it gave no heartbeat within lease_ttl and was killed",
+    "nursery": "the process that forks the children died",
+    "lost": "the item had ended, but its result was lost with the child",
+    "unkillable": "it survives SIGKILL",
+}
+
+
+def _crashed(report: dict[str, Any], subject: str) -> BaseException:
+    pid, number, code = report["pid"], report["signal"], report["exit_code"]
+    if number:
+        import signal
+
+        try:
+            how = f"died by {signal.Signals(number).name}"
+        except ValueError:
+            how = f"died by signal {number}"
+    else:
+        how = f"ended with exit code {code}"
+    why = _CAUSES.get(report["cause"])
+    detail = f" ({why})" if why else ""
+    message = f"{subject}: child {pid} {how}{detail} on attempt {report['attempt']}"
+    return WorkerCrashed(message, pid, number, code, report["cause"], report["attempt"])
+
+
+def _timed_out(report: dict[str, Any], subject: str) -> BaseException:
+    stack = json.loads(report["interrupted"])["stack"] if report["interrupted"] else ""
+    how = "; it did not react to the interrupt and its child was killed" if report["killed"] else ""
+    return TaskTimeout(f"{subject} ran for over {report['timeout']:g} s on attempt {report['attempt']}{how}", stack)
+
+
+def _broken(report: dict[str, Any], subject: str) -> BaseException:
+    return StartFailed(f"{subject}: the children cannot start ({report['what']}): {report['why']}", cause="start")
+
+
+_DECIDED: dict[int, Callable[[dict[str, Any], str], BaseException]] = {
+    codec.UNSERIALIZABLE: _unserializable,
+    codec.EXITED: _exited,
+    codec.INTERRUPTED: lambda _, subject: TaskCancelled(f"{subject} was interrupted"),
+    codec.CRASHED: _crashed,
+    codec.TIMED_OUT: _timed_out,
+    codec.CANCELLED: lambda _, subject: TaskCancelled(f"{subject} was cancelled"),
+    LOST: lambda _, subject: SupervisorLost(f"{subject}: the supervisor died before it had ended"),
+    BROKEN: _broken,
+}
+
+
+def _brief(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  # the __str__ of a stranger
+        return type(error).__name__
+
+
+class TaskFuture(Future[T]):
+    """The result to come of one task.
+
+    Made by `ProcessWorker.submit`. All of `concurrent.futures.Future` works, with these differences: `cancel` also stops a
+    task that runs, and a result is unpickled when it is first asked for, in the thread that asks.
+    """
+
+    # Class-level defaults: an instance sets only what differs, and stays small.
+    _state = PENDING
+    _status = -1
+    _payload: bytes | None = None
+    _result: Any = None
+    _exception: BaseException | None = None
+    _slow = False  # has waiters or callbacks
+    _watched = False  # and somebody needs the background reader for it
+
+    def __init__(self, client: "Client", key: int) -> None:
+        # Not Future.__init__, on purpose: see the module's docstring.
+        self._client = client
+        self._key = key
+
+    def __getattr__(self, name: str) -> Any:
+        # The library's `wait` and `as_completed` append to _waiters; whoever does so needs the background reader.
+        if name in ("_waiters", "_done_callbacks"):
+            self._watch()
+            made: list[Any] = []
+            return self.__dict__.setdefault(name, made)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def _condition(self) -> Condition:  # type: ignore[override]
+        return self._client.condition
+
+    @property
+    def task_id(self) -> str:
+        """The task's id, unique on this machine while its worker lives; logs and `mpworker.current()` show the same."""
+        return f"{self._client.prefix}{self._key}"
+
+    def __repr__(self) -> str:
+        return f"<TaskFuture {self.task_id} {self._state.lower()}>"
+
+    # ------------------------------------------------------------ state
+
+    @property
+    def ready(self) -> bool:
+        """Has it ended, as far as this client has read? `done()` looks first."""
+        return self._state is not PENDING
+
+    def done(self) -> bool:
+        """Has the task ended?"""
+        if self._state is PENDING:
+            self._client.poll()
+        return self._state is not PENDING
+
+    def cancelled(self) -> bool:
+        """Did the task end by being cancelled?"""
+        return self.done() and self._state is CANCELLED_AND_NOTIFIED
+
+    def running(self) -> bool:
+        """Has a child claimed the task? One question to the supervisor."""
+        return not self.done() and self._client.is_running(self._key)
+
+    def cancel(self) -> bool:
+        """Cancel the task: before its start it never starts; while it runs it is interrupted, and killed after `grace`.
+
+        Returns:
+            True if it will end cancelled, False if it had ended.
+        """
+        if self.done():
+            return self._state is CANCELLED_AND_NOTIFIED
+        return self._client.cancel(self._key)
+
+    def result(self, timeout: float | None = None) -> T:
+        """The task's value.
+
+        Args:
+            timeout: Seconds to wait; None waits as long as it takes.
+
+        Raises:
+            TimeoutError: It has not ended in time.
+            TaskCancelled: It was cancelled.
+            Exception: What the task raised, with the child's traceback as its cause, or one of `mpworker.errors`.
+        """
+        if self._state is PENDING and not self._client.wait_for(self, timeout):
+            raise TimeoutError(f"task {self.task_id} has not ended within {timeout} s")
+        if self._payload is not None:
+            self._decode()
+        if self._exception is not None:
+            try:
+                raise self._exception
+            finally:
+                self = None  # type: ignore[assignment]  # the traceback would hold it in a cycle
+        return self._result  # type: ignore[no-any-return]
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the task raised, or None if it has a value. See `result`."""
+        if self._state is PENDING and not self._client.wait_for(self, timeout):
+            raise TimeoutError(f"task {self.task_id} has not ended within {timeout} s")
+        if self._payload is not None:
+            self._decode()
+        if self._state is CANCELLED_AND_NOTIFIED and self._exception is not None:
+            raise self._exception
+        return self._exception
+
+    def _decode(self) -> None:
+        data, status = self._payload, self._status
+        if data is None:
+            return
+        value: Any = None
+        error: BaseException | None = None
+        if status == codec.OK:
+            try:
+                value = payload.loads_known(data)
+            except (Exception, SystemExit) as broken:  # noqa: BLE001  # a value's own code may raise anything
+                error = SerializationError(
+                    f"task {self.task_id}: its result cannot be unpickled here: {_brief(broken)}"
+                )
+                error.__cause__ = broken
+        else:
+            error = make_error(status, data, f"task {self.task_id}")
+        with self._condition:
+            if self._payload is not None:  # the first thread's value is everybody's
+                self._result, self._exception = value, error
+                self._payload = None
+
+    # ------------------------------------------------------------ callbacks
+
+    def _watch(self) -> None:
+        """Somebody waits who does not read the ring: a reader thread must."""
+        with self._client.condition:
+            if not self._watched and self._state is PENDING:
+                self._slow = self._watched = True
+                self._client.watch()
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """Call `fn(self)` when the task has ended, in the thread that learns of it, or now if it has."""
+        with self._client.condition:
+            self._client.poll()
+            if self._state is PENDING:
+                self._done_callbacks.append(fn)  # whose making starts the reader
+                return
+        try:
+            fn(self)
+        except Exception:  # the library's own behaviour: logged, never raised
+            LOGGER.exception("exception calling callback for %r", self)
+
+    def settle(self, status: int, data: bytes) -> None:
+        """Set the outcome and tell the waiters. Called under the client's condition; callbacks come later."""
+        self._status = status
+        self._payload = data
+        self._state = CANCELLED_AND_NOTIFIED if status == codec.CANCELLED else FINISHED
+        if self._slow:
+            if self._watched:
+                self._client.unwatch()
+            waiters = self.__dict__.get("_waiters", ())
+            while waiters:
+                waiter = waiters.pop()
+                if status == codec.CANCELLED:
+                    waiter.add_cancelled(self)
+                elif status == codec.OK:
+                    waiter.add_result(self)
+                else:
+                    waiter.add_exception(self)
+
+    def add_waiter(self, waiter: Any) -> None:
+        """Have `settle` call the waiter, which reads the ring itself if it must. Under the client's condition."""
+        if "_waiters" not in self.__dict__:
+            self.__dict__["_waiters"] = []  # not by __getattr__: this waiter needs no reader
+        self._waiters.append(waiter)
+        self._slow = True
+
+    def callbacks(self) -> list[Callable[[Future[T]], object]]:
+        """The callbacks to call once the client's condition is released."""
+        return self.__dict__.get("_done_callbacks", []) if self._slow else []
+
+    def remove_waiter(self, waiter: Any) -> None:
+        """Undo `add_waiter`, if it was not called. Under the client's condition."""
+        waiters = self.__dict__.get("_waiters", [])
+        if waiter in waiters:
+            waiters.remove(waiter)

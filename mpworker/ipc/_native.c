@@ -1,0 +1,754 @@
+/* mpworker.ipc._native: the few things that need atomics, as Python types.
+ *
+ * Ring, Bell and Claims are thin: the protocols and the reasons are in ring.h, bell.h and claims.h, which know nothing of
+ * Python. Built for the limited API of CPython 3.11, so that one binary serves every later version.
+ *
+ * Threads: the GIL is held from the first look at a ring to the last, which makes a Ring's producer single even when many
+ * threads push. Two methods need more care: Bell.wait releases the GIL, and works on values copied before; and pop makes
+ * objects, which on 3.11 may collect garbage, whose finalizers may run anything, so a second pop meanwhile finds nothing.
+ *
+ * Forks: the shared mappings are absent in a fork (MADV_DONTFORK), so every method first compares the fork count it was
+ * made under; in a fork it raises instead of touching memory that is not there.
+ */
+#define _GNU_SOURCE
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <limits.h>
+#include <pthread.h>
+
+#include "bell.h"
+#include "claims.h"
+#include "clock.h"
+#include "heartbeat.h"
+#include "ring.h"
+
+typedef struct {
+    PyObject *ring_corrupt;
+    PyObject *made_before_fork;
+    PyTypeObject *ring_type;
+} module_state;
+
+static unsigned fork_count; /* written only in a fresh fork, which has one thread */
+
+static void count_fork(void)
+{
+    fork_count++;
+}
+
+/* What every type here begins with: a view of shared memory and the fork count it was made under. */
+typedef struct {
+    PyObject_HEAD
+    Py_buffer view;
+    unsigned fork_count;
+} mapped_object;
+
+typedef struct {
+    mapped_object base;
+    mpw_ring ring;
+    bool corrupt;
+    bool popping;
+} ring_object;
+
+typedef struct {
+    mapped_object base;
+    mpw_bell_word *word;
+    int fd;
+} bell_object;
+
+typedef struct {
+    mapped_object base;
+    mpw_claims *page;
+    mpw_heartbeat heartbeat;
+    Py_ssize_t slots;
+} claims_object;
+
+static module_state *state_of(PyObject *self)
+{
+    return PyType_GetModuleState(Py_TYPE(self)); /* the types are final, so this is always our module */
+}
+
+static bool usable(PyObject *self)
+{
+    if (((mapped_object *)self)->fork_count == fork_count)
+        return true;
+    PyErr_SetString(state_of(self)->made_before_fork, "made before fork: shared memory is not carried into a fork");
+    return false;
+}
+
+static void mapped_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    mapped_object *mapped = (mapped_object *)self;
+    /* In a fork the buffer is never let go: an mmap that closes there would unmap whatever came to lie at its addresses. */
+    if (mapped->view.obj && mapped->fork_count == fork_count)
+        PyBuffer_Release(&mapped->view);
+    freefunc tp_free = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    tp_free(self);
+    Py_DECREF(type); /* a heap type is owned by its instances */
+}
+
+/* Allocate an object that holds a writable view of `buffer`. */
+static PyObject *mapped_new(PyTypeObject *type, PyObject *buffer)
+{
+    allocfunc tp_alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    PyObject *self = tp_alloc(type, 0);
+    if (!self)
+        return NULL;
+    mapped_object *mapped = (mapped_object *)self;
+    mapped->fork_count = fork_count;
+    if (PyObject_GetBuffer(buffer, &mapped->view, PyBUF_WRITABLE) < 0) {
+        mapped->view.obj = NULL;
+        Py_DECREF(self);
+        return NULL;
+    }
+    return self;
+}
+
+/* `size` bytes at `offset` of the view, or NULL with ValueError. */
+static void *mapped_at(PyObject *self, Py_ssize_t offset, Py_ssize_t size, const char *what)
+{
+    mapped_object *mapped = (mapped_object *)self;
+    if (offset < 0 || size < 0 || offset % MPW_CACHE_LINE || offset > mapped->view.len ||
+        size > mapped->view.len - offset || (uintptr_t)mapped->view.buf % MPW_CACHE_LINE) {
+        PyErr_Format(PyExc_ValueError, "%s of %zd bytes at offset %zd does not fit a buffer of %zd bytes aligned to %d",
+                     what, size, offset, mapped->view.len, MPW_CACHE_LINE);
+        return NULL;
+    }
+    return (char *)mapped->view.buf + offset;
+}
+
+static PyObject *os_error(int error, const char *call)
+{
+    PyObject *value = Py_BuildValue("iN", error, PyUnicode_FromFormat("%s: %s", call, strerror(error)));
+    if (value) {
+        PyErr_SetObject(PyExc_OSError, value);
+        Py_DECREF(value);
+    }
+    return NULL;
+}
+
+static bool get_u64(PyObject *value, uint64_t *out)
+{
+    *out = PyLong_AsUnsignedLongLong(value);
+    return !(*out == (uint64_t)-1 && PyErr_Occurred());
+}
+
+static bool argument_count(Py_ssize_t given, Py_ssize_t wanted, const char *name)
+{
+    if (given == wanted)
+        return true;
+    PyErr_Format(PyExc_TypeError, "%s() takes %zd arguments (%zd given)", name, wanted, given);
+    return false;
+}
+
+/* ---------------------------------------------------------------- Ring */
+
+static PyObject *ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *buffer;
+    Py_ssize_t ctl_offset, data_offset, capacity;
+    static char *names[] = {"", "", "", "", NULL}; /* positional only */
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Onnn:Ring", names, &buffer, &ctl_offset, &data_offset, &capacity))
+        return NULL;
+    if (capacity < 0 || !mpw_ring_capacity_ok((uint64_t)capacity))
+        return PyErr_Format(PyExc_ValueError, "ring capacity %zd is not a power of two from %u to %u bytes", capacity,
+                            MPW_RING_MIN_CAPACITY, MPW_RING_MAX_CAPACITY);
+    PyObject *self = mapped_new(type, buffer);
+    if (!self)
+        return NULL;
+    void *ctl = mapped_at(self, ctl_offset, sizeof(mpw_ring_ctl), "a ring's control block");
+    void *data = ctl ? mapped_at(self, data_offset, capacity, "a ring") : NULL;
+    if (!data) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    mpw_ring_attach(&((ring_object *)self)->ring, ctl, data, (uint64_t)capacity);
+    return self;
+}
+
+static PyObject *ring_condemn(PyObject *self)
+{
+    ring_object *object = (ring_object *)self;
+    object->corrupt = true; /* for good: after one impossible value no other means anything */
+    return PyErr_Format(state_of(self)->ring_corrupt,
+                        "the peer wrote an impossible value into the ring (capacity %llu, position %llu)",
+                        (unsigned long long)object->ring.capacity, (unsigned long long)object->ring.own);
+}
+
+static bool ring_usable(PyObject *self)
+{
+    if (!usable(self))
+        return false;
+    if (!((ring_object *)self)->corrupt)
+        return true;
+    ring_condemn(self);
+    return false;
+}
+
+static PyObject *ring_push(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    ring_object *object = (ring_object *)self;
+    uint64_t kind, flags;
+    mpw_record_header header;
+    Py_buffer payload;
+    if (!argument_count(nargs, 6, "push") || !ring_usable(self) || !get_u64(args[0], &kind) ||
+        !get_u64(args[1], &flags) || !get_u64(args[2], &header.a) || !get_u64(args[3], &header.b) ||
+        !get_u64(args[4], &header.c))
+        return NULL;
+    if (kind > UINT16_MAX || flags > UINT16_MAX) {
+        PyErr_SetString(PyExc_ValueError, "kind and flags are 16-bit numbers");
+        return NULL;
+    }
+    if (PyObject_GetBuffer(args[5], &payload, PyBUF_SIMPLE) < 0)
+        return NULL;
+    header.kind = (uint16_t)kind;
+    header.flags = (uint16_t)flags;
+    mpw_status status = MPW_TOO_LARGE;
+    Py_ssize_t size = payload.len;
+    if ((uint64_t)size <= mpw_ring_max_payload(object->ring.capacity)) {
+        header.size = (uint32_t)size;
+        status = mpw_ring_push(&object->ring, header, payload.buf);
+    }
+    PyBuffer_Release(&payload);
+    switch (status) {
+    case MPW_OK:
+        Py_RETURN_TRUE;
+    case MPW_FULL:
+        Py_RETURN_FALSE;
+    case MPW_TOO_LARGE:
+        return PyErr_Format(PyExc_ValueError, "a payload of %zd bytes exceeds this ring's bound of %llu", size,
+                            (unsigned long long)mpw_ring_max_payload(object->ring.capacity));
+    default:
+        return ring_condemn(self);
+    }
+}
+
+static PyObject *record_tuple(const mpw_record *record)
+{
+    PyObject *items[6] = {
+        PyLong_FromLong(record->header.kind),
+        PyLong_FromLong(record->header.flags),
+        PyLong_FromUnsignedLongLong(record->header.a),
+        PyLong_FromUnsignedLongLong(record->header.b),
+        PyLong_FromUnsignedLongLong(record->header.c),
+        PyBytes_FromStringAndSize((const char *)record->payload, (Py_ssize_t)record->header.size),
+    };
+    PyObject *tuple = PyTuple_New(6);
+    bool whole = tuple;
+    for (int i = 0; i < 6; i++) {
+        whole = whole && items[i];
+        if (tuple)
+            PyTuple_SetItem(tuple, i, items[i]); /* takes the reference */
+        else
+            Py_XDECREF(items[i]);
+    }
+    if (!whole)
+        Py_CLEAR(tuple);
+    return tuple;
+}
+
+static PyObject *ring_pop(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    ring_object *object = (ring_object *)self;
+    mpw_ring *ring = &object->ring;
+    uint64_t limit;
+    if (!argument_count(nargs, 2, "pop") || !ring_usable(self) || !get_u64(args[1], &limit))
+        return NULL;
+    if (!PyList_Check(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "pop() appends to a list");
+        return NULL;
+    }
+    uint64_t count = 0;
+    mpw_status status = MPW_OK;
+    bool failed = false;
+    mpw_record record;
+    if (object->popping)
+        return PyLong_FromLong(0);
+    object->popping = true;
+    while (count < limit) {
+        mpw_ring before = *ring;
+        status = mpw_ring_next(ring, &record);
+        if (status != MPW_OK)
+            break;
+        PyObject *tuple = record_tuple(&record);
+        failed = !tuple || PyList_Append(args[0], tuple) < 0;
+        Py_XDECREF(tuple);
+        if (failed) {
+            *ring = before; /* out of memory: the record stays in the ring */
+            break;
+        }
+        count++;
+    }
+    object->popping = false;
+    object->corrupt |= status == MPW_CORRUPT; /* after whole records were handed over, the next call says so */
+    if (count)
+        mpw_ring_release(ring);
+    if (failed)
+        return NULL;
+    if (object->corrupt && count == 0)
+        return ring_condemn(self);
+    return PyLong_FromUnsignedLongLong(count);
+}
+
+static PyObject *ring_readable(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return ring_usable(self) ? PyBool_FromLong(mpw_ring_readable(&((ring_object *)self)->ring)) : NULL;
+}
+
+static PyObject *ring_fits(PyObject *self, PyObject *size)
+{
+    mpw_ring *ring = &((ring_object *)self)->ring;
+    uint64_t payload;
+    if (!ring_usable(self) || !get_u64(size, &payload))
+        return NULL;
+    mpw_status status =
+        payload > mpw_ring_max_payload(ring->capacity) ? MPW_FULL : mpw_ring_room(ring, mpw_ring_need(ring, payload));
+    if (status == MPW_CORRUPT)
+        return ring_condemn(self);
+    return PyBool_FromLong(status == MPW_OK);
+}
+
+static PyObject *ring_fill(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return ring_usable(self) ? PyLong_FromUnsignedLongLong(mpw_ring_fill(&((ring_object *)self)->ring)) : NULL;
+}
+
+static PyObject *ring_max_payload(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(mpw_ring_max_payload(((ring_object *)self)->ring.capacity));
+}
+
+static PyMethodDef ring_methods[] = {
+    {"push", (PyCFunction)(void (*)(void))ring_push, METH_FASTCALL,
+     "push(kind, flags, a, b, c, payload) -> bool\n\nPublish one record; False when the ring is full."},
+    {"pop", (PyCFunction)(void (*)(void))ring_pop, METH_FASTCALL,
+     "pop(into, limit) -> int\n\nAppend up to limit records (kind, flags, a, b, c, payload) to the list; how many."},
+    {"readable", ring_readable, METH_NOARGS, "readable() -> bool\n\nIs there a record to pop?"},
+    {"fits", ring_fits, METH_O, "fits(payload_bytes) -> bool\n\nWould a push of this size succeed now?"},
+    {"fill", ring_fill, METH_NOARGS, "fill() -> int\n\nBytes in the ring, as either end last published them."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef ring_getset[] = {
+    {"max_payload", ring_max_payload, NULL, "The largest payload of one record, in bytes.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot ring_slots[] = {
+    {Py_tp_doc, "Ring(buffer, ctl_offset, data_offset, capacity)\n\nOne end of a ring in shared memory; see ring.h."},
+    {Py_tp_new, ring_new},
+    {Py_tp_dealloc, mapped_dealloc},
+    {Py_tp_methods, ring_methods},
+    {Py_tp_getset, ring_getset},
+    {0, NULL},
+};
+
+static PyType_Spec ring_spec = {"mpworker.ipc._native.Ring", sizeof(ring_object), 0,
+                                Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, ring_slots};
+
+/* ---------------------------------------------------------------- Bell */
+
+static PyObject *bell_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *buffer;
+    Py_ssize_t offset;
+    int fd;
+    static char *names[] = {"", "", "", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Oni:Bell", names, &buffer, &offset, &fd))
+        return NULL;
+    PyObject *self = mapped_new(type, buffer);
+    if (!self)
+        return NULL;
+    bell_object *bell = (bell_object *)self;
+    bell->fd = fd;
+    bell->word = mapped_at(self, offset, sizeof(mpw_bell_word), "a bell");
+    if (!bell->word)
+        Py_CLEAR(self);
+    return self;
+}
+
+static PyObject *bell_write(bell_object *bell)
+{
+    int error = mpw_bell_write(bell->fd);
+    if (error)
+        return os_error(error, "write to a bell");
+    Py_RETURN_NONE;
+}
+
+static PyObject *bell_ring(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    bell_object *bell = (bell_object *)self;
+    if (!usable(self))
+        return NULL;
+    if (!mpw_bell_pending(bell->word))
+        Py_RETURN_NONE;
+    return bell_write(bell);
+}
+
+static PyObject *bell_wake(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return usable(self) ? bell_write((bell_object *)self) : NULL;
+}
+
+static PyObject *bell_arm(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!usable(self))
+        return NULL;
+    mpw_bell_arm(((bell_object *)self)->word);
+    Py_RETURN_NONE;
+}
+
+static PyObject *bell_disarm(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!usable(self))
+        return NULL;
+    mpw_bell_disarm(((bell_object *)self)->word);
+    Py_RETURN_NONE;
+}
+
+static PyObject *bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    bell_object *bell = (bell_object *)self;
+    mpw_watch watch = {0};
+    uint64_t need, spin_ns, deadline_ns = UINT64_MAX;
+    if (!argument_count(nargs, 6, "wait") || !usable(self) || !get_u64(args[2], &need) || !get_u64(args[5], &spin_ns))
+        return NULL;
+    double timeout = PyFloat_AsDouble(args[3]);
+    if (timeout == -1.0 && PyErr_Occurred())
+        return NULL;
+    long also_fd = PyLong_AsLong(args[4]);
+    if (also_fd < -1 || also_fd > INT_MAX || (also_fd == -1 && PyErr_Occurred())) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_ValueError, "%ld is neither a file descriptor nor -1", also_fd);
+        return NULL;
+    }
+    for (int i = 0; i < 2; i++) {
+        if (args[i] == Py_None)
+            continue;
+        if (Py_TYPE(args[i]) != state_of(self)->ring_type) {
+            PyErr_SetString(PyExc_TypeError, "wait() watches rings, or None");
+            return NULL;
+        }
+        if (!ring_usable(args[i]))
+            return NULL;
+    }
+    if (args[0] != Py_None) {
+        mpw_ring *inbound = &((ring_object *)args[0])->ring;
+        if (inbound->seen != inbound->own)
+            return PyLong_FromLong(1);
+        watch.tail = &inbound->ctl->tail;
+        watch.popped = inbound->own;
+    }
+    if (args[1] != Py_None) {
+        mpw_ring *outbound = &((ring_object *)args[1])->ring;
+        if (need > mpw_ring_max_payload(outbound->capacity)) {
+            PyErr_SetString(PyExc_ValueError, "wait() for room that the ring never has");
+            return NULL;
+        }
+        watch.head = &outbound->ctl->head;
+        watch.pushed = outbound->own;
+        watch.fill_max = outbound->capacity - mpw_ring_need(outbound, need);
+        watch.capacity = outbound->capacity;
+    }
+    if (timeout >= 0 && timeout < 1e9)
+        deadline_ns = mpw_now_ns() + (uint64_t)(timeout * 1e9);
+    for (;;) {
+        int result;
+        Py_BEGIN_ALLOW_THREADS
+        result = mpw_bell_wait(bell->word, bell->fd, &watch, (int)also_fd, deadline_ns, spin_ns);
+        Py_END_ALLOW_THREADS
+        if (result >= 0)
+            return PyLong_FromLong(result);
+        if (errno != EINTR)
+            return os_error(errno, "wait for a bell");
+        if (PyErr_CheckSignals() < 0)
+            return NULL;
+    }
+}
+
+static PyMethodDef bell_methods[] = {
+    {"ring", bell_ring, METH_NOARGS, "ring()\n\nWake the owner if it sleeps; to be called after a push or a pop."},
+    {"wake", bell_wake, METH_NOARGS, "wake()\n\nWake the owner whether it sleeps or not (from a thread or a handler)."},
+    {"arm", bell_arm, METH_NOARGS, "arm()\n\nSay that this side is about to sleep; look at the rings once more after it."},
+    {"disarm", bell_disarm, METH_NOARGS, "disarm()\n\nSay that this side is awake."},
+    {"wait", (PyCFunction)(void (*)(void))bell_wait, METH_FASTCALL,
+     "wait(inbound, outbound, need, timeout, also_fd, spin_ns) -> int\n\n"
+     "Sleep until inbound has a record, outbound has room for need payload bytes, or the bell was rung (bit 1), also_fd is "
+     "readable (bit 2), or timeout seconds are over (0; negative waits for ever). Spins for spin_ns first."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot bell_slots[] = {
+    {Py_tp_doc, "Bell(buffer, offset, fd)\n\nOne side's bell: a word in shared memory and an eventfd; see bell.h."},
+    {Py_tp_new, bell_new},
+    {Py_tp_dealloc, mapped_dealloc},
+    {Py_tp_methods, bell_methods},
+    {0, NULL},
+};
+
+static PyType_Spec bell_spec = {"mpworker.ipc._native.Bell", sizeof(bell_object), 0,
+                                Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, bell_slots};
+
+/* ---------------------------------------------------------------- Claims */
+
+static PyObject *claims_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *buffer;
+    Py_ssize_t slots;
+    static char *names[] = {"", "", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "On:Claims", names, &buffer, &slots))
+        return NULL;
+    if (slots < 1 || slots > 256)
+        return PyErr_Format(PyExc_ValueError, "a claim page has 1 to 256 slots, not %zd", slots);
+    PyObject *self = mapped_new(type, buffer);
+    if (!self)
+        return NULL;
+    claims_object *claims = (claims_object *)self;
+    claims->slots = slots;
+    claims->page = mapped_at(self, 0, (Py_ssize_t)(sizeof(mpw_claims) + (size_t)slots * sizeof(mpw_slot)), "a claim page");
+    if (!claims->page)
+        Py_CLEAR(self);
+    return self;
+}
+
+/* The arguments (slot[, generation[, cursor]]) that all methods share. */
+static mpw_slot *slot_arguments(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py_ssize_t wanted,
+                                const char *name, uint64_t *values)
+{
+    claims_object *claims = (claims_object *)self;
+    uint64_t index;
+    if (!argument_count(nargs, wanted, name) || !usable(self) || !get_u64(args[0], &index))
+        return NULL;
+    if (index >= (uint64_t)claims->slots)
+        return (void *)PyErr_Format(PyExc_IndexError, "slot %llu of %zd", (unsigned long long)index, claims->slots);
+    for (Py_ssize_t i = 1; i < wanted; i++) {
+        if (!get_u64(args[i], &values[i - 1]))
+            return NULL;
+    }
+    if (wanted > 1 && (values[0] < 1 || values[0] > MPW_GENERATION_MAX))
+        return (void *)PyErr_Format(PyExc_ValueError, "generation %llu is not from 1 to 2**62 - 1",
+                                    (unsigned long long)values[0]);
+    return &claims->page->slots[index];
+}
+
+static PyObject *claims_offer(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t generation;
+    mpw_slot *slot = slot_arguments(self, args, nargs, 2, "offer", &generation);
+    if (!slot)
+        return NULL;
+    mpw_claim_offer(slot, generation);
+    Py_RETURN_NONE;
+}
+
+static PyObject *claims_claim(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t generation;
+    mpw_slot *slot = slot_arguments(self, args, nargs, 2, "claim", &generation);
+    if (!slot)
+        return NULL;
+    uint64_t now = mpw_now_ns();
+    return PyLong_FromUnsignedLongLong(mpw_claim_take(slot, generation, now) ? now : 0);
+}
+
+static PyObject *claims_revoke(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t generation;
+    mpw_slot *slot = slot_arguments(self, args, nargs, 2, "revoke", &generation);
+    return slot ? PyBool_FromLong(mpw_claim_revoke(slot, generation)) : NULL;
+}
+
+static PyObject *claims_halt(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t generation;
+    mpw_slot *slot = slot_arguments(self, args, nargs, 2, "halt", &generation);
+    if (!slot)
+        return NULL;
+    return PyLong_FromUnsignedLongLong(mpw_claim_halt(slot, generation));
+}
+
+static PyObject *claims_step(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t values[2];
+    mpw_slot *slot = slot_arguments(self, args, nargs, 3, "step", values);
+    if (!slot)
+        return NULL;
+    uint64_t now = mpw_now_ns();
+    return PyLong_FromUnsignedLongLong(mpw_claim_step(slot, values[0], values[1], now) ? now : 0);
+}
+
+static PyObject *claims_peek(PyObject *self, PyObject *index)
+{
+    mpw_slot *slot = slot_arguments(self, &index, 1, 1, "peek", NULL);
+    if (!slot)
+        return NULL;
+    /* acquire: pairs with the claim's acq_rel exchange and the step's release store; the start time is at least as new. */
+    uint64_t word = atomic_load_explicit(&slot->word, memory_order_acquire);
+    uint64_t cursor = atomic_load_explicit(&slot->cursor, memory_order_acquire);
+    uint64_t started = atomic_load_explicit(&slot->started_ns, memory_order_relaxed);
+    uint64_t halt = atomic_load_explicit(&slot->halt, memory_order_relaxed);
+    return Py_BuildValue("KiKKK", (unsigned long long)(word >> 2), (int)(word & 3), (unsigned long long)started,
+                         (unsigned long long)cursor, (unsigned long long)halt);
+}
+
+static PyObject *claims_beat(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!usable(self))
+        return NULL;
+    return PyLong_FromUnsignedLongLong(
+        atomic_load_explicit(&((claims_object *)self)->page->beat_ns, memory_order_relaxed));
+}
+
+static PyObject *claims_start_heartbeat(PyObject *self, PyObject *interval)
+{
+    claims_object *claims = (claims_object *)self;
+    double seconds = PyFloat_AsDouble(interval);
+    if (!usable(self) || (seconds == -1.0 && PyErr_Occurred()))
+        return NULL;
+    if (!(seconds >= 0.001 && seconds <= 3600.0)) {
+        PyErr_SetString(PyExc_ValueError, "a heartbeat's interval is 0.001 to 3600 seconds");
+        return NULL;
+    }
+    if (claims->heartbeat.beat_ns) {
+        PyErr_SetString(PyExc_RuntimeError, "the heartbeat beats already");
+        return NULL;
+    }
+    claims->heartbeat.beat_ns = &claims->page->beat_ns;
+    claims->heartbeat.interval.tv_sec = (time_t)seconds;
+    claims->heartbeat.interval.tv_nsec = (long)((seconds - (double)(time_t)seconds) * 1e9);
+    int error = mpw_heartbeat_start(&claims->heartbeat);
+    if (error) {
+        claims->heartbeat.beat_ns = NULL;
+        return os_error(error, "start of the heartbeat's thread");
+    }
+    Py_INCREF(self); /* the thread writes to the page until the process ends */
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef claims_methods[] = {
+    {"offer", (PyCFunction)(void (*)(void))claims_offer, METH_FASTCALL,
+     "offer(slot, generation)\n\nSupervisor: open the slot for this generation, before its record is pushed."},
+    {"claim", (PyCFunction)(void (*)(void))claims_claim, METH_FASTCALL,
+     "claim(slot, generation) -> int\n\nChild: take the offer. The monotonic time in ns, or 0: it was revoked."},
+    {"revoke", (PyCFunction)(void (*)(void))claims_revoke, METH_FASTCALL,
+     "revoke(slot, generation) -> bool\n\nSupervisor: take the offer back. False: the child has claimed it."},
+    {"step", (PyCFunction)(void (*)(void))claims_step, METH_FASTCALL,
+     "step(slot, generation, cursor) -> int\n\nChild: begin an item of a chunk. The time in ns, or 0: end the chunk here."},
+    {"halt", (PyCFunction)(void (*)(void))claims_halt, METH_FASTCALL,
+     "halt(slot, generation) -> int\n\nSupervisor: no further item of this chunk (0 takes it back); the cursor since."},
+    {"peek", claims_peek, METH_O, "peek(slot) -> (generation, state, started_ns, cursor, halt)"},
+    {"beat", claims_beat, METH_NOARGS, "beat() -> int\n\nThe monotonic time of the child's last heartbeat in ns, 0 if none."},
+    {"start_heartbeat", claims_start_heartbeat, METH_O,
+     "start_heartbeat(interval_s)\n\nChild: start the thread that beats every interval seconds until the process ends."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot claims_slots[] = {
+    {Py_tp_doc, "Claims(buffer, slots)\n\nA child's claim page; see claims.h."},
+    {Py_tp_new, claims_new},
+    {Py_tp_dealloc, mapped_dealloc},
+    {Py_tp_methods, claims_methods},
+    {0, NULL},
+};
+
+static PyType_Spec claims_spec = {"mpworker.ipc._native.Claims", sizeof(claims_object), 0,
+                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, claims_slots};
+
+/* ---------------------------------------------------------------- module */
+
+static int module_exec(PyObject *module)
+{
+    module_state *state = PyModule_GetState(module);
+    state->ring_corrupt =
+        PyErr_NewExceptionWithDoc("mpworker.ipc._native.RingCorrupt", "A peer wrote an impossible value into a ring.", NULL, NULL);
+    state->made_before_fork = PyErr_NewExceptionWithDoc(
+        "mpworker.ipc._native.MadeBeforeFork", "A ring, bell or claim page was used in a fork of its owner.", NULL, NULL);
+    if (!state->ring_corrupt || PyModule_AddObjectRef(module, "RingCorrupt", state->ring_corrupt) < 0 ||
+        !state->made_before_fork || PyModule_AddObjectRef(module, "MadeBeforeFork", state->made_before_fork) < 0)
+        return -1;
+    PyType_Spec *specs[] = {&ring_spec, &bell_spec, &claims_spec};
+    for (size_t i = 0; i < sizeof specs / sizeof *specs; i++) {
+        PyObject *type = PyType_FromModuleAndSpec(module, specs[i], NULL);
+        if (!type || PyModule_AddType(module, (PyTypeObject *)type) < 0)
+            return -1;
+        if (specs[i] == &ring_spec)
+            state->ring_type = (PyTypeObject *)type; /* the reference is the state's */
+        else
+            Py_DECREF(type);
+    }
+    static const struct {
+        const char *name;
+        long value;
+    } constants[] = {
+        {"RING_CTL_BYTES", sizeof(mpw_ring_ctl)},
+        {"RING_MIN_CAPACITY", MPW_RING_MIN_CAPACITY},
+        {"RING_MAX_CAPACITY", MPW_RING_MAX_CAPACITY},
+        {"RECORD_HEADER_BYTES", sizeof(mpw_record_header)},
+        {"BELL_BYTES", sizeof(mpw_bell_word)},
+        {"CLAIMS_HEADER_BYTES", sizeof(mpw_claims)},
+        {"CLAIM_SLOT_BYTES", sizeof(mpw_slot)},
+        {"FREE", MPW_FREE},
+        {"OFFERED", MPW_OFFERED},
+        {"CLAIMED", MPW_CLAIMED},
+        {"REVOKED", MPW_REVOKED},
+    };
+    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) {
+        if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value) < 0)
+            return -1;
+    }
+    static bool counting; /* once a process, however often the module is loaded */
+    if (!counting && pthread_atfork(NULL, NULL, count_fork) != 0) {
+        PyErr_SetString(PyExc_OSError, "pthread_atfork failed");
+        return -1;
+    }
+    counting = true;
+    return 0;
+}
+
+static int module_clear(PyObject *module)
+{
+    module_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->ring_corrupt);
+    Py_CLEAR(state->made_before_fork);
+    Py_CLEAR(state->ring_type);
+    return 0;
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    module_state *state = PyModule_GetState(module);
+    Py_VISIT(state->ring_corrupt);
+    Py_VISIT(state->made_before_fork);
+    Py_VISIT(state->ring_type);
+    return 0;
+}
+
+static void module_free(void *module)
+{
+    module_clear(module);
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT,
+    "_native",
+    "Rings, bells, claims and the heartbeat: what needs atomics.",
+    sizeof(module_state),
+    NULL,
+    module_slots,
+    module_traverse,
+    module_clear,
+    module_free,
+};
+
+PyMODINIT_FUNC PyInit__native(void);
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    return PyModuleDef_Init(&module_def);
+}

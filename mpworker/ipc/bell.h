@@ -1,0 +1,156 @@
+/* The bell: how a producer wakes a consumer that sleeps, and costs nothing when it does not.
+ *
+ * Each side of a channel owns one bell: an eventfd and a word `sleeping` in shared memory. The owner sets the word before
+ * it sleeps; whoever has published something for it looks at the word and writes the eventfd only if it is set.
+ *
+ * Why no wake-up is lost (Dekker's argument). The sleeper and the ringer each write one location, then read the other's:
+ *
+ *     sleeper:  sleeping = 1;  fence;  read tail     (sleeps only if it saw nothing)
+ *     ringer:   tail = new;    fence;  read sleeping (writes the eventfd only if it saw 1)
+ *
+ * Both fences are sequentially consistent, so they have one total order. If the sleeper's fence comes first, the ringer's
+ * read sees 1 and it writes the eventfd, whose count stays until it is read: the sleep ends or does not begin. If the
+ * ringer's fence comes first, the sleeper's read sees the new tail and it does not sleep. Release and acquire alone allow
+ * both to read old values: on x86 too, where a store may pass a later load.
+ *
+ * The ringer takes the word back to 0 with an exchange, so that a burst costs one system call. Only the ringer that takes
+ * it writes, and the sleeper sets it anew before each sleep: a stale 1 (the sleeper woke for another reason) costs one
+ * needless write, never a lost one. The same bell says "there is room again": the consumer of a ring rings its producer
+ * after it released bytes, and the fence argument is the same with `head` in the place of `tail`.
+ *
+ * One thread at a time sleeps on a bell: a second one would be disarmed by the first, and would not see an eventfd that the
+ * first has read.
+ *
+ * This header needs Linux, but no Python, so that sanitizers and stress tests link it alone.
+ */
+#ifndef MPW_BELL_H
+#define MPW_BELL_H
+
+#include <errno.h>
+#include <poll.h> /* ppoll: define _GNU_SOURCE */
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <unistd.h>
+
+#include "clock.h"
+
+/* In shared memory, alone on its cache line: the ringer reads it after every publication. */
+typedef struct {
+    _Alignas(64) _Atomic uint32_t sleeping;
+} mpw_bell_word;
+
+_Static_assert(sizeof(mpw_bell_word) == 64, "one cache line");
+
+static inline void mpw_bell_arm(mpw_bell_word *bell)
+{
+    atomic_store_explicit(&bell->sleeping, 1, memory_order_relaxed);
+    /* seq_cst: pairs with the fence in mpw_bell_pending; the store above comes before any look at a ring after it. */
+    atomic_thread_fence(memory_order_seq_cst);
+}
+
+static inline void mpw_bell_disarm(mpw_bell_word *bell)
+{
+    /* relaxed: a ringer that still sees 1 writes the eventfd once for nothing. */
+    atomic_store_explicit(&bell->sleeping, 0, memory_order_relaxed);
+}
+
+/* Must the eventfd be written? To be asked after the ring's release store. */
+static inline bool mpw_bell_pending(mpw_bell_word *bell)
+{
+    /* seq_cst: pairs with the fence in mpw_bell_arm; our publication comes before the look at the word. */
+    atomic_thread_fence(memory_order_seq_cst);
+    return atomic_load_explicit(&bell->sleeping, memory_order_relaxed) != 0 &&
+           atomic_exchange_explicit(&bell->sleeping, 0, memory_order_relaxed) != 0;
+}
+
+/* Write the eventfd. 0, or an errno. EAGAIN means that its count is full: it is readable, which is all we want. */
+static inline int mpw_bell_write(int fd)
+{
+    uint64_t one = 1;
+    while (write(fd, &one, sizeof one) != (ssize_t)sizeof one) {
+        if (errno == EINTR)
+            continue;
+        return errno == EAGAIN ? 0 : errno;
+    }
+    return 0;
+}
+
+/* What a sleeper looks at: copies of its own counters, and the peer's shared ones. */
+typedef struct {
+    const _Atomic uint64_t *tail; /* of the inbound ring, or NULL */
+    uint64_t popped;
+    const _Atomic uint64_t *head; /* of the outbound ring, or NULL */
+    uint64_t pushed;
+    uint64_t fill_max; /* room for the wanted record when the fill is at most this */
+    uint64_t capacity;
+} mpw_watch;
+
+static inline bool mpw_watch_ready(const mpw_watch *watch)
+{
+    if (watch->tail && atomic_load_explicit(watch->tail, memory_order_acquire) != watch->popped)
+        return true;
+    if (!watch->head)
+        return false;
+    /* An impossible fill counts as ready: either the peer lies, and the push that follows reports it; or another thread has
+     * pushed since `pushed` was copied, and the consumer is past it. */
+    uint64_t fill = watch->pushed - atomic_load_explicit(watch->head, memory_order_acquire);
+    return fill <= watch->fill_max || fill > watch->capacity;
+}
+
+static inline void mpw_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory"); /* waits longer than "yield", which most cores treat as a nop */
+#endif
+}
+
+/* Spin, then sleep, until a ring is ready (bit 1), the eventfd was written (bit 1) or `also_fd` is readable (bit 2).
+ * 0 at the deadline (UINT64_MAX: none), -1 with errno. */
+static inline int mpw_bell_wait(mpw_bell_word *bell, int fd, const mpw_watch *watch, int also_fd, uint64_t deadline_ns,
+                                uint64_t spin_ns)
+{
+    if (mpw_watch_ready(watch))
+        return 1;
+    if (spin_ns) {
+        uint64_t until = mpw_now_ns() + spin_ns;
+        do {
+            for (int i = 0; i < 16; i++) {
+                mpw_relax();
+                if (mpw_watch_ready(watch))
+                    return 1;
+            }
+        } while (mpw_now_ns() < until);
+    }
+    mpw_bell_arm(bell);
+    if (mpw_watch_ready(watch)) {
+        mpw_bell_disarm(bell);
+        return 1;
+    }
+    struct pollfd fds[2] = {{.fd = fd, .events = POLLIN}, {.fd = also_fd, .events = POLLIN}}; /* a negative one is skipped */
+    struct timespec left, *timeout = NULL;
+    if (deadline_ns != UINT64_MAX) {
+        uint64_t now = mpw_now_ns(), rest = deadline_ns > now ? deadline_ns - now : 0;
+        left = (struct timespec){(time_t)(rest / 1000000000u), (long)(rest % 1000000000u)};
+        timeout = &left;
+    }
+    int found = ppoll(fds, 2, timeout, NULL);
+    int error = errno;
+    mpw_bell_disarm(bell);
+    if (found < 0) {
+        errno = error;
+        return -1;
+    }
+    if (fds[0].revents & (POLLNVAL | POLLERR)) {
+        errno = EBADF;
+        return -1;
+    }
+    uint64_t count;
+    if (fds[0].revents && read(fd, &count, sizeof count) < 0 && errno != EAGAIN && errno != EINTR)
+        return -1;
+    return (fds[0].revents ? 1 : 0) | (fds[1].revents ? 2 : 0);
+}
+
+#endif

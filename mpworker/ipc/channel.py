@@ -1,0 +1,143 @@
+"""A channel: everything one pair of processes shares, in one anonymous memory segment and two eventfds.
+
+The segment holds a bell word for each side, the control blocks of two rings and the two rings::
+
+    0      64     128        256        4096             4096 + capacity[0]
+    | bell | bell | ring 0   | ring 1   | ring 0's bytes | ring 1's bytes   |
+      of 0   of 1   control    control    side 0 pushes    side 1 pushes
+
+Side 0 is the one that made the channel. Nothing has a name in any file system: the descriptors travel over a unix socket,
+and when the last process that maps the segment is gone, so is the memory.
+"""
+
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Sequence
+
+from mpworker.ipc import _native
+from mpworker.ipc._native import Bell, Claims, Ring
+
+_PAGE = 4096
+_MFD_NOEXEC_SEAL = 0x0008  # Linux 6.3; not named by Python 3.11
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def make_segment(name: str, size: int) -> int:
+    """An anonymous memory segment of `size` bytes, backed by memory at once and sealed against resizing.
+
+    Returns:
+        Its descriptor, close-on-exec.
+
+    Raises:
+        OSError: No memory or no descriptor is left; raised here, not by SIGBUS at a later access.
+    """
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fd = os.memfd_create(name, flags)
+    try:
+        os.posix_fallocate(fd, 0, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def map_segment(fd: int, size: int) -> mmap.mmap:
+    """Map a segment: shared, absent from forks (they must not touch it) and from core dumps (it holds payloads)."""
+    mapping = mmap.mmap(fd, size)
+    mapping.madvise(mmap.MADV_DONTFORK)
+    mapping.madvise(mmap.MADV_DONTDUMP)
+    return mapping
+
+
+def _size(capacities: Sequence[int]) -> int:
+    return _PAGE + sum(capacities)
+
+
+class Channel:
+    """One side of a channel.
+
+    Attributes:
+        outbound: The ring this side pushes to.
+        inbound: The ring this side pops from.
+        bell: This side's own bell: others ring it, this side waits on it.
+        peer_bell: The other side's bell.
+        fd: The eventfd of the own bell, for an event loop to watch.
+    """
+
+    def __init__(self, fds: Sequence[int], capacities: Sequence[int], side: int) -> None:
+        segment, *events = fds
+        mapping = map_segment(segment, _size(capacities))
+        rings = [
+            Ring(
+                mapping,
+                2 * _native.BELL_BYTES + index * _native.RING_CTL_BYTES,
+                _PAGE + index * capacities[0],
+                capacity,
+            )
+            for index, capacity in enumerate(capacities)
+        ]
+        bells = [Bell(mapping, index * _native.BELL_BYTES, event) for index, event in enumerate(events)]
+        self.outbound = rings[side]
+        self.inbound = rings[1 - side]
+        self.bell = bells[side]
+        self.peer_bell = bells[1 - side]
+        self.fd = events[side]
+        self._events = events
+
+    def close(self) -> None:
+        """Close the eventfds. The memory goes with the last reference to a ring or bell."""
+        events, self._events = self._events, []
+        for fd in events:
+            os.close(fd)
+
+
+def make_channel(name: str, capacities: tuple[int, int]) -> tuple[list[int], Channel]:
+    """A new channel: the descriptors for the other side, and side 0 of it.
+
+    The caller sends the descriptors and closes the first (the segment); the eventfds are the channel's.
+
+    Args:
+        name: Shown in /proc/PID/maps.
+        capacities: Bytes of the ring that this side pushes to, and of the one that it pops from: powers of two.
+
+    Raises:
+        OSError: No memory or no descriptor is left. Nothing is left open.
+    """
+    fds: list[int] = []
+    try:
+        fds.append(make_segment(name, _size(capacities)))
+        fds += [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
+        return fds, Channel(fds, capacities, 0)
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+
+
+def claims_bytes(slots: int) -> int:
+    """The size of a claim page's segment: whole pages."""
+    return -(-(_native.CLAIMS_HEADER_BYTES + slots * _native.CLAIM_SLOT_BYTES) // _PAGE) * _PAGE
+
+
+def make_claims(name: str, slots: int) -> tuple[int, Claims]:
+    """A new claim page: its descriptor for the child (the caller closes it), and the page."""
+    size = claims_bytes(slots)
+    fd = make_segment(name, size)
+    try:
+        return fd, Claims(map_segment(fd, size), slots)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def map_claims(fd: int, slots: int) -> Claims:
+    """The child's view of its claim page."""
+    return Claims(map_segment(fd, claims_bytes(slots)), slots)

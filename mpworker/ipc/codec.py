@@ -1,0 +1,84 @@
+"""The records of every ring: their kinds, and how the three header words a, b, c are filled.
+
+A record is (kind, flags, a, b, c, payload); payloads of tasks and results are opaque to the supervisor. Small structured
+payloads (options, requests, crash reports) are JSON: the supervisor reads them, and it never unpickles.
+
+======== ================================ ===================== ======================= ============================
+kind     direction                        a                     b                       c
+======== ================================ ===================== ======================= ============================
+FRAGMENT any: a part of a large payload   0                     0                       0
+FUNCTION client > supervisor > child      function              0                       0
+FORGET   client > supervisor > child      function              0                       0
+OPTIONS  client > supervisor              options               0                       0
+SUBMIT   client > supervisor              task                  function                options
+CHUNK    client > supervisor              task                  function                options | items << 32
+REQUEST  client > supervisor              request               0                       0
+TASK     supervisor > child               task                  generation              slot | function << 8
+RANGE    supervisor > child               task                  generation              as TASK, and start, stop
+EXIT     supervisor > child               0                     0                       0
+READY    child > supervisor               0                     0                       0
+REFUSED  child > supervisor: no start     0                     0                       0
+DONE     child > supervisor               task                  generation              slot | duration_ns << 8
+ITEMS    child > supervisor               start | stop << 32    generation              slot | duration_ns << 8
+RESULT   supervisor > client              task                  0                       0
+RESULTS  supervisor > client              task                  start | stop << 32      duration_ns
+SPLIT    supervisor > client              task                  start | stop << 32      0
+REPLY    supervisor > client              request               0                       0
+STOPPED  supervisor > client              0                     0                       0
+BROKEN   supervisor > client              0                     0                       0
+======== ================================ ===================== ======================= ============================
+
+FUNCTION, TASK, RANGE, SUBMIT and CHUNK carry a pickle, as do DONE, ITEMS, RESULT and RESULTS when their status says so.
+"""
+
+from typing import Final, TypeAlias
+
+Record: TypeAlias = tuple[int, int, int, int, int, bytes]
+
+FRAGMENT: Final = 1
+FUNCTION: Final = 2
+FORGET: Final = 3
+OPTIONS: Final = 4
+SUBMIT: Final = 5
+CHUNK: Final = 6
+REQUEST: Final = 7
+TASK: Final = 8
+RANGE: Final = 9
+EXIT: Final = 10
+READY: Final = 11
+REFUSED: Final = 12
+DONE: Final = 13
+ITEMS: Final = 14
+RESULT: Final = 15
+RESULTS: Final = 16
+SPLIT: Final = 17
+REPLY: Final = 18
+STOPPED: Final = 19
+BROKEN: Final = 20
+
+# Flags. The low byte is the attempt on its way to a child (255 stands for more) and the status on the way back.
+LOW: Final = 0xFF
+SPREAD: Final = 0x0100  # the items of a chunk are argument tuples, not single arguments
+LAST: Final = 0x0200  # ITEMS: the chunk ends with this record and its slot is free
+FIRST: Final = 0x0400  # FRAGMENT: a payload begins
+FRAGMENTED: Final = 0x8000  # the payload began in the FRAGMENT records before this one
+
+# Statuses of DONE, ITEMS, RESULT and RESULTS.
+OK: Final = 0  # a pickled value, or a pickled list of values
+ERROR: Final = 1  # a pickled (exception, traceback text)
+UNSERIALIZABLE: Final = 2  # JSON: {"what", "type", "message", "traceback"}
+EXITED: Final = 3  # JSON: {"type", "code", "traceback"}: the task raised SystemExit or KeyboardInterrupt
+INTERRUPTED: Final = 4  # JSON: {"stack"}: the interrupt that the supervisor sent was taken
+CRASHED: Final = 5  # JSON: {"pid", "signal", "exit_code", "cause", "attempt"}
+TIMED_OUT: Final = 6  # JSON: {"timeout", "attempt", "stack", "killed"}
+CANCELLED: Final = 7  # no payload
+
+# Bounds of the packed header words.
+MAX_CHUNK_ITEMS: Final = (1 << 16) - 1
+MAX_FUNCTIONS: Final = (1 << 24) - 1
+MAX_SLOTS: Final = 256
+
+
+def pack_range(slot: int, function: int, start: int, stop: int) -> int:
+    """The c word of RANGE: 8 bits of slot, 24 of function, 16 of start, 16 of stop."""
+    return slot | function << 8 | start << 32 | stop << 48

@@ -1,0 +1,109 @@
+"""Pickles: how values cross from one process to the other.
+
+Plain pickle first, for it is fast; cloudpickle for what plain pickle cannot take (lambdas, closures, what a notebook
+defines). Plain pickle writes a function or class of `__main__` by its name, which means something else in the child, so a
+pickle that contains the bytes `__main__` is made again by cloudpickle, which writes it by value.
+
+A class written by value carries an identity. When an instance comes back to the process that has the class, cloudpickle
+finds that very class, and then sets all its attributes anew from the pickle: methods, counters, everything. `loads_known`
+leaves a class that is already here as it is.
+"""
+
+import io
+import pickle
+from typing import Any
+
+PROTOCOL = 5
+
+
+class Unserializable(Exception):
+    """A value could not be pickled.
+
+    Attributes:
+        type_name: The type of the value.
+    """
+
+    def __init__(self, value: object, error: BaseException) -> None:
+        self.type_name = name_of_type(value)
+        super().__init__(f"{type(error).__name__}: {error}")
+
+
+def name_of_type(value: object) -> str:
+    """The qualified name of a value's type."""
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def dumps_by_value(value: object) -> bytes:
+    """Pickle with what is not importable written by value.
+
+    Raises:
+        Unserializable: It cannot be pickled at all.
+    """
+    import cloudpickle
+
+    try:
+        data: bytes = cloudpickle.dumps(value, PROTOCOL)
+    except (Exception, SystemExit) as error:  # a value's own __reduce__ may raise anything
+        raise Unserializable(value, error) from error
+    return data
+
+
+def dumps(value: object) -> bytes:
+    """Pickle a value.
+
+    Raises:
+        Unserializable: It cannot be pickled.
+    """
+    try:
+        data = pickle.dumps(value, PROTOCOL)
+    except (Exception, SystemExit):  # noqa: BLE001  # whatever it was, cloudpickle may know how, and says so if not
+        return dumps_by_value(value)
+    return dumps_by_value(value) if b"__main__" in data else data
+
+
+loads = pickle.loads
+
+
+class _KnownClasses(pickle.Unpickler):
+    """An unpickler that never redefines a class that this process already has."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._made: list[type] = []
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "cloudpickle.cloudpickle":
+            if name in ("_make_skeleton_class", "_make_skeleton_enum"):
+                return self._maker(super().find_class(module, name))
+            if name == "_class_setstate":
+                return self._set_state
+        return super().find_class(module, name)
+
+    def _maker(self, make: Any) -> Any:
+        from cloudpickle import cloudpickle
+
+        def make_skeleton(*args: Any) -> type:
+            # (constructor, name, bases, ..., tracker id, extra): both makers end with the same two.
+            known = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(args[-2])
+            if known is not None:
+                return known  # type: ignore[no-any-return]
+            made: type = make(*args)
+            self._made.append(made)
+            return made
+
+        return make_skeleton
+
+    def _set_state(self, kind: type, state: Any) -> type:
+        from cloudpickle import cloudpickle
+
+        if any(made is kind for made in self._made):
+            cloudpickle._class_setstate(kind, state)
+        return kind
+
+
+def loads_known(data: bytes) -> Any:
+    """Unpickle in the process where the classes come from: those that are here keep their attributes."""
+    if b"cloudpickle" in data:
+        return _KnownClasses(data).load()
+    return pickle.loads(data)

@@ -1,0 +1,94 @@
+"""Rings with payloads of any size: what is too large for one record travels as fragments before it.
+
+The ring itself is native (ring.h says how it works). A payload larger than `Ring.max_payload` is cut; every part but the
+last goes ahead as a FRAGMENT record, and the record proper carries the last part and the FRAGMENTED flag. There is one
+producer, so the parts of two payloads never mix.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+
+from mpworker.ipc._native import Ring, RingCorrupt
+from mpworker.ipc.codec import FIRST, FRAGMENT, FRAGMENTED, Record
+
+__all__ = ["Assembler", "Outbox", "Ring", "RingCorrupt", "split"]
+
+
+def split(record: Record, part_bytes: int) -> Iterator[Record]:
+    """The records that carry this one, each payload at most `part_bytes` long."""
+    kind, flags, a, b, c, payload = record
+    view = memoryview(payload)
+    at = 0
+    while len(view) - at > part_bytes:
+        yield FRAGMENT, 0 if at else FIRST, 0, 0, 0, view[at : at + part_bytes]  # type: ignore[misc]  # a view pushes like bytes
+        at += part_bytes
+    yield kind, flags | FRAGMENTED, a, b, c, view[at:]  # type: ignore[misc]
+
+
+class Assembler:
+    """The other end of `split`: keeps the fragments of one producer until their record comes.
+
+    Args:
+        max_bytes: The largest payload that is put together; a peer that sends more is as wrong as a corrupt ring.
+    """
+
+    __slots__ = ("_bytes", "_max_bytes", "_parts")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._parts: list[bytes] = []
+        self._bytes = 0
+        self._max_bytes = max_bytes
+
+    def add(self, flags: int, part: bytes) -> None:
+        """Keep one fragment. The FIRST of a payload drops one that was given up half way."""
+        if flags & FIRST:
+            self._parts.clear()
+            self._bytes = 0
+        self._bytes += len(part)
+        if self._bytes > self._max_bytes:
+            raise RingCorrupt(f"a payload of over {self._max_bytes} bytes came in fragments")
+        self._parts.append(part)
+
+    def finish(self, last: bytes) -> bytes:
+        """The whole payload, given its last part."""
+        self._parts.append(last)
+        whole = b"".join(self._parts)
+        self._parts.clear()
+        self._bytes = 0
+        return whole
+
+
+class Outbox:
+    """Records on their way into a ring. None is lost when the ring is full: they wait here, in order.
+
+    For the side that must not block (the supervisor): `send` takes any record at once, `flush` pushes what waits.
+    """
+
+    __slots__ = ("_max_payload", "_push", "waiting", "waiting_bytes")
+
+    def __init__(self, ring: Ring) -> None:
+        self._push = ring.push
+        self._max_payload = ring.max_payload
+        self.waiting: deque[Record] = deque()
+        self.waiting_bytes = 0
+
+    def send(self, kind: int, flags: int, a: int, b: int, c: int, payload: bytes) -> None:
+        """Push the record, or keep it until `flush` can."""
+        if not self.waiting and len(payload) <= self._max_payload and self._push(kind, flags, a, b, c, payload):
+            return
+        self.waiting_bytes += len(payload)
+        record = (kind, flags, a, b, c, payload)
+        if len(payload) > self._max_payload:
+            self.waiting.extend(split(record, self._max_payload // 2))
+            self.flush()
+        else:
+            self.waiting.append(record)
+
+    def flush(self) -> bool:
+        """Push what waits, as far as the ring has room. True when nothing waits any more."""
+        waiting = self.waiting
+        while waiting:
+            if not self._push(*waiting[0]):
+                return False
+            self.waiting_bytes -= len(waiting.popleft()[5])
+        return True

@@ -1,0 +1,253 @@
+"""`map`: an ordered, lazy stream of results over chunks of the input.
+
+A chunk is pickled as one list and sent as one record; the children answer runs of its items, and each item that fails is
+answered alone. At most a window of chunks is under way or waiting to be taken, so an endless input costs bounded memory.
+The size of a chunk follows what was measured: about CHUNK_NS of work, so that the cost of sending one is small beside it.
+"""
+
+import operator
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from mpworker.errors import SerializationError
+from mpworker.future import make_error
+from mpworker.ipc import codec, payload
+
+if TYPE_CHECKING:
+    from mpworker.client import Client
+
+CHUNK_NS: Final = 2_000_000
+CHUNK_BYTES: Final = 128 << 10
+GROWTH: Final = 8  # a chunk is at most this many times as long as the one before
+WINDOW_PER_CHILD: Final = 8
+WINDOW_MIN: Final = 32
+
+
+class _Chunk:
+    """One chunk under way: what has come of it, and who waits."""
+
+    __slots__ = ("_left", "_waiters", "at", "items", "key", "runs", "singles", "splits", "stop")
+    _slow = False
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items: list[Any] = items  # until all are settled: a chunk that cannot be unpickled is sent again in pieces
+        self.stop = len(items)
+        self.at = 0  # the next item to be taken
+        self.key = 0
+        self.runs: dict[int, tuple[int, int, bytes, int]] = {}  # start: (stop, status, payload, duration_ns)
+        self.splits: dict[int, int] = {}  # start: stop
+        self.singles: deque[_Chunk] = deque()  # items that were sent again one by one, to be taken before the rest
+        self._left = self.stop
+        self._waiters: list[Any] = []
+
+    @property
+    def ready(self) -> bool:
+        return self.at in self.runs or self.at in self.splits
+
+    def settle_items(self, status: int, start: int, stop: int, duration_ns: int, data: bytes) -> bool:
+        """A run of items has ended; True when it was the last."""
+        self.runs[start] = (stop, status, data, duration_ns)
+        return self._settled(stop - start)
+
+    def split(self, start: int, stop: int) -> bool:
+        """These items must be sent one by one; True when there are no others left."""
+        self.splits[start] = stop
+        return self._settled(stop - start)
+
+    def settle(self, status: int, data: bytes) -> None:
+        """Nothing more will come: what is left ends like this."""
+        starts = sorted((*self.runs, *self.splits, self.stop))
+        at = self.at
+        for start in starts:
+            if at < start:
+                self.runs[at] = (start, status, data, 0)
+            at = max(at, self.runs[start][0] if start in self.runs else self.splits.get(start, at))
+        self._settled(self._left)
+
+    def callbacks(self) -> list[Callable[[Any], object]]:
+        return []
+
+    def _settled(self, count: int) -> bool:
+        self._left -= count
+        while self._waiters:
+            self._waiters.pop().add_result(self)
+        return self._left <= 0
+
+    def add_waiter(self, waiter: Any) -> None:
+        self._waiters.append(waiter)
+
+    def remove_waiter(self, waiter: Any) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+
+
+class Mapping:
+    """One `map` under way.
+
+    Args:
+        client: Where the chunks go.
+        function: What is called with each item.
+        iterables: One, or several that are zipped.
+        options: The key of the task options.
+        n: The number of children.
+        chunksize: Items of every chunk, None to let it follow what is measured.
+        buffersize: The most items that are under way or ready and not taken.
+        timeout: Seconds for the whole map.
+        return_exceptions: Yield the exception of a failed item in its place.
+    """
+
+    def __init__(
+        self,
+        client: "Client",
+        function: Callable[..., Any],
+        iterables: Sequence[Any],
+        options: int,
+        n: int,
+        chunksize: int | None,
+        buffersize: int | None,
+        timeout: float | None,
+        return_exceptions: bool,
+    ) -> None:
+        self._client = client
+        self._name = getattr(function, "__qualname__", None) or payload.name_of_type(function)
+        try:
+            self._function = client.functions.always(function)
+        except payload.Unserializable as error:
+            raise SerializationError(f"the function {self._name!r} cannot be pickled: {error}") from error
+        self._spread = len(iterables) > 1
+        hints = [operator.length_hint(each, -1) for each in iterables]
+        self._remaining = -1 if min(hints) < 0 else min(hints)
+        self._source: Iterator[Any] = zip(*iterables, strict=False) if self._spread else iter(iterables[0])
+        self._options = options
+        self._n = n
+        self._chunksize = chunksize
+        self._size = min(chunksize or 1, codec.MAX_CHUNK_ITEMS)
+        self._items_max = buffersize
+        self._items = 0
+        self._window = max(WINDOW_MIN, WINDOW_PER_CHILD * n)
+        self._chunks: deque[_Chunk] = deque()
+        self._exhausted = False
+        self._failure: BaseException | None = None  # of the input; raised when all before it has been taken
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._timeout = timeout
+        self._return_exceptions = return_exceptions
+        self._index = 0
+        self.fill()
+
+    def fill(self) -> None:
+        """Send chunks until the window is full or the input is at its end."""
+        while not self._exhausted and len(self._chunks) < self._window:
+            size = self._size
+            if self._items_max is not None:
+                size = min(size, self._items_max - self._items)
+                if size <= 0:
+                    return
+            if self._chunksize is None and self._remaining >= 0:
+                size = max(1, min(size, self._remaining // (4 * self._n) + 1))
+            try:
+                items = list(islice(self._source, size))
+                if len(items) < size:
+                    self._exhausted = True
+                if items:
+                    self._remaining -= len(items)
+                    self._send(items, self._chunks)
+            except Exception as error:  # noqa: BLE001  # the input's own, or what cannot be pickled
+                self._exhausted = True
+                self._failure = error
+
+    def _send(self, items: list[Any], into: deque[_Chunk]) -> None:
+        try:
+            data = payload.dumps(items)
+        except payload.Unserializable as error:
+            raise SerializationError(f"an item of map({self._name}) cannot be pickled: {error}") from error
+        if self._chunksize is None:
+            fit = CHUNK_BYTES * len(items) // (len(data) or 1)
+            self._size = max(1, min(self._size, fit))
+        chunk = _Chunk(items)
+        flags = codec.SPREAD if self._spread else 0
+        chunk.key = self._client.send_chunk(chunk, flags, self._function, self._options, len(items), data)
+        self._items += len(items)
+        into.append(chunk)
+
+    def _adapt(self, duration_ns: int, items: int) -> None:
+        if self._chunksize is None and duration_ns and items:
+            wanted = CHUNK_NS * items // duration_ns
+            self._size = max(1, min(wanted, GROWTH * items, codec.MAX_CHUNK_ITEMS))
+
+    def results(self) -> Iterator[Any]:
+        """The results in the order of the input."""
+        chunks = self._chunks
+        try:
+            while chunks:
+                line = chunks[0].singles or chunks
+                chunk = line[0]
+                if chunk.at == chunk.stop:
+                    self._items -= chunk.stop
+                    line.popleft()
+                    self.fill()
+                    continue
+                self._wait(chunk)
+                stop = chunk.splits.pop(chunk.at, 0)
+                if stop:
+                    self._resend(chunk, stop)
+                    continue
+                stop, status, data, duration_ns = chunk.runs.pop(chunk.at)
+                count = stop - chunk.at
+                chunk.at = stop
+                if status == codec.OK:
+                    self._adapt(duration_ns, count)
+                    yield from self._values(data, count)
+                else:
+                    for _ in range(count):
+                        yield from self._failed(status, data)
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            self._abandon()
+
+    def _wait(self, chunk: _Chunk) -> None:
+        if chunk.ready:
+            return
+        left = None if self._deadline is None else self._deadline - time.monotonic()
+        if not self._client.wait_for(chunk, left):
+            raise TimeoutError(f"map({self._name}) was not done within {self._timeout} s")
+
+    def _values(self, data: bytes, count: int) -> Iterator[Any]:
+        try:
+            values = payload.loads_known(data)
+        except (Exception, SystemExit) as error:  # noqa: BLE001
+            for _ in range(count):
+                text = f"{self._subject()}: its result cannot be unpickled here: {type(error).__name__}: {error}"
+                yield from self._raise_or_return(SerializationError(text))
+            return
+        self._index += count
+        yield from values
+
+    def _subject(self) -> str:
+        return f"item {self._index} of map({self._name})"
+
+    def _failed(self, status: int, data: bytes) -> Iterator[Any]:
+        yield from self._raise_or_return(make_error(status, data, self._subject()))
+
+    def _raise_or_return(self, error: BaseException) -> Iterator[Any]:
+        self._index += 1
+        if not self._return_exceptions:
+            raise error
+        yield error
+
+    def _resend(self, chunk: _Chunk, stop: int) -> None:
+        """Items that cannot be unpickled together: each goes alone, to find the one that is at fault."""
+        for item in chunk.items[chunk.at : stop]:
+            self._send([item], chunk.singles)
+        chunk.at = stop
+
+    def _abandon(self) -> None:
+        """The consumer is done: what has not begun never does."""
+        for chunk in self._chunks:
+            for each in (chunk, *chunk.singles):
+                self._client.abandon(each.key)
+        self._chunks.clear()
+        self._client.functions.drop(self._function)

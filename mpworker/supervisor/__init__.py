@@ -1,0 +1,1 @@
+"""The supervisor process: the one scheduler, and the processes it starts."""

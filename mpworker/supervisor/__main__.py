@@ -1,0 +1,63 @@
+"""The supervisor's entry point: `main(fd)` with the socket that the client made.
+
+It is exec'd with `-I -S` and a path that ends with this package's folder, so that no file of the user's can stand in for a
+module of the standard library here.
+"""
+
+import gc
+import os
+import sys
+
+from mpworker.ipc import frames
+from mpworker.ipc.channel import Channel
+from mpworker.supervisor.loop import Loop
+from mpworker.supervisor.nursery import become_subreaper
+
+
+def _own_stderr() -> None:
+    """Errors of ours go to a descriptor that we opened and that never blocks; the inherited ones are the children's."""
+    try:
+        fd = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND | os.O_CLOEXEC)
+    except OSError:
+        fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)  # a socket cannot be opened anew
+    sys.stderr = os.fdopen(fd, "w", buffering=1, errors="backslashreplace")
+    sys.stdout = sys.stderr
+
+
+def main(fd: int) -> None:
+    """Be a supervisor until the client is gone."""
+    client_pid = os.getppid()
+    os.closerange(fd + 1, 1 << 20)  # what the client had marked inheritable is not ours
+    client = frames.adopt(fd)
+    try:
+        client_pidfd = os.pidfd_open(client_pid)
+    except ProcessLookupError:
+        return
+    if os.getppid() != client_pid:
+        return  # it died before the line above
+    hello = client.receive()
+    if hello is None:
+        return
+    config, (*channel_fds, blob_fd) = hello
+    _own_stderr()
+    become_subreaper()
+    channel = Channel(channel_fds, config["client_ring_bytes"], 1)
+    os.close(channel_fds[0])
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)  # a child must not eat the client's input
+    os.close(null)
+    # Nothing here forms cycles; without a collector a million queued tasks cost no pause.
+    gc.freeze()
+    gc.disable()
+    loop = Loop(config, client, channel, blob_fd, client_pidfd)
+    status = 1
+    try:
+        loop.run()
+        status = 0
+    except BaseException:  # noqa: BLE001
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        loop.close()
+        os._exit(status)

@@ -1,0 +1,260 @@
+"""The children, as the supervisor holds them: channels, claim pages, pidfds and the nursery that forks them."""
+
+import errno
+import os
+import signal
+import time
+from typing import Any
+
+from mpworker.child.main import INTERRUPT_SIGNAL
+from mpworker.ipc import codec, frames
+from mpworker.ipc._native import Claims
+from mpworker.ipc.channel import Channel, make_channel, make_claims
+from mpworker.ipc.ring import Assembler, Outbox
+from mpworker.supervisor.nursery import bury, kill_strays
+from mpworker.supervisor.oom import OomKills
+from mpworker.supervisor.registry import Death, Function, Seat, Task
+
+_NURSERY_EXIT_SECONDS = 5.0  # for killing all groups; then it is killed itself
+
+
+class Child:
+    """One child process and what is shared with it."""
+
+    __slots__ = (
+        "assembler",
+        "channel",
+        "claims",
+        "dead",
+        "known",
+        "max_payload",
+        "outbox",
+        "pid",
+        "pidfd",
+        "push",
+        "ring_bell",
+        "seat",
+        "stopping",
+    )
+
+    def __init__(self, seat: Seat, channel: Channel, claims: Claims, max_payload_bytes: int) -> None:
+        self.seat = seat
+        self.channel = channel
+        self.claims = claims
+        self.outbox = Outbox(channel.outbound)
+        self.push = channel.outbound.push
+        self.ring_bell = channel.peer_bell.ring
+        self.max_payload = channel.outbound.max_payload
+        self.assembler = Assembler(max_payload_bytes)
+        self.known: set[int] = set()  # functions that it has been sent and not told to forget
+        self.pid = 0
+        self.pidfd = -1
+        self.dead = False  # its pidfd said so; the nursery's report is still to come
+        self.stopping = False  # told to exit
+
+    def send(self, kind: int, flags: int, a: int, b: int, c: int, payload: bytes) -> None:
+        """Send a record, or queue it until the child has made room, and wake the child."""
+        if self.outbox.waiting or len(payload) > self.max_payload or not self.push(kind, flags, a, b, c, payload):
+            self.outbox.send(kind, flags, a, b, c, payload)
+        self.ring_bell()
+
+    def signal(self, number: int) -> None:
+        """Signal the process; nothing if it is dead or not forked yet."""
+        if self.pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self.pidfd, number)
+            except ProcessLookupError:
+                pass
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+        self.channel.close()
+
+
+class Children:
+    """All children of one pool, and the half of the scheduler's effects that concerns them.
+
+    Args:
+        config: What the client sent; see `mpworker.client`.
+        blob_fd: The nursery's part of the configuration, passed on unread.
+    """
+
+    def __init__(self, config: dict[str, Any], blob_fd: int) -> None:
+        self._config = config
+        self._blob_fd = blob_fd
+        self._capacities = (config["child_ring_bytes"], config["child_ring_bytes"])
+        self._slots: int = config["slots"]
+        self._next_number = 0
+        self._oom_kills = OomKills()
+        self.by_number: dict[int, Child] = {}
+        self.nursery: frames.Frames | None = None
+        self.nursery_pid = 0
+        self.nursery_ready = False
+
+    # ------------------------------------------------------------ the nursery
+
+    def start_nursery(self) -> frames.Frames:
+        """Exec a nursery. It reports "ready", or "failed" when a preload cannot be imported."""
+        ours, theirs = frames.pair()
+        environment = dict(os.environ)
+        for name in ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONHOME"):
+            environment.pop(name, None)  # the nursery sets the client's path and environment after its own imports
+        environment["PYTHONHASHSEED"] = self._config["hash_seed"]
+        argv = self._config["nursery_argv"]
+        self.nursery_pid = os.posix_spawn(
+            argv[0], argv, environment, file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
+        )
+        theirs.close()
+        ours.send({"child": self._config["child"]}, [self._blob_fd])
+        self.nursery = ours
+        self.nursery_ready = False
+        return ours
+
+    def nursery_lost(self) -> list[tuple[Child, int]]:
+        """The nursery is dead: its children die with it, and are reaped here. Each with its wait status."""
+        if self.nursery is not None:
+            self.nursery.close()
+            self.nursery = None
+        self.nursery_ready = False
+        _reap(self.nursery_pid)
+        deaths = []
+        for child in list(self.by_number.values()):
+            child.signal(signal.SIGKILL)
+            status = int(signal.SIGKILL)
+            if child.pid:
+                try:
+                    # Re-parented to us: the supervisor is a subreaper.
+                    status, _ = bury(child.pid)
+                except ChildProcessError:
+                    pass  # the nursery had reaped it and could not say so any more
+            deaths.append((child, status))
+        kill_strays(set())
+        return deaths
+
+    def stop_nursery(self) -> None:
+        """Everything below the nursery dies, then it; afterwards this process has no descendants."""
+        if self.nursery is not None:
+            self.nursery.close()
+            self.nursery = None
+            pidfd = os.pidfd_open(self.nursery_pid)
+            try:
+                import select
+
+                poller = select.poll()
+                poller.register(pidfd, select.POLLIN)
+                if not poller.poll(_NURSERY_EXIT_SECONDS * 1000):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
+            _reap(self.nursery_pid)
+        kill_strays(set())
+
+    # ------------------------------------------------------------ spawning
+
+    def spawn(self) -> Child:
+        """Order a child from the nursery.
+
+        Raises:
+            OSError: No memory or descriptor is left, or the nursery is gone.
+        """
+        if self.nursery is None:
+            raise BrokenPipeError(errno.EPIPE, "the nursery is gone")
+        seat = Seat(self._next_number, self._slots)
+        self._next_number += 1
+        fds, channel = make_channel("mpworker-child", self._capacities)
+        try:
+            claims_fd, claims = make_claims("mpworker-claims", self._slots)
+            try:
+                order = {"op": "spawn", "id": seat.number, "capacities": self._capacities, "slots": self._slots}
+                self.nursery.send(order, [*fds, claims_fd])
+            finally:
+                os.close(claims_fd)
+        except OSError:
+            channel.close()
+            raise
+        finally:
+            os.close(fds[0])
+        child = Child(seat, channel, claims, self._config["child"]["max_payload_bytes"])
+        self.by_number[seat.number] = child
+        return child
+
+    def remove(self, child: Child) -> None:
+        """Forget a child that is dead."""
+        self.by_number.pop(child.seat.number, None)
+        child.close()
+
+    def death(self, child: Child, status: int, cause: str = "") -> Death:
+        """What a wait status says, in the scheduler's words."""
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        exit_code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        if not cause:
+            if child.seat.kill_cause == "lease":
+                cause = "lease"
+            elif number == signal.SIGKILL and not child.seat.kill_cause and self._oom_kills.take():
+                cause = "oom"
+            else:
+                cause = "signal" if number else "exit"
+        return Death(child.pid, number, exit_code, cause)
+
+    def forget(self, function: Function) -> None:
+        """No later task uses the function, unless it is sent again."""
+        for child in self.by_number.values():
+            if function.key in child.known:
+                child.known.discard(function.key)
+                child.send(codec.FORGET, 0, function.key, 0, 0, b"")
+
+    # ------------------------------------------------------------ effects
+
+    def offer(self, seat: Seat, task: Task) -> None:
+        """See `mpworker.supervisor.scheduler.Effects`, here and below."""
+        child = self.by_number[seat.number]
+        slot, generation = task.slot, task.generation
+        child.claims.offer(slot, generation)
+        function = task.function
+        key = 0
+        if function is not None:
+            key = function.key
+            if key not in child.known:
+                child.known.add(key)
+                child.send(codec.FUNCTION, 0, key, 0, 0, function.blob)
+        attempt = task.attempts + 1 if task.attempts < codec.LOW else codec.LOW
+        if task.items:
+            c = codec.pack_range(slot, key, task.start, task.stop)
+            child.send(codec.RANGE, attempt | task.flags, task.key, generation, c, task.payload)
+        else:
+            child.send(codec.TASK, attempt, task.key, generation, slot | key << 8, task.payload)
+
+    def revoke(self, seat: Seat, slot: int, generation: int) -> bool:
+        return self.by_number[seat.number].claims.revoke(slot, generation)
+
+    def peek(self, seat: Seat, slot: int) -> tuple[int, int, float, int]:
+        generation, state, started_ns, cursor, _ = self.by_number[seat.number].claims.peek(slot)
+        return generation, state, started_ns / 1e9, cursor
+
+    def halt(self, seat: Seat, slot: int, generation: int) -> int:
+        return self.by_number[seat.number].claims.halt(slot, generation)
+
+    def interrupt(self, seat: Seat) -> None:
+        self.by_number[seat.number].signal(INTERRUPT_SIGNAL)
+
+    def kill(self, seat: Seat) -> None:
+        self.by_number[seat.number].signal(signal.SIGKILL)
+
+    def beat(self, seat: Seat) -> float:
+        return self.by_number[seat.number].claims.beat() / 1e9
+
+
+def _reap(pid: int) -> None:
+    """Wait for a process that is dead or about to be."""
+    give_up_at = time.monotonic() + _NURSERY_EXIT_SECONDS
+    while pid and time.monotonic() < give_up_at:
+        try:
+            os.waitpid(pid, 0)
+        except InterruptedError:
+            continue
+        except ChildProcessError:
+            pass
+        return

@@ -1,0 +1,91 @@
+"""The client's side of the supervisor: what it sends comes in here, and outcomes go out."""
+
+import json
+from typing import Any
+
+from mpworker.ipc import codec
+from mpworker.ipc.channel import Channel
+from mpworker.ipc.codec import Record
+from mpworker.ipc.ring import Assembler, Outbox
+from mpworker.supervisor.registry import Function, Task, TaskOptions
+
+
+class ClientPort:
+    """One client: its channel, its functions and its options.
+
+    Args:
+        channel: The channel; the supervisor never blocks on it.
+        max_payload_bytes: The largest payload that is put together from fragments.
+    """
+
+    def __init__(self, channel: Channel, max_payload_bytes: int) -> None:
+        self.channel = channel
+        self.outbox = Outbox(channel.outbound)
+        self._push = channel.outbound.push
+        self._max_payload = channel.outbound.max_payload
+        self._assembler = Assembler(max_payload_bytes)
+        self._functions: dict[int, Function] = {}
+        self._options: dict[int, TaskOptions] = {}
+        self._defaults = TaskOptions()
+
+    # ------------------------------------------------------------ in
+
+    def whole(self, record: Record) -> bytes:
+        """The payload of a record whose beginning came in fragments."""
+        return self._assembler.finish(record[5])
+
+    def task(self, flags: int, key: int, function: int, c: int, payload: bytes) -> Task:
+        """The task that a SUBMIT record asks for."""
+        return Task(key, self._functions[function] if function else None, self._options[c], payload, 0, flags)
+
+    def chunk(self, flags: int, key: int, function: int, c: int, payload: bytes) -> Task:
+        """The chunk that a CHUNK record asks for."""
+        options = self._options[c & 0xFFFFFFFF]
+        return Task(key, self._functions[function], options, payload, c >> 32, flags & codec.SPREAD)
+
+    def note(self, kind: int, flags: int, a: int, payload: bytes) -> Function | None:
+        """Keep a FUNCTION, an OPTIONS or a FRAGMENT; for FORGET, the function that is forgotten."""
+        if kind == codec.FUNCTION:
+            self._functions[a] = Function(a, payload)
+        elif kind == codec.OPTIONS:
+            self._options[a] = TaskOptions(**json.loads(payload))
+        elif kind == codec.FRAGMENT:
+            self._assembler.add(flags, payload)
+        elif kind == codec.FORGET:
+            return self._functions.pop(a, None)
+        return None
+
+    # ------------------------------------------------------------ out
+
+    def send(self, kind: int, flags: int, a: int, b: int, c: int, payload: bytes) -> None:
+        """Send a record now, or as soon as the client has made room."""
+        if self.outbox.waiting or len(payload) > self._max_payload or not self._push(kind, flags, a, b, c, payload):
+            self.outbox.send(kind, flags, a, b, c, payload)
+
+    def reply(self, request: int, answer: dict[str, Any]) -> None:
+        """Answer a REQUEST."""
+        self.send(codec.REPLY, 0, request, 0, 0, json.dumps(answer).encode())
+
+    def emit(self, task: Task, status: int, payload: bytes) -> None:
+        """A task ended."""
+        if self.outbox.waiting or not self._push_small(codec.RESULT, status, task.key, payload):
+            self.outbox.send(codec.RESULT, status, task.key, 0, 0, payload)
+
+    def _push_small(self, kind: int, status: int, key: int, payload: bytes) -> bool:
+        return len(payload) <= self._max_payload and self._push(kind, status, key, 0, 0, payload)
+
+    def emit_items(self, task: Task, start: int, stop: int, status: int, payload: bytes, duration_ns: int) -> None:
+        """A run of a chunk's items ended."""
+        self.send(codec.RESULTS, status, task.key, start | stop << 32, duration_ns, payload)
+
+    def emit_report(self, task: Task, start: int, stop: int, status: int, report: dict[str, object]) -> None:
+        """A task, or a run of items, ended by a decision of the scheduler."""
+        payload = json.dumps(report).encode() if report else b""
+        if task.items:
+            self.emit_items(task, start, stop, status, payload, 0)
+        else:
+            self.emit(task, status, payload)
+
+    def split(self, task: Task, start: int, stop: int) -> None:
+        """The client shall send these items one by one."""
+        self.send(codec.SPLIT, 0, task.key, start | stop << 32, 0, b"")

@@ -1,0 +1,363 @@
+"""The event loop: rings, bells, sockets, pidfds and timers in; the scheduler decides; rings out.
+
+Each turn pops what has come, tells the scheduler, lets it dispatch, and pushes what waits. When a turn finds nothing, the
+loop arms its bells, looks once more, and sleeps in epoll until a bell, a death or a timer. It never blocks on a peer: a
+full ring's records wait in that peer's outbox, and a peer whose ring is corrupt is condemned alone.
+"""
+
+import json
+import os
+import select
+import signal
+import time
+from typing import Any
+
+from mpworker.ipc import codec, frames
+from mpworker.ipc.channel import Channel
+from mpworker.ipc.codec import Record
+from mpworker.ipc.ring import RingCorrupt
+from mpworker.supervisor.children import Child, Children
+from mpworker.supervisor.fanout import ClientPort
+from mpworker.supervisor.registry import DYING, READY, STARTING
+from mpworker.supervisor.scheduler import ProtocolViolation, Scheduler
+
+_CLIENT_BATCH = 256
+_CHILD_BATCH = 64
+_START_FAILURES_MAX = 3
+_DRAIN, _NOW = "drain", "now"
+
+
+class World(Children, ClientPort):
+    """Everything the scheduler can act on: the children and the client."""
+
+    def __init__(self, config: dict[str, Any], blob_fd: int, channel: Channel) -> None:
+        Children.__init__(self, config, blob_fd)
+        ClientPort.__init__(self, channel, config["child"]["max_payload_bytes"])
+
+
+class Loop:
+    """One supervisor.
+
+    Args:
+        config: What the client sent.
+        client: The socket to the client; its end is the client's.
+        channel: The channel to the client.
+        blob_fd: The nursery's configuration.
+        client_pidfd: Readable when the client process is dead.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], client: frames.Frames, channel: Channel, blob_fd: int, client_pidfd: int
+    ) -> None:
+        self._client = client
+        self._client_pidfd = client_pidfd
+        self._children_wanted: int = config["n"]
+        self._world = World(config, blob_fd, channel)
+        self._scheduler = Scheduler(
+            self._world,
+            slots=config["slots"],
+            lease_ttl=config["lease_ttl"],
+            grace=config["grace"],
+            start_timeout=config["start_timeout"],
+            kill_timeout=config["kill_timeout"],
+        )
+        self._exit_grace: float = config["grace"]
+        self._start_failures = 0
+        self._stopping = ""
+        self._exit_at: float | None = None
+        self._spawn_at: float | None = None
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Any] = {}
+        self._client_batch: list[Record] = []
+        self._child_batch: list[Record] = []
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Serve until the client is gone or has stopped us."""
+        # A bell is edge-triggered: each write wakes once, and nothing needs to be read back.
+        self._epoll.register(self._world.channel.fd, select.EPOLLIN | select.EPOLLET)
+        self._watch(self._client.fileno(), self._client_gone)
+        self._watch(self._client_pidfd, self._client_gone)
+        self._start_nursery()
+        while self._stopping != _NOW:
+            if not self._turn():
+                self._sleep()
+
+    def _watch(self, fd: int, handler: Any) -> None:
+        self._handlers[fd] = handler
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def _turn(self) -> bool:
+        """Take in what has come and act on it; whether anything had."""
+        world = self._world
+        found = self._read_client()
+        for child in list(world.by_number.values()):
+            found |= self._read_child(child)
+        now = time.monotonic()
+        scheduler = self._scheduler
+        at = scheduler.next_timer()
+        if at is not None and now >= at:
+            found = True
+            scheduler.timer(now)
+            self._remove_unkillable()
+        scheduler.dispatch(now)
+        if world.outbox.waiting:
+            world.outbox.flush()
+        for child in world.by_number.values():
+            if child.outbox.waiting:
+                child.outbox.flush()
+                child.ring_bell()
+        world.channel.peer_bell.ring()
+        if self._stopping == _DRAIN:
+            self._drain(now)
+        if self._spawn_at is not None and now >= self._spawn_at:
+            self._spawn_at = None
+            self._spawn_missing()
+        return found
+
+    def _sleep(self) -> None:
+        bells = [self._world.channel.bell, *(child.channel.bell for child in self._world.by_number.values())]
+        for bell in bells:
+            bell.arm()
+        # Once more after arming: what was published before its peer could see the armed bell. See ipc/bell.h.
+        if not self._turn() and self._stopping != _NOW:
+            for fd, _ in self._epoll.poll(self._timeout()):
+                handler = self._handlers.get(fd)
+                if handler is not None:
+                    handler()
+        for bell in bells:
+            bell.disarm()
+
+    def _timeout(self) -> float:
+        times = [at for at in (self._scheduler.next_timer(), self._exit_at, self._spawn_at) if at is not None]
+        return max(0.0, min(times) - time.monotonic()) if times else -1.0
+
+    # ------------------------------------------------------------ the client
+
+    def _client_gone(self) -> None:
+        self._stopping = _NOW
+
+    def _read_client(self) -> bool:
+        batch = self._client_batch
+        try:
+            if not self._world.channel.inbound.pop(batch, _CLIENT_BATCH):
+                return False
+            world, scheduler = self._world, self._scheduler
+            for kind, flags, a, b, c, data in batch:
+                if flags & codec.FRAGMENTED:
+                    data = world.whole((kind, flags, a, b, c, data))  # noqa: PLW2901
+                if kind == codec.SUBMIT:
+                    scheduler.submitted(world.task(0, a, b, c, data))
+                elif kind == codec.CHUNK:
+                    scheduler.submitted(world.chunk(flags, a, b, c, data))
+                elif kind == codec.REQUEST:
+                    self._request(a, json.loads(data))
+                else:
+                    forgotten = world.note(kind, flags, a, data)
+                    if forgotten is not None:
+                        world.forget(forgotten)
+        except (RingCorrupt, KeyError, ValueError, TypeError):
+            # The client's memory is corrupt: it gets no service, and we have no other.
+            self._stopping = _NOW
+        batch.clear()
+        return True
+
+    def _request(self, request: int, message: dict[str, Any]) -> None:
+        verb = message["verb"]
+        now = time.monotonic()
+        if verb == "cancel":
+            seat = self._scheduler.seat_of(message["task"])
+            if seat is not None:
+                # An answer that is already in the ring came before the cancel.
+                self._read_child(self._world.by_number[seat.number], whole=True)
+            answer = {"cancelled": self._scheduler.cancel(message["task"], now)}
+        elif verb == "stop":
+            self._stopping = _NOW if message["now"] else _DRAIN
+            answer = {}
+        elif verb == "running":
+            answer = {"running": self._scheduler.is_running(message["task"])}
+        elif verb == "children":
+            answer = {
+                "supervisor": os.getpid(),
+                "nursery": self._world.nursery_pid,
+                "children": [
+                    {"pid": child.pid, "ready": child.seat.state == READY, "offers": len(child.seat.offers)}
+                    for child in self._world.by_number.values()
+                    if child.pid
+                ],
+            }
+        else:
+            answer = {"error": f"unknown verb {verb!r}"}
+        self._world.reply(request, answer)
+
+    # ------------------------------------------------------------ children
+
+    def _read_child(self, child: Child, whole: bool = False) -> bool:
+        """Take in a child's answers: a batch, or the whole ring."""
+        batch = self._child_batch if not self._child_batch else []
+        found = False
+        try:
+            while child.channel.inbound.pop(batch, _CHILD_BATCH):
+                found = True
+                self._answers(child, batch)
+                batch.clear()
+                if not whole:
+                    break
+        except (RingCorrupt, ProtocolViolation):
+            batch.clear()
+            self._scheduler.kill(child.seat, "corrupt", time.monotonic())
+            return True
+        if found:
+            child.ring_bell()  # there is room again
+        return found
+
+    def _answers(self, child: Child, batch: list[Record]) -> None:
+        scheduler, seat = self._scheduler, child.seat
+        for kind, flags, a, b, c, data in batch:
+            if flags & codec.FRAGMENTED:
+                data = child.assembler.finish(data)  # noqa: PLW2901
+            if kind == codec.DONE:
+                scheduler.done(seat, c & 0xFF, b, flags & codec.LOW, c >> 8, data)
+            elif kind == codec.ITEMS:
+                last = bool(flags & codec.LAST)
+                start, stop = a & 0xFFFFFFFF, a >> 32
+                scheduler.items(seat, c & 0xFF, b, start, stop, flags & codec.LOW, last, c >> 8, data)
+            elif kind == codec.FRAGMENT:
+                child.assembler.add(flags, data)
+            elif kind == codec.READY:
+                self._start_failures = 0
+                scheduler.child_ready(seat)
+            elif kind == codec.REFUSED:
+                self._broken("initializer", data.decode(errors="replace"))
+            else:
+                raise ProtocolViolation(f"record kind {kind}")
+
+    def _start_nursery(self) -> None:
+        nursery = self._world.start_nursery()
+        self._watch(nursery.fileno(), self._nursery_speaks)
+
+    def _nursery_speaks(self) -> None:
+        nursery = self._world.nursery
+        if nursery is None:
+            return
+        try:
+            while True:
+                frame = nursery.receive(wait=False)
+                if frame is None:
+                    self._nursery_lost()
+                    return
+                self._nursery_report(frame[0], frame[1])
+        except BlockingIOError:
+            return
+        except (ConnectionError, ValueError):
+            self._nursery_lost()
+
+    def _nursery_report(self, report: dict[str, Any], fds: list[int]) -> None:
+        op = report["op"]
+        child = self._world.by_number.get(report.get("id", -1))
+        if op == "ready":
+            self._world.nursery_ready = True
+            self._spawn_missing()
+        elif op == "failed":
+            self._broken("preload", report["error"])
+        elif op == "spawned":
+            if child is None:
+                os.close(fds[0])
+                return
+            child.pid = report["pid"]
+            child.pidfd = fds[0]
+            self._epoll.register(child.channel.fd, select.EPOLLIN | select.EPOLLET)
+            if child.seat.state >= DYING:
+                child.signal(signal.SIGKILL)  # it was given up before it had a pid
+        elif op == "spawn_failed" and child is not None:
+            self._world.remove(child)
+            self._scheduler.child_died(child.seat, self._world.death(child, 0))
+            self._start_failed(f"fork failed: {report['error']}")
+        elif op == "died" and child is not None:
+            self._child_died(child, report["status"])
+
+    def _spawn_missing(self) -> None:
+        if self._stopping or not self._world.nursery_ready:
+            return
+        now = time.monotonic()
+        while len(self._world.by_number) < self._children_wanted:
+            try:
+                child = self._world.spawn()
+            except OSError as error:
+                if self._world.nursery is not None:
+                    self._start_failed(f"no child can be made: {error}")
+                return
+            self._scheduler.child_starting(child.seat, now)
+
+    def _child_died(self, child: Child, status: int, cause: str = "") -> None:
+        """A child is dead and reaped: read its last answers, then settle what it held."""
+        self._read_child(child, whole=True)
+        started = child.seat.state != STARTING and child.seat.kill_cause != "start"
+        death = self._world.death(child, status, cause)
+        self._scheduler.child_died(child.seat, death)
+        self._world.remove(child)
+        if not started and not self._stopping and cause != "nursery":
+            how = f"signal {death.signal}" if death.signal else f"exit code {death.exit_code}"
+            why = " (it took longer than start_timeout)" if child.seat.kill_cause == "start" else ""
+            self._start_failed(f"child {child.pid} ended by {how} before it was ready{why}")
+        self._spawn_missing()
+
+    def _remove_unkillable(self) -> None:
+        """A child that survives SIGKILL has been settled by the scheduler; replace it."""
+        for child in list(self._world.by_number.values()):
+            if child.seat.state > DYING:
+                self._world.remove(child)
+                self._spawn_missing()
+
+    def _nursery_lost(self) -> None:
+        nursery = self._world.nursery
+        if nursery is not None:
+            self._unwatch(nursery.fileno())
+        was_ready = self._world.nursery_ready
+        for child, status in self._world.nursery_lost():
+            self._child_died(child, status, "nursery")
+        if not was_ready:
+            self._start_failed("the process that forks the children ended while it started")
+        if not self._stopping:
+            self._start_nursery()
+
+    def _start_failed(self, why: str) -> None:
+        """Count a child that never ran; too many in a row end the pool with a clear error."""
+        self._start_failures += 1
+        if self._start_failures >= _START_FAILURES_MAX:
+            self._broken("start", f"{why}; {self._start_failures} starts in a row failed")
+        else:
+            self._spawn_at = time.monotonic() + 0.05 * 2**self._start_failures
+
+    def _broken(self, what: str, why: str) -> None:
+        if self._stopping != _NOW:
+            self._world.send(codec.BROKEN, 0, 0, 0, 0, json.dumps({"what": what, "why": why}).encode())
+            self._world.channel.peer_bell.ring()
+            self._stopping = _NOW
+
+    # ------------------------------------------------------------ the end
+
+    def _drain(self, now: float) -> None:
+        """All done? Then the children exit, and then we."""
+        if self._scheduler.unfinished() or self._world.outbox.waiting:
+            return
+        children = self._world.by_number.values()
+        if self._exit_at is None:
+            self._exit_at = now + self._exit_grace
+            for child in children:
+                if child.seat.state == READY:
+                    child.send(codec.EXIT, 0, 0, 0, 0, b"")
+                    child.stopping = True
+        if not any(child.stopping for child in children) or now >= self._exit_at:
+            self._stopping = _NOW
+
+    def close(self) -> None:
+        """Kill what is left and leave nothing behind."""
+        for child in self._world.by_number.values():
+            child.signal(signal.SIGKILL)
+        self._world.stop_nursery()

@@ -1,0 +1,296 @@
+"""The nursery: a small, thread-free process that forks the children and reaps them.
+
+It is exec'd by the supervisor, imports what the user asked to preload, then forks a child whenever the supervisor says so:
+milliseconds each, with the preloaded modules shared copy-on-write. Only a parent can reap, so it also does the burying:
+
+1. a child's pidfd becomes readable: it is a zombie, and its process id and group id are pinned until it is reaped;
+2. its process group is killed (what the task started dies with it);
+3. it is reaped, and what it started in other groups or sessions, now re-parented to this process (children and nursery
+   are both subreapers), is killed and reaped too;
+4. the supervisor is told (id, status, resource usage).
+
+Orders: {"op": "spawn", "id": n} with the child's descriptors. Reports: ready, failed, spawned (with a pidfd),
+spawn_failed, died. When the supervisor's socket closes, everything is killed and the nursery exits.
+"""
+
+import ctypes
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from typing import Any, NoReturn
+
+from mpworker.ipc import frames
+from mpworker.ipc.channel import Channel, map_claims
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+_STRAY_SECONDS = 2.0  # how long killed strays get to disappear before the nursery goes on without them
+_CHILD_OOM_SCORE_ADJ = "500"
+_BLAS_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+)
+
+
+def prctl(option: int, value: int) -> None:
+    """The system call of that name."""
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"prctl({option}): {os.strerror(error)}")
+
+
+def become_subreaper() -> None:
+    """Orphans among this process's descendants become its own children from now on."""
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def own_children() -> list[int]:
+    """The process ids of this (single-threaded) process's children."""
+    pid = os.getpid()
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(word) for word in file.read().split()]
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                try:
+                    with open(f"/proc/{name}/stat") as file:
+                        if int(file.read().rpartition(")")[2].split()[1]) == pid:
+                            found.append(int(name))
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+        return found
+
+
+def kill_strays(known: set[int]) -> None:
+    """Kill and reap every child of this process that is not `known`, and what those leave behind in turn."""
+    give_up_at = time.monotonic() + _STRAY_SECONDS
+    while strays := [pid for pid in own_children() if pid not in known]:
+        for pid in strays:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            try:
+                poller = select.poll()
+                poller.register(pidfd, select.POLLIN)
+                poller.poll(max(0.0, give_up_at - time.monotonic()) * 1000)
+            finally:
+                os.close(pidfd)
+            try:
+                os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                pass  # reaped already: all we want
+        if time.monotonic() > give_up_at:
+            return  # an unkillable stray (a hung file system) must not stop the pool; it is looked at after the next death
+
+
+def bury(pid: int) -> tuple[int, Any]:
+    """Kill the dead child's process group and reap it. Its wait status and resource usage."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # no one is left in it
+    _, status, usage = os.wait4(pid, 0)
+    return status, usage
+
+
+class Nursery:
+    """The process's state.
+
+    Args:
+        supervisor: The socket to the supervisor.
+        settings: The "child" part of the configuration, handed to every child.
+        initializer: The pickle of the user's initializer, or b"".
+    """
+
+    def __init__(self, supervisor: frames.Frames, settings: dict[str, Any], initializer: bytes) -> None:
+        self._supervisor = supervisor
+        self._settings = settings
+        self._initializer = initializer
+        self._children: dict[int, tuple[int, int]] = {}  # pidfd: (pid, id)
+        self._poller = select.poll()
+        self._poller.register(supervisor, select.POLLIN)
+
+    def serve(self) -> None:
+        """Fork and bury until the supervisor is gone."""
+        while True:
+            for fd, _ in self._poller.poll():
+                if fd in self._children:
+                    self._died(fd)
+                elif fd == self._supervisor.fileno():
+                    order = self._supervisor.receive()
+                    if order is None:
+                        return
+                    self._spawn(order[0], order[1])
+
+    def _spawn(self, order: dict[str, Any], fds: list[int]) -> None:
+        pid = pidfd = -1
+        try:
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    self._become_child(fds, order["capacities"], order["slots"])
+                os.setpgid(pid, pid)  # here as well as in the child: whoever is first
+                pidfd = os.pidfd_open(pid)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        except OSError as error:
+            if pid > 0 and pidfd < 0:
+                os.kill(pid, signal.SIGKILL)
+                bury(pid)
+            self._supervisor.send({"op": "spawn_failed", "id": order["id"], "error": str(error)})
+            return
+        self._children[pidfd] = (pid, order["id"])
+        self._poller.register(pidfd, select.POLLIN)
+        self._supervisor.send({"op": "spawned", "id": order["id"], "pid": pid}, [pidfd])
+
+    def _died(self, pidfd: int) -> None:
+        pid, child = self._children.pop(pidfd)
+        self._poller.unregister(pidfd)
+        os.close(pidfd)
+        status, usage = bury(pid)
+        kill_strays({other for other, _ in self._children.values()})
+        self._supervisor.send(
+            {
+                "op": "died",
+                "id": child,
+                "pid": pid,
+                "status": status,
+                "user_s": usage.ru_utime,
+                "system_s": usage.ru_stime,
+                "max_rss_bytes": usage.ru_maxrss * 1024,
+            }
+        )
+
+    def kill_all(self) -> None:
+        """Kill every child and whatever they started."""
+        for pid, _ in self._children.values():
+            try:
+                os.killpg(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        for pid, _ in self._children.values():
+            bury(pid)
+        kill_strays(set())
+
+    def _become_child(self, fds: list[int], capacities: tuple[int, int], slots: int) -> NoReturn:
+        try:
+            os.setpgid(0, 0)
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            become_subreaper()
+            if os.getppid() != self._settings["nursery_pid"]:
+                os._exit(1)  # it died before the line above could notice
+            self._supervisor.close()
+            for pidfd in self._children:
+                os.close(pidfd)
+            _set_oom_score()
+            segment, *rest = _move_high(fds)
+            *events, claims_fd = rest
+            channel = Channel([segment, *events], capacities, 1)
+            claims = map_claims(claims_fd, slots)
+            os.close(segment)
+            os.close(claims_fd)
+            from mpworker.child import main
+
+            main.run(channel, claims, self._settings, self._initializer)
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+
+
+def _set_oom_score() -> None:
+    """When memory runs out, the kernel shall take a child, not the supervisor."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as file:
+            if int(file.read()) < int(_CHILD_OOM_SCORE_ADJ):
+                file.write(_CHILD_OOM_SCORE_ADJ)
+    except OSError:
+        pass  # /proc may be read-only in a container; the kernel then chooses by size
+
+
+def _move_high(fds: list[int]) -> list[int]:
+    """Descriptors out of the way of the task's own: one that closes 3 to 99 and opens files shall not get our numbers."""
+    import fcntl
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = 4096 if soft == resource.RLIM_INFINITY else min(soft, 4096)
+    floor = max(limit - 64, limit // 2)
+    moved = []
+    for fd in fds:
+        moved.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, floor))
+        os.close(fd)
+    return moved
+
+
+def _preload(modules: list[str]) -> None:
+    """Import what the user asked for, with BLAS and OpenMP limited to one thread: a fork with threads is a hang."""
+    limited = [name for name in _BLAS_VARIABLES if name not in os.environ]
+    os.environ.update(dict.fromkeys(limited, "1"))
+    try:
+        for module in modules:
+            __import__(module)
+            threads = os.listdir("/proc/self/task")
+            if len(threads) > 1:
+                raise RuntimeError(
+                    f"preload of {module!r} left {len(threads) - 1} running thread(s); a process with threads cannot be "
+                    f"forked safely: import it in the initializer instead"
+                )
+    finally:
+        for name in limited:
+            os.environ.pop(name, None)
+
+
+def main(fd: int) -> None:
+    """The nursery's whole life, on the socket that it was started with."""
+    supervisor = frames.adopt(fd)
+    first = supervisor.receive()
+    if first is None:
+        return
+    config, (blob_fd,) = first
+    with open(blob_fd, "rb") as file:
+        file.seek(0)
+        blob = json.loads(file.read())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    become_subreaper()
+    # What the children import at run time is imported now, before the path is the user's.
+    import atexit
+    import resource
+
+    from mpworker.child import main as child_main
+
+    del atexit, resource, child_main
+    os.environ.clear()
+    os.environ.update(blob["environment"])
+    sys.argv = blob["argv"]
+    try:
+        os.chdir(blob["directory"])
+        sys.path[:] = blob["path"]
+        _preload(blob["preload"])
+    except BaseException as error:  # noqa: BLE001  # an import runs anything
+        text = "".join(traceback.format_exception(error))
+        supervisor.send({"op": "failed", "error": text})
+        return
+    settings = config["child"] | {"nursery_pid": os.getpid()}
+    nursery = Nursery(supervisor, settings, bytes.fromhex(blob["initializer"]))
+    import gc
+
+    gc.freeze()  # the collector of a child would otherwise touch, and so copy, every page of the preloaded modules
+    supervisor.send({"op": "ready"})
+    try:
+        nursery.serve()
+    finally:
+        nursery.kill_all()

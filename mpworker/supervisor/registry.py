@@ -1,0 +1,165 @@
+"""What the scheduler knows: tasks, functions and children, as plain data."""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+# States of a task's attempt. Terminal tasks are forgotten once their outcome is emitted.
+QUEUED: Final = 0
+OFFERED: Final = 1  # to a child, which may have claimed it
+ENDED: Final = 2
+
+# States of a child.
+STARTING: Final = 0
+READY: Final = 1
+DYING: Final = 2  # killed, or told to exit: gets no more offers
+GONE: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """What a client asked for, once for all tasks that share it.
+
+    Attributes:
+        timeout: Seconds an attempt may run, None for no limit.
+        retries: Further attempts after an exception or a timeout.
+        crash_retries: Further attempts after a death of the child.
+    """
+
+    timeout: float | None = None
+    retries: int = 0
+    crash_retries: int = 0
+
+
+class Function:
+    """A function that tasks share: its pickle, and how long a call takes.
+
+    Attributes:
+        estimate_ns: Expected nanoseconds of a call, 0 while unknown.
+    """
+
+    __slots__ = ("blob", "estimate_ns", "key")
+
+    def __init__(self, key: int, blob: bytes) -> None:
+        self.key = key
+        self.blob = blob
+        self.estimate_ns = 0
+
+    def observe(self, duration_ns: int) -> None:
+        """Move the estimate towards a measured call.
+
+        Up slowly and by a bounded step (a preempted call says nothing about the next), down fast: an estimate that is too
+        low is put right by stealing, one that is too high starves the children.
+        """
+        estimate = self.estimate_ns
+        if not estimate:
+            self.estimate_ns = duration_ns or 1
+        elif duration_ns > estimate:
+            self.estimate_ns = estimate + ((min(duration_ns, 8 * estimate) - estimate) >> 4) + 1
+        else:
+            self.estimate_ns = estimate - ((estimate - duration_ns) >> 2)
+
+
+class Task:
+    """One task, or one contiguous range of a chunk's items.
+
+    Attributes:
+        key: The client's number of the task or chunk.
+        items: 0 for a task; for a chunk the number of its items.
+        start, stop: The range still to be answered; `start` moves up as results come in.
+        attempts: Attempts begun and ended.
+        decided: The outcome (a status) that was decided while an attempt runs, 0 for none.
+        decided_item: Which item that outcome is for.
+    """
+
+    __slots__ = (
+        "attempts",
+        "cost_ns",
+        "crashes",
+        "decided",
+        "decided_item",
+        "failures",
+        "flags",
+        "function",
+        "generation",
+        "items",
+        "key",
+        "options",
+        "payload",
+        "seat",
+        "slot",
+        "start",
+        "state",
+        "stop",
+    )
+
+    def __init__(
+        self, key: int, function: Function | None, options: TaskOptions, payload: bytes, items: int = 0, flags: int = 0
+    ) -> None:
+        self.key = key
+        self.function = function
+        self.options = options
+        self.payload = payload
+        self.items = items
+        self.flags = flags
+        self.start = 0
+        self.stop = items
+        self.state = QUEUED
+        self.attempts = 0
+        self.failures = 0
+        self.crashes = 0
+        self.decided = 0
+        self.decided_item = -1
+        self.cost_ns = 0
+        self.seat: Seat | None = None
+        self.slot = -1
+        self.generation = 0
+
+    def part(self, start: int, stop: int) -> "Task":
+        """A new, queued range of the same chunk, with this one's history."""
+        piece = Task(self.key, self.function, self.options, self.payload, self.items, self.flags)
+        piece.start, piece.stop = start, stop
+        piece.attempts, piece.failures, piece.crashes = self.attempts, self.failures, self.crashes
+        return piece
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """A child's place, as the scheduler sees it.
+
+    Attributes:
+        number: Which child; never used again after its death.
+        offers: Its outstanding offers by slot, in the order they were made.
+        load_ns: Expected nanoseconds of all its offers.
+        timeout_at: When to look whether the running task is late.
+        kill_at: When the interrupted task's grace is over.
+        deadline_at: When a child that is starting, or was killed, is given up.
+    """
+
+    number: int
+    slots: int
+    state: int = STARTING
+    offers: dict[int, Task] = field(default_factory=dict)
+    free: list[int] = field(default_factory=list)
+    generation: int = 0
+    load_ns: int = 0
+    timeout_at: float | None = None
+    kill_at: float | None = None
+    deadline_at: float | None = None
+    kill_cause: str = ""
+
+    def __post_init__(self) -> None:
+        self.free = list(range(self.slots - 1, -1, -1))
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a child died.
+
+    Attributes:
+        cause: As `mpworker.errors.WorkerCrashed.cause`.
+    """
+
+    pid: int
+    signal: int
+    exit_code: int | None
+    cause: str

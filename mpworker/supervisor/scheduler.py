@@ -1,0 +1,573 @@
+"""The scheduler: every decision of the pool, as a pure state machine.
+
+It is told what happened and when, and answers by calling its effects. It knows no clock, no process and no ring, so that
+the same code runs in production and under virtual time in the tests.
+
+    QUEUED --offer--> OFFERED --(the child claims, runs, answers)--> ENDED
+       ^                 |
+       +---- revoked, not claimed at a death, or retried
+
+Rules:
+
+1. A task has at most one offer. A new one is made only after the old one was revoked by compare-and-swap, was answered, or
+   its child is dead.
+2. An answer counts only if its slot's outstanding offer has the answer's generation.
+3. A child's death touches the task it had claimed. Its other offers go back to the head of the queue, at no cost.
+4. Once a timeout or a cancel is decided for a running task, its answer no longer matters.
+5. Offers ahead of need are bounded by time: BUDGET_NS of expected work per child, one task while the duration is unknown.
+   What waits behind a long task is stolen by an idle child after STEAL_AFTER.
+
+A chunk of `map` is an envelope. Its items are answered in order; `Task.start` is the first one not answered. An item that
+fails, times out or kills its child is treated alone, as a range of its own; the rest of the chunk goes on.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from mpworker.supervisor.leases import Leases
+from mpworker.supervisor.registry import (
+    DYING,
+    ENDED,
+    GONE,
+    OFFERED,
+    QUEUED,
+    READY,
+    Death,
+    Seat,
+    Task,
+)
+
+BUDGET_NS: Final = 200_000
+STEAL_AFTER: Final = 0.0005
+
+# What an answer or an outcome says. The numbers are the wire's: mpworker.ipc.codec; a test compares the two.
+OK: Final = 0
+ERROR: Final = 1
+UNSERIALIZABLE: Final = 2
+EXITED: Final = 3
+INTERRUPTED: Final = 4
+CRASHED: Final = 5
+TIMED_OUT: Final = 6
+CANCELLED: Final = 7
+
+# The state of a claim word, likewise: mpworker.ipc.claims.h.
+CLAIM_OFFERED: Final = 1
+CLAIM_REVOKED: Final = 3
+
+
+class Effects(Protocol):
+    """What the scheduler can do to the world. A child is named by its seat's number."""
+
+    def offer(self, seat: Seat, task: Task) -> None:
+        """Open `task.slot` at `task.generation` and send the task."""
+
+    def revoke(self, seat: Seat, slot: int, generation: int) -> bool:
+        """Take an offer back. False: the child has claimed it."""
+
+    def peek(self, seat: Seat, slot: int) -> tuple[int, int, float, int]:
+        """A slot's generation, claim state, start of the running item and cursor (the running item + 1)."""
+
+    def halt(self, seat: Seat, slot: int, generation: int) -> int:
+        """No further item in this slot (generation 0: take that back); the cursor since."""
+
+    def interrupt(self, seat: Seat) -> None:
+        """Signal the child to look at its halt word."""
+
+    def kill(self, seat: Seat) -> None:
+        """SIGKILL the child."""
+
+    def beat(self, seat: Seat) -> float:
+        """When the child last beat."""
+
+    def emit(self, task: Task, status: int, payload: bytes) -> None:
+        """Tell the client how a task ended."""
+
+    def emit_items(self, task: Task, start: int, stop: int, status: int, payload: bytes, duration_ns: int) -> None:
+        """Tell the client how a run of a chunk's items ended."""
+
+    def emit_report(self, task: Task, start: int, stop: int, status: int, report: dict[str, object]) -> None:
+        """Either of the two, with an outcome that was decided here."""
+
+    def split(self, task: Task, start: int, stop: int) -> None:
+        """Ask the client to send these items one by one: they cannot be unpickled together."""
+
+
+class ProtocolViolation(Exception):
+    """A child answered something that no child of ours would; it is killed."""
+
+
+class Scheduler:
+    """The state of one pool.
+
+    Args:
+        effects: What carries out the decisions.
+        slots: Offers that one child can hold.
+        lease_ttl: See `Leases`.
+        grace: Seconds from an interrupt to the kill.
+        start_timeout: Seconds a child may take until it is ready.
+        kill_timeout: Seconds after SIGKILL until a child counts as unkillable.
+    """
+
+    def __init__(
+        self, effects: Effects, *, slots: int, lease_ttl: float, grace: float, start_timeout: float, kill_timeout: float
+    ) -> None:
+        self._effects = effects
+        self._slots = slots
+        self._grace = grace
+        self._start_timeout = start_timeout
+        self._kill_timeout = kill_timeout
+        self._leases = Leases(lease_ttl)
+        self._queue: deque[Task] = deque()
+        self._pieces: dict[int, set[Task]] = {}  # of chunks: a chunk may be in several ranges at once
+        self._tasks: dict[int, Task] = {}
+        self._seats: dict[int, Seat] = {}
+        self._idle: dict[Seat, None] = {}  # an ordered set
+        self._steal_at: float | None = None
+        self._next_at: float | None = None  # of all seats' own times; may be too early, never too late
+
+    # ------------------------------------------------------------ tasks come in
+
+    def submitted(self, task: Task) -> None:
+        """A new task or chunk was accepted."""
+        if task.items:
+            self._pieces[task.key] = {task}
+        else:
+            self._tasks[task.key] = task
+        self._queue.append(task)
+
+    def unfinished(self) -> int:
+        """Tasks and chunks that have no outcome yet."""
+        return len(self._tasks) + len(self._pieces)
+
+    def seat_of(self, key: int) -> Seat | None:
+        """Where a task is offered or running now."""
+        task = self._tasks.get(key)
+        return task.seat if task is not None else None
+
+    def is_running(self, key: int) -> bool:
+        """Has a child claimed the task?"""
+        task = self._tasks.get(key)
+        if task is None or task.seat is None:
+            return False
+        generation, state, _, _ = self._effects.peek(task.seat, task.slot)
+        return generation == task.generation and state not in (CLAIM_OFFERED, CLAIM_REVOKED)
+
+    def cancel(self, key: int, now: float) -> bool:
+        """A client cancels a task or a chunk. True: it will end CANCELLED (a chunk ends at once, with no outcome)."""
+        pieces = self._pieces.pop(key, None)
+        if pieces is not None:
+            for piece in pieces:
+                self._cancel_piece(piece)
+            return True
+        task = self._tasks.get(key)
+        if task is None:
+            return False
+        if task.decided == CANCELLED:
+            return True
+        seat = task.seat
+        if seat is None:
+            self._end(task, CANCELLED)
+        elif self._effects.revoke(seat, task.slot, task.generation):
+            self._take_back(seat, task)
+            self._end(task, CANCELLED)
+        else:
+            task.decided = CANCELLED  # also over a timeout with retries left: the caller wants it gone
+            self._interrupt(seat, task, now)
+        return True
+
+    def _cancel_piece(self, piece: Task) -> None:
+        """No further item of it begins. The one that runs is left to end: nobody asked to stop that very one."""
+        seat = piece.seat
+        piece.decided = CANCELLED
+        if seat is None:
+            piece.state = ENDED
+            piece.payload = b""
+        elif self._effects.revoke(seat, piece.slot, piece.generation):
+            self._take_back(seat, piece)
+            piece.state = ENDED
+        else:
+            self._effects.halt(seat, piece.slot, piece.generation)
+
+    # ------------------------------------------------------------ dispatch
+
+    def dispatch(self, now: float) -> None:
+        """Offer what waits to whoever has room."""
+        queue = self._queue
+        while queue and self._idle:
+            task = queue.popleft()
+            if task.state == QUEUED:
+                self._offer(next(iter(self._idle)), task, now)
+        if queue:
+            share = len(queue) // (len(self._seats) or 1) + 1
+            for seat in self._seats.values():
+                if seat.state == READY and seat.load_ns < BUDGET_NS:
+                    self._fill(seat, share, now)
+                    if not queue:
+                        break
+        elif self._idle and self._steal_at is None and self._crowded():
+            self._steal_at = now + STEAL_AFTER
+
+    def _fill(self, seat: Seat, share: int, now: float) -> None:
+        queue = self._queue
+        while queue and share and seat.free:
+            task = queue[0]
+            if task.state == QUEUED:
+                function = task.function
+                cost = (function.estimate_ns if function is not None else 0) or BUDGET_NS
+                if seat.offers and seat.load_ns + cost * (task.stop - task.start or 1) > BUDGET_NS:
+                    return
+                self._offer(seat, task, now)
+                share -= 1
+            queue.popleft()
+
+    def _offer(self, seat: Seat, task: Task, now: float) -> None:
+        if not seat.offers:
+            self._idle.pop(seat, None)
+        slot = task.slot = seat.free.pop()
+        seat.generation += 1
+        task.generation = seat.generation
+        task.state = OFFERED
+        task.seat = seat
+        function = task.function
+        cost = (function.estimate_ns if function is not None else 0) or BUDGET_NS
+        task.cost_ns = cost * (task.stop - task.start or 1)
+        seat.load_ns += task.cost_ns
+        seat.offers[slot] = task
+        if task.options.timeout is not None:
+            self._look_at(seat, now + task.options.timeout)
+        if self._leases.next_at is None:
+            self._leases.watch(now)
+        self._effects.offer(seat, task)
+
+    def _take_back(self, seat: Seat, task: Task) -> None:
+        """The offer is over: revoked, answered, or its child is dead."""
+        del seat.offers[task.slot]
+        seat.free.append(task.slot)
+        seat.load_ns -= task.cost_ns
+        task.seat = None
+        if task.decided:
+            seat.kill_at = None  # it was for this task: a child runs one at a time
+        if not seat.offers and seat.state == READY:
+            self._idle[seat] = None
+
+    def _requeue_first(self, tasks: Iterable[Task]) -> None:
+        """Back to the head of the queue, in this order."""
+        for task in reversed(list(tasks)):
+            task.state = QUEUED
+            self._queue.appendleft(task)
+
+    def _crowded(self) -> bool:
+        return any(len(seat.offers) > 1 for seat in self._seats.values())
+
+    def _steal(self, now: float) -> None:
+        """Take offers from behind long tasks and give them to idle children."""
+        self._steal_at = None
+        stolen: list[Task] = []
+        for seat in self._seats.values():
+            waiting = list(seat.offers.values())[1:]
+            for task in reversed(waiting[len(waiting) // 2 :]):
+                if self._effects.revoke(seat, task.slot, task.generation):
+                    self._take_back(seat, task)
+                    stolen.append(task)
+        self._requeue_first(reversed(stolen))
+        self.dispatch(now)
+        if self._idle and self._steal_at is None and self._crowded():
+            self._steal_at = now + STEAL_AFTER
+
+    # ------------------------------------------------------------ answers
+
+    def done(self, seat: Seat, slot: int, generation: int, status: int, duration_ns: int, payload: bytes) -> None:
+        """A child answered a task."""
+        task = seat.offers.get(slot)
+        if task is None or task.generation != generation or task.items:
+            return  # stale: rule 2
+        self._take_back(seat, task)
+        if task.function is not None:
+            task.function.observe(duration_ns)
+        if task.decided:
+            self._decided(task, stack=payload if status == INTERRUPTED else b"", killed=False)
+        elif status in (ERROR, EXITED) and task.failures < task.options.retries:
+            task.attempts += 1
+            task.failures += 1
+            self._requeue(task)
+        else:
+            task.attempts += 1
+            task.state = ENDED
+            del self._tasks[task.key]
+            self._effects.emit(task, status, payload)
+
+    def items(
+        self,
+        seat: Seat,
+        slot: int,
+        generation: int,
+        start: int,
+        stop: int,
+        status: int,
+        last: bool,
+        duration_ns: int,
+        payload: bytes,
+    ) -> None:
+        """A child answered a run of a chunk's items; with `last` it is done with its offer."""
+        piece = seat.offers.get(slot)
+        if piece is None or piece.generation != generation or not piece.items:
+            return
+        if start != piece.start or not start <= stop <= piece.stop:
+            raise ProtocolViolation(f"items {start} to {stop} of a range {piece.start} to {piece.stop}")
+        count = stop - start
+        if last:
+            self._take_back(seat, piece)
+        if count:
+            piece.start = stop
+            if piece.function is not None and status == OK:
+                piece.function.observe(duration_ns // count)
+            self._items_ended(piece, start, stop, status, payload, duration_ns)
+        if last:
+            if piece.decided == CANCELLED:
+                piece.state = ENDED
+            elif piece.start < piece.stop:
+                piece.decided = 0
+                self._requeue_first([piece])
+            else:
+                self._piece_over(piece)
+
+    def _items_ended(self, piece: Task, start: int, stop: int, status: int, payload: bytes, duration_ns: int) -> None:
+        """`piece.start` has passed these items; settle each."""
+        if piece.decided == CANCELLED:
+            return
+        if status == UNSERIALIZABLE and stop - start > 1:
+            self._effects.split(piece, start, stop)
+        elif status == INTERRUPTED:
+            alone = piece.part(start, stop)
+            alone.decided = piece.decided or TIMED_OUT
+            self._add_piece(alone)
+            self._decided(alone, stack=payload, killed=False)
+        elif status in (ERROR, EXITED) and piece.failures < piece.options.retries:
+            alone = piece.part(start, stop)
+            alone.attempts += 1
+            alone.failures += 1
+            self._add_piece(alone)
+            self._requeue(alone)
+        else:
+            self._effects.emit_items(piece, start, stop, status, payload, duration_ns)
+
+    def _add_piece(self, piece: Task) -> None:
+        self._pieces[piece.key].add(piece)
+
+    def _piece_over(self, piece: Task) -> None:
+        piece.state = ENDED
+        pieces = self._pieces.get(piece.key)
+        if pieces is not None:
+            pieces.discard(piece)
+            if not pieces:
+                del self._pieces[piece.key]
+
+    def _requeue(self, task: Task) -> None:
+        task.decided = 0
+        task.state = QUEUED
+        self._queue.append(task)
+
+    def _end(self, task: Task, status: int, report: dict[str, object] | None = None) -> None:
+        """An outcome that was decided here: emit it and forget the task."""
+        task.state = ENDED
+        if task.items:
+            if task.key in self._pieces:
+                self._effects.emit_report(task, task.start, task.stop, status, report or {})
+            self._piece_over(task)
+        else:
+            del self._tasks[task.key]
+            self._effects.emit_report(task, 0, 0, status, report or {})
+        task.payload = b""
+
+    def _decided(self, task: Task, stack: bytes, killed: bool) -> None:
+        """The attempt whose outcome was decided is over."""
+        task.attempts += 1
+        if task.decided == CANCELLED:
+            self._end(task, CANCELLED)
+        elif task.failures < task.options.retries:
+            task.failures += 1
+            self._requeue(task)
+        else:
+            report: dict[str, object] = {
+                "timeout": task.options.timeout,
+                "attempt": task.attempts,
+                "killed": killed,
+                "interrupted": stack.decode(errors="replace"),
+            }
+            self._end(task, TIMED_OUT, report)
+
+    # ------------------------------------------------------------ children
+
+    def child_starting(self, seat: Seat, now: float) -> None:
+        """A child was ordered."""
+        self._seats[seat.number] = seat
+        seat.deadline_at = now + self._start_timeout
+        self._wake_at(seat.deadline_at)
+
+    def child_ready(self, seat: Seat) -> None:
+        """A child takes offers from now on."""
+        if seat.state < READY:
+            seat.state = READY
+            seat.deadline_at = None
+            self._idle[seat] = None
+
+    def kill(self, seat: Seat, cause: str, now: float) -> None:
+        """Kill a child and blame `cause`."""
+        if seat.state >= DYING:
+            return
+        seat.state = DYING
+        seat.kill_cause = cause
+        seat.kill_at = seat.timeout_at = None
+        seat.deadline_at = now + self._kill_timeout
+        self._wake_at(seat.deadline_at)
+        self._idle.pop(seat, None)
+        self._effects.kill(seat)
+
+    def child_died(self, seat: Seat, death: Death) -> None:
+        """A child is confirmed dead (or unkillable) and all its answers have been read."""
+        if self._seats.pop(seat.number, None) is None:
+            return
+        seat.state = GONE
+        self._idle.pop(seat, None)
+        unstarted: list[Task] = []
+        for task in list(seat.offers.values()):
+            generation, state, _, cursor = self._effects.peek(seat, task.slot)
+            self._take_back(seat, task)
+            if generation == task.generation and state in (CLAIM_OFFERED, CLAIM_REVOKED):
+                unstarted.append(task)
+            elif task.items:
+                unstarted += self._chunk_died(task, cursor, death)
+            elif task.decided:
+                self._decided(task, stack=b"", killed=True)
+            else:
+                self._crashed(task, death, death.cause)
+        self._requeue_first(unstarted)
+
+    def _crashed(self, task: Task, death: Death, cause: str) -> None:
+        """A claimed task's child died; `task` is a task, or a range whose every item shares its fate."""
+        task.attempts += 1
+        task.crashes += 1
+        if task.crashes <= task.options.crash_retries and cause != "unkillable":
+            self._requeue(task)
+            return
+        report: dict[str, object] = {
+            "pid": death.pid,
+            "signal": death.signal,
+            "exit_code": death.exit_code,
+            "cause": cause,
+            "attempt": task.attempts,
+        }
+        self._end(task, CRASHED, report)
+
+    def _chunk_died(self, piece: Task, cursor: int, death: Death) -> list[Task]:
+        """Settle a claimed range whose child died; what had not begun."""
+        if piece.decided == CANCELLED:
+            piece.state = ENDED
+            return []
+        if cursor == 0:  # while it was unpickled, which is no item's doing alone
+            if piece.stop - piece.start > 1:
+                self._effects.split(piece, piece.start, piece.stop)
+                self._piece_over(piece)
+                return []
+            cursor = piece.start + 1
+        running = cursor - 1
+        if not piece.start <= running < piece.stop:
+            # Between two items, or a page that makes no sense: nothing unanswered is known to have begun.
+            piece.decided = 0
+            return [piece]
+        if piece.start < running:  # these ended, and their results died with the child
+            lost = piece.part(piece.start, running)
+            self._add_piece(lost)
+            self._crashed(lost, death, "lost")
+        alone = piece.part(running, running + 1)
+        alone.decided = piece.decided
+        self._add_piece(alone)
+        if piece.decided:
+            self._decided(alone, stack=b"", killed=True)
+        else:
+            self._crashed(alone, death, death.cause)
+        piece.start = running + 1
+        piece.decided = 0
+        if piece.start == piece.stop:
+            self._piece_over(piece)
+            return []
+        return [piece]
+
+    # ------------------------------------------------------------ time
+
+    def next_timer(self) -> float | None:
+        """When `timer` must be called next, None for never."""
+        times = [at for at in (self._next_at, self._steal_at, self._leases.next_at) if at is not None]
+        return min(times) if times else None
+
+    def timer(self, now: float) -> None:
+        """Do what is due. All answers that have come in must have been told before."""
+        if self._leases.next_at is not None and now >= self._leases.next_at:
+            self._look_at_leases(now)
+        if self._next_at is not None and now >= self._next_at:
+            self._next_at = None
+            for seat in list(self._seats.values()):
+                self._look_at_seat(seat, now)
+        if self._steal_at is not None and now >= self._steal_at:
+            self._steal(now)
+
+    def _wake_at(self, at: float) -> None:
+        if self._next_at is None or at < self._next_at:
+            self._next_at = at
+
+    def _look_at(self, seat: Seat, at: float) -> None:
+        if seat.timeout_at is None or at < seat.timeout_at:
+            seat.timeout_at = at
+        self._wake_at(at)
+
+    def _look_at_leases(self, now: float) -> None:
+        busy = [seat for seat in self._seats.values() if seat.offers and seat.state == READY]
+        self._leases.begin_look(now, bool(busy))
+        for seat in busy:
+            if self._leases.expired(now, self._effects.beat(seat)):
+                self.kill(seat, "lease", now)
+
+    def _look_at_seat(self, seat: Seat, now: float) -> None:
+        if seat.kill_at is not None and now >= seat.kill_at:
+            self.kill(seat, "grace", now)
+        if seat.deadline_at is not None and now >= seat.deadline_at:
+            if seat.state >= DYING:
+                self.child_died(seat, Death(0, 9, None, "unkillable"))
+                return
+            self.kill(seat, "start", now)
+        if seat.timeout_at is not None and now >= seat.timeout_at:
+            seat.timeout_at = None
+            for task in list(seat.offers.values()):
+                self._look_at_task(seat, task, now)
+        for at in (seat.kill_at, seat.deadline_at, seat.timeout_at):
+            if at is not None:
+                self._wake_at(at)
+
+    def _look_at_task(self, seat: Seat, task: Task, now: float) -> None:
+        timeout = task.options.timeout
+        if timeout is None or task.decided:
+            return
+        generation, state, started_at, cursor = self._effects.peek(seat, task.slot)
+        if generation == task.generation and state == CLAIM_OFFERED:
+            self._look_at(seat, now + timeout)  # it has not begun, so it cannot be late before then
+            return
+        due_at = min(started_at, now) + timeout
+        if now < due_at:
+            self._look_at(seat, due_at)
+        elif self._interrupt(seat, task, now, cursor):
+            task.decided = TIMED_OUT
+            task.decided_item = cursor - 1
+
+    def _interrupt(self, seat: Seat, task: Task, now: float, cursor: int | None = None) -> bool:
+        """Interrupt the running task, and its child's life ends after the grace. False: the chunk is at another item."""
+        since = self._effects.halt(seat, task.slot, task.generation)
+        if cursor is not None and since != cursor:
+            self._effects.halt(seat, task.slot, 0)
+            self._look_at(seat, now)
+            return False
+        self._effects.interrupt(seat)
+        if seat.kill_at is None:
+            seat.kill_at = now + self._grace
+            self._wake_at(seat.kill_at)
+        return True

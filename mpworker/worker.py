@@ -1,0 +1,292 @@
+"""`ProcessWorker`: the pool as its users see it."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Literal, ParamSpec, Self, TypeVar
+
+from mpworker.client import Client
+from mpworker.errors import ConfigurationError, InvalidArgument
+from mpworker.future import TaskFuture
+from mpworker.ipc.codec import MAX_CHUNK_ITEMS
+from mpworker.mapping import Mapping
+from mpworker.options import (
+    N_MAX,
+    TaskDefaults,
+    WorkerOptions,
+    available_cores,
+    check_int,
+    check_seconds,
+    split_options,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class TaskView(Executor):
+    """A worker with other task options; made by `ProcessWorker.options`.
+
+    It shares everything with its worker. Leaving a `with` block of it, or shutting it down, does nothing: the worker owns
+    the processes.
+    """
+
+    def __init__(self, client: Client, defaults: TaskDefaults, n: int) -> None:
+        self._client = client
+        self._defaults = defaults
+        self._n = n
+        self._options_key = client.options_key(defaults)
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
+        """Have a child call `fn(*args, **kwargs)`.
+
+        Args:
+            fn: Any callable that can be pickled, by name or (lambdas, closures, what `__main__` defines) by value.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            The future of its result.
+
+        Raises:
+            InvalidArgument: `fn` is not callable.
+            SerializationError: It, or an argument, cannot be pickled.
+            WorkerStopped: The worker was stopped, or made before this process was forked.
+
+        Example:
+            >>> from mpworker import ProcessWorker
+            >>> with ProcessWorker(n=2) as w:
+            ...     w.submit(pow, 2, 10).result()
+            1024
+        """
+        if not callable(fn):
+            raise InvalidArgument(f"submit needs a callable, not {fn!r}")
+        return self._client.submit(fn, args, kwargs, self._options_key)
+
+    def map(  # type: ignore[override]
+        self,
+        fn: Callable[..., T],
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+    ) -> Iterator[T]:
+        """Call `fn` with each item (or one of each iterable) and yield the results in order.
+
+        The input is read as results are taken, never far ahead: it may be endless.
+
+        Args:
+            fn: As for `submit`.
+            *iterables: One or more; the shortest ends the map.
+            timeout: Seconds from now in which all results must be there.
+            chunksize: Items sent together; None lets it follow the measured duration of a call.
+            buffersize: The most items under way, or ready and not taken; None for a bound on chunks.
+            return_exceptions: Yield a failed item's exception in its place and go on. Without it the exception is raised
+                and the rest is cancelled.
+
+        Raises:
+            TimeoutError: `timeout` is over.
+            Exception: What `fn` raised for the item whose turn it is.
+
+        Example:
+            >>> from mpworker import ProcessWorker
+            >>> with ProcessWorker(n=2) as w:
+            ...     list(w.map(abs, range(-3, 2)))
+            [3, 2, 1, 0, 1]
+        """
+        if not callable(fn):
+            raise InvalidArgument(f"map needs a callable, not {fn!r}")
+        if not iterables:
+            raise InvalidArgument("map needs at least one iterable")
+        for each in iterables:
+            if not isinstance(each, Iterable) and not hasattr(each, "__getitem__"):
+                raise InvalidArgument(f"map needs iterables, not {each!r}")
+        if timeout is not None and timeout != 0:
+            check_seconds("timeout", timeout)
+        if chunksize is not None:
+            check_int("chunksize", chunksize, 1, MAX_CHUNK_ITEMS)
+        if buffersize is not None:
+            check_int("buffersize", buffersize, 1, 1 << 40)
+        return Mapping(
+            self._client,
+            fn,
+            iterables,
+            self._options_key,
+            self._n,
+            chunksize,
+            buffersize,
+            timeout,
+            return_exceptions,
+        ).results()
+
+    def options(self, **options: Any) -> "TaskView":
+        """The same worker with other task options.
+
+        Args:
+            **options: `timeout`, `retries`, `crash_retries`, as for `ProcessWorker`.
+
+        Raises:
+            ConfigurationError: An option is unknown, or out of its bounds.
+
+        Example:
+            >>> from mpworker import ProcessWorker
+            >>> with ProcessWorker(n=1) as w:
+            ...     w.options(timeout=5.0, retries=3).submit(len, "four").result()
+            4
+        """
+        task, worker = split_options(options)
+        for name in worker:
+            raise ConfigurationError(f"option {name!r} concerns the whole worker: pass it to ProcessWorker")
+        return TaskView(self._client, replace(self._defaults, **task), self._n)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Nothing: the worker owns the processes."""
+
+
+class ProcessWorker(TaskView):
+    """A pool of child processes that keeps its promises when they die: a `concurrent.futures.Executor`.
+
+    A supervisor process of its own schedules the tasks. A child that crashes is replaced at once, and only the task that it
+    was running is affected. No `if __name__ == "__main__"` guard is needed.
+
+    Leaving the `with` block drains: it waits for what was submitted. Leaving it by an exception stops at once.
+
+    Args:
+        n: Children, 1 to 256; None for as many as there are cores for this process.
+        timeout: Seconds an attempt of a task may run, None for no limit. Then the task is interrupted, and its child killed
+            after `grace`.
+        grace: Seconds from an interrupt to the kill.
+        retries: Further attempts after an exception or a timeout.
+        crash_retries: Further attempts after the child died; None means as `retries`.
+        preload: Modules that are imported once, before the children are forked, and shared by them.
+        initializer: Called in each child before its first task.
+        initargs: Its arguments.
+        max_pending: Accepted, unfinished tasks at which `submit` waits.
+        lease_ttl: Seconds without a heartbeat (it beats even while C code runs) after which a child counts as frozen.
+        start_timeout: Seconds a child may take until it is ready.
+        kill_timeout: Seconds after SIGKILL until a child counts as unkillable and is replaced.
+        python: The interpreter to start, None for this one.
+        **others: `child_ring_bytes`, `client_ring_bytes`, `slots`, `max_payload_bytes`: see the table of defaults.
+
+    Raises:
+        ConfigurationError: An option is unknown or out of its bounds.
+
+    Example:
+        >>> from mpworker import ProcessWorker
+        >>> with ProcessWorker(n=2) as w:
+        ...     future = w.submit(sum, [1, 2, 3])
+        ...     future.result()
+        6
+    """
+
+    def __init__(
+        self,
+        n: int | None = None,
+        *,
+        timeout: float | None = None,
+        grace: float = 5.0,
+        retries: int = 0,
+        crash_retries: int | None = None,
+        preload: Sequence[str] = (),
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        max_pending: int = 1_000_000,
+        lease_ttl: float = 10.0,
+        start_timeout: float = 60.0,
+        kill_timeout: float = 10.0,
+        python: str | None = None,
+        **others: Any,
+    ) -> None:
+        task, worker = split_options(others)
+        defaults = TaskDefaults(timeout=timeout, retries=retries, crash_retries=crash_retries, **task)
+        if isinstance(preload, str):
+            raise InvalidArgument(f"preload must be a sequence of module names, not {preload!r}")
+        options = WorkerOptions(
+            n=min(available_cores(), N_MAX) if n is None else n,
+            grace=grace,
+            lease_ttl=lease_ttl,
+            start_timeout=start_timeout,
+            kill_timeout=kill_timeout,
+            max_pending=max_pending,
+            preload=tuple(preload),
+            python=python or "",
+            **worker,
+        )
+        super().__init__(Client(options, initializer, tuple(initargs)), defaults, options.n)
+
+    def __repr__(self) -> str:
+        return f"<ProcessWorker n={self._n} supervisor={self._client.supervisor_pid}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        if kind is None:
+            try:
+                self.stop_graceful()
+            except BaseException:
+                self.stop_now()
+                raise
+        else:
+            self.stop_now()
+        return False
+
+    def __del__(self) -> None:
+        client = getattr(self, "_client", None)
+        if client is not None:
+            client.ask_drain()
+
+    def cancel_task(self, task_id: str) -> bool:
+        """Cancel a task by its id; see `TaskFuture.cancel`.
+
+        Raises:
+            TaskNotFound: No task of this worker has the id.
+        """
+        return self._client.cancel_id(task_id)
+
+    def processes(self) -> dict[str, Any]:
+        """The process ids of the supervisor, the nursery and the children, for a look from outside.
+
+        Returns:
+            {"supervisor": pid, "nursery": pid, "children": [{"pid", "ready", "offers"}, ...]}; empty after the stop.
+        """
+        return self._client.request({"verb": "children"}) or {}
+
+    def stop_graceful(self, timeout: float | None = None) -> bool:
+        """Accept no more, finish what was accepted, end every process.
+
+        Args:
+            timeout: Seconds; when they are over, the rest is cancelled as by `stop_now`. None waits for every task.
+
+        Returns:
+            True if everything accepted was finished.
+        """
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+        return self._client.stop_graceful(timeout)
+
+    def stop_now(self) -> None:
+        """Kill every process now; tasks that have not ended end cancelled. Returns within seconds, whatever happens."""
+        self._client.stop_now()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As in `concurrent.futures`: accept no more and, with `wait`, return when all is done.
+
+        Args:
+            wait: False returns at once; what was accepted is finished all the same.
+            cancel_futures: Cancel what has not begun.
+        """
+        if cancel_futures:
+            self._client.close_submit()
+            for future in list(self._client.pending.values()):
+                if isinstance(future, TaskFuture) and not future.running():
+                    future.cancel()
+        if wait:
+            self._client.stop_graceful(None)
+        else:
+            self._client.ask_drain()
