@@ -1,7 +1,7 @@
 """mpworker: a process pool that keeps its promises when processes die.
 
-The names below are loaded when they are first used: the supervisor and the children import this package too, and neither
-they nor a command line that prints its version should pay for the client.
+The names below are loaded when they are first used: the supervisor and the children import this package too, and
+neither they nor a command line that prints its version should pay for the client.
 """
 
 import sys

@@ -2,15 +2,15 @@
 
 Who reads the event ring
 ------------------------
-The thread that waits reads it: no reader thread to wake, no GIL to hand over. One thread at a time is the *leader*: it pops
-events, settles futures, and sleeps on the bell. Others that wait meanwhile are *followers*: each sleeps on a lock of its own,
-which the leader releases when the follower's future has ended, or when the leader leaves and the follower must lead.
-`concurrent.futures.wait`, `as_completed`, callbacks and event loops wait in places that know nothing of this: while such a
-future is pending, a background thread leads.
+The thread that waits reads it: no reader thread to wake, no GIL to hand over. One thread at a time is the *leader*:
+it pops events, settles futures, and sleeps on the bell. Others that wait meanwhile are *followers*: each sleeps on a
+lock of its own, which the leader releases when the follower's future has ended, or when the leader leaves and the
+follower must lead. `concurrent.futures.wait`, `as_completed`, callbacks and event loops wait in places that know
+nothing of this: while such a future is pending, a background thread leads.
 
-What is popped is first in `_inbox`, by one native call; then each event is settled, and only then removed. A KeyboardInterrupt
-anywhere in between loses nothing: the next reader goes on with the rest. No user code runs under the condition: results
-are unpickled by whoever asks for them, callbacks run after the release.
+What is popped is first in `_inbox`, by one native call; then each event is settled, and only then removed. A
+KeyboardInterrupt anywhere in between loses nothing: the next reader goes on with the rest. No user code runs under
+the condition: results are unpickled by whoever asks for them, callbacks run after the release.
 """
 
 import atexit
@@ -704,7 +704,8 @@ class Client:
             self._closed = "stopped"
 
     def stop_graceful(self, timeout: float | None) -> bool:
-        """Finish what was accepted, then end everything. False if the time was over first, and the rest was cancelled."""
+        """Finish what was accepted, then end everything. False if the time was over first, and the rest was
+        cancelled."""
         if self._forked or self._exited:
             return True
         deadline = None if timeout is None else time.monotonic() + timeout

@@ -68,7 +68,9 @@ class TaskCancelled(MPWorkerError, CancelledError):
 
 
 class TaskExited(MPWorkerError):
-    """The task raised SystemExit (by `sys.exit`) or KeyboardInterrupt, which must not end the process that waits for it.
+    """The task raised SystemExit (as `sys.exit` does) or KeyboardInterrupt.
+
+    Those must not be raised again in the process that waits for the result: they would end it.
 
     Attributes:
         code: The code of the SystemExit, as text.
@@ -116,7 +118,7 @@ class WorkerCrashed(MPWorkerError, BrokenExecutor):
 
 
 class StartFailed(WorkerCrashed):
-    """The children die before they can run anything: a bad preload, a bad initializer, or a start that takes too long."""
+    """The children die before they can run anything: a bad preload or initializer, or a start that takes too long."""
 
 
 class SupervisorLost(MPWorkerError, BrokenExecutor):

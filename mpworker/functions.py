@@ -1,10 +1,10 @@
 """Which functions are sent once, and which with every task.
 
-A function that can be imported is sent once per child, by its name. A function that cannot (of `__main__`, a notebook, a
-lambda, a closure) is sent once, by value, only if nobody can tell: everything it reaches must be immutable or importable,
-and nothing in it may write to what would live on in the child. Such an entry is guarded: each submit compares, by identity,
-what the function reached when it was pickled with what it reaches now, so that a changed global or closure means a new
-pickle. Whatever fits neither is pickled with each task.
+A function that can be imported is sent once per child, by its name. A function that cannot (of `__main__`, a
+notebook, a lambda, a closure) is sent once, by value, only if nobody can tell: everything it reaches must be
+immutable or importable, and nothing in it may write to what would live on in the child. Such an entry is guarded:
+each submit compares, by identity, what the function reached when it was pickled with what it reaches now, so that a
+changed global or closure means a new pickle. Whatever fits neither is pickled with each task.
 """
 
 import dis
@@ -25,7 +25,11 @@ _MISSING: Final = object()
 _IMMUTABLE: Final = (int, float, complex, str, bytes, bool, type(None), type(Ellipsis), range)
 # With these a function can get at its own dictionary or globals, whose changes would outlive the call.
 _REVEALING: Final = frozenset(
-    ["globals", "vars", "locals", "setattr", "delattr", "exec", "eval", "__dict__", "__globals__", "__defaults__", "__kwdefaults__", "__code__", "__closure__", "__setattr__", "__delattr__", "__import__", "_getframe", "currentframe"]
+    (
+        *("globals", "vars", "locals", "setattr", "delattr", "exec", "eval", "_getframe", "currentframe"),
+        *("__dict__", "__globals__", "__defaults__", "__kwdefaults__", "__code__", "__closure__"),
+        *("__setattr__", "__delattr__", "__import__"),
+    )
 )
 _WRITING: Final = frozenset(("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "STORE_NAME", "DELETE_NAME"))
 
@@ -33,7 +37,7 @@ _WRITING: Final = frozenset(("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DEL
 def _is_immutable(value: object) -> bool:
     if type(value) in _IMMUTABLE:
         return True
-    return type(value) in (tuple, frozenset) and all(map(_is_immutable, value))  # type: ignore[call-overload]
+    return isinstance(value, tuple | frozenset) and type(value) in (tuple, frozenset) and all(map(_is_immutable, value))
 
 
 def _by_value_modules() -> set[str]:
@@ -94,7 +98,7 @@ def _codes(code: CodeType) -> list[CodeType]:
     return found
 
 
-def guard_for(function: FunctionType) -> _Guard | None:
+def guard_for(function: FunctionType) -> _Guard | None:  # noqa: PLR0912  # one list of reasons to refuse
     """The guard under which a function may be sent once by value, or None if it may not."""
     guard = _Guard([], [], [])
     todo, seen = [function], {id(function)}

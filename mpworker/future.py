@@ -1,11 +1,12 @@
 """The future of a task: a `concurrent.futures.Future` that costs one small object.
 
-The standard library's future has a condition of its own and two lists. Here all futures of a client share the client's
-condition, and the lists are made when somebody asks for them: a future that is submitted and waited for by `result()` needs
-neither. What the library's own `wait` and `as_completed` look at (`_state`, `_condition`, `_waiters`) is there for them.
+The standard library's future has a condition of its own and two lists. Here all futures of a client share the
+client's condition, and the lists are made when somebody asks for them: a future that is submitted and waited for by
+`result()` needs neither. What the library's own `wait` and `as_completed` look at (`_state`, `_condition`,
+`_waiters`) is there for them.
 
-A condition that is made lazily for each future would not do: a setter that is preempted between the state and the look-up
-of the condition lets `wait(ALL_COMPLETED)` return early.
+A condition that is made lazily for each future would not do: a setter that is preempted between the state and the
+look-up of the condition lets `wait(ALL_COMPLETED)` return early.
 """
 
 import json
@@ -135,8 +136,8 @@ def _brief(error: BaseException) -> str:
 class TaskFuture(Future[T]):
     """The result to come of one task.
 
-    Made by `ProcessWorker.submit`. All of `concurrent.futures.Future` works, with these differences: `cancel` also stops a
-    task that runs, and a result is unpickled when it is first asked for, in the thread that asks.
+    Made by `ProcessWorker.submit`. All of `concurrent.futures.Future` works, with these differences: `cancel` also
+    stops a task that runs, and a result is unpickled when it is first asked for, in the thread that asks.
     """
 
     # Class-level defaults: an instance sets only what differs, and stays small.
@@ -223,7 +224,7 @@ class TaskFuture(Future[T]):
             try:
                 raise self._exception
             finally:
-                self = None  # type: ignore[assignment]  # the traceback would hold it in a cycle
+                self = None  # type: ignore[assignment]  # noqa: PLW0642  # the traceback would hold it in a cycle
         return self._result  # type: ignore[no-any-return]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -275,7 +276,7 @@ class TaskFuture(Future[T]):
                 return
         try:
             fn(self)
-        except Exception:  # the library's own behaviour: logged, never raised
+        except Exception:  # noqa: BLE001  # the library's own behaviour: logged, never raised
             LOGGER.exception("exception calling callback for %r", self)
 
     def settle(self, status: int, data: bytes) -> None:

@@ -1,8 +1,9 @@
 """`map`: an ordered, lazy stream of results over chunks of the input.
 
-A chunk is pickled as one list and sent as one record; the children answer runs of its items, and each item that fails is
-answered alone. At most a window of chunks is under way or waiting to be taken, so an endless input costs bounded memory.
-The size of a chunk follows what was measured: about CHUNK_NS of work, so that the cost of sending one is small beside it.
+A chunk is pickled as one list and sent as one record; the children answer runs of its items, and each item that fails
+is answered alone. At most a window of chunks is under way or waiting to be taken, so an endless input costs bounded
+memory. The size of a chunk follows what was measured: about CHUNK_NS of work, so that the cost of sending one is
+small beside it.
 """
 
 import operator

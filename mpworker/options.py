@@ -135,8 +135,6 @@ class WorkerOptions:
             size = check_int(name, getattr(self, name), 1 << 12, 1 << 30)
             if size & (size - 1):
                 raise ConfigurationError(f"{name} must be a power of two from 4096 to {1 << 30}, not {size}")
-        if isinstance(self.preload, str) or not all(isinstance(module, str) for module in self.preload):
-            raise InvalidArgument(f"preload must be a sequence of module names, not {self.preload!r}")
 
 
 _FIELDS: Final = {kind: tuple(each.name for each in fields(kind)) for kind in (TaskDefaults, WorkerOptions)}

@@ -28,8 +28,8 @@ T = TypeVar("T")
 class TaskView(Executor):
     """A worker with other task options; made by `ProcessWorker.options`.
 
-    It shares everything with its worker. Leaving a `with` block of it, or shutting it down, does nothing: the worker owns
-    the processes.
+    It shares everything with its worker. Leaving a `with` block of it, or shutting it down, does nothing: the worker
+    owns the processes.
     """
 
     def __init__(self, client: Client, defaults: TaskDefaults, n: int) -> None:
@@ -64,7 +64,7 @@ class TaskView(Executor):
             raise InvalidArgument(f"submit needs a callable, not {fn!r}")
         return self._client.submit(fn, args, kwargs, self._options_key)
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., T],
         /,
@@ -84,8 +84,8 @@ class TaskView(Executor):
             timeout: Seconds from now in which all results must be there.
             chunksize: Items sent together; None lets it follow the measured duration of a call.
             buffersize: The most items under way, or ready and not taken; None for a bound on chunks.
-            return_exceptions: Yield a failed item's exception in its place and go on. Without it the exception is raised
-                and the rest is cancelled.
+            return_exceptions: Yield a failed item's exception in its place and go on. Without it the exception is
+                raised and the rest is cancelled.
 
         Raises:
             TimeoutError: `timeout` is over.
@@ -102,8 +102,10 @@ class TaskView(Executor):
         if not iterables:
             raise InvalidArgument("map needs at least one iterable")
         for each in iterables:
-            if not isinstance(each, Iterable) and not hasattr(each, "__getitem__"):
-                raise InvalidArgument(f"map needs iterables, not {each!r}")
+            try:
+                iter(each)
+            except TypeError as error:
+                raise InvalidArgument(f"map needs iterables, not {each!r}") from error
         if timeout is not None and timeout != 0:
             check_seconds("timeout", timeout)
         if chunksize is not None:
@@ -149,15 +151,15 @@ class TaskView(Executor):
 class ProcessWorker(TaskView):
     """A pool of child processes that keeps its promises when they die: a `concurrent.futures.Executor`.
 
-    A supervisor process of its own schedules the tasks. A child that crashes is replaced at once, and only the task that it
-    was running is affected. No `if __name__ == "__main__"` guard is needed.
+    A supervisor process of its own schedules the tasks. A child that crashes is replaced at once, and only the task
+    that it was running is affected. No `if __name__ == "__main__"` guard is needed.
 
     Leaving the `with` block drains: it waits for what was submitted. Leaving it by an exception stops at once.
 
     Args:
         n: Children, 1 to 256; None for as many as there are cores for this process.
-        timeout: Seconds an attempt of a task may run, None for no limit. Then the task is interrupted, and its child killed
-            after `grace`.
+        timeout: Seconds an attempt of a task may run, None for no limit. Then the task is interrupted, and its child
+            killed after `grace`.
         grace: Seconds from an interrupt to the kill.
         retries: Further attempts after an exception or a timeout.
         crash_retries: Further attempts after the child died; None means as `retries`.
@@ -202,7 +204,7 @@ class ProcessWorker(TaskView):
     ) -> None:
         task, worker = split_options(others)
         defaults = TaskDefaults(timeout=timeout, retries=retries, crash_retries=crash_retries, **task)
-        if isinstance(preload, str):
+        if isinstance(preload, str) or not all(isinstance(module, str) for module in preload):
             raise InvalidArgument(f"preload must be a sequence of module names, not {preload!r}")
         options = WorkerOptions(
             n=min(available_cores(), N_MAX) if n is None else n,

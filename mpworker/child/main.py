@@ -5,8 +5,8 @@ runs elsewhere or not at all, and the record is dropped. The child never decides
 cancellation are the supervisor's.
 
 Interrupts. To stop a running task the supervisor writes the slot's generation into the slot's `halt` word and sends
-INTERRUPT_SIGNAL. The handler raises only while the task of that very generation runs, so a signal that comes too late hits
-nobody. `running` is set around the user's function alone: an interrupt cannot land in this file's own work.
+INTERRUPT_SIGNAL. The handler raises only while the task of that very generation runs, so a signal that comes too late
+hits nobody. `running` is set around the user's function alone: an interrupt cannot land in this file's own work.
 """
 
 import io
@@ -35,7 +35,7 @@ EXIT_CHANNEL_LOST: Final = 70  # the task closed our descriptors: the answer is 
 
 
 class TaskInterrupted(BaseException):
-    """Raised in a task that timed out or was cancelled. Not an Exception, so that `except Exception` does not eat it."""
+    """Raised in a task that timed out or was cancelled; no Exception, so that `except Exception` does not eat it."""
 
 
 class Child:
@@ -132,7 +132,7 @@ class Child:
         found = self._functions[function]
         if isinstance(found, bytes):
             found = self._functions[function] = payload.loads(found)
-        return found  # type: ignore[return-value]
+        return found
 
     # ------------------------------------------------------------ tasks
 
@@ -229,7 +229,7 @@ class Child:
     def _flush_values(
         self, values: list[Any], first: int, generation: int, slot: int, duration: int, last: int
     ) -> None:
-        """Answer a run of values that ends before item `first + len(values)`; one by one if they do not pickle together."""
+        """Answer a run of values from item `first` on; one by one if they do not pickle together."""
         stop = first + len(values)
         try:
             out = payload.dumps(values)
@@ -313,7 +313,7 @@ def _flush_streams() -> None:
 
 
 def _reseed() -> None:
-    """Children forked from one image would draw the same numbers. (`random` reseeds itself after a fork.)"""
+    """Seed NumPy anew: children of one image would draw the same numbers. `random` reseeds itself after a fork."""
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed()

@@ -6,8 +6,8 @@ The segment holds a bell word for each side, the control blocks of two rings and
     | bell | bell | ring 0   | ring 1   | ring 0's bytes | ring 1's bytes   |
       of 0   of 1   control    control    side 0 pushes    side 1 pushes
 
-Side 0 is the one that made the channel. Nothing has a name in any file system: the descriptors travel over a unix socket,
-and when the last process that maps the segment is gone, so is the memory.
+Side 0 is the one that made the channel. Nothing has a name in any file system: the descriptors travel over a unix
+socket, and when the last process that maps the segment is gone, so is the memory.
 """
 
 import errno

@@ -2,8 +2,8 @@
 
 A frame is a little-endian (length, number of descriptors) and a JSON text. Not for tasks: those use rings.
 
-`_socket` is used directly: `socket` imports `selectors`, `select` and `enum`, a tenth of the time to a first result, and a
-user's own `select.py` beside the script would be imported in their place.
+`_socket` is used directly: `socket` imports `selectors`, `select` and `enum`, a tenth of the time to a first result,
+and a user's own `select.py` beside the script would be imported in their place.
 """
 
 import _socket

@@ -1,12 +1,12 @@
 """Pickles: how values cross from one process to the other.
 
 Plain pickle first, for it is fast; cloudpickle for what plain pickle cannot take (lambdas, closures, what a notebook
-defines). Plain pickle writes a function or class of `__main__` by its name, which means something else in the child, so a
-pickle that contains the bytes `__main__` is made again by cloudpickle, which writes it by value.
+defines). Plain pickle writes a function or class of `__main__` by its name, which means something else in the child, so
+a pickle that contains the bytes `__main__` is made again by cloudpickle, which writes it by value.
 
-A class written by value carries an identity. When an instance comes back to the process that has the class, cloudpickle
-finds that very class, and then sets all its attributes anew from the pickle: methods, counters, everything. `loads_known`
-leaves a class that is already here as it is.
+A class written by value carries an identity. When an instance comes back to the process that has the class,
+cloudpickle finds that very class, and then sets all its attributes anew from the pickle: methods, counters,
+everything. `loads_known` leaves a class that is already here as it is.
 """
 
 import io
@@ -106,4 +106,4 @@ def loads_known(data: bytes) -> Any:
     """Unpickle in the process where the classes come from: those that are here keep their attributes."""
     if b"cloudpickle" in data:
         return _KnownClasses(data).load()
-    return pickle.loads(data)
+    return pickle.loads(data)  # noqa: S301  # what our own children sent

@@ -1,7 +1,7 @@
 """The supervisor's entry point: `main(fd)` with the socket that the client made.
 
-It is exec'd with `-I -S` and a path that ends with this package's folder, so that no file of the user's can stand in for a
-module of the standard library here.
+It is exec'd with `-I -S` and a path that ends with this package's folder, so that no file of the user's can stand in
+for a module of the standard library here.
 """
 
 import gc

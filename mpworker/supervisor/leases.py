@@ -1,8 +1,8 @@
 """Leases: when silence means that a child is frozen, and when it means that we were.
 
-Every child with offers holds a lease, which its heartbeat renews. The scheduler looks at the heartbeats four times per
-lease. If it could not look for longer than that (a paused machine, SIGSTOP, swap), then the children could not beat either:
-every lease then counts from now.
+Every child with offers holds a lease, which its heartbeat renews. The scheduler looks at the heartbeats four times
+per lease. If it could not look for longer than that (a paused machine, SIGSTOP, swap), then the children could not
+beat either: every lease then counts from now.
 """
 
 

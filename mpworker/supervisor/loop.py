@@ -1,8 +1,8 @@
 """The event loop: rings, bells, sockets, pidfds and timers in; the scheduler decides; rings out.
 
-Each turn pops what has come, tells the scheduler, lets it dispatch, and pushes what waits. When a turn finds nothing, the
-loop arms its bells, looks once more, and sleeps in epoll until a bell, a death or a timer. It never blocks on a peer: a
-full ring's records wait in that peer's outbox, and a peer whose ring is corrupt is condemned alone.
+Each turn pops what has come, tells the scheduler, lets it dispatch, and pushes what waits. When a turn finds nothing,
+the loop arms its bells, looks once more, and sleeps in epoll until a bell, a death or a timer. It never blocks on a
+peer: a full ring's records wait in that peer's outbox, and a peer whose ring is corrupt is condemned alone.
 """
 
 import json
@@ -170,6 +170,7 @@ class Loop:
     def _request(self, request: int, message: dict[str, Any]) -> None:
         verb = message["verb"]
         now = time.monotonic()
+        answer: dict[str, Any]
         if verb == "cancel":
             seat = self._scheduler.seat_of(message["task"])
             if seat is not None:

@@ -72,7 +72,7 @@ def own_children() -> list[int]:
 
 
 def kill_strays(known: set[int]) -> None:
-    """Kill and reap every child of this process that is not `known`, and what those leave behind in turn."""
+    """Kill and reap every child of this process that is not `known`, and what those leave behind."""
     give_up_at = time.monotonic() + _STRAY_SECONDS
     while strays := [pid for pid in own_children() if pid not in known]:
         for pid in strays:

@@ -47,8 +47,8 @@ class Function:
     def observe(self, duration_ns: int) -> None:
         """Move the estimate towards a measured call.
 
-        Up slowly and by a bounded step (a preempted call says nothing about the next), down fast: an estimate that is too
-        low is put right by stealing, one that is too high starves the children.
+        Up slowly and by a bounded step (a preempted call says nothing about the next), down fast: an estimate that is
+        too low is put right by stealing, one that is too high starves the children.
         """
         estimate = self.estimate_ns
         if not estimate:

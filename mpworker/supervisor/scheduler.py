@@ -1,7 +1,7 @@
 """The scheduler: every decision of the pool, as a pure state machine.
 
-It is told what happened and when, and answers by calling its effects. It knows no clock, no process and no ring, so that
-the same code runs in production and under virtual time in the tests.
+It is told what happened and when, and answers by calling its effects. It knows no clock, no process and no ring, so
+that the same code runs in production and under virtual time in the tests.
 
     QUEUED --offer--> OFFERED --(the child claims, runs, answers)--> ENDED
        ^                 |
@@ -9,16 +9,16 @@ the same code runs in production and under virtual time in the tests.
 
 Rules:
 
-1. A task has at most one offer. A new one is made only after the old one was revoked by compare-and-swap, was answered, or
-   its child is dead.
+1. A task has at most one offer. A new one is made only after the old one was revoked by compare-and-swap, was
+   answered, or its child is dead.
 2. An answer counts only if its slot's outstanding offer has the answer's generation.
 3. A child's death touches the task it had claimed. Its other offers go back to the head of the queue, at no cost.
 4. Once a timeout or a cancel is decided for a running task, its answer no longer matters.
-5. Offers ahead of need are bounded by time: BUDGET_NS of expected work per child, one task while the duration is unknown.
-   What waits behind a long task is stolen by an idle child after STEAL_AFTER.
+5. Offers ahead of need are bounded by time: BUDGET_NS of expected work per child, one task while the duration is
+   unknown. What waits behind a long task is stolen by an idle child after STEAL_AFTER.
 
-A chunk of `map` is an envelope. Its items are answered in order; `Task.start` is the first one not answered. An item that
-fails, times out or kills its child is treated alone, as a range of its own; the rest of the chunk goes on.
+A chunk of `map` is an envelope. Its items are answered in order; `Task.start` is the first one not answered. An item
+that fails, times out or kills its child is treated alone, as a range of its own; the rest of the chunk goes on.
 """
 
 from collections import deque
@@ -560,7 +560,7 @@ class Scheduler:
             task.decided_item = cursor - 1
 
     def _interrupt(self, seat: Seat, task: Task, now: float, cursor: int | None = None) -> bool:
-        """Interrupt the running task, and its child's life ends after the grace. False: the chunk is at another item."""
+        """Interrupt the running task; its child is killed after the grace. False: the chunk is at another item."""
         since = self._effects.halt(seat, task.slot, task.generation)
         if cursor is not None and since != cursor:
             self._effects.halt(seat, task.slot, 0)
