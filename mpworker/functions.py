@@ -42,7 +42,7 @@ def _is_immutable(value: object) -> bool:
 
 def _by_value_modules() -> set[str]:
     cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
-    return cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else set()  # type: ignore[no-any-return]
+    return cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else set()
 
 
 def is_importable(value: Any) -> bool:

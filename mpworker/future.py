@@ -47,7 +47,6 @@ def make_error(status: int, data: bytes, subject: str) -> BaseException:
         subject: What failed, for the message, such as "task 4f-3".
     """
     if status == codec.ERROR:
-        error: BaseException
         try:
             error, text = payload.loads_known(data)
         except (Exception, SystemExit) as broken:  # noqa: BLE001  # an exception's class may do anything

@@ -220,7 +220,7 @@ class ProcessWorker(TaskView):
         super().__init__(Client(options, initializer, tuple(initargs)), defaults, options.n)
 
     def __repr__(self) -> str:
-        return f"<ProcessWorker n={self._n} supervisor={self._client.supervisor_pid}>"
+        return f"<ProcessWorker n={self._n} supervisor={self._client.supervisor.pid}>"
 
     def __enter__(self) -> Self:
         return self

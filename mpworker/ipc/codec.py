@@ -1,7 +1,7 @@
 """The records of every ring: their kinds, and how the three header words a, b, c are filled.
 
-A record is (kind, flags, a, b, c, payload); payloads of tasks and results are opaque to the supervisor. Small, structured
-payloads (options, requests, crash reports) are JSON: the supervisor reads them, and it never unpickles.
+A record is (kind, flags, a, b, c, payload); payloads of tasks and results are opaque to the supervisor. Small,
+structured payloads (options, requests, crash reports) are JSON: the supervisor reads them, and it never unpickles.
 
 ======== ================================ ===================== ======================= ============================
 kind     direction                        a                     b                       c

@@ -1,7 +1,7 @@
 """The nursery: a small, thread-free process that forks the children and reaps them.
 
-It is exec'd by the supervisor, imports what the user asked to preload, then forks a child whenever the supervisor says so:
-milliseconds each, with the preloaded modules shared copy-on-write. Only a parent can reap, so it also does the burying:
+It is exec'd by the supervisor, imports what the user asked to preload, then forks a child whenever the supervisor says
+so: milliseconds each, with the preloaded modules shared copy-on-write. Only a parent can reap, so it also does the burying:
 
 1. a child's pidfd becomes readable: it is a zombie, and its process id and group id are pinned until it is reaped;
 2. its process group is killed (what the task started dies with it);
@@ -92,7 +92,7 @@ def kill_strays(known: set[int]) -> None:
             except ChildProcessError:
                 pass  # reaped already: all we want
         if time.monotonic() > give_up_at:
-            return  # an unkillable stray (a hung file system) must not stop the pool; it is looked at after the next death
+            return  # an unkillable stray (a hung file system) must not stop the pool; the next death looks again
 
 
 def bury(pid: int) -> tuple[int, Any]:
@@ -222,7 +222,7 @@ def _set_oom_score() -> None:
 
 
 def _move_high(fds: list[int]) -> list[int]:
-    """Descriptors out of the way of the task's own: one that closes 3 to 99 and opens files shall not get our numbers."""
+    """Move our descriptors out of the way: a task that closes 3 to 99 and opens files shall not get our numbers."""
     import fcntl
     import resource
 
@@ -246,8 +246,8 @@ def _preload(modules: list[str]) -> None:
             threads = os.listdir("/proc/self/task")
             if len(threads) > 1:
                 raise RuntimeError(
-                    f"preload of {module!r} left {len(threads) - 1} running thread(s); a process with threads cannot be "
-                    f"forked safely: import it in the initializer instead"
+                    f"preload of {module!r} left {len(threads) - 1} running thread(s); a process with threads cannot "
+                    f"be forked safely: import it in the initializer instead"
                 )
     finally:
         for name in limited:
@@ -292,5 +292,8 @@ def main(fd: int) -> None:
     supervisor.send({"op": "ready"})
     try:
         nursery.serve()
+    except ConnectionError:
+        pass  # the supervisor is gone, as when serve() returns
     finally:
         nursery.kill_all()
+        os._exit(0)  # nothing here needs an orderly end, and stopping should be quick

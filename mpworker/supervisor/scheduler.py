@@ -272,8 +272,6 @@ class Scheduler:
                     stolen.append(task)
         self._requeue_first(reversed(stolen))
         self.dispatch(now)
-        if self._idle and self._steal_at is None and self._crowded():
-            self._steal_at = now + STEAL_AFTER
 
     # ------------------------------------------------------------ answers
 

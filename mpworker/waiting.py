@@ -1,0 +1,102 @@
+"""Things a client's thread can wait for, and how it sleeps while another thread reads the events."""
+
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+
+class Waitable(Protocol):
+    """What a thread can wait for."""
+
+    @property
+    def ready(self) -> bool:
+        """Is it there?"""
+
+    def add_waiter(self, waiter: Any) -> None:
+        """Call the waiter when it is."""
+
+    def remove_waiter(self, waiter: Any) -> None:
+        """Do not."""
+
+
+class Pending(Waitable, Protocol):
+    """What an event can settle: a future, or a chunk of a map."""
+
+    def settle(self, status: int, data: bytes) -> None:
+        """The outcome."""
+
+    def callbacks(self) -> list[Callable[[Any], object]]:
+        """What to call after the condition is released."""
+
+
+class Follower:
+    """A thread that waits while another one reads; looks like the waiters of `concurrent.futures`."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wait(self, timeout: float) -> bool:
+        """Sleep until woken, at most `timeout` seconds (-1 for no limit); whether it was woken."""
+        return self._lock.acquire(timeout=timeout)
+
+    def wake(self, _: object = None) -> None:
+        """End the sleep; nothing if it has ended or not begun."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # awake already
+
+    add_result = add_exception = add_cancelled = wake
+
+
+class Condition:
+    """A thing to wait for that any event may bring about."""
+
+    def __init__(self, any_event: "list[Follower]", test: Callable[[], bool]) -> None:
+        self._any_event = any_event
+        self._test = test
+
+    @property
+    def ready(self) -> bool:
+        """Is it there?"""
+        return self._test()
+
+    def add_waiter(self, waiter: Follower) -> None:
+        """Wake the waiter at any event."""
+        self._any_event.append(waiter)
+
+    def remove_waiter(self, waiter: Follower) -> None:
+        """Do not wake it any more."""
+        if waiter in self._any_event:
+            self._any_event.remove(waiter)
+
+
+class Reply:
+    """The answer to one request."""
+
+    def __init__(self) -> None:
+        self.answer: dict[str, Any] | None = None
+        self._waiters: list[Follower] = []
+
+    @property
+    def ready(self) -> bool:
+        """Is it there?"""
+        return self.answer is not None
+
+    def add_waiter(self, waiter: Follower) -> None:
+        """Wake the waiter when the answer is there."""
+        self._waiters.append(waiter)
+
+    def remove_waiter(self, waiter: Follower) -> None:
+        """Do not wake it any more."""
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+
+    def settle(self, answer: dict[str, Any]) -> None:
+        """The answer is there."""
+        self.answer = answer
+        for waiter in self._waiters:
+            waiter.wake()
