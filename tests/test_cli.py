@@ -56,6 +56,9 @@ def strange(line):
     if line == "quiet": raise KeyError
     if line == "long": raise ValueError("x" * 10_000)
     if line == "unprintable": raise Unprintable
+    if line == "lost":
+        from mpworker.errors import SupervisorLost
+        raise SupervisorLost("of a pool of my own")
     return line
 
 class Unprintable(Exception):
@@ -201,9 +204,9 @@ def test_files_are_items_of_their_own(here: Path) -> None:
 
 
 def test_what_json_cannot_express_fails_and_the_run_goes_on(here: Path) -> None:
-    Path("in.txt").write_text("none\nset\nnan\nloop\nseparator\nquiet\nlong\nunprintable\nexit\nlast\n")
+    Path("in.txt").write_text("none\nset\nnan\nloop\nseparator\nquiet\nlong\nunprintable\nexit\nlost\nlast\n")
     assert run("map", "tasks:strange", "in.txt", "-o", "out.jsonl", "-n", 2).returncode == 1
-    assert results() == {0: None, 4: "\u2028\ud800", 9: "last"}
+    assert results() == {0: None, 4: "\u2028\ud800", 10: "last"}
     assert Path("out.jsonl").read_bytes().isascii()
     failed = {entry["index"]: (entry["error"], str(entry["message"])) for entry in lines("out.failed.jsonl")}
     for index, kind in ((1, "set"), (2, "float"), (3, "list")):
@@ -212,7 +215,8 @@ def test_what_json_cannot_express_fails_and_the_run_goes_on(here: Path) -> None:
     assert failed[5] == ("KeyError", "")
     assert failed[6] == ("ValueError", "x" * map_module.MESSAGE_LENGTH_MAX + "... (10,000 characters)")
     assert failed[7] == ("tasks.Unprintable", "<its __str__ raised RuntimeError>")
-    assert failed[8] == ("SystemExit", "3")
+    assert failed[8][0] == "TaskExited"
+    assert failed[9] == ("SupervisorLost", "of a pool of my own")
 
 
 def test_a_dead_process_costs_its_item_only(here: Path) -> None:
