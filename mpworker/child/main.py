@@ -24,10 +24,9 @@ from mpworker import context
 from mpworker.ipc import codec, payload
 from mpworker.ipc._native import Claims, MadeBeforeFork
 from mpworker.ipc.channel import Channel
-from mpworker.ipc.codec import Record
+from mpworker.ipc.codec import INTERRUPT_SIGNAL, Record
 from mpworker.ipc.ring import Assembler, split
 
-INTERRUPT_SIGNAL: Final = signal.SIGRTMIN + 8  # the first few are taken by C libraries and by systemd
 _BATCH = 128
 _FLUSH_NS = 1_000_000  # a chunk's results wait at most this long for the next item to begin
 _FOREVER = -1.0

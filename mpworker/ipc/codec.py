@@ -31,6 +31,7 @@ BROKEN   supervisor > client              0                     0               
 FUNCTION, TASK, RANGE, SUBMIT and CHUNK carry a pickle, as do DONE, ITEMS, RESULT and RESULTS when their status says so.
 """
 
+import signal
 from typing import Final, TypeAlias
 
 Record: TypeAlias = tuple[int, int, int, int, int, bytes]
@@ -72,6 +73,9 @@ INTERRUPTED: Final = 4  # JSON: {"stack"}: the interrupt that the supervisor sen
 CRASHED: Final = 5  # JSON: {"pid", "signal", "exit_code", "cause", "attempt"}
 TIMED_OUT: Final = 6  # JSON: {"timeout", "attempt", "stack", "killed"}
 CANCELLED: Final = 7  # no payload
+
+# Sent to a child after its slot's halt word was set. C libraries and systemd take the first few real-time signals.
+INTERRUPT_SIGNAL: Final = signal.SIGRTMIN + 8
 
 # Bounds of the packed header words.
 MAX_CHUNK_ITEMS: Final = (1 << 16) - 1

@@ -1,8 +1,8 @@
 """Rings with payloads of any size: what is too large for one record travels as fragments before it.
 
 The ring itself is native (ring.h says how it works). A payload larger than `Ring.max_payload` is cut; every part
-but the last goes ahead as a FRAGMENT record, and the record proper carries the last part and the FRAGMENTED flag. There is
-one producer, so the parts of two payloads never mix.
+but the last goes ahead as a FRAGMENT record, and the record proper carries the last part and the FRAGMENTED flag. There
+is one producer, so the parts of two payloads never mix.
 """
 
 from collections import deque

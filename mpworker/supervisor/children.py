@@ -6,7 +6,6 @@ import signal
 import time
 from typing import Any
 
-from mpworker.child.main import INTERRUPT_SIGNAL
 from mpworker.ipc import codec, frames
 from mpworker.ipc._native import Claims
 from mpworker.ipc.channel import Channel, make_channel, make_claims
@@ -31,6 +30,7 @@ class Child:
         "outbox",
         "pid",
         "pidfd",
+        "pop",
         "push",
         "ring_bell",
         "seat",
@@ -43,6 +43,7 @@ class Child:
         self.claims = claims
         self.outbox = Outbox(channel.outbound)
         self.push = channel.outbound.push
+        self.pop = channel.inbound.pop
         self.ring_bell = channel.peer_bell.ring
         self.max_payload = channel.outbound.max_payload
         self.assembler = Assembler(max_payload_bytes)
@@ -51,12 +52,6 @@ class Child:
         self.pidfd = -1
         self.dead = False  # its pidfd said so; the nursery's report is still to come
         self.stopping = False  # told to exit
-
-    def send(self, kind: int, flags: int, a: int, b: int, c: int, payload: bytes) -> None:
-        """Send a record, or queue it until the child has made room, and wake the child."""
-        if self.outbox.waiting or len(payload) > self.max_payload or not self.push(kind, flags, a, b, c, payload):
-            self.outbox.send(kind, flags, a, b, c, payload)
-        self.ring_bell()
 
     def signal(self, number: int) -> None:
         """Signal the process; nothing if it is dead or not forked yet."""
@@ -90,6 +85,8 @@ class Children:
         self._next_number = 0
         self._oom_kills = OomKills()
         self.by_number: dict[int, Child] = {}
+        self.everyone: tuple[Child, ...] = ()
+        self.backlog: set[Child] = set()  # whose rings were full
         self.nursery: frames.Frames | None = None
         self.nursery_pid = 0
         self.nursery_ready = False
@@ -179,11 +176,14 @@ class Children:
             os.close(fds[0])
         child = Child(seat, channel, claims, self._config["child"]["max_payload_bytes"])
         self.by_number[seat.number] = child
+        self.everyone = tuple(self.by_number.values())
         return child
 
     def remove(self, child: Child) -> None:
         """Forget a child that is dead."""
         self.by_number.pop(child.seat.number, None)
+        self.everyone = tuple(self.by_number.values())
+        self.backlog.discard(child)
         child.close()
 
     def death(self, child: Child, status: int, cause: str = "") -> Death:
@@ -199,12 +199,28 @@ class Children:
                 cause = "signal" if number else "exit"
         return Death(child.pid, number, exit_code, cause)
 
+    def tell(self, child: Child, kind: int, flags: int, a: int, b: int, c: int, payload: bytes) -> None:
+        """Send a child a record, now or when it has made room, and wake it."""
+        outbox = child.outbox
+        if outbox.waiting or len(payload) > child.max_payload or not child.push(kind, flags, a, b, c, payload):
+            outbox.send(kind, flags, a, b, c, payload)
+            if outbox.waiting:
+                self.backlog.add(child)
+        child.ring_bell()
+
+    def flush(self) -> None:
+        """Send what waits for room, as far as there is some by now."""
+        for child in list(self.backlog):
+            if child.outbox.flush():
+                self.backlog.discard(child)
+            child.ring_bell()
+
     def forget(self, function: Function) -> None:
         """No later task uses the function, unless it is sent again."""
         for child in self.by_number.values():
             if function.key in child.known:
                 child.known.discard(function.key)
-                child.send(codec.FORGET, 0, function.key, 0, 0, b"")
+                self.tell(child, codec.FORGET, 0, function.key, 0, 0, b"")
 
     # ------------------------------------------------------------ effects
 
@@ -219,13 +235,13 @@ class Children:
             key = function.key
             if key not in child.known:
                 child.known.add(key)
-                child.send(codec.FUNCTION, 0, key, 0, 0, function.blob)
+                self.tell(child, codec.FUNCTION, 0, key, 0, 0, function.blob)
         attempt = task.attempts + 1 if task.attempts < codec.LOW else codec.LOW
         if task.items:
             c = codec.pack_range(slot, key, task.start, task.stop)
-            child.send(codec.RANGE, attempt | task.flags, task.key, generation, c, task.payload)
+            self.tell(child, codec.RANGE, attempt | task.flags, task.key, generation, c, task.payload)
         else:
-            child.send(codec.TASK, attempt, task.key, generation, slot | key << 8, task.payload)
+            self.tell(child, codec.TASK, attempt, task.key, generation, slot | key << 8, task.payload)
 
     def revoke(self, seat: Seat, slot: int, generation: int) -> bool:
         return self.by_number[seat.number].claims.revoke(slot, generation)
@@ -238,7 +254,7 @@ class Children:
         return self.by_number[seat.number].claims.halt(slot, generation)
 
     def interrupt(self, seat: Seat) -> None:
-        self.by_number[seat.number].signal(INTERRUPT_SIGNAL)
+        self.by_number[seat.number].signal(codec.INTERRUPT_SIGNAL)
 
     def kill(self, seat: Seat) -> None:
         self.by_number[seat.number].signal(signal.SIGKILL)

@@ -23,6 +23,7 @@ from mpworker.supervisor.scheduler import ProtocolViolation, Scheduler
 
 _CLIENT_BATCH = 256
 _CHILD_BATCH = 64
+_BUSY = 8  # a turn that found more is followed by another before any thought of sleep
 _START_FAILURES_MAX = 3
 _DRAIN, _NOW = "drain", "now"
 
@@ -69,7 +70,6 @@ class Loop:
         self._epoll = select.epoll()
         self._handlers: dict[int, Any] = {}
         self._client_batch: list[Record] = []
-        self._child_batch: list[Record] = []
 
     # ------------------------------------------------------------ the loop
 
@@ -81,8 +81,20 @@ class Loop:
         self._watch(self._client_pidfd, self._client_gone)
         self._start_nursery()
         while self._stopping != _NOW:
-            if not self._turn():
-                self._sleep()
+            if self._turn() > _BUSY:
+                continue
+            # Little is going on, so sleep may be near: arm, and look once more for what was published before its
+            # peer could see the armed bell (ipc/bell.h).
+            bells = [self._world.channel.bell, *(child.channel.bell for child in self._world.everyone)]
+            for bell in bells:
+                bell.arm()
+            if not self._turn() and self._stopping != _NOW:
+                for fd, _ in self._epoll.poll(self._timeout()):
+                    handler = self._handlers.get(fd)
+                    if handler is not None:
+                        handler()
+            for bell in bells:
+                bell.disarm()
 
     def _watch(self, fd: int, handler: Any) -> None:
         self._handlers[fd] = handler
@@ -92,46 +104,32 @@ class Loop:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def _turn(self) -> bool:
-        """Take in what has come and act on it; whether anything had."""
-        world = self._world
+    def _turn(self) -> int:
+        """Take in what has come and act on it; how many things that were."""
+        world, scheduler = self._world, self._scheduler
         found = self._read_client()
-        for child in list(world.by_number.values()):
-            found |= self._read_child(child)
+        for child in world.everyone:
+            found += self._read_child(child)
         now = time.monotonic()
-        scheduler = self._scheduler
         at = scheduler.next_timer()
         if at is not None and now >= at:
-            found = True
+            found += 1
             scheduler.timer(now)
             self._remove_unkillable()
+        if self._spawn_at is not None and now >= self._spawn_at:
+            found += 1
+            self._spawn_at = None
+            self._spawn_missing()
         scheduler.dispatch(now)
         if world.outbox.waiting:
             world.outbox.flush()
-        for child in world.by_number.values():
-            if child.outbox.waiting:
-                child.outbox.flush()
-                child.ring_bell()
-        world.channel.peer_bell.ring()
+        if world.backlog:
+            world.flush()
+        if found:
+            world.channel.peer_bell.ring()
         if self._stopping == _DRAIN:
             self._drain(now)
-        if self._spawn_at is not None and now >= self._spawn_at:
-            self._spawn_at = None
-            self._spawn_missing()
         return found
-
-    def _sleep(self) -> None:
-        bells = [self._world.channel.bell, *(child.channel.bell for child in self._world.by_number.values())]
-        for bell in bells:
-            bell.arm()
-        # Once more after arming: what was published before its peer could see the armed bell. See ipc/bell.h.
-        if not self._turn() and self._stopping != _NOW:
-            for fd, _ in self._epoll.poll(self._timeout()):
-                handler = self._handlers.get(fd)
-                if handler is not None:
-                    handler()
-        for bell in bells:
-            bell.disarm()
 
     def _timeout(self) -> float:
         times = [at for at in (self._scheduler.next_timer(), self._exit_at, self._spawn_at) if at is not None]
@@ -142,11 +140,13 @@ class Loop:
     def _client_gone(self) -> None:
         self._stopping = _NOW
 
-    def _read_client(self) -> bool:
+    def _read_client(self) -> int:
         batch = self._client_batch
+        count = 1
         try:
-            if not self._world.channel.inbound.pop(batch, _CLIENT_BATCH):
-                return False
+            count = self._world.channel.inbound.pop(batch, _CLIENT_BATCH)
+            if not count:
+                return 0
             world, scheduler = self._world, self._scheduler
             for kind, flags, a, b, c, data in batch:
                 if flags & codec.FRAGMENTED:
@@ -165,7 +165,7 @@ class Loop:
             # The client's memory is corrupt: it gets no service, and we have no other.
             self._stopping = _NOW
         batch.clear()
-        return True
+        return count
 
     def _request(self, request: int, message: dict[str, Any]) -> None:
         verb = message["verb"]
@@ -198,21 +198,20 @@ class Loop:
 
     # ------------------------------------------------------------ children
 
-    def _read_child(self, child: Child, whole: bool = False) -> bool:
-        """Take in a child's answers: a batch, or the whole ring."""
-        batch = self._child_batch if not self._child_batch else []
-        found = False
+    def _read_child(self, child: Child, whole: bool = False) -> int:
+        """Take in a child's answers, a batch or the whole ring; how many."""
+        batch: list[Record] = []
+        found = 0
         try:
-            while child.channel.inbound.pop(batch, _CHILD_BATCH):
-                found = True
+            while count := child.pop(batch, _CHILD_BATCH):
+                found += count
                 self._answers(child, batch)
-                batch.clear()
                 if not whole:
                     break
+                batch.clear()
         except (RingCorrupt, ProtocolViolation):
-            batch.clear()
             self._scheduler.kill(child.seat, "corrupt", time.monotonic())
-            return True
+            return 1
         if found:
             child.ring_bell()  # there is room again
         return found
@@ -352,7 +351,7 @@ class Loop:
             self._exit_at = now + self._exit_grace
             for child in children:
                 if child.seat.state == READY:
-                    child.send(codec.EXIT, 0, 0, 0, 0, b"")
+                    self._world.tell(child, codec.EXIT, 0, 0, 0, 0, b"")
                     child.stopping = True
         if not any(child.stopping for child in children) or now >= self._exit_at:
             self._stopping = _NOW

@@ -1,7 +1,7 @@
 """The nursery: a small, thread-free process that forks the children and reaps them.
 
 It is exec'd by the supervisor, imports what the user asked to preload, then forks a child whenever the supervisor says
-so: milliseconds each, with the preloaded modules shared copy-on-write. Only a parent can reap, so it also does the burying:
+so: milliseconds each, with the preloaded modules shared copy-on-write. Only a parent can reap, so it also buries them:
 
 1. a child's pidfd becomes readable: it is a zombie, and its process id and group id are pinned until it is reaped;
 2. its process group is killed (what the task started dies with it);

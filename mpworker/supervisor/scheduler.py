@@ -123,6 +123,7 @@ class Scheduler:
         self._tasks: dict[int, Task] = {}
         self._seats: dict[int, Seat] = {}
         self._idle: dict[Seat, None] = {}  # an ordered set
+        self._crowded = 0  # children that hold an offer behind another
         self._steal_at: float | None = None
         self._next_at: float | None = None  # of all seats' own times; may be too early, never too late
 
@@ -205,7 +206,7 @@ class Scheduler:
                     self._fill(seat, share, now)
                     if not queue:
                         break
-        elif self._idle and self._steal_at is None and self._crowded():
+        elif self._idle and self._steal_at is None and self._crowded:
             self._steal_at = now + STEAL_AFTER
 
     def _fill(self, seat: Seat, share: int, now: float) -> None:
@@ -234,6 +235,8 @@ class Scheduler:
         task.cost_ns = cost * (task.stop - task.start or 1)
         seat.load_ns += task.cost_ns
         seat.offers[slot] = task
+        if len(seat.offers) == 2:
+            self._crowded += 1
         if task.options.timeout is not None:
             self._look_at(seat, now + task.options.timeout)
         if self._leases.next_at is None:
@@ -243,6 +246,8 @@ class Scheduler:
     def _take_back(self, seat: Seat, task: Task) -> None:
         """The offer is over: revoked, answered, or its child is dead."""
         del seat.offers[task.slot]
+        if len(seat.offers) == 1:
+            self._crowded -= 1
         seat.free.append(task.slot)
         seat.load_ns -= task.cost_ns
         task.seat = None
@@ -256,9 +261,6 @@ class Scheduler:
         for task in reversed(list(tasks)):
             task.state = QUEUED
             self._queue.appendleft(task)
-
-    def _crowded(self) -> bool:
-        return any(len(seat.offers) > 1 for seat in self._seats.values())
 
     def _steal(self, now: float) -> None:
         """Take offers from behind long tasks and give them to idle children."""
@@ -496,8 +498,11 @@ class Scheduler:
 
     def next_timer(self) -> float | None:
         """When `timer` must be called next, None for never."""
-        times = [at for at in (self._next_at, self._steal_at, self._leases.next_at) if at is not None]
-        return min(times) if times else None
+        at = self._next_at
+        for other in (self._steal_at, self._leases.next_at):
+            if other is not None and (at is None or other < at):
+                at = other
+        return at
 
     def timer(self, now: float) -> None:
         """Do what is due. All answers that have come in must have been told before."""
