@@ -132,6 +132,15 @@ def _brief(error: BaseException) -> str:
         return type(error).__name__
 
 
+class _Waiters(list[Any]):
+    """Waiters of the library and of the client. `settle` removes each as it is told, so that none is told twice if a
+    signal handler raises in between; the library removes its own afterwards."""
+
+    def remove(self, waiter: Any) -> None:
+        if waiter in self:
+            super().remove(waiter)
+
+
 class TaskFuture(Future[T]):
     """The result to come of one task.
 
@@ -154,8 +163,12 @@ class TaskFuture(Future[T]):
         self._key = key
 
     def __getattr__(self, name: str) -> Any:
-        # The library's `wait` and `as_completed` append to _waiters; whoever does so needs the background reader.
-        if name in ("_waiters", "_done_callbacks"):
+        # The library's `wait` and `as_completed` append to _waiters; whoever does so needs the background reader, at
+        # every time: the list may have been made for waiters that read the ring themselves. So it has another name.
+        if name == "_waiters":
+            self._watch()
+            return self.__dict__.setdefault("_waiting", _Waiters())
+        if name == "_done_callbacks":
             self._watch()
             made: list[Any] = []
             return self.__dict__.setdefault(name, made)
@@ -268,8 +281,8 @@ class TaskFuture(Future[T]):
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call `fn(self)` when the task has ended, in the thread that learns of it, or now if it has."""
+        self._client.poll()  # not under the condition: it runs the callbacks of what has ended
         with self._client.condition:
-            self._client.poll()
             if self._state is PENDING:
                 self._done_callbacks.append(fn)  # whose making starts the reader
                 return
@@ -286,7 +299,7 @@ class TaskFuture(Future[T]):
         if self._slow:
             if self._watched:
                 self._client.unwatch()
-            waiters = self.__dict__.get("_waiters", ())
+            waiters = self.__dict__.get("_waiting", ())
             while waiters:
                 waiter = waiters.pop()
                 if status == codec.CANCELLED:
@@ -298,9 +311,7 @@ class TaskFuture(Future[T]):
 
     def add_waiter(self, waiter: Any) -> None:
         """Have `settle` call the waiter, which reads the ring itself if it must. Under the client's condition."""
-        if "_waiters" not in self.__dict__:
-            self.__dict__["_waiters"] = []  # not by __getattr__: this waiter needs no reader
-        self._waiters.append(waiter)
+        self.__dict__.setdefault("_waiting", _Waiters()).append(waiter)
         self._slow = True
 
     def callbacks(self) -> list[Callable[[Future[T]], object]]:
@@ -309,6 +320,4 @@ class TaskFuture(Future[T]):
 
     def remove_waiter(self, waiter: Any) -> None:
         """Undo `add_waiter`, if it was not called. Under the client's condition."""
-        waiters = self.__dict__.get("_waiters", [])
-        if waiter in waiters:
-            waiters.remove(waiter)
+        self.__dict__.get("_waiting", _Waiters()).remove(waiter)
