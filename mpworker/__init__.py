@@ -5,7 +5,10 @@ neither they nor a command line that prints its version should pay for the clien
 """
 
 import sys
-from typing import TYPE_CHECKING
+
+# Known to type checkers by its name. `typing` is not imported: the supervisor and the nursery import this package on a
+# path of nothing but its folder.
+TYPE_CHECKING = False
 
 __version__ = "0.1.0"
 

@@ -162,7 +162,7 @@ class Client(Reader):
             self._refuse()
 
     def _cannot_send(self, function: object, args: object, error: payload.Unserializable) -> BaseException:
-        name = getattr(function, "__qualname__", None) or payload.name_of_type(function)
+        name = payload.name_of_callable(function)
         cause = error.__cause__ if error.__cause__ is not None else error
         return SerializationError(f"the call of {name!r} cannot be pickled: {type(cause).__name__}: {cause}")
 

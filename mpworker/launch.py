@@ -16,7 +16,12 @@ from mpworker.options import WorkerOptions, available_cores
 
 _CLIENT_SPIN_NS: Final = 50_000
 _CHILD_SPIN_NS: Final = 20_000
-_BOOTSTRAP: Final = "import sys; sys.path.append({!r}); __import__({!r}, fromlist=['main']).main(3)"
+# The package is imported on a path of nothing but its folder, so that the processes run the very copy that the client
+# runs, and no other file of that folder can stand in for a module of the standard library.
+_BOOTSTRAP: Final = (
+    "import sys; sys.path[:], sys.path_was = [{!r}], sys.path[:]; import mpworker; sys.path[:] = sys.path_was; "
+    "del sys.path_was, mpworker; __import__({!r}, fromlist=['main']).main(3)"
+)
 
 
 class Supervisor:

@@ -113,7 +113,7 @@ class Mapping:
         return_exceptions: bool,
     ) -> None:
         self._client = client
-        self._name = getattr(function, "__qualname__", None) or payload.name_of_type(function)
+        self._name = payload.name_of_callable(function)
         try:
             self._function = client.functions.always(function)
         except payload.Unserializable as error:

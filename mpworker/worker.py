@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar
+from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 
 from mpworker.client import Client
 from mpworker.errors import ConfigurationError, InvalidArgument
@@ -64,6 +64,30 @@ class TaskView(Executor):
             raise InvalidArgument(f"submit needs a callable, not {fn!r}")
         return self._client.submit(fn, args, kwargs, self._options_key)
 
+    @overload
+    def map(
+        self,
+        fn: Callable[..., T],
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        return_exceptions: Literal[False] = False,
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[..., T],
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        return_exceptions: bool,
+    ) -> Iterator[T | BaseException]: ...
+
     def map(
         self,
         fn: Callable[..., T],
@@ -73,7 +97,7 @@ class TaskView(Executor):
         chunksize: int | None = None,
         buffersize: int | None = None,
         return_exceptions: bool = False,
-    ) -> Iterator[T]:
+    ) -> Iterator[T | BaseException]:
         """Call `fn` with each item (or one of each iterable) and yield the results in order.
 
         The input is read as results are taken, never far ahead: it may be endless.

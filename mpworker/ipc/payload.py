@@ -34,6 +34,15 @@ def name_of_type(value: object) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
+def name_of_callable(function: object) -> str:
+    """A callable's name for messages; that of the function inside a `functools.partial`."""
+    inner = getattr(function, "func", None)
+    if callable(inner) and not hasattr(function, "__qualname__"):
+        return name_of_callable(inner)
+    name = getattr(function, "__qualname__", None)
+    return name if isinstance(name, str) else name_of_type(function)
+
+
 def dumps_by_value(value: object) -> bytes:
     """Pickle with what is not importable written by value.
 

@@ -289,8 +289,8 @@ def main(fd: int) -> None:
     import gc
 
     gc.freeze()  # the collector of a child would otherwise touch, and so copy, every page of the preloaded modules
-    supervisor.send({"op": "ready"})
     try:
+        supervisor.send({"op": "ready"})
         nursery.serve()
     except ConnectionError:
         pass  # the supervisor is gone, as when serve() returns
