@@ -92,7 +92,8 @@ class WorkerCrashed(MPWorkerError, BrokenExecutor):
         signal: The number of the signal that killed it, or 0.
         exit_code: Its exit code, or None if a signal killed it.
         cause: "signal", "exit", "oom" (the kernel's out-of-memory kill), "lease" (no heartbeat), "nursery" (the process
-            that forks the children died), "lost" (a chunk's item ended, its result died with the child) or
+            that forks the children died), "corrupt" (it wrote nonsense into the memory it shares with the
+            supervisor), "lost" (a chunk's item ended, its result died with the child) or
             "unkillable" (the child survived SIGKILL).
         attempt: The attempt that this death ended, from 1.
     """

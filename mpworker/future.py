@@ -80,6 +80,7 @@ def _exited(report: dict[str, Any], subject: str) -> BaseException:
 _CAUSES = {
     "oom": "it was killed because memory ran out",
     "lease": "it gave no heartbeat within lease_ttl and was killed",
+    "corrupt": "it wrote nonsense into the memory it shares with the supervisor and was killed",
     "nursery": "the process that forks the children died",
     "lost": "the item had ended, but its result was lost with the child",
     "unkillable": "it survives SIGKILL",
@@ -133,8 +134,11 @@ def _brief(error: BaseException) -> str:
 
 
 class _Waiters(list[Any]):
-    """Waiters of the library and of the client. `settle` removes each as it is told, so that none is told twice if a
-    signal handler raises in between; the library removes its own afterwards."""
+    """Waiters of the library and of the client.
+
+    `settle` removes each as it is told, so that none is told twice if a signal handler raises in between; the library
+    removes its own afterwards.
+    """
 
     def remove(self, waiter: Any) -> None:
         if waiter in self:

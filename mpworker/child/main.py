@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
@@ -331,6 +332,9 @@ def run(channel: Channel, claims: Claims, settings: dict[str, Any], initializer:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)  # whole lines, in order, and none lost with a killed child
         _reseed()
+        # CPython 3.12 and later warn when a process with threads forks. Ours has one that holds no lock and runs no
+        # Python; the warning would come for every task that uses multiprocessing.
+        warnings.filterwarnings("ignore", r".*use of fork\(\) may lead to deadlocks", DeprecationWarning)
         if child.initialize(initializer):
             child.serve()
             import atexit

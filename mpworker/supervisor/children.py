@@ -32,6 +32,7 @@ class Child:
         "pidfd",
         "pop",
         "push",
+        "refusal",
         "ring_bell",
         "seat",
         "stopping",
@@ -52,6 +53,7 @@ class Child:
         self.pidfd = -1
         self.dead = False  # its pidfd said so; the nursery's report is still to come
         self.stopping = False  # told to exit
+        self.refusal = ""  # what the initializer raised
 
     def signal(self, number: int) -> None:
         """Signal the process; nothing if it is dead or not forked yet."""
@@ -191,8 +193,8 @@ class Children:
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         exit_code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
         if not cause:
-            if child.seat.kill_cause == "lease":
-                cause = "lease"
+            if child.seat.kill_cause in ("lease", "corrupt"):
+                cause = child.seat.kill_cause
             elif number == signal.SIGKILL and not child.seat.kill_cause and self._oom_kills.take():
                 cause = "oom"
             else:

@@ -25,6 +25,7 @@ _CLIENT_BATCH = 256
 _CHILD_BATCH = 64
 _BUSY = 8  # a turn that found more is followed by another before any thought of sleep
 _START_FAILURES_MAX = 3
+_START_BACKOFF, _START_BACKOFF_MAX = 0.025, 5.0  # seconds until the next try, doubled by each failure
 _DRAIN, _NOW = "drain", "now"
 
 
@@ -233,7 +234,7 @@ class Loop:
                 self._start_failures = 0
                 scheduler.child_ready(seat)
             elif kind == codec.REFUSED:
-                self._broken("initializer", data.decode(errors="replace"))
+                child.refusal = data.decode(errors="replace")
             else:
                 raise ProtocolViolation(f"record kind {kind}")
 
@@ -264,7 +265,7 @@ class Loop:
             self._world.nursery_ready = True
             self._spawn_missing()
         elif op == "failed":
-            self._broken("preload", report["error"])
+            self._broken("a module of preload cannot be imported", report["error"])
         elif op == "spawned":
             if child is None:
                 os.close(fds[0])
@@ -304,7 +305,8 @@ class Loop:
         if not started and not self._stopping and cause != "nursery":
             how = f"signal {death.signal}" if death.signal else f"exit code {death.exit_code}"
             why = " (it took longer than start_timeout)" if child.seat.kill_cause == "start" else ""
-            self._start_failed(f"child {child.pid} ended by {how} before it was ready{why}")
+            refused = f"the initializer raised:\n{child.refusal}" if child.refusal else ""
+            self._start_failed(refused or f"child {child.pid} ended by {how} before it was ready{why}")
         self._spawn_missing()
 
     def _remove_unkillable(self) -> None:
@@ -327,12 +329,14 @@ class Loop:
             self._start_nursery()
 
     def _start_failed(self, why: str) -> None:
-        """Count a child that never ran; too many in a row end the pool with a clear error."""
+        """Count a child that never ran; too many in a row, with no other there, end the pool with a clear error."""
         self._start_failures += 1
-        if self._start_failures >= _START_FAILURES_MAX:
-            self._broken("start", f"{why}; {self._start_failures} starts in a row failed")
+        serving = any(child.seat.state == READY for child in self._world.everyone)
+        if self._start_failures >= _START_FAILURES_MAX and not serving:
+            self._broken(f"{self._start_failures} starts in a row failed, the last one so", why)
         else:
-            self._spawn_at = time.monotonic() + 0.05 * 2**self._start_failures
+            backoff = min(_START_BACKOFF_MAX, _START_BACKOFF * 2**self._start_failures)
+            self._spawn_at = time.monotonic() + backoff
 
     def _broken(self, what: str, why: str) -> None:
         if self._stopping != _NOW:
