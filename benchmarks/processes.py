@@ -1,0 +1,89 @@
+"""The CPU time of processes and threads, from /proc, in nanoseconds: the tick counts of `getrusage` are too coarse."""
+
+import os
+import threading
+from dataclasses import dataclass
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process has used since its start.
+
+    Attributes:
+        cpu_ns: On a core.
+        queued_ns: Ready to run, and waiting for a core.
+        sleeps: Times it gave up its core, to wait for something.
+    """
+
+    cpu_ns: int = 0
+    queued_ns: int = 0
+    sleeps: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(self.cpu_ns + other.cpu_ns, self.queued_ns + other.queued_ns, self.sleeps + other.sleeps)
+
+    def __sub__(self, other: "Usage") -> "Usage":
+        return Usage(self.cpu_ns - other.cpu_ns, self.queued_ns - other.queued_ns, self.sleeps - other.sleeps)
+
+
+def usage_of_thread(pid: int, tid: int) -> Usage:
+    """Of one thread; nothing if it has ended."""
+    folder = f"/proc/{pid}/task/{tid}"
+    try:
+        with open(f"{folder}/schedstat") as file:
+            cpu_ns, queued_ns, _ = map(int, file.read().split())
+        with open(f"{folder}/status") as file:
+            sleeps = next(int(line.split()[1]) for line in file if line.startswith("voluntary_ctxt_switches"))
+    except (FileNotFoundError, ProcessLookupError):
+        return Usage()
+    return Usage(cpu_ns, queued_ns, sleeps)
+
+
+def threads_of(pid: int) -> set[int]:
+    """The threads of a process; none if it has ended."""
+    try:
+        return {int(tid) for tid in os.listdir(f"/proc/{pid}/task")}
+    except FileNotFoundError:
+        return set()
+
+
+def usage_of(pid: int) -> Usage:
+    """Of all threads of a process."""
+    total = Usage()
+    for tid in threads_of(pid):
+        total += usage_of_thread(pid, tid)
+    return total
+
+
+def own_usage() -> Usage:
+    """Of the calling thread."""
+    return usage_of_thread(os.getpid(), threading.get_native_id())
+
+
+class Watched:
+    """Whatever a pool has started: the processes below this one, and the threads in it. Make it before the pool."""
+
+    def __init__(self) -> None:
+        self._pids = _descendants()
+        self._tids = threads_of(os.getpid())
+        self._mine: tuple[set[int], set[int]] = set(), set()
+
+    def settle(self) -> None:
+        """What is new by now is the pool's."""
+        self._mine = _descendants() - self._pids, threads_of(os.getpid()) - self._tids
+
+    def usage(self) -> Usage:
+        """Of the pool's processes and threads together."""
+        pids, tids = self._mine
+        total = Usage()
+        for pid in pids:
+            total += usage_of(pid)
+        for tid in tids:
+            total += usage_of_thread(os.getpid(), tid)
+        return total
+
+
+def _descendants() -> set[int]:
+    return {process.pid for process in psutil.Process().children(recursive=True)}
