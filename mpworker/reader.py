@@ -60,6 +60,7 @@ class Reader:
         self._push: Callable[..., bool] = channel.outbound.push
         self._pop = channel.inbound.pop
         self._ring: Callable[[], None] = channel.peer_bell.ring
+        self._ring_room: Callable[[], None] = channel.peer_bell.ring_room
 
     def _refuse(self) -> None:
         """Raise why nothing more is accepted."""
@@ -188,7 +189,7 @@ class Reader:
             return  # settling: a signal handler or a finalizer came in between; the frame below goes on
         inbox = self._inbox
         while self._pop(inbox, _BATCH) or inbox:
-            self._ring()  # there is room again
+            self._ring_room()
             self._settle_inbox()
 
     def _settle_inbox(self) -> None:
@@ -271,7 +272,7 @@ class Reader:
             self._closed = "lost"
             self._fail_all(LOST, b"")
         self._push = _push_nowhere  # the eventfds' numbers may be another file's from now on
-        self._ring = _ring_nowhere
+        self._ring = self._ring_room = _ring_nowhere
         self.supervisor.close()
 
 

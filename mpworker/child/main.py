@@ -252,14 +252,14 @@ class Child:
     def serve(self) -> None:
         """Run tasks until EXIT."""
         inbound, bell = self._channel.inbound, self._channel.bell
-        peer_ring = self._ring_supervisor
+        peer_bell = self._channel.peer_bell
         batch: list[Record] = []
         while True:
             if not inbound.pop(batch, _BATCH):
                 _flush_streams()
                 bell.wait(inbound, None, 0, _FOREVER, -1, self._spin_ns)
                 continue
-            peer_ring()  # there is room again
+            peer_bell.ring_room()
             for kind, flags, a, b, c, data in batch:
                 if flags & codec.FRAGMENTED:
                     data = self._assembler.finish(data)  # noqa: PLW2901

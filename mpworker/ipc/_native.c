@@ -386,6 +386,25 @@ static PyObject *bell_ring(PyObject *self, PyObject *Py_UNUSED(ignored))
     return bell_write(bell);
 }
 
+static PyObject *bell_ring_room(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    bell_object *bell = (bell_object *)self;
+    if (!usable(self))
+        return NULL;
+    if (!mpw_bell_room_pending(bell->word))
+        Py_RETURN_NONE;
+    return bell_write(bell);
+}
+
+static PyObject *bell_want_room(PyObject *self, PyObject *wanted)
+{
+    int truth = PyObject_IsTrue(wanted);
+    if (truth < 0 || !usable(self))
+        return NULL;
+    mpw_bell_want_room(((bell_object *)self)->word, truth);
+    Py_RETURN_NONE;
+}
+
 static PyObject *bell_wake(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     return usable(self) ? bell_write((bell_object *)self) : NULL;
@@ -469,6 +488,9 @@ static PyObject *bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nar
 
 static PyMethodDef bell_methods[] = {
     {"ring", bell_ring, METH_NOARGS, "ring()\n\nWake the owner if it sleeps; to be called after a push or a pop."},
+    {"ring_room", bell_ring_room, METH_NOARGS,
+     "ring_room()\n\nWake the owner if it sleeps and wants room; to be called after a pop that nothing else answers."},
+    {"want_room", bell_want_room, METH_O, "want_room(wanted)\n\nOwner: from the next arm() on, be woken by ring_room() too."},
     {"wake", bell_wake, METH_NOARGS, "wake()\n\nWake the owner whether it sleeps or not (from a thread or a handler)."},
     {"arm", bell_arm, METH_NOARGS, "arm()\n\nSay that this side is about to sleep; look at the rings once more after it."},
     {"disarm", bell_disarm, METH_NOARGS, "disarm()\n\nSay that this side is awake."},
@@ -526,9 +548,8 @@ static mpw_slot *slot_arguments(PyObject *self, PyObject *const *args, Py_ssize_
         if (!get_u64(args[i], &values[i - 1]))
             return NULL;
     }
-    if (wanted > 1 && (values[0] < 1 || values[0] > MPW_GENERATION_MAX))
-        return (void *)PyErr_Format(PyExc_ValueError, "generation %llu is not from 1 to 2**62 - 1",
-                                    (unsigned long long)values[0]);
+    if (wanted > 1 && values[0] > MPW_GENERATION_MAX)
+        return (void *)PyErr_Format(PyExc_ValueError, "generation %llu is over 2**62 - 1", (unsigned long long)values[0]);
     return &claims->page->slots[index];
 }
 
@@ -538,6 +559,8 @@ static PyObject *claims_offer(PyObject *self, PyObject *const *args, Py_ssize_t 
     mpw_slot *slot = slot_arguments(self, args, nargs, 2, "offer", &generation);
     if (!slot)
         return NULL;
+    if (!generation)
+        return PyErr_Format(PyExc_ValueError, "generation 0 stands for none");
     mpw_claim_offer(slot, generation);
     Py_RETURN_NONE;
 }

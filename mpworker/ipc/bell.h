@@ -38,6 +38,7 @@
 /* In shared memory, alone on its cache line: the ringer reads it after every publication. */
 typedef struct {
     _Alignas(64) _Atomic uint32_t sleeping;
+    _Atomic uint32_t wants_room; /* the owner waits for its outbound ring to empty, not only for records */
 } mpw_bell_word;
 
 _Static_assert(sizeof(mpw_bell_word) == 64, "one cache line");
@@ -62,6 +63,22 @@ static inline bool mpw_bell_pending(mpw_bell_word *bell)
     atomic_thread_fence(memory_order_seq_cst);
     return atomic_load_explicit(&bell->sleeping, memory_order_relaxed) != 0 &&
            atomic_exchange_explicit(&bell->sleeping, 0, memory_order_relaxed) != 0;
+}
+
+/* The same after the release of bytes rather than a publication: a sleeper that waits for records alone is left asleep,
+ * or every pop would wake the producer for nothing. The argument is the same with `wants_room` beside `sleeping`: the owner
+ * stores both before its fence. */
+static inline bool mpw_bell_room_pending(mpw_bell_word *bell)
+{
+    atomic_thread_fence(memory_order_seq_cst);
+    return atomic_load_explicit(&bell->wants_room, memory_order_relaxed) != 0 &&
+           atomic_exchange_explicit(&bell->sleeping, 0, memory_order_relaxed) != 0;
+}
+
+static inline void mpw_bell_want_room(mpw_bell_word *bell, bool wanted)
+{
+    /* relaxed: it becomes binding with the fence of the mpw_bell_arm that follows. */
+    atomic_store_explicit(&bell->wants_room, wanted, memory_order_relaxed);
 }
 
 /* Write the eventfd. 0, or an errno. EAGAIN means that its count is full: it is readable, which is all we want. */
@@ -124,9 +141,13 @@ static inline int mpw_bell_wait(mpw_bell_word *bell, int fd, const mpw_watch *wa
             }
         } while (mpw_now_ns() < until);
     }
+    if (watch->head)
+        mpw_bell_want_room(bell, true);
     mpw_bell_arm(bell);
     if (mpw_watch_ready(watch)) {
         mpw_bell_disarm(bell);
+        if (watch->head)
+            mpw_bell_want_room(bell, false);
         return 1;
     }
     struct pollfd fds[2] = {{.fd = fd, .events = POLLIN}, {.fd = also_fd, .events = POLLIN}}; /* a negative one is skipped */
@@ -139,6 +160,8 @@ static inline int mpw_bell_wait(mpw_bell_word *bell, int fd, const mpw_watch *wa
     int found = ppoll(fds, 2, timeout, NULL);
     int error = errno;
     mpw_bell_disarm(bell);
+    if (watch->head)
+        mpw_bell_want_room(bell, false);
     if (found < 0) {
         errno = error;
         return -1;

@@ -115,7 +115,7 @@ static inline mpw_status mpw_ring_room(mpw_ring *ring, uint64_t need)
     /* acquire: pairs with the release store of `head` in mpw_ring_release; the consumer's copies out of the bytes that we
      * are about to overwrite happen before our stores to them. */
     uint64_t head = atomic_load_explicit(&ring->ctl->head, memory_order_acquire);
-    if (ring->own - head > ring->capacity || head < ring->seen || (head & (MPW_RECORD_ALIGN - 1)) != 0)
+    if (ring->own - head > ring->capacity)
         return MPW_CORRUPT;
     ring->seen = head;
     return ring->capacity - (ring->own - head) >= need ? MPW_OK : MPW_FULL;
@@ -181,7 +181,7 @@ static inline mpw_status mpw_ring_next(mpw_ring *ring, mpw_record *out)
             uint64_t tail = atomic_load_explicit(&ring->ctl->tail, memory_order_acquire);
             if (tail == ring->own)
                 return MPW_EMPTY;
-            if (tail - ring->own > ring->capacity || (tail & (MPW_RECORD_ALIGN - 1)) != 0)
+            if (tail - ring->own > ring->capacity)
                 return MPW_CORRUPT;
             ring->seen = tail;
         }
@@ -198,8 +198,6 @@ static inline mpw_status mpw_ring_next(mpw_ring *ring, mpw_record *out)
             ring->own += to_end;
             continue;
         }
-        if (fill < sizeof(mpw_record_header) || to_end < sizeof(mpw_record_header))
-            return MPW_CORRUPT;
         if (size > mpw_ring_max_payload(ring->capacity))
             return MPW_CORRUPT;
         uint64_t total = mpw_record_bytes(size);

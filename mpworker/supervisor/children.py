@@ -34,6 +34,7 @@ class Child:
         "push",
         "refusal",
         "ring_bell",
+        "ring_room",
         "seat",
         "stopping",
     )
@@ -46,6 +47,7 @@ class Child:
         self.push = channel.outbound.push
         self.pop = channel.inbound.pop
         self.ring_bell = channel.peer_bell.ring
+        self.ring_room = channel.peer_bell.ring_room
         self.max_payload = channel.outbound.max_payload
         self.assembler = Assembler(max_payload_bytes)
         self.known: set[int] = set()  # functions that it has been sent and not told to forget
@@ -208,6 +210,7 @@ class Children:
             outbox.send(kind, flags, a, b, c, payload)
             if outbox.waiting:
                 self.backlog.add(child)
+                child.channel.bell.want_room(True)
         child.ring_bell()
 
     def flush(self) -> None:
@@ -215,6 +218,7 @@ class Children:
         for child in list(self.backlog):
             if child.outbox.flush():
                 self.backlog.discard(child)
+                child.channel.bell.want_room(False)
             child.ring_bell()
 
     def forget(self, function: Function) -> None:

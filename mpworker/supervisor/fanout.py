@@ -21,6 +21,7 @@ class ClientPort:
     def __init__(self, channel: Channel, max_payload_bytes: int) -> None:
         self.channel = channel
         self.outbox = Outbox(channel.outbound)
+        self.sent = False  # something that the client's bell must be rung for
         self._push = channel.outbound.push
         self._max_payload = channel.outbound.max_payload
         self._assembler = Assembler(max_payload_bytes)
@@ -59,8 +60,16 @@ class ClientPort:
 
     def send(self, kind: int, flags: int, a: int, b: int, c: int, payload: bytes) -> None:
         """Send a record now, or as soon as the client has made room."""
+        self.sent = True
         if self.outbox.waiting or len(payload) > self._max_payload or not self._push(kind, flags, a, b, c, payload):
             self.outbox.send(kind, flags, a, b, c, payload)
+            self.channel.bell.want_room(True)
+
+    def flush_client(self) -> None:
+        """Send what waits for room, as far as there is some by now."""
+        self.sent = True
+        if self.outbox.flush():
+            self.channel.bell.want_room(False)
 
     def reply(self, request: int, answer: dict[str, Any]) -> None:
         """Answer a REQUEST."""
@@ -68,11 +77,7 @@ class ClientPort:
 
     def emit(self, task: Task, status: int, payload: bytes) -> None:
         """A task ended."""
-        if self.outbox.waiting or not self._push_small(codec.RESULT, status, task.key, payload):
-            self.outbox.send(codec.RESULT, status, task.key, 0, 0, payload)
-
-    def _push_small(self, kind: int, status: int, key: int, payload: bytes) -> bool:
-        return len(payload) <= self._max_payload and self._push(kind, status, key, 0, 0, payload)
+        self.send(codec.RESULT, status, task.key, 0, 0, payload)
 
     def emit_items(self, task: Task, start: int, stop: int, status: int, payload: bytes, duration_ns: int) -> None:
         """A run of a chunk's items ended."""

@@ -123,10 +123,11 @@ class Loop:
             self._spawn_missing()
         scheduler.dispatch(now)
         if world.outbox.waiting:
-            world.outbox.flush()
+            world.flush_client()
         if world.backlog:
             world.flush()
-        if found:
+        if world.sent:
+            world.sent = False
             world.channel.peer_bell.ring()
         if self._stopping == _DRAIN:
             self._drain(now)
@@ -149,6 +150,7 @@ class Loop:
             if not count:
                 return 0
             world, scheduler = self._world, self._scheduler
+            world.channel.peer_bell.ring_room()
             for kind, flags, a, b, c, data in batch:
                 if flags & codec.FRAGMENTED:
                     data = world.whole((kind, flags, a, b, c, data))  # noqa: PLW2901
@@ -214,7 +216,7 @@ class Loop:
             self._scheduler.kill(child.seat, "corrupt", time.monotonic())
             return 1
         if found:
-            child.ring_bell()  # there is room again
+            child.ring_room()
         return found
 
     def _answers(self, child: Child, batch: list[Record]) -> None:
