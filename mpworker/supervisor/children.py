@@ -9,7 +9,7 @@ from typing import Any
 from mpworker.ipc import codec, frames
 from mpworker.ipc._native import Claims
 from mpworker.ipc.channel import Channel, make_channel, make_claims
-from mpworker.ipc.ring import Assembler, Outbox
+from mpworker.ipc.ring import Assembler, Outbox, RingCorrupt
 from mpworker.supervisor.nursery import bury, kill_strays
 from mpworker.supervisor.oom import OomKills
 from mpworker.supervisor.registry import Death, Function, Seat, Task
@@ -91,6 +91,7 @@ class Children:
         self.by_number: dict[int, Child] = {}
         self.everyone: tuple[Child, ...] = ()
         self.backlog: set[Child] = set()  # whose rings were full
+        self.corrupt: set[Child] = set()  # whose rings cannot be pushed to; the loop has them killed
         self.nursery: frames.Frames | None = None
         self.nursery_pid = 0
         self.nursery_ready = False
@@ -188,6 +189,7 @@ class Children:
         self.by_number.pop(child.seat.number, None)
         self.everyone = tuple(self.by_number.values())
         self.backlog.discard(child)
+        self.corrupt.discard(child)
         child.close()
 
     def death(self, child: Child, status: int, cause: str = "") -> Death:
@@ -205,20 +207,27 @@ class Children:
 
     def tell(self, child: Child, kind: int, flags: int, a: int, b: int, c: int, payload: bytes) -> None:
         """Send a child a record, now or when it has made room, and wake it."""
-        outbox = child.outbox
-        if outbox.waiting or len(payload) > child.max_payload or not child.push(kind, flags, a, b, c, payload):
-            outbox.send(kind, flags, a, b, c, payload)
-            if outbox.waiting:
-                self.backlog.add(child)
-                child.channel.bell.want_room(True)
-        child.ring_bell()
+        try:
+            outbox = child.outbox
+            if outbox.waiting or len(payload) > child.max_payload or not child.push(kind, flags, a, b, c, payload):
+                outbox.send(kind, flags, a, b, c, payload)
+                if outbox.waiting:
+                    self.backlog.add(child)
+                    child.channel.bell.want_room(True)
+            child.ring_bell()
+        except RingCorrupt:
+            self.corrupt.add(child)  # what it was offered is settled at its death
 
     def flush(self) -> None:
         """Send what waits for room, as far as there is some by now."""
         for child in list(self.backlog):
-            if child.outbox.flush():
+            try:
+                if child.outbox.flush():
+                    self.backlog.discard(child)
+                    child.channel.bell.want_room(False)
+            except RingCorrupt:
                 self.backlog.discard(child)
-                child.channel.bell.want_room(False)
+                self.corrupt.add(child)
             child.ring_bell()
 
     def forget(self, function: Function) -> None:

@@ -126,6 +126,8 @@ class Loop:
             world.flush_client()
         if world.backlog:
             world.flush()
+        while world.corrupt:
+            scheduler.kill(world.corrupt.pop().seat, "corrupt", now)
         if world.sent:
             world.sent = False
             world.channel.peer_bell.ring()
@@ -213,8 +215,10 @@ class Loop:
                     break
                 batch.clear()
         except (RingCorrupt, ProtocolViolation):
+            # Found once: a ring that stays corrupt must not keep the loop from sleeping, and so from hearing of the death.
+            found = int(child.seat.state < DYING)
             self._scheduler.kill(child.seat, "corrupt", time.monotonic())
-            return 1
+            return found
         if found:
             child.ring_room()
         return found
