@@ -118,7 +118,7 @@ class Child:
         try:
             data = payload.dumps((error.with_traceback(None), text))
             payload.loads(data)  # many exceptions pickle and then cannot be made again: say so now, by name
-        except (Exception, SystemExit) as cause:  # noqa: BLE001
+        except BaseException as cause:  # noqa: BLE001  # their code may raise anything, and this child lives on
             return _unserializable("exception", payload.name_of_type(error), cause, text)
         return codec.ERROR, data
 
@@ -127,6 +127,8 @@ class Child:
             return codec.OK, payload.dumps(value)
         except payload.Unserializable as error:
             return _unserializable("result", error.type_name, error, "")
+        except BaseException as error:  # noqa: BLE001  # KeyboardInterrupt and the like, from a __reduce__
+            return _unserializable("result", payload.name_of_type(value), error, "")
 
     def _function(self, function: int) -> Callable[..., Any]:
         found = self._functions[function]
@@ -150,7 +152,7 @@ class Child:
                 args, kwargs = payload.loads(data)
             else:
                 call, args, kwargs = payload.loads(data)
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001
             status, out = _unserializable("call", "arguments", error, _format(error))
         else:
             self._running_slot = slot
@@ -183,7 +185,7 @@ class Child:
         try:
             call = self._function(c >> 8 & 0xFFFFFF)
             items = payload.loads(data)
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001
             self._attempt = 0
             status, out = _unserializable("call", "arguments", error, _format(error))
             self._answer(codec.ITEMS, status | codec.LAST, start | stop << 32, generation, slot, out)
@@ -235,12 +237,13 @@ class Child:
         stop = first + len(values)
         try:
             out = payload.dumps(values)
-        except payload.Unserializable:
+        except BaseException:  # noqa: BLE001  # said below, of the value whose fault it is
             for offset, value in enumerate(values):
                 status, one = self._outcome([value])
                 end = last if offset == len(values) - 1 else 0
                 if status == codec.UNSERIALIZABLE:
-                    status, one = self._outcome(value)  # the message names the value's type, not the list's
+                    again, named = self._outcome(value)  # this message names the value's type, not the list's
+                    one = named if again == status else one
                 at = first + offset
                 self._answer(codec.ITEMS, status | end, at | at + 1 << 32, generation, slot | duration << 8, one)
         else:
@@ -293,14 +296,14 @@ class Child:
 def _format(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(error))
-    except Exception as broken:  # noqa: BLE001  # an exception's own __str__ may raise
+    except BaseException as broken:  # noqa: BLE001  # an exception's own __str__ may raise anything
         return f"{type(error).__qualname__} (its traceback cannot be printed: {type(broken).__qualname__})\n"
 
 
 def _unserializable(what: str, type_name: str, error: BaseException, text: str) -> tuple[int, bytes]:
     try:
         message = f"{type(error).__name__}: {error}" if not isinstance(error, payload.Unserializable) else str(error)
-    except Exception:  # noqa: BLE001  # as in _format
+    except BaseException:  # noqa: BLE001  # as in _format
         message = type(error).__name__
     report = {"what": what, "type": type_name, "message": message, "traceback": text}
     return codec.UNSERIALIZABLE, json.dumps(report).encode()
