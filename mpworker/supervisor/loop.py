@@ -215,7 +215,7 @@ class Loop:
                     break
                 batch.clear()
         except (RingCorrupt, ProtocolViolation):
-            # Found once: a ring that stays corrupt must not keep the loop from sleeping, and so from hearing of the death.
+            # Found once: a ring that stays corrupt must not keep the loop from epoll, and so from hearing of the death.
             found = int(child.seat.state < DYING)
             self._scheduler.kill(child.seat, "corrupt", time.monotonic())
             return found
