@@ -238,13 +238,13 @@ class Client(Reader):
         if not isinstance(task_id, str):
             raise InvalidArgument(f"a task id is a str, not {task_id!r}")
         number = task_id.removeprefix(self.prefix)
-        key = int(number) if task_id.startswith(self.prefix) and number.isdigit() else 0
+        key = int(number) if task_id.startswith(self.prefix) and number.isdecimal() else 0
         future = self.pending.get(key)
-        if future is None:
-            if not 0 < key <= self._last_key:
-                raise TaskNotFound(f"no task has the id {task_id!r}")
-            return False
-        return bool(future.cancel())
+        if isinstance(future, TaskFuture):
+            return bool(future.cancel())
+        if future is not None or not 0 < key <= self._last_key:  # a chunk of a map is no task
+            raise TaskNotFound(f"no task has the id {task_id!r}")
+        return False
 
     def is_running(self, key: int) -> bool:
         """Has a child claimed the task?"""
@@ -260,14 +260,16 @@ class Client(Reader):
 
     def stop_graceful(self, timeout: float | None) -> bool:
         """Finish what was accepted, then end everything; False if the time was over first and the rest cancelled."""
-        if self._forked or self._exited:
+        if self._forked:
             return True
+        if self._exited:
+            return self._closed == "stopped"
         deadline = None if timeout is None else time.monotonic() + timeout
         self._ask_stop(now=False)
         gone = self.when(lambda: self._exited)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if self.wait_for(gone, left):
-            return True
+            return self._closed == "stopped"
         self.stop_now()
         return False
 
@@ -294,6 +296,7 @@ class Client(Reader):
     def _ask_stop(self, now: bool) -> None:
         self.close_submit()
         self._stop_asked = True
+        self._stop_now = self._stop_now or now
         message = json.dumps({"verb": "stop", "now": now}).encode()
         if now:
             # The ring may be full and its reader stopped: the closed socket says the same.

@@ -49,6 +49,14 @@ class Supervisor:
         """SIGKILL it; its nursery ends everything below."""
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
+    def ended_well(self) -> bool:
+        """Has the dead process ended by itself, with all its work done?"""
+        try:
+            ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            return True  # the program waited for all its children itself: nobody knows any more
+        return ended is not None and ended.si_code == os.CLD_EXITED and ended.si_status == 0
+
     def close(self) -> None:
         """Reap the dead process and close everything."""
         try:

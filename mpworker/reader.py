@@ -52,6 +52,7 @@ class Reader:
         self._watched = 0
         self._background: threading.Thread | None = None
         self._stop_asked = False
+        self._stop_now = False
         self._closed = ""  # why nothing more is accepted: "stopped", "lost", "broken" or "forked"; "" while open
         self._broken: dict[str, Any] | None = None
         self._exited = False
@@ -265,7 +266,7 @@ class Reader:
         self._exited = True
         if self._broken is not None:
             self._fail_all(BROKEN, json.dumps(self._broken).encode())
-        elif self._stop_asked:
+        elif self._stop_now or (self._stop_asked and self.supervisor.ended_well()):
             self._closed = "stopped"
             self._fail_all(codec.CANCELLED, b"")
         else:
@@ -287,7 +288,10 @@ def _ring_nowhere() -> None:
 def _call_back(future: Any, call: Callable[[Any], object]) -> None:
     try:
         call(future)
-    except Exception:  # noqa: BLE001  # as the standard library: logged, never raised
+    except BaseException as error:  # as the standard library: logged, never raised
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise  # Ctrl-C, most likely
+        # A SystemExit too: raised, it would end the reading thread, and whoever waits would wait for ever.
         from concurrent.futures._base import LOGGER
 
         LOGGER.exception("exception calling callback for %r", future)
