@@ -107,8 +107,8 @@ class Child:
 
     def _failure(self, error: BaseException) -> tuple[int, bytes]:
         """The status and payload that tell of what a task raised."""
-        if isinstance(error, TaskInterrupted):
-            return codec.INTERRUPTED, json.dumps({"stack": self._stack}).encode()
+        if self._stack:  # whatever it made of the interrupt
+            return self._interrupted()
         # The first frame is this file's call of the task.
         frames = error.__traceback__.tb_next if error.__traceback__ is not None else None
         text = _format(error.with_traceback(frames))
@@ -121,6 +121,10 @@ class Child:
         except BaseException as cause:  # noqa: BLE001  # their code may raise anything, and this child lives on
             return _unserializable("exception", payload.name_of_type(error), cause, text)
         return codec.ERROR, data
+
+    def _interrupted(self) -> tuple[int, bytes]:
+        stack, self._stack = self._stack, ""
+        return codec.INTERRUPTED, json.dumps({"stack": stack}).encode()
 
     def _outcome(self, value: Any) -> tuple[int, bytes]:
         try:
@@ -165,7 +169,7 @@ class Child:
             except BaseException as error:  # noqa: BLE001
                 status, out = self._failure(error)
             else:
-                status, out = self._outcome(value)
+                status, out = self._interrupted() if self._stack else self._outcome(value)
                 value = None  # not kept until the next task
             args = kwargs = None
         self._attempt = 0
@@ -204,6 +208,18 @@ class Child:
             first = index
             flushed_at = now
 
+        def drop_late() -> None:
+            # The last item swallowed its interrupt: its value came too late.
+            nonlocal index, first
+            values.pop()
+            index -= 1
+            if values:
+                flush(0)
+            status, out = self._interrupted()
+            index += 1
+            self._answer(codec.ITEMS, status, first | index << 32, generation, slot, out)
+            first = index
+
         while index < stop:
             if not step(slot, generation, index + 1):
                 break
@@ -225,8 +241,13 @@ class Child:
                 continue
             values.append(value)
             index += 1
-            if clock() - flushed_at > _FLUSH_NS and index < stop:
-                flush(0)
+            if clock() - flushed_at > _FLUSH_NS:
+                if self._stack:
+                    drop_late()
+                elif index < stop:
+                    flush(0)
+        if self._stack:
+            drop_late()
         self._attempt = 0
         flush(codec.LAST)
 

@@ -326,11 +326,21 @@ class Scheduler:
         if last:
             if piece.decided == CANCELLED:
                 piece.state = ENDED
+            elif piece.decided and piece.decided_item < 0 and not count:
+                self._late_before_any_item(piece)
             elif piece.start < piece.stop:
                 piece.decided = 0
                 self._requeue_first([piece])
             else:
                 self._piece_over(piece)
+
+    def _late_before_any_item(self, piece: Task) -> None:
+        """The unpickling of its items took too long. Alone, the one that is at fault will too."""
+        if piece.stop - piece.start > 1:
+            self._effects.split(piece, piece.start, piece.stop)
+            self._piece_over(piece)
+        else:
+            self._decided(piece, stack=b"", killed=False)
 
     def _items_ended(self, piece: Task, start: int, stop: int, status: int, payload: bytes, duration_ns: int) -> None:
         """`piece.start` has passed these items; settle each."""
