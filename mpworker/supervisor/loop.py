@@ -6,6 +6,7 @@ peer: a full ring's records wait in that peer's outbox, and a peer whose ring is
 """
 
 import json
+import math
 import os
 import select
 import signal
@@ -64,10 +65,12 @@ class Loop:
             kill_timeout=config["kill_timeout"],
         )
         self._exit_grace: float = config["grace"]
+        self._start_timeout: float = config["start_timeout"]
         self._start_failures = 0
         self._stopping = ""
         self._exit_at: float | None = None
         self._spawn_at: float | None = None
+        self._nursery_late_at: float | None = None  # while it imports what is to be preloaded
         self._epoll = select.epoll()
         self._handlers: dict[int, Any] = {}
         self._client_batch: list[Record] = []
@@ -121,6 +124,9 @@ class Loop:
             found += 1
             self._spawn_at = None
             self._spawn_missing()
+        if self._nursery_late_at is not None and now >= self._nursery_late_at:
+            os.kill(self._world.nursery_pid, signal.SIGKILL)  # ours to reap, so the number is its own
+            self._nursery_late_at = math.inf
         scheduler.dispatch(now)
         if world.outbox.waiting:
             world.flush_client()
@@ -136,7 +142,8 @@ class Loop:
         return found
 
     def _timeout(self) -> float:
-        times = [at for at in (self._scheduler.next_timer(), self._exit_at, self._spawn_at) if at is not None]
+        own = (self._exit_at, self._spawn_at, self._nursery_late_at)
+        times = [at for at in (self._scheduler.next_timer(), *own) if at is not None and at < math.inf]
         return max(0.0, min(times) - time.monotonic()) if times else -1.0
 
     # ------------------------------------------------------------ the client
@@ -246,6 +253,7 @@ class Loop:
 
     def _start_nursery(self) -> None:
         nursery = self._world.start_nursery()
+        self._nursery_late_at = time.monotonic() + self._start_timeout
         self._watch(nursery.fileno(), self._nursery_speaks)
 
     def _nursery_speaks(self) -> None:
@@ -269,6 +277,7 @@ class Loop:
         child = self._world.by_number.get(report.get("id", -1))
         if op == "ready":
             self._world.nursery_ready = True
+            self._nursery_late_at = None
             self._spawn_missing()
         elif op == "failed":
             self._broken("a module of preload cannot be imported", report["error"])
@@ -330,7 +339,8 @@ class Loop:
         for child, status in self._world.nursery_lost():
             self._child_died(child, status, "nursery")
         if not was_ready:
-            self._start_failed("the process that forks the children ended while it started")
+            why = " (it took longer than start_timeout)" if self._nursery_late_at == math.inf else ""
+            self._start_failed(f"the process that forks the children ended while it imported what to preload{why}")
         if not self._stopping:
             self._start_nursery()
 
