@@ -9,12 +9,14 @@ that the same code runs in production and under virtual time in the tests.
 
 Rules:
 
-1. A task has at most one offer. A new one is made only after the old one was revoked by compare-and-swap, was
-   answered, or its child is dead.
+1. A task has at most one offer. A new one is made only after the old one was revoked by compare-and-swap, was answered,
+   or its child is dead.
 2. An answer counts only if its slot's outstanding offer has the answer's generation.
 3. A child's death touches the task it had claimed. Its other offers go back to the head of the queue, at no cost.
 4. Once a timeout or a cancel is decided for a running task, its answer no longer matters.
-5. Offers ahead of need are bounded by time: BUDGET_NS of expected work per child, one task while the duration is
+5. A kill after the grace is for the task that was interrupted: what waits behind it is taken back first, and a child
+   that has gone on to another task lives.
+6. Offers ahead of need are bounded by time: BUDGET_NS of expected work per child, one task while the duration is
    unknown. What waits behind a long task is stolen by an idle child after STEAL_AFTER.
 
 A chunk of `map` is an envelope. Its items are answered in order; `Task.start` is the first one not answered. An item
@@ -53,6 +55,7 @@ CANCELLED: Final = 7
 
 # The state of a claim word, likewise: mpworker.ipc.claims.h.
 CLAIM_OFFERED: Final = 1
+CLAIM_CLAIMED: Final = 2
 CLAIM_REVOKED: Final = 3
 
 
@@ -180,7 +183,6 @@ class Scheduler:
     def _cancel_piece(self, piece: Task) -> None:
         """No further item of it begins. The one that runs is left to end: nobody asked to stop that very one."""
         seat = piece.seat
-        piece.decided = CANCELLED
         if seat is None:
             piece.state = ENDED
             piece.payload = b""
@@ -188,6 +190,7 @@ class Scheduler:
             self._take_back(seat, piece)
             piece.state = ENDED
         else:
+            piece.decided = CANCELLED
             self._effects.halt(seat, piece.slot, piece.generation)
 
     # ------------------------------------------------------------ dispatch
@@ -282,6 +285,8 @@ class Scheduler:
         task = seat.offers.get(slot)
         if task is None or task.generation != generation or task.items:
             return  # stale: rule 2
+        if status > INTERRUPTED:
+            raise ProtocolViolation(f"status {status}")
         self._take_back(seat, task)
         if task.function is not None:
             task.function.observe(duration_ns)
@@ -315,6 +320,8 @@ class Scheduler:
             return
         if start != piece.start or not start <= stop <= piece.stop:
             raise ProtocolViolation(f"items {start} to {stop} of a range {piece.start} to {piece.stop}")
+        if status > INTERRUPTED:
+            raise ProtocolViolation(f"status {status}")
         count = stop - start
         if last:
             self._take_back(seat, piece)
@@ -323,6 +330,9 @@ class Scheduler:
             if piece.function is not None and status == OK:
                 piece.function.observe(duration_ns // count)
             self._items_ended(piece, start, stop, status, payload, duration_ns)
+            if piece.decided == TIMED_OUT and piece.decided_item < stop and not last:
+                piece.decided = 0  # it was for an item that is settled now, and no other begins before `last`
+                seat.kill_at = None
         if last:
             if piece.decided == CANCELLED:
                 piece.state = ENDED
@@ -475,6 +485,9 @@ class Scheduler:
         if piece.decided == CANCELLED:
             piece.state = ENDED
             return []
+        if piece.start == piece.stop:  # only that it was the last was still to be said
+            self._piece_over(piece)
+            return []
         if cursor == 0:  # while it was unpickled, which is no item's doing alone
             if piece.stop - piece.start > 1:
                 self._effects.split(piece, piece.start, piece.stop)
@@ -543,7 +556,7 @@ class Scheduler:
 
     def _look_at_seat(self, seat: Seat, now: float) -> None:
         if seat.kill_at is not None and now >= seat.kill_at:
-            self.kill(seat, "grace", now)
+            self._grace_over(seat, now)
         if seat.deadline_at is not None and now >= seat.deadline_at:
             if seat.state >= DYING:
                 self.child_died(seat, Death(0, 9, None, "unkillable"))
@@ -557,10 +570,29 @@ class Scheduler:
             if at is not None:
                 self._wake_at(at)
 
+    def _grace_over(self, seat: Seat, now: float) -> None:
+        """The interrupted task has not ended: kill its child, unless it ends just now and the next one runs already.
+
+        What waits behind it is taken back first, so that nothing begins between this look and the kill.
+        """
+        unstarted: list[Task] = []
+        gone_on = False
+        for task in [task for task in seat.offers.values() if not task.decided]:
+            if self._effects.revoke(seat, task.slot, task.generation):
+                self._take_back(seat, task)
+                unstarted.append(task)
+            elif self._effects.peek(seat, task.slot)[:2] == (task.generation, CLAIM_CLAIMED):
+                gone_on = True
+        self._requeue_first(unstarted)
+        if gone_on:
+            seat.kill_at = None
+        else:
+            self.kill(seat, "grace", now)
+
     def _look_at_task(self, seat: Seat, task: Task, now: float) -> None:
         timeout = task.options.timeout
-        if timeout is None or task.decided:
-            return
+        if timeout is None or (task.decided and seat.kill_at is not None):
+            return  # the item that a cancelled chunk is at has its timeout still
         generation, state, started_at, cursor = self._effects.peek(seat, task.slot)
         if generation == task.generation and state == CLAIM_OFFERED:
             self._look_at(seat, now + timeout)  # it has not begun, so it cannot be late before then
@@ -568,6 +600,8 @@ class Scheduler:
         due_at = min(started_at, now) + timeout
         if now < due_at:
             self._look_at(seat, due_at)
+        elif task.decided:
+            self._interrupt(seat, task, now)
         elif self._interrupt(seat, task, now, cursor):
             task.decided = TIMED_OUT
             task.decided_item = cursor - 1
