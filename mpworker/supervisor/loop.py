@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 from mpworker.ipc import codec, frames
+from mpworker.ipc._native import RECORD_HEADER_BYTES
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import RingCorrupt
@@ -55,6 +56,7 @@ class Loop:
         self._client = client
         self._client_pidfd = client_pidfd
         self._children_wanted: int = config["n"]
+        self._ring_records: int = config["child_ring_bytes"] // RECORD_HEADER_BYTES
         self._world = World(config, blob_fd, channel)
         self._scheduler = Scheduler(
             self._world,
@@ -118,6 +120,8 @@ class Loop:
         at = scheduler.next_timer()
         if at is not None and now >= at:
             found += 1
+            for child in world.everyone:
+                self._read_child(child, whole=True)  # what is in a ring was answered before we came to look
             scheduler.timer(now)
             self._remove_unkillable()
         if self._spawn_at is not None and now >= self._spawn_at:
@@ -218,8 +222,8 @@ class Loop:
             while count := child.pop(batch, _CHILD_BATCH):
                 found += count
                 self._answers(child, batch)
-                if not whole:
-                    break
+                if not whole or found > self._ring_records:
+                    break  # a child that never stops pushing is no reason to stay
                 batch.clear()
         except (RingCorrupt, ProtocolViolation):
             # Found once: a ring that stays corrupt must not keep the loop from epoll, and so from hearing of the death.
