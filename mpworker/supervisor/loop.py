@@ -302,7 +302,7 @@ class Loop:
             self._child_died(child, report["status"])
 
     def _spawn_missing(self) -> None:
-        if self._stopping or not self._world.nursery_ready:
+        if self._ending() or not self._world.nursery_ready:
             return
         now = time.monotonic()
         while len(self._world.by_number) < self._children_wanted:
@@ -321,7 +321,7 @@ class Loop:
         death = self._world.death(child, status, cause)
         self._scheduler.child_died(child.seat, death)
         self._world.remove(child)
-        if not started and not self._stopping and cause != "nursery":
+        if not started and not self._ending() and cause != "nursery":
             how = f"signal {death.signal}" if death.signal else f"exit code {death.exit_code}"
             why = " (it took longer than start_timeout)" if child.seat.kill_cause == "start" else ""
             refused = f"the initializer raised:\n{child.refusal}" if child.refusal else ""
@@ -345,7 +345,7 @@ class Loop:
         if not was_ready:
             why = " (it took longer than start_timeout)" if self._nursery_late_at == math.inf else ""
             self._start_failed(f"the process that forks the children ended while it imported what to preload{why}")
-        if not self._stopping:
+        if not self._ending():
             self._start_nursery()
 
     def _start_failed(self, why: str) -> None:
@@ -366,12 +366,16 @@ class Loop:
 
     # ------------------------------------------------------------ the end
 
+    def _ending(self) -> bool:
+        """Will no further task begin? Until then a drain replaces the children that die."""
+        return self._stopping == _NOW or self._exit_at is not None
+
     def _drain(self, now: float) -> None:
         """All done? Then the children exit, and then we."""
-        if self._scheduler.unfinished() or self._world.outbox.waiting:
-            return
         children = self._world.by_number.values()
         if self._exit_at is None:
+            if self._scheduler.unfinished() or self._world.outbox.waiting:
+                return
             self._exit_at = now + self._exit_grace
             for child in children:
                 if child.seat.state == READY:
