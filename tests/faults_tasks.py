@@ -298,6 +298,20 @@ def _end_in(pid: int, how: str) -> str:
     return "harmless"
 
 
+class Wrapped:
+    """Carries to the child what must not be unpickled there."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __reduce__(self) -> Any:
+        return _wrap, (self.value.pid, self.value.how)
+
+
+def _wrap(pid: int, how: str) -> "OnLoadIn":
+    return OnLoadIn(pid, how)
+
+
 class OnDump:
     """Does something where it is pickled."""
 

@@ -35,6 +35,7 @@ from mpworker.errors import (
 
 HERE = Path(__file__).parent
 LIMIT = 60.0  # seconds: a guard against a hang, never a measure
+LINGER = 10.0  # seconds: ten times what is promised, for a machine that is busy
 MB = 1 << 20
 
 
@@ -61,7 +62,7 @@ def alive(pid: int) -> bool:
 
 def gone(pids: Iterable[int]) -> None:
     pids = list(pids)
-    until(lambda: not [pid for pid in pids if alive(pid)], f"the end of {pids}")
+    assert wait_until(lambda: not any(map(alive, pids)), LINGER), f"alive: {[pid for pid in pids if alive(pid)]}"
 
 
 def child_pids(w: ProcessWorker) -> list[int]:
@@ -670,6 +671,18 @@ def test_an_item_that_fails_fails_alone(how: str, expected: type, name: str) -> 
         assert w.submit(os.getpid).result(LIMIT) == pid
 
 
+def test_a_result_of_an_item_that_cannot_be_unpickled_here_costs_at_most_its_run() -> None:
+    with ProcessWorker(n=1) as w:
+        guilty = tasks.OnLoadIn(os.getpid(), "raise")
+        results = mapped(w, tasks.echo, numbers(tasks.Wrapped(guilty)), chunksize=10)
+        assert isinstance(results[30], SerializationError)
+        for index in (*range(30), *range(40, 60)):
+            assert results[index] == index
+        for index in range(31, 40):  # what was sent back together cannot be told apart
+            assert results[index] == index or isinstance(results[index], SerializationError)
+        assert w.submit(tasks.attempt).result(LIMIT) == 1
+
+
 def test_an_item_that_cannot_be_pickled_is_the_callers_error() -> None:
     with ProcessWorker(n=1) as w:
         results = w.map(tasks.item, numbers(tasks.OnDump("raise"), at=3, count=6), chunksize=1)
@@ -879,6 +892,36 @@ def test_what_a_task_started_dies_with_the_nursery(tmp_path: Path) -> None:
         crashed(victim, cause="nursery")
         gone(pids)
         assert w.submit(tasks.attempt).result(LIMIT) == 1
+
+
+# ------------------------------------------------------------ deaths while the pool drains
+
+
+def test_a_child_that_dies_while_the_pool_drains_is_replaced(tmp_path: Path) -> None:
+    with ProcessWorker(n=1) as w:
+        w.submit(tasks.attempt).result(LIMIT)
+        retried = w.options(retries=1).submit(tasks.once, tmp_path / "once", "kill")
+        victim = w.submit(tasks.end, "kill")
+        behind = [w.submit(tasks.attempt) for _ in range(5)]
+    assert retried.result(0) == 2
+    crashed(victim, cause="signal", attempt=1)
+    assert [future.result(0) for future in behind] == [1] * 5
+
+
+def test_a_nursery_that_dies_while_the_pool_drains_is_replaced(tmp_path: Path) -> None:
+    w = ProcessWorker(n=1)
+    victim = w.submit(tasks.block, tmp_path / "running")
+    told(tmp_path / "running")
+    behind = [w.submit(tasks.attempt) for _ in range(5)]
+    nursery = w.processes()["nursery"]
+    thread = threading.Thread(target=w.stop_graceful)
+    thread.start()
+    until(lambda: _refuses(w), "the stop has begun")
+    os.kill(nursery, signal.SIGKILL)
+    thread.join(LIMIT)
+    assert not thread.is_alive()
+    crashed(victim, cause="nursery")
+    assert [future.result(0) for future in behind] == [1] * 5
 
 
 # ------------------------------------------------------------ starts
