@@ -1,0 +1,625 @@
+"""A world for the scheduler under virtual time: children, claim pages and rings, and not one process.
+
+Everything is honest about what a supervisor can know. A child moves only in `Child.step`; what it answers waits in its
+ring until somebody reads it; a killed child goes on until it dies, and a dead one is unknown as such until it is
+reaped. While the scheduler acts, children may move too: each look at a claim page lets those in `World.racing` take a
+step first.
+
+The world keeps its own record of what happened and fails at once when the scheduler breaks a promise: a second live
+attempt, a start of what was cancelled, a second outcome, an outcome that nothing explains, a kill without cause.
+"""
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from mpworker.supervisor import scheduler as rules
+from mpworker.supervisor.registry import DYING, OFFERED, QUEUED, READY, Death, Function, Seat, Task, TaskOptions
+from mpworker.supervisor.scheduler import Scheduler
+
+FREE, CLAIMED = 0, 2
+SPLIT = "handed back"
+# Exact in binary, so that "not before" and "not after" need no tolerance.
+GRACE = 4.0
+LEASE_TTL = 8.0
+START_TIMEOUT = 32.0
+KILL_TIMEOUT = 16.0
+
+# A task is (key, None), an item of a chunk (key, index).
+Name = tuple[int, int | None]
+
+
+@dataclass
+class Slot:
+    """One slot of a claim page."""
+
+    generation: int = 0
+    state: int = FREE
+    started_at: float = 0.0
+    cursor: int = 0
+    halt: int = 0
+    interrupted_at: float | None = None  # not in the real page
+
+
+@dataclass
+class Offer:
+    """A TASK or RANGE record, and the scheduler's object for it: to tell whether a kill had a cause."""
+
+    key: int
+    slot: int
+    generation: int
+    start: int
+    stop: int
+    is_chunk: bool
+    attempt: int
+    task: Task
+
+    def names(self) -> set[Name]:
+        return {(self.key, index) for index in range(self.start, self.stop)} if self.is_chunk else {(self.key, None)}
+
+
+@dataclass
+class Attempt:
+    """One begun attempt of a task or an item."""
+
+    child: "Child"
+    started_at: float
+    ended_at: float | None = None
+    status: int | None = None
+
+    def seconds(self, now: float) -> float:
+        return (now if self.ended_at is None else self.ended_at) - self.started_at
+
+
+@dataclass
+class Accepted:
+    """What the client knows of a task or chunk."""
+
+    task: Task
+    items: int
+    options: TaskOptions
+    cancelled: bool = False
+    outcomes: dict[int | None, object] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        return (self.cancelled and self.items > 0) or len(self.outcomes) == (self.items or 1)
+
+
+class Child:
+    """A child as `mpworker.child.main` is: claims, runs, answers, one task at a time."""
+
+    def __init__(self, world: "World", seat: Seat) -> None:
+        self.world = world
+        self.seat = seat
+        self.page = [Slot() for _ in range(seat.slots)]
+        self.inbox: deque[Offer] = deque()
+        self.ring: deque[tuple[object, ...]] = deque()
+        self.ready = self.killed = self.dead = self.frozen = self.unkillable = self.signalled = False
+        self.run: Offer | None = None
+        self.inside = False  # the user's function, the only place where an interrupt is taken
+        self.first = self.index = 0  # of a chunk: the first item that is not answered, and the running one
+        self.beat_at = world.now
+        self.killed_at = 0.0
+
+    def can_move(self) -> bool:
+        return not self.dead and not self.frozen and not (self.killed and self.unkillable)
+
+    def step(self, ending: int = rules.OK, duration_ns: int = 0, flush: bool = True) -> None:
+        """The next thing that this child does; `ending` is how what runs ends."""
+        if not self.can_move():
+            return
+        if not self.ready:
+            self.ready = True
+            self.ring.append(("ready",))
+        elif self.run is None:
+            self._claim()
+        elif not self.run.is_chunk:
+            self._end_task(ending, duration_ns)
+        elif self.inside:
+            self._end_item(ending, duration_ns, flush)
+        elif ending == rules.UNSERIALIZABLE and self._slot().cursor == 0:
+            self._cannot_unpickle(self.run)
+        else:
+            self._next_item(duration_ns)
+
+    def take_signal(self) -> bool:
+        """The interrupt arrives. Whether it ends what runs; a late one hits nobody."""
+        if not self.can_move() or not self.signalled:
+            return False
+        self.signalled = False
+        hit = self.run is not None and self.inside and self._slot().halt == self.run.generation
+        if hit:
+            self.step(rules.INTERRUPTED)
+        return hit
+
+    def _slot(self) -> Slot:
+        assert self.run is not None
+        return self.page[self.run.slot]
+
+    def _claim(self) -> None:
+        if not self.inbox:
+            return
+        offer = self.inbox.popleft()
+        slot = self.page[offer.slot]
+        if (slot.generation, slot.state) != (offer.generation, rules.CLAIM_OFFERED):
+            return  # revoked
+        slot.state = CLAIMED
+        slot.started_at = self.world.now
+        self.run = offer
+        for name in offer.names():
+            self.world.claimed_at[name] = self.world.now
+        self.first = self.index = offer.start
+        if not offer.is_chunk:
+            self.inside = True
+            self.world.begins((offer.key, None), self)
+
+    def _end_task(self, status: int, duration_ns: int) -> None:
+        assert self.run is not None
+        offer, self.run, self.inside = self.run, None, False
+        self.world.ends((offer.key, None), status)
+        self.ring.append(("done", offer.slot, offer.generation, status, duration_ns, b"stack"))
+
+    def _next_item(self, duration_ns: int) -> None:
+        assert self.run is not None
+        slot = self._slot()
+        if self.index == self.run.stop:
+            self._flush(True, duration_ns)
+            return
+        slot.started_at = self.world.now
+        slot.cursor = self.index + 1
+        if slot.halt == self.run.generation:
+            self._flush(True, duration_ns)
+            return
+        self.inside = True
+        self.world.begins((self.run.key, self.index), self)
+
+    def _end_item(self, status: int, duration_ns: int, flush: bool) -> None:
+        assert self.run is not None
+        self.inside = False
+        self.world.ends((self.run.key, self.index), status)
+        if status == rules.OK:
+            self.index += 1
+            if flush:
+                self._flush(False, duration_ns)
+            return
+        if self.first < self.index:
+            self._flush(False, duration_ns)
+        self.index += 1
+        self._answer(self.index, status, False, duration_ns)
+
+    def _flush(self, last: bool, duration_ns: int) -> None:
+        assert self.run is not None
+        if self.index - self.first > 1 and self._slot().halt == self.run.generation:
+            self._answer(self.index - 1, rules.OK, False, duration_ns)
+        self._answer(self.index, rules.OK, last, duration_ns)
+        if last:
+            self.run = None
+
+    def _answer(self, stop: int, status: int, last: bool, duration_ns: int) -> None:
+        assert self.run is not None
+        self.ring.append(
+            ("items", self.run.slot, self.run.generation, self.first, stop, status, last, duration_ns, b"stack")
+        )
+        self.first = stop
+
+    def _cannot_unpickle(self, offer: Offer) -> None:
+        for index in range(offer.start, offer.stop):
+            now = self.world.now
+            attempt = Attempt(self, now, now, rules.UNSERIALIZABLE)
+            self.world.attempts.setdefault((offer.key, index), []).append(attempt)
+        self._answer(offer.stop, rules.UNSERIALIZABLE, True, 0)
+        self.run = None
+
+    # ------------------------------------------------------------ what the world asks
+
+    def holds(self) -> set[Name]:
+        """What it may still run, or runs; not what it has answered."""
+        waiting = [
+            offer
+            for offer in self.inbox
+            if self.page[offer.slot].generation == offer.generation
+            and self.page[offer.slot].state == rules.CLAIM_OFFERED
+        ]
+        names = {name for offer in waiting for name in offer.names()}
+        if self.run is not None:
+            names |= {name for name in self.run.names() if name[1] is None or name[1] >= self.first}
+        return names
+
+    def at_fault(self) -> set[Name]:
+        """What may pay for its death: what runs, and what ended and was not answered."""
+        run = self.run
+        if run is None:
+            return set()
+        if not run.is_chunk:
+            return {(run.key, None)}
+        running = self._slot().cursor - 1
+        if running < 0:
+            return {(run.key, run.start)} if run.stop - run.start == 1 else set()
+        return {(run.key, index) for index in range(self.first, max(running + 1, self.index))}
+
+
+class World:
+    """The scheduler, its children and its client; it is the scheduler's `Effects`."""
+
+    def __init__(self, n: int, slots: int = 4, *, start: bool = True) -> None:
+        self.now = 1024.0
+        self.slots = slots
+        self.scheduler = Scheduler(
+            self,
+            slots=slots,
+            lease_ttl=LEASE_TTL,
+            grace=GRACE,
+            start_timeout=START_TIMEOUT,
+            kill_timeout=KILL_TIMEOUT,
+        )
+        self.children: dict[int, Child] = {}
+        self.accepted: dict[int, Accepted] = {}
+        self.attempts: dict[Name, list[Attempt]] = {}
+        self.claimed_at: dict[Name, float] = {}
+        self.paid: Counter[Name] = Counter()  # deaths that a name may have been blamed for
+        self.reports: list[tuple[int, int, int, int, dict[str, object]]] = []
+        self.log: list[tuple[object, ...]] = []
+        self.raced = False
+        self.racing: deque[tuple[Child, int]] = deque()
+        self._next_child = 0
+        for _ in range(n):
+            self.spawn()
+        if start:
+            for child in self.children.values():
+                child.step()
+            self.turn()
+
+    # ------------------------------------------------------------ what happens
+
+    def spawn(self) -> Child:
+        seat = Seat(self._next_child, self.slots)
+        self._next_child += 1
+        child = self.children[seat.number] = Child(self, seat)
+        self.scheduler.child_starting(seat, self.now)
+        return child
+
+    def submit(self, function: Function | None = None, items: int = 0, **options: float) -> Task:
+        key = len(self.accepted) + 1
+        task = Task(key, function, TaskOptions(**options), b"payload", items)  # type: ignore[arg-type]
+        self.accepted[key] = Accepted(task, items, task.options)
+        self.scheduler.submitted(task)
+        return task
+
+    def cancel(self, key: int) -> bool:
+        accepted = self.accepted[key]
+        known = self.is_known(key)
+        if known:
+            accepted.cancelled = True  # from here on nothing of it may begin, nor end otherwise
+        answer = self.scheduler.cancel(key, self.now)
+        assert answer == known, f"cancel of {key} said {answer}"
+        return answer
+
+    def is_known(self, key: int) -> bool:
+        """Has it no outcome yet, or is the child that answered a chunk's last item still to say that it is done?"""
+        accepted = self.accepted[key]
+        if accepted.ended:
+            offered = any(task.key == key for seat in self.scheduler._seats.values() for task in seat.offers.values())
+            return accepted.items > 0 and not accepted.cancelled and offered
+        return True
+
+    def read(self, child: Child, limit: int | None = None) -> None:
+        """The supervisor takes in answers."""
+        while child.ring and limit != 0:
+            kind, *rest = child.ring.popleft()
+            if kind == "ready":
+                self.scheduler.child_ready(child.seat)
+            elif kind == "done":
+                self.scheduler.done(child.seat, *rest)  # type: ignore[arg-type]
+            else:
+                self.scheduler.items(child.seat, *rest)  # type: ignore[arg-type]
+            limit = limit if limit is None else limit - 1
+
+    def turn(self) -> None:
+        """One turn of the supervisor's loop."""
+        for child in list(self.children.values()):
+            self.read(child)
+        self.raced = False
+        at = self.scheduler.next_timer()
+        if at is not None and self.now >= at:
+            condemned = [child for child in self.children.values() if self._is_condemned(child)]
+            for child in condemned:
+                self._blame(child)
+            self.scheduler.timer(self.now)
+            for child in list(self.children.values()):
+                assert (child.seat.state > DYING) == (child in condemned), "given up at the wrong time"
+                if child in condemned:
+                    del self.children[child.seat.number]
+                    self.spawn()
+            if not self.raced:
+                self._check_late()
+        self.scheduler.dispatch(self.now)
+        self._check_no_work_left()
+        self.racing.clear()
+
+    def _is_condemned(self, child: Child) -> bool:
+        return child.killed and child.killed_at + KILL_TIMEOUT <= self.now
+
+    def advance(self, seconds: float) -> None:
+        """Time goes by, children beat, and the killed are dead."""
+        if seconds:
+            self.bury()
+        self.now += seconds
+        for child in self.children.values():
+            if child.can_move():
+                child.beat_at = self.now
+
+    def pause(self, seconds: float) -> None:
+        """The machine stands still, and nobody beats."""
+        self.now += seconds
+
+    def bury(self) -> None:
+        """SIGKILL has done its work."""
+        for child in list(self.children.values()):
+            if child.killed and not child.unkillable:
+                self.die(child)
+                self.reap(child)
+
+    def die(self, child: Child) -> None:
+        """The kernel ends the process; nobody knows yet."""
+        child.dead = True
+
+    def reap(self, child: Child, signal: int = 9, exit_code: int | None = None, cause: str = "signal") -> None:
+        """The supervisor learns that a child is dead, reads its last answers, and replaces it."""
+        assert child.dead
+        self.read(child)
+        self._blame(child)
+        attempts_before = {key: accepted.task.attempts for key, accepted in self.accepted.items() if not accepted.items}
+        self.scheduler.child_died(child.seat, Death(4000 + child.seat.number, signal, exit_code, cause))
+        run = child.run
+        for key, before in attempts_before.items():
+            blamed = run is not None and run.key == key and not run.is_chunk
+            assert self.accepted[key].task.attempts == before + blamed, f"the death changed the fate of task {key}"
+        del self.children[child.seat.number]
+        self.spawn()
+
+    def _blame(self, child: Child) -> None:
+        for name in child.at_fault():
+            self.paid[name] += 1
+        for attempts in self.attempts.values():
+            if attempts[-1].child is child and attempts[-1].ended_at is None:
+                attempts[-1].ended_at = self.now
+
+    # ------------------------------------------------------------ what the children report
+
+    def begins(self, name: Name, child: Child) -> None:
+        accepted = self.accepted[name[0]]
+        attempts = self.attempts.get(name, [])
+        assert not accepted.cancelled, f"{name} was cancelled and starts"
+        assert name[1] not in accepted.outcomes, f"{name} has ended and starts"
+        assert not attempts or attempts[-1].ended_at is not None, f"{name} has two live attempts"
+        options = accepted.options
+        failed = sum(
+            attempt.status in (rules.ERROR, rules.EXITED)
+            or (options.timeout is not None and attempt.seconds(self.now) >= options.timeout)
+            for attempt in attempts
+        )
+        assert len(attempts) <= options.retries + options.crash_retries, f"{name} is retried too often"
+        assert len(attempts) <= failed + self.paid[name], f"{name} starts again for no reason"
+        self.attempts[name] = [*attempts, Attempt(child, self.now)]
+
+    def ends(self, name: Name, status: int) -> None:
+        attempt = self.attempts[name][-1]
+        attempt.ended_at, attempt.status = self.now, status
+
+    # ------------------------------------------------------------ effects
+
+    def offer(self, seat: Seat, task: Task) -> None:
+        child = self.children[seat.number]
+        start, stop = (task.start, task.stop) if task.items else (0, 0)
+        offer = Offer(task.key, task.slot, task.generation, start, stop, task.items > 0, task.attempts + 1, task)
+        assert seat.state == READY
+        accepted = self.accepted[task.key]
+        assert not accepted.cancelled, "what was cancelled is offered"
+        assert accepted.outcomes.keys().isdisjoint(item for _, item in offer.names()), "what has ended is offered"
+        assert task.generation > child.page[task.slot].generation, "a slot's generation repeats"
+        assert child.run is None or child.run.slot != task.slot, "the slot is in use"
+        for other in self.children.values():
+            assert not other.holds() & offer.names(), f"{other.holds() & offer.names()} is offered twice"
+        child.page[task.slot] = Slot(task.generation, rules.CLAIM_OFFERED)
+        child.inbox.append(offer)
+        self.log.append(("offer", seat.number, task.key))
+
+    def _race(self) -> None:
+        if self.racing:
+            child, ending = self.racing.popleft()
+            child.step(ending)
+            self.raced = True
+
+    def revoke(self, seat: Seat, slot: int, generation: int) -> bool:
+        self._race()
+        word = self.children[seat.number].page[slot]
+        if (word.generation, word.state) != (generation, rules.CLAIM_OFFERED):
+            return False
+        word.state = rules.CLAIM_REVOKED
+        self.log.append(("revoke", seat.number))
+        return True
+
+    def peek(self, seat: Seat, slot: int) -> tuple[int, int, float, int]:
+        self._race()
+        word = self.children[seat.number].page[slot]
+        return word.generation, word.state, word.started_at, word.cursor
+
+    def halt(self, seat: Seat, slot: int, generation: int) -> int:
+        self._race()
+        word = self.children[seat.number].page[slot]
+        word.halt = generation
+        return word.cursor
+
+    def interrupt(self, seat: Seat) -> None:
+        child = self.children[seat.number]
+        child.signalled = True
+        for word in child.page:
+            if word.state == CLAIMED and word.halt == word.generation and word.interrupted_at is None:
+                word.interrupted_at = self.now
+        self.log.append(("interrupt", seat.number))
+
+    def kill(self, seat: Seat) -> None:
+        child = self.children[seat.number]
+        assert not child.killed
+        child.killed, child.killed_at = True, self.now
+        cause = seat.kill_cause
+        self.log.append(("kill", seat.number, cause))
+        if cause == "lease":
+            assert child.frozen or child.dead, "a child that beats was taken for frozen"
+        elif cause == "start":
+            assert not child.ready or ("ready",) in child.ring
+        elif cause == "grace":
+            run = child.run
+            assert run is None or run.task.decided, f"killed for another task while {run.key} ran"
+            if run is not None:
+                since = child.page[run.slot].interrupted_at
+                assert since is not None, f"killed while task {run.key} ran uninterrupted"
+                assert self.now >= since + GRACE, "killed before its grace was over"
+
+    def beat(self, seat: Seat) -> float:
+        return self.children[seat.number].beat_at
+
+    def emit(self, task: Task, status: int, payload: bytes) -> None:
+        self._outcome(task.key, None, status)
+
+    def emit_items(self, task: Task, start: int, stop: int, status: int, payload: bytes, duration_ns: int) -> None:
+        for index in range(start, stop):
+            self._outcome(task.key, index, status)
+
+    def emit_report(self, task: Task, start: int, stop: int, status: int, report: dict[str, object]) -> None:
+        self.reports.append((task.key, start, stop, status, report))
+        for index in range(start, stop) if task.items else (None,):
+            self._outcome(task.key, index, status)
+
+    def split(self, task: Task, start: int, stop: int) -> None:
+        assert stop - start > 1, "one item alone cannot be split"
+        for index in range(start, stop):
+            self._outcome(task.key, index, SPLIT)
+
+    def _outcome(self, key: int, item: int | None, status: object) -> None:
+        accepted = self.accepted[key]
+        name = (key, item)
+        assert item not in accepted.outcomes, f"{name} has a second outcome"
+        attempts = self.attempts.get(name, [])
+        if accepted.cancelled:
+            assert not accepted.items, "a cancelled chunk says no more"
+            assert status == rules.CANCELLED, f"{name} was cancelled and ends with {status}"
+        elif status == rules.TIMED_OUT:
+            timeout = accepted.options.timeout
+            assert timeout is not None
+            began = bool(attempts) and attempts[-1].seconds(self.now) >= timeout
+            assert began or self.now >= self.claimed_at[name] + timeout, f"{name} was in time"
+        elif status == rules.CRASHED:
+            assert self.paid[name], f"{name} crashed without a death"
+        elif status not in (rules.CANCELLED, SPLIT):
+            assert attempts, f"{name} has an outcome and never began"
+            assert attempts[-1].status == status, f"{name} ended with {attempts[-1].status}, not {status}"
+        accepted.outcomes[item] = status
+        self.log.append(("outcome", key, item, status))
+
+    # ------------------------------------------------------------ invariants
+
+    def _check_late(self) -> None:
+        """After the timers: what runs for longer than it may has been told to stop, unless a race moved it since."""
+        for child in self.children.values():
+            run = child.run
+            if run is None or child.seat.state != READY or run.task.options.timeout is None:
+                continue
+            word = child.page[run.slot]
+            in_user_code = child.inside or word.cursor == 0
+            if in_user_code and self.now >= word.started_at + run.task.options.timeout:
+                assert word.halt == run.generation, f"task {run.key} is late and runs on"
+                assert child.seat.kill_at is not None, f"task {run.key} is late and nothing will end it"
+
+    def _check_no_work_left(self) -> None:
+        """After a dispatch: no child that could work is idle while a task waits."""
+        seats = [child.seat for child in self.children.values() if child.seat.state == READY]
+        if any(not seat.offers for seat in seats):
+            waiting = [task.key for task in self.scheduler._queue if task.state == QUEUED]
+            assert not waiting, f"tasks {waiting} wait and a child is idle"
+            if any(len(seat.offers) > 1 for seat in seats):
+                at = self.scheduler.next_timer()
+                assert at is not None, "nobody will steal"
+                assert at <= self.now + rules.STEAL_AFTER, "stealing comes late"
+
+    def check(self) -> None:
+        """What holds at every moment."""
+        scheduler = self.scheduler
+        where: Counter[Name] = Counter()
+        for task in scheduler._queue:
+            if task.state == QUEUED:
+                assert task.seat is None
+                where.update(_names(task))
+        for seat in scheduler._seats.values():
+            assert len(seat.offers) + len(seat.free) == seat.slots
+            assert set(seat.offers).isdisjoint(seat.free)
+            assert seat.load_ns == sum(task.cost_ns for task in seat.offers.values())
+            assert (seat in scheduler._idle) == (seat.state == READY and not seat.offers)
+            for slot, task in seat.offers.items():
+                assert (task.slot, task.seat, task.state) == (slot, seat, OFFERED)
+                where.update(_names(task))
+        for key, accepted in self.accepted.items():
+            names: list[Name] = [(key, index) for index in range(accepted.items)] if accepted.items else [(key, None)]
+            for name in names:
+                ended = name[1] in accepted.outcomes
+                if accepted.items and accepted.cancelled:
+                    continue
+                assert where[name] == (not ended), f"{name}: in {where[name]} places, {ended=}"
+        assert scheduler.unfinished() == sum(map(self.is_known, self.accepted))
+        self._check_next_timer()
+
+    def _check_next_timer(self) -> None:
+        due: list[tuple[float, str]] = []
+        for child in self.children.values():
+            seat = child.seat
+            if seat.state < READY:
+                due.append((seat.deadline_at or 0.0, "a start"))
+            elif seat.state == DYING:
+                due.append((seat.deadline_at or 0.0, "a kill that does not kill"))
+            elif seat.offers:
+                due += self._due(child)
+        at = self.scheduler.next_timer()
+        for when, what in due:
+            assert at is not None, f"{what} is due at {when} and nothing will look"
+            assert at <= when, f"{what} is due at {when} and the next look is at {at}"
+
+    def _due(self, child: Child) -> list[tuple[float, str]]:
+        due = [(self.now + LEASE_TTL / 4, "a look at the leases")]
+        run = child.run
+        if run is not None and child.seat.offers.get(run.slot) is not None:
+            word = child.page[run.slot]
+            timeout = run.task.options.timeout
+            told = child.seat.offers[run.slot] is run.task and not child.ring
+            if told and timeout is not None and word.interrupted_at is None:
+                due.append((word.started_at + timeout, f"the timeout of {run.key}"))
+            if told and word.interrupted_at is not None and child.inside:
+                due.append((word.interrupted_at + GRACE, f"the grace of {run.key}"))
+        return due
+
+    def finish(self) -> None:
+        """Let everything go well from here; all that was accepted must end."""
+        for round_ in range(10_000):
+            self.bury()
+            for child in list(self.children.values()):
+                child.frozen = False
+                if child.dead:
+                    self.reap(child)
+                    continue
+                child.take_signal()
+                child.step()
+            self.turn()
+            self.check()
+            if not self.scheduler.unfinished() and not any(
+                child.holds() or child.ring or child.killed for child in self.children.values()
+            ):
+                break
+            self.advance(1.0 if round_ % 8 == 0 else 0.0)
+        else:
+            raise AssertionError("it does not come to an end")
+        assert all(accepted.ended for accepted in self.accepted.values())
+        assert not any(task.state == QUEUED for task in self.scheduler._queue)
+        assert len(self.scheduler._idle) == sum(child.seat.state == READY for child in self.children.values())
+
+
+def _names(task: Task) -> list[Name]:
+    return [(task.key, index) for index in range(task.start, task.stop)] if task.items else [(task.key, None)]

@@ -1,0 +1,1106 @@
+"""The scheduler under virtual time: a machine that searches for a broken promise, then each rule by example."""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from scheduler_world import GRACE, KILL_TIMEOUT, LEASE_TTL, SPLIT, START_TIMEOUT, Child, World
+
+from mpworker.ipc import _native, codec
+from mpworker.options import WorkerOptions
+from mpworker.supervisor import scheduler as rules
+from mpworker.supervisor.registry import DYING, Death, Function, Seat, Task
+from mpworker.supervisor.scheduler import ProtocolViolation
+
+# ------------------------------------------------------------ any history
+
+WHO = st.integers(0, 7)
+OPTIONS = st.fixed_dictionaries(
+    {
+        "timeout": st.sampled_from([None, None, 0.25, 1.0]),
+        "retries": st.integers(0, 2),
+        "crash_retries": st.integers(0, 2),
+    }
+)
+ENDINGS = st.sampled_from([rules.OK] * 5 + [rules.ERROR, rules.EXITED, rules.UNSERIALIZABLE])
+ESTIMATES_NS = (0, 1_000, 60_000, 10_000_000)
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Whatever happens, in whatever order. The world asserts the promises."""
+
+    @initialize(n=st.integers(1, 3), slots=st.integers(1, 5))
+    def begin(self, n: int, slots: int) -> None:
+        self.world = World(n, slots)
+        self.functions: list[Function | None] = [None]
+        for key, estimate in enumerate(ESTIMATES_NS, start=1):
+            function = Function(key, b"function")
+            function.estimate_ns = estimate
+            self.functions.append(function)
+
+    def child(self, who: int) -> Child:
+        children = list(self.world.children.values())
+        return children[who % len(children)]
+
+    @rule(options=OPTIONS, function=st.integers(0, len(ESTIMATES_NS)), count=st.integers(1, 4))
+    def submit(self, options: dict[str, Any], function: int, count: int) -> None:
+        for _ in range(count):
+            self.world.submit(self.functions[function], **options)
+
+    @rule(options=OPTIONS, function=st.integers(1, len(ESTIMATES_NS)), items=st.integers(1, 6))
+    def submit_chunk(self, options: dict[str, Any], function: int, items: int) -> None:
+        self.world.submit(self.functions[function], items, **options)
+
+    @rule(racing=st.lists(st.tuples(WHO, ENDINGS), max_size=4))
+    def turn(self, racing: list[tuple[int, int]]) -> None:
+        self.world.racing.extend((self.child(who), ending) for who, ending in racing)
+        self.world.turn()
+
+    @rule(
+        who=WHO, ending=ENDINGS, times=st.integers(1, 4), ns=st.sampled_from([0, 900, 2_000_000]), flush=st.booleans()
+    )
+    def child_moves(self, who: int, ending: int, times: int, ns: int, flush: bool) -> None:
+        child = self.child(who)
+        for _ in range(times):
+            child.step(ending, ns, flush)
+
+    @rule(who=WHO, limit=st.integers(1, 3))
+    def read_some(self, who: int, limit: int) -> None:
+        self.world.read(self.child(who), limit)
+
+    @rule(who=WHO)
+    def signal_arrives(self, who: int) -> None:
+        self.child(who).take_signal()
+
+    @rule(who=WHO)
+    def child_dies(self, who: int) -> None:
+        self.world.die(self.child(who))
+
+    @rule()
+    def reap(self) -> None:
+        for child in list(self.world.children.values()):
+            if child.dead:
+                self.world.reap(child)
+
+    @rule()
+    def bury(self) -> None:
+        self.world.bury()
+
+    @rule(who=WHO, frozen=st.booleans())
+    def freeze(self, who: int, frozen: bool) -> None:
+        self.child(who).frozen = frozen
+
+    @rule(who=WHO)
+    def becomes_unkillable(self, who: int) -> None:
+        self.child(who).unkillable = True
+
+    @precondition(lambda self: self.world.accepted)
+    @rule(which=st.integers(0, 63), read_first=st.booleans())
+    def cancel(self, which: int, read_first: bool) -> None:
+        if read_first:
+            for child in self.world.children.values():
+                self.world.read(child)
+        self.world.cancel(1 + which % len(self.world.accepted))
+
+    @rule(seconds=st.sampled_from([0.0009765625, 0.25, 0.25, 1.0, GRACE, KILL_TIMEOUT, START_TIMEOUT]))
+    def time_passes(self, seconds: float) -> None:
+        """A supervisor that is on time: no timer is missed by more than a turn."""
+        world = self.world
+        end = world.now + seconds
+        while (at := world.scheduler.next_timer()) is not None and at <= end:
+            world.advance(max(0.0, at - world.now))
+            world.turn()
+            if world.scheduler.next_timer() == at and at <= world.now:
+                break
+        world.advance(max(0.0, end - world.now))
+
+    @rule(seconds=st.sampled_from([LEASE_TTL, 3 * LEASE_TTL]))
+    def machine_pauses(self, seconds: float) -> None:
+        self.world.pause(seconds)
+        self.world.turn()
+
+    @invariant()
+    def promises(self) -> None:
+        if hasattr(self, "world"):
+            self.world.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.finish()
+
+
+def _search(examples: int, steps: int) -> None:
+    run_state_machine_as_test(
+        AnyHistory,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_no_history_breaks_a_promise() -> None:
+    _search(150, 40)
+
+
+@pytest.mark.deep
+def test_no_history_breaks_a_promise_in_a_long_search() -> None:
+    _search(20_000, 80)
+
+
+# ------------------------------------------------------------ examples
+
+
+def function(estimate_ns: int = 0) -> Function:
+    made = Function(1, b"function")
+    made.estimate_ns = estimate_ns
+    return made
+
+
+def outcome(world: World, task: Task, item: int | None = None) -> object:
+    return world.accepted[task.key].outcomes.get(item)
+
+
+def outcomes(world: World, task: Task) -> list[object]:
+    found = world.accepted[task.key].outcomes
+    return [found.get(item) for item in range(task.items)]
+
+
+def offered(world: World, number: int = 0) -> list[int]:
+    """The keys of what a child was offered, in order."""
+    return [offer.key for offer in world.children[number].inbox]
+
+
+def start(world: World, number: int = 0, steps: int = 1) -> Child:
+    """Dispatch, and have a child claim its first offer; a chunk's first item begins with the second step."""
+    world.turn()
+    child = world.children[number]
+    for _ in range(steps):
+        child.step()
+    return child
+
+
+def wait(world: World, seconds: float) -> None:
+    """Time goes by; the supervisor does each timer when it is due."""
+    end = world.now + seconds
+    while (at := world.scheduler.next_timer()) is not None and at <= end:
+        world.advance(max(0.0, at - world.now))
+        world.turn()
+        assert world.scheduler.next_timer() != at or at > world.now, "a timer does nothing"
+    world.advance(end - world.now)
+
+
+def kills(world: World) -> list[object]:
+    return [entry[2] for entry in world.log if entry[0] == "kill"]
+
+
+def interrupts(world: World) -> int:
+    return sum(entry[0] == "interrupt" for entry in world.log)
+
+
+def last_report(world: World) -> dict[str, object]:
+    return world.reports[-1][4]
+
+
+# Dispatch.
+
+
+def test_idle_children_get_what_waits_in_the_order_of_its_submission() -> None:
+    world = World(3)
+    tasks = [world.submit() for _ in range(2)]
+    world.turn()
+    assert [entry[2] for entry in world.log] == [task.key for task in tasks]
+    assert sorted(len(offered(world, number)) for number in range(3)) == [0, 1, 1]
+
+
+def test_a_task_of_unknown_duration_is_offered_alone() -> None:
+    world = World(1)
+    world.submit(function())
+    world.submit(function())
+    world.turn()
+    assert len(offered(world)) == 1
+
+
+def test_short_tasks_are_offered_ahead_up_to_the_budget() -> None:
+    world = World(1, slots=16)
+    short = function(rules.BUDGET_NS // 4)
+    for _ in range(8):
+        world.submit(short)
+    world.turn()
+    assert len(offered(world)) == 4
+
+
+def test_a_chunk_costs_what_all_its_items_cost() -> None:
+    world = World(1, slots=16)
+    short = function(rules.BUDGET_NS // 4)
+    world.submit(short, items=3)
+    world.submit(short, items=2)
+    world.submit(short)
+    world.turn()
+    assert len(offered(world)) == 1
+
+
+def test_no_more_is_offered_than_there_are_slots() -> None:
+    world = World(1, slots=3)
+    for _ in range(8):
+        world.submit(function(1))
+    world.turn()
+    assert len(offered(world)) == 3
+
+
+def test_what_is_offered_ahead_is_shared_among_the_children() -> None:
+    world = World(2, slots=16)
+    for _ in range(8):
+        world.submit(function(1))
+    world.turn()
+    assert min(len(offered(world, number)) for number in range(2)) >= 3
+
+
+def test_a_child_that_starts_or_dies_gets_no_offer() -> None:
+    world = World(2, start=False)
+    world.submit()
+    world.turn()
+    assert not any(offered(world, number) for number in range(2))
+    world.children[1].step()
+    world.turn()
+    assert len(offered(world, 1)) == 1
+    world.scheduler.kill(world.children[0].seat, "corrupt", world.now)
+    world.submit()
+    world.children[0].step()
+    world.turn()
+    assert not offered(world, 0)
+
+
+def test_an_idle_child_takes_what_waits_behind_a_long_task() -> None:
+    world = World(1, slots=16)
+    long = world.submit(function(1))
+    rest = [world.submit(function(1)) for _ in range(6)]
+    start(world)
+    world.spawn().step()
+    world.turn()
+    assert not offered(world, 1)
+    at = world.scheduler.next_timer()
+    assert at is not None
+    assert at <= world.now + rules.STEAL_AFTER
+    wait(world, 0.0009765625)
+    assert offered(world, 1)[0] == rest[3].key, "the later half is taken"
+    for _ in range(64):
+        world.children[1].step()
+        world.turn()
+        wait(world, 0.0009765625)
+    assert [outcome(world, task) for task in rest] == [rules.OK] * 6
+    assert [task.attempts for task in rest] == [1] * 6
+    assert world.children[0].run is not None
+    assert world.children[0].run.key == long.key
+    world.finish()
+
+
+def test_what_is_claimed_is_not_taken() -> None:
+    world = World(1, slots=16)
+    tasks = [world.submit(function(1)) for _ in range(2)]
+    child = start(world)
+    child.step()
+    child.step()  # the second is claimed; the first one's answer is in the ring
+    other = world.spawn()
+    other.ready = True
+    world.scheduler.child_ready(other.seat)
+    world.scheduler.dispatch(world.now)
+    world.now += 1.0
+    world.scheduler.timer(world.now)
+    assert not other.inbox
+    world.finish()
+    assert [task.attempts for task in tasks] == [1, 1]
+
+
+def test_an_idle_pool_needs_no_timer() -> None:
+    world = World(2)
+    task = world.submit(timeout=1.0)
+    start(world).step()
+    wait(world, 100.0)
+    assert outcome(world, task) == rules.OK
+    assert world.scheduler.next_timer() is None
+
+
+# Answers.
+
+
+@pytest.mark.parametrize("status", [rules.OK, rules.ERROR, rules.UNSERIALIZABLE, rules.EXITED])
+def test_an_answer_is_the_outcome(status: int) -> None:
+    world = World(1)
+    task = world.submit()
+    start(world).step(status)
+    world.turn()
+    assert outcome(world, task) == status
+    assert world.scheduler.unfinished() == 0
+
+
+def test_an_answer_of_another_generation_or_kind_is_dropped() -> None:
+    world = World(1)
+    task = world.submit()
+    start(world)
+    seat, answer = world.children[0].seat, (rules.OK, 0, b"")
+    world.scheduler.done(seat, task.slot, task.generation + 1, *answer)
+    world.scheduler.done(seat, task.slot + 1, task.generation, *answer)
+    world.scheduler.items(seat, task.slot, task.generation, 0, 0, rules.OK, True, 0, b"")
+    world.check()
+    assert outcome(world, task) is None
+
+
+def test_an_answer_to_an_offer_that_was_taken_back_is_dropped() -> None:
+    world = World(1)
+    task = world.submit()
+    world.turn()
+    slot, generation = task.slot, task.generation
+    assert world.cancel(task.key)
+    world.scheduler.done(world.children[0].seat, slot, generation, rules.OK, 0, b"")
+    assert outcome(world, task) == rules.CANCELLED
+
+
+def test_a_task_answer_to_a_chunk_is_dropped() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=2)
+    start(world)
+    world.scheduler.done(world.children[0].seat, chunk.slot, chunk.generation, rules.OK, 0, b"")
+    world.check()
+    world.finish()
+    assert outcomes(world, chunk) == [rules.OK] * 2
+
+
+@pytest.mark.parametrize(
+    ("first", "stop", "status"),
+    [(1, 2, rules.OK), (0, 4, rules.OK), (0, 1, rules.CRASHED), (0, 1, 255)],
+    ids=["a gap", "too many", "an outcome that is ours to say", "no status at all"],
+)
+def test_an_impossible_answer_condemns_the_child_and_changes_nothing(first: int, stop: int, status: int) -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=3)
+    start(world)
+    with pytest.raises(ProtocolViolation):
+        world.scheduler.items(world.children[0].seat, chunk.slot, chunk.generation, first, stop, status, False, 0, b"")
+    world.check()
+    assert outcomes(world, chunk) == [None] * 3
+
+
+def test_items_cannot_be_answered_backwards() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=3)
+    child = start(world, steps=2)
+    child.step(flush=True)
+    world.read(child)
+    assert outcomes(world, chunk) == [rules.OK, None, None]
+    with pytest.raises(ProtocolViolation):
+        world.scheduler.items(child.seat, chunk.slot, chunk.generation, 1, 0, rules.OK, False, 0, b"")
+
+
+def test_a_status_that_is_not_the_childs_to_say_condemns_it() -> None:
+    world = World(1)
+    task = world.submit()
+    start(world)
+    with pytest.raises(ProtocolViolation):
+        world.scheduler.done(world.children[0].seat, task.slot, task.generation, rules.CANCELLED, 0, b"")
+    assert outcome(world, task) is None
+
+
+@pytest.mark.parametrize("status", [rules.ERROR, rules.EXITED])
+def test_what_raises_is_retried_as_often_as_asked(status: int) -> None:
+    world = World(1)
+    task = world.submit(retries=2, crash_retries=5)
+    for _ in range(3):
+        assert outcome(world, task) is None
+        start(world).step(status)
+        world.turn()
+    assert outcome(world, task) == status
+    assert task.attempts == 3
+
+
+def test_what_does_not_pickle_is_not_retried() -> None:
+    world = World(1)
+    task = world.submit(retries=5)
+    start(world).step(rules.UNSERIALIZABLE)
+    world.turn()
+    assert outcome(world, task) == rules.UNSERIALIZABLE
+
+
+def test_a_retry_waits_behind_what_was_submitted_before_it() -> None:
+    world = World(1)
+    tasks = [world.submit(retries=1) for _ in range(3)]
+    start(world).step(rules.ERROR)
+    world.turn()
+    world.finish()
+    order = [entry[2] for entry in world.log if entry[0] == "offer"]
+    assert order == [1, 2, 3, 1]
+    assert [outcome(world, task) for task in tasks] == [rules.OK] * 3
+
+
+def test_an_item_that_raises_is_retried_alone() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=3, retries=1)
+    child = start(world, steps=2)
+    child.step()
+    child.step()
+    child.step(rules.ERROR)
+    world.turn()
+    assert outcomes(world, chunk) == [rules.OK, None, None]
+    world.finish()
+    assert outcomes(world, chunk) == [rules.OK] * 3
+    assert [len(world.attempts[chunk.key, index]) for index in range(3)] == [1, 2, 1]
+
+
+def test_a_chunk_that_cannot_be_unpickled_is_handed_back() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=3)
+    start(world).step(rules.UNSERIALIZABLE)
+    world.turn()
+    assert outcomes(world, chunk) == [SPLIT] * 3
+    single = world.submit(function(), items=1)
+    start(world).step(rules.UNSERIALIZABLE)
+    world.turn()
+    assert outcomes(world, single) == [rules.UNSERIALIZABLE]
+    assert world.scheduler.unfinished() == 0
+
+
+# Deaths.
+
+
+def test_what_a_dead_child_had_not_claimed_goes_first_and_costs_nothing() -> None:
+    world = World(1, slots=16)
+    ahead = [world.submit(function(1)) for _ in range(4)]
+    world.turn()
+    later = world.submit()
+    child = world.children[0]
+    world.die(child)
+    world.reap(child)
+    world.children[1].step()
+    world.turn()
+    assert offered(world, 1)[: len(ahead)] == [task.key for task in ahead]
+    world.finish()
+    assert [(task.attempts, task.crashes) for task in (*ahead, later)] == [(1, 0)] * 5
+
+
+def test_a_death_ends_the_claimed_task_and_says_how() -> None:
+    world = World(1, slots=16)
+    tasks = [world.submit(function(1)) for _ in range(3)]
+    child = start(world)
+    world.die(child)
+    world.reap(child, signal=11, cause="signal")
+    assert [outcome(world, task) for task in tasks] == [rules.CRASHED, None, None]
+    assert last_report(world) == {"pid": 4000, "signal": 11, "exit_code": None, "cause": "signal", "attempt": 1}
+    world.finish()
+
+
+def test_a_poisonous_task_kills_one_child_more_than_its_crash_retries() -> None:
+    world = World(1)
+    task = world.submit(crash_retries=2, retries=7)
+    deaths = 0
+    while outcome(world, task) is None:
+        child = start(world, deaths)
+        world.die(child)
+        world.reap(child)
+        deaths += 1
+        world.children[deaths].step()
+    assert deaths == 3
+    assert outcome(world, task) == rules.CRASHED
+    assert last_report(world)["attempt"] == 3
+    assert world.scheduler.unfinished() == 0
+
+
+def test_an_answer_that_a_dead_child_gave_counts() -> None:
+    world = World(1)
+    task = world.submit()
+    child = start(world)
+    child.step()
+    world.die(child)
+    world.reap(child)
+    assert outcome(world, task) == rules.OK
+
+
+def test_a_death_is_taken_in_once() -> None:
+    world = World(1)
+    task = world.submit(crash_retries=5)
+    child = start(world)
+    world.die(child)
+    world.reap(child)
+    world.scheduler.child_died(child.seat, Death(1, 9, None, "signal"))
+    assert (task.attempts, task.crashes) == (1, 1)
+    world.check()
+
+
+def chunk_died(crash_retries: int) -> tuple[World, Task]:
+    """Of six items the first ended and was answered, two ended unanswered, the fourth kills the child."""
+    world = World(1)
+    chunk = world.submit(function(), items=6, crash_retries=crash_retries)
+    child = start(world, steps=2)
+    child.step(flush=True)
+    for _ in range(2):
+        child.step()
+        child.step(flush=False)
+    child.step()
+    assert (child.first, child.index, child.inside) == (1, 3, True)
+    world.die(child)
+    world.reap(child)
+    return world, chunk
+
+
+def test_a_death_blames_the_running_item_and_reports_the_lost_ones() -> None:
+    world, chunk = chunk_died(crash_retries=0)
+    assert outcomes(world, chunk) == [rules.OK, rules.CRASHED, rules.CRASHED, rules.CRASHED, None, None]
+    assert [report[4]["cause"] for report in world.reports] == ["lost", "signal"]
+    assert [report[1:3] for report in world.reports] == [(1, 3), (3, 4)]
+    world.finish()
+    assert outcomes(world, chunk)[4:] == [rules.OK] * 2
+    assert [len(world.attempts[chunk.key, index]) for index in range(6)] == [1] * 6
+
+
+def test_lost_items_and_the_blamed_one_run_again_if_crash_retries_allow() -> None:
+    world, chunk = chunk_died(crash_retries=1)
+    assert outcomes(world, chunk) == [rules.OK] + [None] * 5
+    world.finish()
+    assert outcomes(world, chunk) == [rules.OK] * 6
+    assert [len(world.attempts[chunk.key, index]) for index in range(6)] == [1, 2, 2, 2, 1, 1]
+
+
+def test_a_chunk_that_kills_its_child_while_it_is_unpickled_is_handed_back() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=2, crash_retries=9)
+    child = start(world)
+    world.die(child)
+    world.reap(child)
+    assert outcomes(world, chunk) == [SPLIT] * 2
+    assert world.scheduler.unfinished() == 0
+
+
+def test_one_item_that_kills_its_child_while_it_is_unpickled_is_blamed() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=1)
+    child = start(world)
+    world.die(child)
+    world.reap(child)
+    assert outcomes(world, chunk) == [rules.CRASHED]
+
+
+def test_a_death_between_two_items_blames_nobody() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=3)
+    child = start(world, steps=2)
+    child.step(flush=True)
+    world.die(child)
+    world.reap(child)
+    assert outcomes(world, chunk) == [rules.OK, None, None]
+    world.finish()
+    assert outcomes(world, chunk) == [rules.OK] * 3
+
+
+def test_a_chunk_whose_every_item_was_answered_is_not_sent_again() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=1)
+    child = start(world, steps=2)
+    child.step(rules.ERROR)
+    world.die(child)
+    world.reap(child)
+    assert outcomes(world, chunk) == [rules.ERROR]
+    assert world.scheduler.unfinished() == 0
+    start(world, 1)
+    assert not offered(world, 1)
+
+
+# Timeouts.
+
+
+def test_a_late_task_is_interrupted_and_its_answer_no_longer_matters() -> None:
+    world = World(1)
+    task = world.submit(timeout=1.0)
+    child = start(world)
+    wait(world, 0.9375)
+    assert interrupts(world) == 0
+    wait(world, 0.0625)
+    assert interrupts(world) == 1
+    child.step(rules.OK)
+    world.turn()
+    assert outcome(world, task) == rules.TIMED_OUT
+    assert last_report(world) == {"timeout": 1.0, "attempt": 1, "killed": False, "interrupted": ""}
+
+
+def test_a_taken_interrupt_says_where_the_task_was() -> None:
+    world = World(1)
+    task = world.submit(timeout=1.0)
+    child = start(world)
+    wait(world, 1.0)
+    assert child.take_signal()
+    world.turn()
+    assert outcome(world, task) == rules.TIMED_OUT
+    assert last_report(world)["interrupted"] == "stack"
+
+
+def test_a_late_task_is_retried_as_often_as_asked() -> None:
+    world = World(1)
+    task = world.submit(timeout=1.0, retries=1)
+    for _ in range(2):
+        assert outcome(world, task) is None
+        child = start(world)
+        wait(world, 1.0)
+        child.take_signal()
+        world.turn()
+    assert outcome(world, task) == rules.TIMED_OUT
+    assert last_report(world)["attempt"] == 2
+
+
+def test_the_clock_of_a_timeout_begins_at_the_claim() -> None:
+    world = World(1, slots=16)
+    first = world.submit(function(1))
+    second = world.submit(function(1), timeout=1.0)
+    child = start(world)
+    wait(world, 10.5)
+    child.step()
+    child.step()
+    wait(world, 0.9375)
+    assert interrupts(world) == 0
+    wait(world, 0.0625)
+    assert interrupts(world) == 1
+    world.finish()
+    assert (outcome(world, first), outcome(world, second)) == (rules.OK, rules.TIMED_OUT)
+
+
+def test_a_child_is_killed_when_the_grace_is_over_and_not_before() -> None:
+    world = World(1)
+    task = world.submit(timeout=1.0)
+    start(world)
+    wait(world, 1.0 + GRACE - 0.0625)
+    assert kills(world) == []
+    wait(world, 0.0625)
+    assert kills(world) == ["grace"]
+    world.bury()
+    assert outcome(world, task) == rules.TIMED_OUT
+    assert last_report(world)["killed"] is True
+
+
+def test_a_kill_after_a_timeout_counts_as_a_timeout_and_not_as_a_crash() -> None:
+    world = World(1)
+    task = world.submit(timeout=1.0, crash_retries=5)
+    start(world)
+    wait(world, 1.0 + GRACE)
+    world.bury()
+    assert outcome(world, task) == rules.TIMED_OUT
+    assert (task.attempts, task.crashes) == (1, 0)
+
+
+def test_a_timeout_is_per_item() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=3, timeout=1.0)
+    child = start(world, steps=2)
+    for _ in range(2):
+        wait(world, 0.75)
+        child.step()
+        child.step()
+    wait(world, 0.9375)
+    assert interrupts(world) == 0
+    wait(world, 0.0625)
+    assert interrupts(world) == 1
+    child.take_signal()
+    world.turn()
+    assert outcomes(world, chunk) == [rules.OK, rules.OK, rules.TIMED_OUT]
+
+
+def test_the_rest_of_a_chunk_goes_on_after_a_late_item() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=3, timeout=1.0)
+    child = start(world, steps=2)
+    wait(world, 1.0)
+    child.take_signal()
+    world.finish()
+    assert outcomes(world, chunk) == [rules.TIMED_OUT, rules.OK, rules.OK]
+
+
+def test_an_interrupt_of_one_item_never_hits_the_next() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=2, timeout=1.0)
+    child = start(world, steps=2)
+    world.now += 1.0
+    world.read(child)
+    # Between the look at the cursor and the word that halts the chunk, the item ends and the next one begins.
+    real_halt = world.halt
+
+    def halt(seat: Seat, slot: int, generation: int) -> int:
+        if generation and child.index == 0:
+            child.step()
+            child.step()
+        return real_halt(seat, slot, generation)
+
+    world.halt = halt  # type: ignore[method-assign]
+    world.scheduler.timer(world.now)
+    assert (child.index, child.inside) == (1, True)
+    assert interrupts(world) == 0
+    child.step()
+    child.step()
+    world.turn()
+    assert outcomes(world, chunk) == [rules.OK, rules.OK]
+
+
+@pytest.mark.parametrize("items", [1, 3])
+def test_a_chunk_that_is_late_before_its_first_item_is_not_begun_again_for_ever(items: int) -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=items, timeout=1.0)
+    child = start(world)
+    wait(world, 1.0)
+    child.step()
+    world.turn()
+    assert outcomes(world, chunk) == ([SPLIT] * 3 if items > 1 else [rules.TIMED_OUT])
+    assert world.scheduler.unfinished() == 0
+
+
+# The grace is the interrupted task's own.
+
+
+def test_a_task_that_ends_within_the_grace_leaves_its_successor_in_peace() -> None:
+    world = World(1, slots=16)
+    world.submit(function(1), timeout=1.0)
+    second = world.submit(function(1))
+    child = start(world)
+    wait(world, 1.0)
+    child.take_signal()
+    child.step()
+    wait(world, 10 * GRACE)
+    assert kills(world) == []
+    child.step()
+    world.turn()
+    assert outcome(world, second) == rules.OK
+
+
+def interrupted_with_another_behind(world: World, **options: float) -> tuple[Task, Task, Child]:
+    first = world.submit(function(1), timeout=1.0)
+    second = world.submit(function(1), **options)
+    child = start(world)
+    wait(world, 1.0)
+    assert interrupts(world) == 1
+    world.advance(GRACE)
+    return first, second, child
+
+
+def test_a_child_that_has_just_gone_on_to_the_next_task_is_not_killed() -> None:
+    world = World(1, slots=16)
+    first, second, child = interrupted_with_another_behind(world)
+    child.step()
+    child.step()  # all between the supervisor's last look at the ring and the kill
+    world.scheduler.timer(world.now)
+    assert child.run is not None
+    assert child.run.key == second.key
+    assert kills(world) == []
+    world.finish()
+    assert (outcome(world, first), outcome(world, second)) == (rules.TIMED_OUT, rules.OK)
+
+
+def test_what_waits_behind_a_task_is_taken_back_before_the_kill() -> None:
+    world = World(1, slots=16)
+    _, second, child = interrupted_with_another_behind(world)
+    world.turn()
+    assert kills(world) == ["grace"]
+    child.step()
+    child.step()  # it goes on until it dies
+    assert child.run is None
+    world.bury()
+    world.finish()
+    assert (second.attempts, second.crashes) == (1, 0)
+    assert outcome(world, second) == rules.OK
+
+
+def test_a_spoiled_claim_page_does_not_save_a_child_from_its_kill() -> None:
+    world = World(1, slots=16)
+    _, second, child = interrupted_with_another_behind(world)
+    child.page[second.slot].generation = 12345
+    world.turn()
+    assert kills(world) == ["grace"]
+
+
+def test_cancelling_what_waits_behind_an_interrupted_task_does_not_save_it() -> None:
+    world = World(1, slots=16)
+    world.submit(function(1), timeout=1.0)
+    chunk = world.submit(function(1), items=2)
+    start(world)
+    wait(world, 1.0)
+    world.cancel(chunk.key)
+    wait(world, GRACE)
+    assert kills(world) == ["grace"]
+
+
+def test_an_item_that_ends_at_the_end_of_its_grace_saves_its_child() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=3, timeout=1.0)
+    child = start(world, steps=2)
+    wait(world, 1.0)
+    child.take_signal()  # answered; that the range is over is not said yet
+    wait(world, 2 * GRACE)
+    assert kills(world) == []
+    world.finish()
+    assert outcomes(world, chunk) == [rules.TIMED_OUT, rules.OK, rules.OK]
+
+
+# Cancel.
+
+
+def test_a_cancelled_task_that_waits_never_starts() -> None:
+    world = World(1)
+    world.submit()
+    waiting = world.submit()
+    start(world)
+    assert world.cancel(waiting.key)
+    assert outcome(world, waiting) == rules.CANCELLED
+    world.finish()
+    assert (waiting.key, None) not in world.attempts
+
+
+def test_a_cancelled_task_that_is_offered_never_starts() -> None:
+    world = World(1, slots=16)
+    world.submit(function(1))
+    ahead = world.submit(function(1))
+    start(world)
+    assert ahead.key in offered(world)
+    assert world.cancel(ahead.key)
+    assert outcome(world, ahead) == rules.CANCELLED
+    world.finish()
+    assert (ahead.key, None) not in world.attempts
+
+
+@pytest.mark.parametrize("ending", [rules.OK, rules.ERROR, rules.INTERRUPTED])
+def test_a_cancelled_task_that_runs_is_interrupted_and_ends_cancelled(ending: int) -> None:
+    world = World(1)
+    task = world.submit(retries=5)
+    child = start(world)
+    assert world.cancel(task.key)
+    assert world.cancel(task.key), "it will end cancelled"
+    assert outcome(world, task) is None
+    assert interrupts(world) == 1
+    child.step(ending)
+    world.turn()
+    assert outcome(world, task) == rules.CANCELLED
+    assert not world.cancel(task.key), "it has ended"
+
+
+def test_a_cancelled_task_that_does_not_react_is_killed() -> None:
+    world = World(1)
+    task = world.submit(crash_retries=5)
+    start(world)
+    world.cancel(task.key)
+    wait(world, GRACE)
+    assert kills(world) == ["grace"]
+    world.bury()
+    assert outcome(world, task) == rules.CANCELLED
+
+
+def test_a_cancel_overrides_a_timeout_that_would_be_retried() -> None:
+    world = World(1)
+    task = world.submit(timeout=1.0, retries=5)
+    child = start(world)
+    wait(world, 1.0)
+    assert world.cancel(task.key)
+    child.take_signal()
+    world.turn()
+    assert outcome(world, task) == rules.CANCELLED
+
+
+def test_what_has_ended_or_never_was_cannot_be_cancelled() -> None:
+    world = World(1)
+    task = world.submit()
+    start(world).step()
+    world.turn()
+    assert not world.cancel(task.key)
+    assert not world.scheduler.cancel(99, world.now)
+    assert outcome(world, task) == rules.OK
+
+
+def test_no_further_item_of_a_cancelled_chunk_begins_and_the_running_one_ends_in_peace() -> None:
+    world = World(2)
+    chunk = world.submit(function(), items=4)
+    child = start(world, steps=2)
+    child.step()
+    child.step()
+    assert world.cancel(chunk.key)
+    assert interrupts(world) == 0
+    assert world.scheduler.unfinished() == 0
+    child.step()
+    child.step()
+    assert child.run is None
+    world.finish()
+    assert set(world.attempts) == {(chunk.key, 0), (chunk.key, 1)}
+    assert len(world.scheduler._idle) == 2
+
+
+def test_a_cancelled_chunk_that_waits_never_starts() -> None:
+    world = World(1)
+    world.submit(function())
+    queued = world.submit(function(), items=2)
+    start(world)
+    assert world.cancel(queued.key)
+    assert not world.cancel(queued.key)
+    assert queued.payload == b"", "its memory is held until its turn"
+    world.finish()
+    assert (queued.key, 0) not in world.attempts
+
+
+def test_the_running_item_of_a_cancelled_chunk_still_has_its_timeout() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=2, timeout=1.0)
+    start(world, steps=2)
+    world.cancel(chunk.key)
+    wait(world, 1.0)
+    assert interrupts(world) == 1
+    wait(world, GRACE)
+    assert kills(world) == ["grace"]
+    world.finish()
+
+
+def test_where_a_task_is() -> None:
+    world = World(1)
+    task, waiting = world.submit(), world.submit()
+    world.turn()
+    scheduler, seat = world.scheduler, world.children[0].seat
+    assert scheduler.seat_of(task.key) is seat
+    assert not scheduler.is_running(task.key), "nobody has claimed it"
+    world.children[0].step()
+    assert scheduler.is_running(task.key)
+    assert scheduler.seat_of(waiting.key) is None
+    assert not scheduler.is_running(waiting.key)
+    world.children[0].step()
+    world.turn()
+    assert scheduler.seat_of(task.key) is None
+    assert not scheduler.is_running(task.key)
+
+
+# Children.
+
+
+def test_a_child_that_takes_too_long_to_start_is_killed() -> None:
+    world = World(1, start=False)
+    wait(world, START_TIMEOUT - 0.0625)
+    assert kills(world) == []
+    wait(world, 0.0625)
+    assert kills(world) == ["start"]
+
+
+def test_a_child_that_is_ready_in_time_has_no_deadline_any_more() -> None:
+    world = World(1)
+    wait(world, 10 * START_TIMEOUT)
+    assert kills(world) == []
+
+
+def test_a_child_is_killed_once() -> None:
+    world = World(1)
+    seat = world.children[0].seat
+    world.scheduler.kill(seat, "lease" if world.children[0].frozen else "corrupt", world.now)
+    world.scheduler.kill(seat, "grace", world.now)
+    assert kills(world) == ["corrupt"]
+    assert (seat.state, seat.kill_cause) == (DYING, "corrupt")
+
+
+def test_an_unkillable_child_is_given_up_and_its_task_never_retried() -> None:
+    world = World(1, slots=16)
+    stuck = world.submit(function(1), timeout=1.0, crash_retries=9)
+    other = world.submit(function(1))
+    child = start(world)
+    child.unkillable = child.frozen = True
+    wait(world, 2 * LEASE_TTL)
+    assert len(kills(world)) == 1
+    wait(world, KILL_TIMEOUT)
+    assert child.seat.number not in world.children
+    assert outcome(world, stuck) in (rules.CRASHED, rules.TIMED_OUT)
+    world.scheduler.child_died(child.seat, Death(1, 9, None, "signal"))  # when the file system comes back
+    world.finish()
+    assert outcome(world, other) == rules.OK
+    assert stuck.attempts == 1
+
+
+def test_a_task_in_an_unkillable_child_crashes_for_that_reason() -> None:
+    world = World(1)
+    task = world.submit(crash_retries=9)
+    child = start(world)
+    child.unkillable = child.frozen = True
+    wait(world, 2 * LEASE_TTL + KILL_TIMEOUT)
+    assert outcome(world, task) == rules.CRASHED
+    assert last_report(world)["cause"] == "unkillable"
+
+
+# What is known of a function.
+
+
+def test_the_first_call_is_the_estimate() -> None:
+    made = function()
+    made.observe(12_345)
+    assert made.estimate_ns == 12_345
+
+
+def test_an_estimate_is_never_zero_again() -> None:
+    made = function()
+    for _ in range(100):
+        made.observe(0)
+        assert made.estimate_ns > 0
+
+
+def test_an_estimate_rises_by_bounded_steps_and_falls_fast() -> None:
+    made = function(1_000)
+    made.observe(10**12)
+    assert 1_000 < made.estimate_ns <= 1_500
+    made = function(1_000)
+    made.observe(0)
+    assert made.estimate_ns == 750
+
+
+@pytest.mark.parametrize("duration", [200, 1_000, 5_000])
+def test_an_estimate_comes_close_to_a_steady_duration(duration: int) -> None:
+    made = function(1_000)
+    for _ in range(100):
+        made.observe(duration)
+    assert abs(made.estimate_ns - duration) <= duration // 20
+
+
+def test_every_answer_is_observed_a_chunks_per_item() -> None:
+    world = World(1)
+    made = function()
+    world.submit(made)
+    start(world).step(rules.OK, 5_000)
+    world.turn()
+    assert made.estimate_ns == 5_000
+    made.estimate_ns = 0
+    world.submit(made, items=2)
+    child = start(world, steps=2)
+    child.step(flush=False)
+    child.step()
+    child.step(rules.OK, 8_000, flush=True)
+    world.turn()
+    assert made.estimate_ns == 4_000
+
+
+# What the scheduler and others must agree on.
+
+
+def test_the_statuses_are_those_of_the_wire() -> None:
+    names = ["OK", "ERROR", "UNSERIALIZABLE", "EXITED", "INTERRUPTED", "CRASHED", "TIMED_OUT", "CANCELLED"]
+    assert [getattr(rules, name) for name in names] == [getattr(codec, name) for name in names]
+
+
+def test_a_child_can_say_the_first_five_statuses_and_no_others() -> None:
+    assert {rules.OK, rules.ERROR, rules.UNSERIALIZABLE, rules.EXITED, rules.INTERRUPTED} == set(
+        range(rules.INTERRUPTED + 1)
+    )
+    assert min(rules.CRASHED, rules.TIMED_OUT, rules.CANCELLED) > rules.INTERRUPTED
+
+
+def test_the_claim_states_are_those_of_the_page() -> None:
+    assert (rules.CLAIM_OFFERED, rules.CLAIM_CLAIMED, rules.CLAIM_REVOKED) == (
+        _native.OFFERED,
+        _native.CLAIMED,
+        _native.REVOKED,
+    )
+
+
+def test_a_slot_fits_the_byte_it_travels_in() -> None:
+    assert WorkerOptions(n=1).slots <= codec.MAX_SLOTS == 256
