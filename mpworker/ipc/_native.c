@@ -118,6 +118,14 @@ static void *mapped_at(PyObject *self, Py_ssize_t offset, Py_ssize_t size, const
     return (char *)mapped->view.buf + offset;
 }
 
+/* Not Py_RETURN_NONE, nor Py_RETURN_TRUE: the headers of 3.12 and later count no reference there, since there such objects
+ * are immortal. Built with those, this module would take None away from a 3.11. */
+static PyObject *none(void)
+{
+    Py_IncRef(Py_None);
+    return Py_None;
+}
+
 static PyObject *os_error(int error, const char *call)
 {
     PyObject *value = Py_BuildValue("iN", error, PyUnicode_FromFormat("%s: %s", call, strerror(error)));
@@ -213,9 +221,9 @@ static PyObject *ring_push(PyObject *self, PyObject *const *args, Py_ssize_t nar
     PyBuffer_Release(&payload);
     switch (status) {
     case MPW_OK:
-        Py_RETURN_TRUE;
+        return PyBool_FromLong(1);
     case MPW_FULL:
-        Py_RETURN_FALSE;
+        return PyBool_FromLong(0);
     case MPW_TOO_LARGE:
         return PyErr_Format(PyExc_ValueError, "a payload of %zd bytes exceeds this ring's bound of %llu", size,
                             (unsigned long long)mpw_ring_max_payload(object->ring.capacity));
@@ -373,7 +381,7 @@ static PyObject *bell_write(bell_object *bell)
     int error = mpw_bell_write(bell->fd);
     if (error)
         return os_error(error, "write to a bell");
-    Py_RETURN_NONE;
+    return none();
 }
 
 static PyObject *bell_ring(PyObject *self, PyObject *Py_UNUSED(ignored))
@@ -382,7 +390,7 @@ static PyObject *bell_ring(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (!usable(self))
         return NULL;
     if (!mpw_bell_pending(bell->word))
-        Py_RETURN_NONE;
+        return none();
     return bell_write(bell);
 }
 
@@ -392,7 +400,7 @@ static PyObject *bell_ring_room(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (!usable(self))
         return NULL;
     if (!mpw_bell_room_pending(bell->word))
-        Py_RETURN_NONE;
+        return none();
     return bell_write(bell);
 }
 
@@ -402,7 +410,7 @@ static PyObject *bell_want_room(PyObject *self, PyObject *wanted)
     if (truth < 0 || !usable(self))
         return NULL;
     mpw_bell_want_room(((bell_object *)self)->word, truth);
-    Py_RETURN_NONE;
+    return none();
 }
 
 static PyObject *bell_wake(PyObject *self, PyObject *Py_UNUSED(ignored))
@@ -415,7 +423,7 @@ static PyObject *bell_arm(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (!usable(self))
         return NULL;
     mpw_bell_arm(((bell_object *)self)->word);
-    Py_RETURN_NONE;
+    return none();
 }
 
 static PyObject *bell_disarm(PyObject *self, PyObject *Py_UNUSED(ignored))
@@ -423,7 +431,7 @@ static PyObject *bell_disarm(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (!usable(self))
         return NULL;
     mpw_bell_disarm(((bell_object *)self)->word);
-    Py_RETURN_NONE;
+    return none();
 }
 
 static PyObject *bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -562,7 +570,7 @@ static PyObject *claims_offer(PyObject *self, PyObject *const *args, Py_ssize_t 
     if (!generation)
         return PyErr_Format(PyExc_ValueError, "generation 0 stands for none");
     mpw_claim_offer(slot, generation);
-    Py_RETURN_NONE;
+    return none();
 }
 
 static PyObject *claims_claim(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -646,7 +654,7 @@ static PyObject *claims_start_heartbeat(PyObject *self, PyObject *interval)
         return os_error(error, "start of the heartbeat's thread");
     }
     Py_INCREF(self); /* the thread writes to the page until the process ends */
-    Py_RETURN_NONE;
+    return none();
 }
 
 static PyMethodDef claims_methods[] = {
