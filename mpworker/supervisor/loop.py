@@ -25,6 +25,7 @@ from mpworker.supervisor.scheduler import ProtocolViolation, Scheduler
 
 _CLIENT_BATCH = 256
 _CHILD_BATCH = 64
+_LOOK_EVERY = 0.002  # seconds; rings that are never empty must not hide a death, which only epoll tells of
 _BUSY = 8  # a turn that found more is followed by another before any thought of sleep
 _START_FAILURES_MAX = 3
 _START_BACKOFF, _START_BACKOFF_MAX = 0.025, 5.0  # seconds until the next try, doubled by each failure
@@ -70,6 +71,7 @@ class Loop:
         self._start_timeout: float = config["start_timeout"]
         self._start_failures = 0
         self._stopping = ""
+        self._turned_at = 0.0
         self._exit_at: float | None = None
         self._spawn_at: float | None = None
         self._nursery_late_at: float | None = None  # while it imports what is to be preloaded
@@ -86,19 +88,22 @@ class Loop:
         self._watch(self._client.fileno(), self._client_gone)
         self._watch(self._client_pidfd, self._client_gone)
         self._start_nursery()
+        look_at = 0.0
         while self._stopping != _NOW:
-            if self._turn() > _BUSY:
+            if self._turn() > _BUSY and self._turned_at < look_at:
                 continue
             # Little is going on, so sleep may be near: arm, and look once more for what was published before its
             # peer could see the armed bell (ipc/bell.h).
             bells = [self._world.channel.bell, *(child.channel.bell for child in self._world.everyone)]
             for bell in bells:
                 bell.arm()
-            if not self._turn() and self._stopping != _NOW:
-                for fd, _ in self._epoll.poll(self._timeout()):
+            idle = not self._turn()
+            if (idle or self._turned_at >= look_at) and self._stopping != _NOW:
+                for fd, _ in self._epoll.poll(self._timeout() if idle else 0.0):
                     handler = self._handlers.get(fd)
                     if handler is not None:
                         handler()
+                look_at = time.monotonic() + _LOOK_EVERY
             for bell in bells:
                 bell.disarm()
 
@@ -116,7 +121,7 @@ class Loop:
         found = self._read_client()
         for child in world.everyone:
             found += self._read_child(child)
-        now = time.monotonic()
+        now = self._turned_at = time.monotonic()
         at = scheduler.next_timer()
         if at is not None and now >= at:
             found += 1
