@@ -470,6 +470,7 @@ class World:
             assert not child.ready or ("ready",) in child.ring
         elif cause == "grace":
             run = child.run
+            assert run is not None or child.ring, "killed after the task that it was for"
             assert run is None or run.task.decided, f"killed for another task while {run.key} ran"
             if run is not None:
                 since = child.page[run.slot].interrupted_at

@@ -100,6 +100,10 @@ class AnyHistory(RuleBasedStateMachine):
         self.child(who).frozen = frozen
 
     @rule(who=WHO)
+    def child_spoils_its_ring(self, who: int) -> None:
+        self.world.scheduler.kill(self.child(who).seat, "corrupt", self.world.now)
+
+    @rule(who=WHO)
     def becomes_unkillable(self, who: int) -> None:
         self.child(who).unkillable = True
 
@@ -590,6 +594,33 @@ def test_one_item_that_kills_its_child_while_it_is_unpickled_is_blamed() -> None
     assert outcomes(world, chunk) == [rules.CRASHED]
 
 
+def test_a_poisonous_item_kills_one_child_more_than_its_crash_retries() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=1, crash_retries=2)
+    deaths = 0
+    while outcomes(world, chunk) == [None]:
+        child = start(world, deaths, steps=2)
+        world.die(child)
+        world.reap(child)
+        deaths += 1
+        assert deaths < 5
+        world.children[deaths].step()
+    assert deaths == 3
+    assert last_report(world)["attempt"] == 3
+
+
+def test_an_item_is_retried_as_often_as_asked() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=1, retries=2)
+    while outcomes(world, chunk) == [None]:
+        child = start(world, steps=2)
+        child.step(rules.ERROR)
+        child.step()
+        world.turn()
+    assert outcomes(world, chunk) == [rules.ERROR]
+    assert len(world.attempts[chunk.key, 0]) == 3
+
+
 def test_a_death_between_two_items_blames_nobody() -> None:
     world = World(1)
     chunk = world.submit(function(), items=3)
@@ -724,7 +755,7 @@ def test_the_rest_of_a_chunk_goes_on_after_a_late_item() -> None:
 
 def test_an_interrupt_of_one_item_never_hits_the_next() -> None:
     world = World(1)
-    chunk = world.submit(function(), items=2, timeout=1.0)
+    chunk = world.submit(function(), items=3, timeout=1.0)
     child = start(world, steps=2)
     world.now += 1.0
     world.read(child)
@@ -741,10 +772,17 @@ def test_an_interrupt_of_one_item_never_hits_the_next() -> None:
     world.scheduler.timer(world.now)
     assert (child.index, child.inside) == (1, True)
     assert interrupts(world) == 0
+    wait(world, 0.9375)
     child.step()
     child.step()
+    assert (child.index, child.inside) == (2, True), "the chunk was stopped for nothing"
+    wait(world, 0.9375)
+    assert interrupts(world) == 0
+    wait(world, 0.0625)
+    assert interrupts(world) == 1, "the one that began meanwhile has lost its timeout"
+    child.take_signal()
     world.turn()
-    assert outcomes(world, chunk) == [rules.OK, rules.OK]
+    assert outcomes(world, chunk) == [rules.OK, rules.OK, rules.TIMED_OUT]
 
 
 @pytest.mark.parametrize("items", [1, 3])
@@ -759,6 +797,48 @@ def test_a_chunk_that_is_late_before_its_first_item_is_not_begun_again_for_ever(
     assert world.scheduler.unfinished() == 0
 
 
+def test_an_item_that_ends_before_its_interrupt_arrives_leaves_the_others_their_timeouts() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=2, timeout=1.0)
+    child = start(world, steps=2)
+    wait(world, 1.0)
+    child.step(flush=False)
+    child.step()  # halted, and so the range is over
+    assert child.run is None
+    start(world, steps=2)
+    wait(world, 1.0)
+    assert interrupts(world) == 2
+    child.take_signal()
+    world.finish()
+    assert outcome(world, chunk, 1) == rules.TIMED_OUT
+
+
+def test_a_late_item_that_does_not_react_times_out_and_the_rest_keeps_its_timeouts() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=2, timeout=1.0, crash_retries=5)
+    start(world, steps=2)
+    wait(world, 1.0 + GRACE)
+    world.bury()
+    assert outcomes(world, chunk) == [rules.TIMED_OUT, None]
+    assert last_report(world)["killed"] is True
+    world.children[1].step()
+    child = start(world, 1, steps=2)
+    assert (child.index, child.inside) == (1, True)
+    wait(world, 1.0)
+    assert interrupts(world) == 2
+    world.finish()
+
+
+def test_a_task_that_ends_within_the_grace_leaves_an_idle_child_alone() -> None:
+    world = World(1)
+    world.submit(timeout=1.0)
+    child = start(world)
+    wait(world, 1.0)
+    child.take_signal()
+    wait(world, 10 * GRACE)
+    assert kills(world) == []
+
+
 # The grace is the interrupted task's own.
 
 
@@ -770,6 +850,8 @@ def test_a_task_that_ends_within_the_grace_leaves_its_successor_in_peace() -> No
     wait(world, 1.0)
     child.take_signal()
     child.step()
+    assert child.run is not None
+    assert child.run.key == second.key
     wait(world, 10 * GRACE)
     assert kills(world) == []
     child.step()
@@ -859,6 +941,14 @@ def test_a_cancelled_task_that_waits_never_starts() -> None:
     assert (waiting.key, None) not in world.attempts
 
 
+def test_a_cancelled_task_is_not_offered_ahead_either() -> None:
+    world = World(1, slots=16)
+    tasks = [world.submit(function(1)) for _ in range(3)]
+    world.cancel(tasks[1].key)
+    world.turn()
+    assert offered(world) == [tasks[0].key, tasks[2].key]
+
+
 def test_a_cancelled_task_that_is_offered_never_starts() -> None:
     world = World(1, slots=16)
     world.submit(function(1))
@@ -906,6 +996,16 @@ def test_a_cancel_overrides_a_timeout_that_would_be_retried() -> None:
     child.take_signal()
     world.turn()
     assert outcome(world, task) == rules.CANCELLED
+
+
+def test_a_cancel_does_not_prolong_the_grace() -> None:
+    world = World(1)
+    task = world.submit(timeout=1.0)
+    start(world)
+    wait(world, 1.0 + GRACE / 2)
+    world.cancel(task.key)
+    wait(world, GRACE / 2)
+    assert kills(world) == ["grace"]
 
 
 def test_what_has_ended_or_never_was_cannot_be_cancelled() -> None:
@@ -985,6 +1085,24 @@ def test_a_child_that_takes_too_long_to_start_is_killed() -> None:
     assert kills(world) == []
     wait(world, 0.0625)
     assert kills(world) == ["start"]
+
+
+def test_each_child_has_its_own_deadline_to_start() -> None:
+    world = World(1, start=False)
+    wait(world, 1.0)
+    world.spawn()
+    wait(world, START_TIMEOUT - 1.0)
+    assert kills(world) == ["start"]
+    wait(world, 1.0)
+    assert kills(world) == ["start", "start"]
+
+
+def test_an_idle_child_that_is_killed_gets_no_more_offers() -> None:
+    world = World(1)
+    world.scheduler.kill(world.children[0].seat, "corrupt", world.now)
+    world.submit()
+    world.turn()
+    assert not offered(world)
 
 
 def test_a_child_that_is_ready_in_time_has_no_deadline_any_more() -> None:
