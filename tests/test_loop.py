@@ -1,39 +1,56 @@
 """The supervisor's loop: what it notices while its rings are never empty."""
 
-import subprocess
-import sys
+import _socket
+import os
+import time
 
-import leaks
-import psutil
+from mpworker.ipc import frames
+from mpworker.ipc.channel import make_channel
+from mpworker.supervisor.loop import Loop
 
-_BUSY_FOR_EVER = """
-from mpworker import ProcessWorker
+_CONFIG = {
+    "n": 1,
+    "slots": 8,
+    "lease_ttl": 10.0,
+    "grace": 1.0,
+    "start_timeout": 10.0,
+    "kill_timeout": 10.0,
+    "child_ring_bytes": 4096,
+    "child": {"max_payload_bytes": 1 << 20},
+}
 
-def fail():
-    raise ValueError
 
-w = ProcessWorker(n=2)
-endless = w.options(retries=1_000_000)
-futures = [endless.submit(fail) for _ in range(200)]
-w.submit(abs, 1).result()
-print(w.processes()["supervisor"], flush=True)
-futures[0].result()
-"""
+class _NeverIdle(Loop):
+    """A loop whose every turn finds a full batch, and which has no processes."""
+
+    give_up_at = 0.0
+    turns = 0
+    client_end: _socket.socket
+
+    def _start_nursery(self) -> None:
+        self.give_up_at = time.monotonic() + 20
+
+    def _turn(self) -> int:
+        self.turns += 1
+        if self.turns == 100:
+            self.client_end.close()  # as the kernel does for a process that dies
+        self._turned_at = time.monotonic()
+        assert self._turned_at < self.give_up_at, "the death of the client went unnoticed"
+        return 1000
 
 
 def test_a_supervisor_that_is_never_idle_notices_its_clients_death() -> None:
-    client = subprocess.Popen([sys.executable, "-c", _BUSY_FOR_EVER], stdout=subprocess.PIPE, text=True)
-    assert client.stdout is not None
-    with client.stdout:
-        supervisor = psutil.Process(int(client.stdout.readline()))
-    client.kill()
-    client.wait()
-
-    def gone() -> bool:
-        return not supervisor.is_running() or supervisor.status() == psutil.STATUS_ZOMBIE
-
+    ours, theirs = frames.pair()
+    fds, channel = make_channel("test", (4096, 4096))
+    os.close(fds[0])
+    pidfd = os.pidfd_open(os.getpid())
+    blob = os.memfd_create("blob")
     try:
-        assert leaks.wait_until(gone, 20)
+        loop = _NeverIdle(_CONFIG, ours, channel, blob, pidfd)
+        loop.client_end = theirs
+        loop.run()
     finally:
-        if supervisor.is_running():
-            supervisor.kill()
+        ours.close()
+        channel.close()
+        os.close(pidfd)
+        os.close(blob)
