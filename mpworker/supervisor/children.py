@@ -91,6 +91,7 @@ class Children:
         self.by_number: dict[int, Child] = {}
         self.everyone: tuple[Child, ...] = ()
         self.backlog: set[Child] = set()  # whose rings were full
+        self.told: set[Child] = set()  # whose bells are still to be rung
         self.corrupt: set[Child] = set()  # whose rings cannot be pushed to; the loop has them killed
         self.nursery: frames.Frames | None = None
         self.nursery_pid = 0
@@ -189,6 +190,7 @@ class Children:
         self.by_number.pop(child.seat.number, None)
         self.everyone = tuple(self.by_number.values())
         self.backlog.discard(child)
+        self.told.discard(child)
         self.corrupt.discard(child)
         child.close()
 
@@ -206,7 +208,7 @@ class Children:
         return Death(child.pid, number, exit_code, cause)
 
     def tell(self, child: Child, kind: int, flags: int, a: int, b: int, c: int, payload: bytes) -> None:
-        """Send a child a record, now or when it has made room, and wake it."""
+        """Send a child a record, now or when it has made room; `ring_told` wakes it."""
         try:
             outbox = child.outbox
             if outbox.waiting or len(payload) > child.max_payload or not child.push(kind, flags, a, b, c, payload):
@@ -214,7 +216,7 @@ class Children:
                 if outbox.waiting:
                     self.backlog.add(child)
                     child.channel.bell.want_room(True)
-            child.ring_bell()
+            self.told.add(child)
         except RingCorrupt:
             self.corrupt.add(child)  # what it was offered is settled at its death
 
@@ -228,7 +230,13 @@ class Children:
             except RingCorrupt:
                 self.backlog.discard(child)
                 self.corrupt.add(child)
+            self.told.add(child)
+
+    def ring_told(self) -> None:
+        """Wake the children that were sent something: once each, for a wake-up costs more than a task."""
+        for child in self.told:
             child.ring_bell()
+        self.told.clear()
 
     def forget(self, function: Function) -> None:
         """No later task uses the function, unless it is sent again."""

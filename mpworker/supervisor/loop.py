@@ -148,6 +148,8 @@ class Loop:
             world.channel.peer_bell.ring()
         if self._stopping == _DRAIN:
             self._drain(now)
+        if world.told:
+            world.ring_told()
         return found
 
     def _timeout(self) -> float:
