@@ -1,0 +1,71 @@
+"""The table of defaults says what the code does."""
+
+import ast
+import importlib
+import inspect
+import re
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+
+from mpworker import ProcessWorker
+from mpworker.options import TaskDefaults, WorkerOptions
+
+PAGE = (Path(__file__).parent.parent / "docs" / "defaults.md").read_text()
+ROW = re.compile(r"^\| `([\w.]+)` \| `([^`]*)` \| ([^|]*) \| ([^|]*) \|$", re.MULTILINE)
+
+
+def section(title: str) -> dict[str, object]:
+    """The names and values of one table."""
+    text = PAGE.split(f"## {title}\n")[1].split("\n## ")[0]
+    found = {name: ast.literal_eval(value) for name, value, *_ in ROW.findall(text)}
+    rows = sum(line.startswith("| `") for line in text.splitlines())
+    assert len(found) == rows, f"a row of {title!r} cannot be read, or is there twice"
+    return found
+
+
+TASK = section("Options of tasks")
+WORKER = section("Options of the worker")
+INSIDE = section("Bounds and measures inside")
+
+
+def test_the_options_of_tasks() -> None:
+    assert {field.name: field.default for field in fields(TaskDefaults)} == TASK
+
+
+def test_the_options_of_the_worker() -> None:
+    in_code = {field.name: field.default for field in fields(WorkerOptions)}
+    in_code |= {
+        name: parameter.default
+        for name, parameter in inspect.signature(ProcessWorker).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name not in TASK
+    }
+    assert in_code == WORKER
+
+
+def test_the_signature_and_the_dataclasses_agree() -> None:
+    signature = inspect.signature(ProcessWorker).parameters
+    for field in (*fields(TaskDefaults), *fields(WorkerOptions)):
+        # `n` and `python` are None for "find out".
+        if field.name in signature and field.default is not MISSING and field.name != "python":
+            assert signature[field.name].default == field.default, field.name
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_bound_inside(name: str) -> None:
+    module, _, constant = name.rpartition(".")
+    assert getattr(importlib.import_module(module), constant) == INSIDE[name]
+
+
+def test_a_page_of_claims_is_one_page() -> None:
+    from mpworker.ipc.channel import claims_bytes
+
+    slots = WORKER["slots"]
+    assert isinstance(slots, int)
+    assert claims_bytes(slots) == 4096 < claims_bytes(slots + 1)
+
+
+def test_every_default_has_its_reason() -> None:
+    for name, _, _, reason in ROW.findall(PAGE):
+        assert reason.strip() or name in ("initializer", "initargs"), name
