@@ -550,6 +550,7 @@ class World:
         for task in scheduler._queue:
             if task.state == QUEUED:
                 assert task.seat is None
+                assert not task.decided, "a decision about an attempt that is over"
                 where.update(_names(task))
         for seat in scheduler._seats.values():
             assert len(seat.offers) + len(seat.free) == seat.slots
@@ -567,6 +568,7 @@ class World:
                     continue
                 assert where[name] == (not ended), f"{name}: in {where[name]} places, {ended=}"
         assert scheduler.unfinished() == sum(map(self.is_known, self.accepted))
+        assert scheduler._crowded == sum(len(seat.offers) > 1 for seat in scheduler._seats.values())
         self._check_next_timer()
 
     def _check_next_timer(self) -> None:

@@ -805,6 +805,8 @@ def test_an_item_that_ends_before_its_interrupt_arrives_leaves_the_others_their_
     child.step(flush=False)
     child.step()  # halted, and so the range is over
     assert child.run is None
+    world.read(child)
+    world.check()
     start(world, steps=2)
     wait(world, 1.0)
     assert interrupts(world) == 2
@@ -820,6 +822,7 @@ def test_a_late_item_that_does_not_react_times_out_and_the_rest_keeps_its_timeou
     wait(world, 1.0 + GRACE)
     world.bury()
     assert outcomes(world, chunk) == [rules.TIMED_OUT, None]
+    world.check()
     assert last_report(world)["killed"] is True
     world.children[1].step()
     child = start(world, 1, steps=2)
