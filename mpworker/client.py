@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from mpworker.reader import Reader
 from mpworker.waiting import Reply
 
 _EXIT_SECONDS: Final = 10.0  # how long stop_now lets the supervisor clean up before it is killed
+_CALLBACK_SECONDS: Final = 1.0  # how long stop_now waits for the callbacks of what it cancelled
 
 
 # Every client whose supervisor runs. Strong references: a worker that is dropped with tasks under way finishes them.
@@ -85,6 +87,8 @@ class Client(Reader):
         self._submit_lock = threading.RLock()
         self._keys = itertools.count(1)
         self._last_key = 0
+        self._slow_sends = 0
+        self._forgotten: deque[int] = deque()  # functions that the supervisor is still to be told of
         self._option_keys: dict[TaskDefaults, int] = {}
         self._max_record = self.supervisor.channel.outbound.max_payload
         self._half = options.client_ring_bytes // 2
@@ -95,6 +99,8 @@ class Client(Reader):
 
     def options_key(self, options: TaskDefaults) -> int:
         """The number under which the supervisor knows these options."""
+        if self._closed:
+            self._refuse()
         with self._submit_lock:
             key = self._option_keys.get(options)
             if key is None:
@@ -109,8 +115,16 @@ class Client(Reader):
         self._send(codec.FUNCTION, 0, key, 0, 0, blob)
 
     def _forget_function(self, key: int) -> None:
-        if not self._closed:
-            self._send(codec.FORGET, 0, key, 0, 0, b"")
+        self._forgotten.append(key)
+        self._send_forgotten()
+
+    def _send_forgotten(self) -> None:
+        # Not while a record is on its way in parts, which may name one. None begins between the look and the push.
+        while self._forgotten and not self._closed:
+            key = self._forgotten.popleft()
+            if self._slow_sends or not self._push(codec.FORGET, 0, key, 0, 0, b""):
+                self._forgotten.appendleft(key)
+                return
 
     def _refuse(self) -> None:
         """Raise if nothing more is accepted."""
@@ -129,23 +143,36 @@ class Client(Reader):
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: int
     ) -> TaskFuture[Any]:
         """Send one task."""
-        if self._closed:
-            self._refuse()
-        try:
-            function_key = self.functions.key(function)
-            data = payload.dumps((args, kwargs) if function_key else (function, args, kwargs))
-        except payload.Unserializable as error:
-            raise self._cannot_send(function, args, error) from error
-        key = next(self._keys)
         pending = self.pending
-        if len(pending) >= self._options.max_pending:
-            self.wait_for(self.when(lambda: len(pending) < self._options.max_pending or bool(self._closed)), None)
-            self._refuse_if_closed()
-        future: TaskFuture[Any] = TaskFuture(self, key)
-        pending[key] = future
-        self._last_key = key
-        if len(data) > self._max_record or not self._push(codec.SUBMIT, 0, key, function_key, options, data):
-            self._send_slowly(codec.SUBMIT, 0, key, function_key, options, data)
+        live = self.functions.live
+        while True:
+            if self._closed:
+                self._refuse()
+            try:
+                function_key = self.functions.key(function)
+                data = payload.dumps((args, kwargs) if function_key else (function, args, kwargs))
+            except payload.Unserializable as error:
+                raise self._cannot_send(function, args, error) from error
+            key = next(self._keys)
+            if len(pending) >= self._options.max_pending:
+                self.wait_for(self.when(lambda: len(pending) < self._options.max_pending or bool(self._closed)), None)
+                self._refuse_if_closed()
+            future: TaskFuture[Any] = TaskFuture(self, key)
+            large = len(data) > self._max_record
+            pending[key] = future
+            self._last_key = key
+            try:
+                # The GIL changes hands at calls: between these looks and the push no other thread can close the worker
+                # or drop the function.
+                if function_key in live and not self._closed:
+                    if not large and self._push(codec.SUBMIT, 0, key, function_key, options, data):
+                        break
+                    if self._send_slowly(codec.SUBMIT, 0, key, function_key, options, data):
+                        break
+            except BaseException:
+                pending.pop(key, None)
+                raise
+            pending.pop(key, None)
         self._ring()
         if self._exited:
             self._settle_late()
@@ -156,6 +183,12 @@ class Client(Reader):
     def _settle_late(self) -> None:
         """The supervisor's end was noticed by another thread between our look and our push."""
         self._fail_all(codec.CANCELLED if self._stop_asked else LOST, b"")
+
+    def _is_closed(self) -> bool:
+        return bool(self._closed)
+
+    def _is_gone(self) -> bool:
+        return self._exited
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -168,13 +201,21 @@ class Client(Reader):
 
     def send_chunk(self, chunk: Any, flags: int, function: int, options: int, items: int, data: bytes) -> int:
         """Send a chunk of a map."""
-        self._refuse_if_closed()
         key = next(self._keys)
-        self.pending[key] = chunk
         c = options | items << 32
-        if len(data) > self._max_record or not self._push(codec.CHUNK, flags, key, function, c, data):
-            self._send_slowly(codec.CHUNK, flags, key, function, c, data)
+        large = len(data) > self._max_record
+        self.pending[key] = chunk
+        try:
+            if self._closed:
+                self._refuse()
+            if large or not self._push(codec.CHUNK, flags, key, function, c, data):
+                self._send_slowly(codec.CHUNK, flags, key, function, c, data)
+        except BaseException:
+            self.pending.pop(key, None)
+            raise
         self._ring()
+        if self._exited:
+            self._settle_late()
         return key
 
     def _send(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
@@ -182,24 +223,40 @@ class Client(Reader):
             self._send_slowly(kind, flags, a, b, c, data)
         self._ring()
 
-    def _send_slowly(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
-        """Send a record that must wait for room or go in parts, reading events meanwhile."""
+    def _send_slowly(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> bool:
+        """Send a record that must wait for room or go in parts, reading events meanwhile.
+
+        Returns:
+            False if the function that a task names has been dropped meanwhile; nothing was sent then.
+        """
         if len(data) > self._options.max_payload_bytes:
-            self.pending.pop(a, None)
             raise SerializationError(
                 f"a pickle of {len(data)} bytes exceeds max_payload_bytes={self._options.max_payload_bytes}"
             )
         record = (kind, flags, a, b, c, data)
         parts = split(record, self._max_record // 2) if len(data) > self._max_record else iter((record,))
+        fits = self.supervisor.channel.outbound.fits
         # One at a time: the parts of two payloads must not mix. A record that is pushed whole meanwhile does no harm.
         with self._submit_lock:
-            for part in parts:
-                while not self._push(*part):
-                    self._ring()
+            self._slow_sends += 1  # from here on no function is forgotten
+            try:
+                if kind in (codec.SUBMIT, codec.CHUNK) and b not in self.functions.live:
+                    return False
+                for part in parts:
                     size = len(part[5])
-                    fits = self.supervisor.channel.outbound.fits
-                    self.wait_for(self.when(lambda: fits(size) or bool(self._closed)), None, size)  # noqa: B023
-                    self._refuse_if_closed()
+                    while True:
+                        if self._closed and kind != codec.REQUEST:  # questions are answered until the end
+                            self._refuse()
+                        if self._push(*part):  # no call between the look and this, as in submit
+                            break
+                        self._ring()
+                        over = self._is_gone if kind == codec.REQUEST else self._is_closed
+                        self.wait_for(self.when(lambda: fits(size) or over()), None, size)  # noqa: B023
+            finally:
+                self._slow_sends -= 1
+        if self._forgotten:
+            self._send_forgotten()
+        return True
 
     # ------------------------------------------------------------ requests
 
@@ -266,9 +323,10 @@ class Client(Reader):
             return self._closed == "stopped"
         deadline = None if timeout is None else time.monotonic() + timeout
         self._ask_stop(now=False)
-        gone = self.when(lambda: self._exited)
+        gone = self.when(self._is_gone)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if self.wait_for(gone, left):
+            self._join_background(None if deadline is None else max(0.0, deadline - time.monotonic()))
             return self._closed == "stopped"
         self.stop_now()
         return False
@@ -278,15 +336,16 @@ class Client(Reader):
         if self._forked or self._exited:
             return
         self._ask_stop(now=True)
-        gone = self.when(lambda: self._exited)
+        gone = self.when(self._is_gone)
         if not self.wait_for(gone, _EXIT_SECONDS):
             self.supervisor.kill()
             self.wait_for(gone, _EXIT_SECONDS)
+        self._join_background(_CALLBACK_SECONDS)
 
     def reap(self) -> None:
         """If a dropped worker's supervisor has ended, take note."""
         if self._stop_asked and not self._exited:
-            self.wait_for(self.when(lambda: self._exited), 0.0)
+            self.wait_for(self.when(self._is_gone), 0.0)
 
     def ask_drain(self) -> None:
         """Finish what was accepted and end, without waiting for it."""
@@ -321,6 +380,6 @@ class Client(Reader):
         """This process is a fork: the rings are not here, the supervisor is not ours."""
         self._forked = True
         self._closed = "forked"
-        self._lead = threading.RLock()
-        self.condition = threading.Condition(threading.RLock())
+        self._make_locks()
         self._submit_lock = threading.RLock()
+        self.functions = FunctionTable(self._send_function, self._forget_function)

@@ -8,7 +8,9 @@ changed global or closure means a new pickle. Whatever fits neither is pickled w
 """
 
 import dis
+import itertools
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -155,39 +157,64 @@ class _Entry:
 
 
 class FunctionTable:
-    """The functions that one client has sent once.
+    """The functions that one client has sent once; its threads share it.
+
+    A key is sent before it can be found, and it is in `live` from then on until it is dropped. Who has looked up a key
+    looks into `live` once more in the moment it sends a task, since another thread may have dropped it meanwhile.
 
     Args:
         send: Called with (key, pickle) for a function that is new, before any task that uses it.
         forget: Called with the key of a function that no later task will use.
+
+    Attributes:
+        live: The keys that a task may name; 0 is always one.
     """
 
     def __init__(self, send: Callable[[int, bytes], None], forget: Callable[[int], None]) -> None:
         self._send = send
         self._forget = forget
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
-        self._keys = 0
+        self._keys = itertools.count(1)
+        self._lock = threading.RLock()  # of all that changes; a look-up needs none
+        self._pins: dict[int, int] = {}  # key: the maps that use it
+        self.live = {0}
 
     def key(self, function: Any) -> int:
         """The key under which the children know this function, or 0: it must go with the task."""
         entry = self._entries.get(id(function))
-        if entry is not None:
-            if entry.guard is None or entry.guard.holds():
-                return entry.key
-            self._drop(id(function))
-        return self._add(function)
+        if entry is not None and (entry.guard is None or entry.guard.holds()):
+            return entry.key
+        with self._lock:
+            entry = self._entries.get(id(function))
+            if entry is not None:
+                if entry.guard is None or entry.guard.holds():
+                    return entry.key  # another thread was faster
+                self._drop(id(function))
+            return self._add(function)
 
     def always(self, function: Any) -> int:
-        """A key even for a function that cannot be sent once: for a `map`, which drops it at its end with `drop`."""
-        return self.key(function) or self._register(function, payload.dumps(function))
+        """A key even for a function that cannot be sent once: for a `map`, which gives it back at its end by `drop`.
+
+        It stays good until then, whatever happens to the function's entry.
+        """
+        with self._lock:
+            key = self.key(function) or self._register(function, payload.dumps(function))
+            self._pins[key] = self._pins.get(key, 0) + 1
+            return key
 
     def drop(self, key: int) -> None:
-        """Forget a key that `always` made, if it did."""
-        for identity, entry in self._entries.items():
-            if entry.key == key:
-                if identity != id(entry.function):
-                    self._drop(identity)
+        """A map that called `always` is over."""
+        with self._lock:
+            self._pins[key] -= 1
+            if self._pins[key]:
                 return
+            del self._pins[key]
+            for identity, entry in self._entries.items():
+                if entry.key == key:
+                    if identity != id(entry.function):
+                        self._drop(identity)
+                    return
+            self._end(key)  # its entry was dropped while it was pinned
 
     def _add(self, function: Any) -> int:
         if isinstance(function, FunctionType | BuiltinFunctionType | type) and is_importable(function):
@@ -203,16 +230,23 @@ class FunctionTable:
         return self._register(function, blob, guard, id(function))
 
     def _register(self, function: Any, blob: bytes, guard: _Guard | None = None, identity: int = 0) -> int:
-        if self._keys == MAX_FUNCTIONS:
+        key = next(self._keys)
+        if key > MAX_FUNCTIONS:
             if identity:
                 return 0
             raise SerializationError(f"{MAX_FUNCTIONS} functions were sent through one worker; make a new one")
-        self._keys += 1
         if len(self._entries) >= _CACHED_MAX:
             self._drop(next(iter(self._entries)))
-        self._entries[identity or -self._keys] = _Entry(function, self._keys, guard)
-        self._send(self._keys, blob)
-        return self._keys
+        self._send(key, blob)
+        self.live.add(key)
+        self._entries[identity or -key] = _Entry(function, key, guard)
+        return key
 
     def _drop(self, identity: int) -> None:
-        self._forget(self._entries.pop(identity).key)
+        key = self._entries.pop(identity).key
+        if key not in self._pins:
+            self._end(key)
+
+    def _end(self, key: int) -> None:
+        self.live.discard(key)
+        self._forget(key)

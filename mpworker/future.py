@@ -269,7 +269,7 @@ class TaskFuture(Future[T]):
                 error.__cause__ = broken
         else:
             error = make_error(status, data, f"task {self.task_id}")
-        with self._condition:
+        with self._client.mutex:
             if self._payload is not None:  # the first thread's value is everybody's
                 self._result, self._exception = value, error
                 self._payload = None
@@ -278,15 +278,15 @@ class TaskFuture(Future[T]):
 
     def _watch(self) -> None:
         """Somebody waits who does not read the ring: a reader thread must."""
-        with self._client.condition:
+        with self._client.mutex:
             if not self._watched and self._state is PENDING:
-                self._slow = self._watched = True
                 self._client.watch()
+                self._slow = self._watched = True
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
-        """Call `fn(self)` when the task has ended, in the thread that learns of it, or now if it has."""
-        self._client.poll()  # not under the condition: it runs the callbacks of what has ended
-        with self._client.condition:
+        """Call `fn(self)` when the task has ended, in a thread of the worker's, or now and here if it has."""
+        self._client.poll()
+        with self._client.mutex:
             if self._state is PENDING:
                 self._done_callbacks.append(fn)  # whose making starts the reader
                 return
@@ -302,7 +302,8 @@ class TaskFuture(Future[T]):
         self._state = CANCELLED_AND_NOTIFIED if status == codec.CANCELLED else FINISHED
         if self._slow:
             if self._watched:
-                self._client.unwatch()
+                self._watched = False
+                self._client.watched -= 1  # no call between the two: see `mpworker.reader`
             waiters = self.__dict__.get("_waiting", ())
             while waiters:
                 waiter = waiters.pop()
@@ -318,9 +319,14 @@ class TaskFuture(Future[T]):
         self.__dict__.setdefault("_waiting", _Waiters()).append(waiter)
         self._slow = True
 
-    def callbacks(self) -> list[Callable[[Future[T]], object]]:
-        """The callbacks to call once the client's condition is released."""
-        return self.__dict__.get("_done_callbacks", []) if self._slow else []
+    def has_callbacks(self) -> bool:
+        """Is there anything to call now that it has ended?"""
+        return bool(self.__dict__.get("_done_callbacks"))
+
+    def take_callbacks(self) -> list[Callable[[Future[T]], object]]:
+        """The callbacks, each of which is now called once."""
+        callbacks: list[Callable[[Future[T]], object]] = self.__dict__.pop("_done_callbacks", [])
+        return callbacks
 
     def remove_waiter(self, waiter: Any) -> None:
         """Undo `add_waiter`, if it was not called. Under the client's condition."""

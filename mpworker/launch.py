@@ -47,7 +47,8 @@ class Supervisor:
 
     def kill(self) -> None:
         """SIGKILL it; its nursery ends everything below."""
-        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        if self.pidfd >= 0:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def ended_well(self) -> bool:
         """Has the dead process ended by itself, with all its work done?"""
@@ -58,14 +59,16 @@ class Supervisor:
         return ended is not None and ended.si_code == os.CLD_EXITED and ended.si_status == 0
 
     def close(self) -> None:
-        """Reap the dead process and close everything."""
+        """Reap the dead process and close everything; it may be interrupted, and called again."""
         try:
             os.waitpid(self.pid, 0)
         except ChildProcessError:
             pass  # the program waited for all its children itself
         self._sock.close()
         self.channel.close()
-        os.close(self.pidfd)
+        pidfd, self.pidfd = self.pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
 
 
 def _interpreter_flags() -> list[str]:

@@ -30,7 +30,7 @@ WINDOW_MIN: Final = 32
 class _Chunk:
     """One chunk under way: what has come of it, and who waits."""
 
-    __slots__ = ("_left", "_waiters", "at", "items", "key", "runs", "singles", "splits", "stop")
+    __slots__ = ("_left", "_starts", "_waiters", "at", "items", "key", "runs", "singles", "splits", "stop")
     _slow = False
 
     def __init__(self, items: list[Any]) -> None:
@@ -42,6 +42,7 @@ class _Chunk:
         self.splits: dict[int, int] = {}  # start: stop
         self.singles: deque[_Chunk] = deque()  # items that were sent again one by one, to be taken before the rest
         self._left = self.stop
+        self._starts: dict[int, None] = {}  # of all runs and splits that were settled
         self._waiters: list[Any] = []
 
     @property
@@ -50,13 +51,19 @@ class _Chunk:
 
     def settle_items(self, status: int, start: int, stop: int, duration_ns: int, data: bytes) -> bool:
         """A run of items has ended; True when it was the last."""
-        self.runs[start] = (stop, status, data, duration_ns)
-        return self._settled(stop - start)
+        if start not in self._starts:  # it may be told again: see `mpworker.reader`
+            self.runs[start] = (stop, status, data, duration_ns)
+            self._left -= stop - start
+            self._starts[start] = None
+        return self._settled()
 
     def split(self, start: int, stop: int) -> bool:
         """These items must be sent one by one; True when there are no others left."""
-        self.splits[start] = stop
-        return self._settled(stop - start)
+        if start not in self._starts:
+            self.splits[start] = stop
+            self._left -= stop - start
+            self._starts[start] = None
+        return self._settled()
 
     def settle(self, status: int, data: bytes) -> None:
         """Nothing more will come: what is left ends like this."""
@@ -66,13 +73,10 @@ class _Chunk:
             if at < start:
                 self.runs[at] = (start, status, data, 0)
             at = max(at, self.runs[start][0] if start in self.runs else self.splits.get(start, at))
-        self._settled(self._left)
+        self._left = 0
+        self._settled()
 
-    def callbacks(self) -> list[Callable[[Any], object]]:
-        return []
-
-    def _settled(self, count: int) -> bool:
-        self._left -= count
+    def _settled(self) -> bool:
         while self._waiters:
             self._waiters.pop().add_result(self)
         return self._left <= 0

@@ -6,16 +6,30 @@ The thread that waits reads it: no reader thread to wake, no GIL to hand over. O
 it pops events, settles futures, and sleeps on the bell. Others that wait meanwhile are *followers*: each sleeps on a
 lock of its own, which the leader releases when the follower's future has ended, or when the leader leaves and the
 follower must lead. `concurrent.futures.wait`, `as_completed`, callbacks and event loops wait in places that know
-nothing of this: while such a future is pending, a background thread leads.
+nothing of this: while such a future is pending, a background thread leads. It also calls the callbacks, as the
+standard library's own thread does: a callback may wait, submit and take locks, so no thread may call it that leads,
+or that is in the middle of a submit.
 
-What is popped is first in `_inbox`, by one native call; then each event is settled, and only then removed. A
-KeyboardInterrupt anywhere in between loses nothing: the next reader goes on with the rest. No user code runs under
-the condition: results are unpickled by whoever asks for them, callbacks run after the release.
+What may come in between
+------------------------
+A KeyboardInterrupt can be raised in the main thread after any call that it makes, and at the start of a function or
+a turn of a loop; so can the GIL change hands. Between other instructions neither happens, and this file relies on it:
+
+- Who leads is one attribute, not a lock: it is taken with a look and a store, with no call in between, inside the
+  `try` whose `finally` gives it back. A lock that was acquired a moment before its `try` began could stay locked.
+- What is popped is first in `_inbox`, by one native call; each event is settled, and only then counted as settled. An
+  event whose settling was interrupted is settled again by the next reader, so settling twice is as good as once.
+- `mutex` is entered by `with`, which is safe for a lock in C; the `__enter__` of `threading.Condition` is Python, and
+  could be interrupted with the lock held.
+- A hand-over may be cut short, so a follower looks up once in FOLLOW_SECONDS whether anybody leads.
+
+No user code runs under the mutex: results are unpickled by whoever asks for them.
 """
 
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -28,6 +42,7 @@ from mpworker.waiting import Condition, Follower, Reply, Waitable
 
 _BATCH: Final = 512
 _FOREVER: Final = -1.0
+FOLLOW_SECONDS: Final = 1.0
 
 
 class Reader:
@@ -40,28 +55,36 @@ class Reader:
 
     def __init__(self, supervisor: Supervisor, max_payload_bytes: int) -> None:
         self.supervisor = supervisor
-        self.condition = threading.Condition(threading.RLock())
+        self._make_locks()
         self.pending: dict[int, Any] = {}
-        self._any_event: list[Follower] = []
-        self._lead = threading.RLock()  # re-entrant: a callback, which the leader runs, may wait for another future
-        self._settling = False
-        self._followers: dict[Follower, None] = {}
         self._inbox: list[Record] = []
         self._assembler = Assembler(max_payload_bytes)
         self._replies: dict[int, Reply] = {}
-        self._watched = 0
+        self.watched = 0  # pending futures that need the background thread; changed under the mutex
+        self._due: deque[Any] = deque()  # ended futures whose callbacks are to be called
         self._background: threading.Thread | None = None
         self._stop_asked = False
         self._stop_now = False
         self._closed = ""  # why nothing more is accepted: "stopped", "lost", "broken" or "forked"; "" while open
         self._broken: dict[str, Any] | None = None
-        self._exited = False
+        self._exited = False  # the supervisor is dead
+        self._ended_well = False  # with its work done
+        self._over = False  # what was pending has been settled, and nothing of it is left
         self._forked = False
         channel = supervisor.channel
         self._push: Callable[..., bool] = channel.outbound.push
         self._pop = channel.inbound.pop
         self._ring: Callable[[], None] = channel.peer_bell.ring
         self._ring_room: Callable[[], None] = channel.peer_bell.ring_room
+
+    def _make_locks(self) -> None:
+        self.mutex = threading.RLock()
+        self.condition = threading.Condition(self.mutex)
+        self._leader: int | None = None  # a thread
+        self._settling = False
+        self._followers: dict[Follower, None] = {}
+        self._any_event: list[Follower] = []
+        self._room: dict[Follower, int] = {}  # those that wait for room in the ring to the supervisor: how much
 
     def _refuse(self) -> None:
         """Raise why nothing more is accepted."""
@@ -85,27 +108,35 @@ class Reader:
             Whether it is ready.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not target.ready:
-            if self._forked:
-                self._refuse()
-            left = _FOREVER if deadline is None else deadline - time.monotonic()
-            if self._lead.acquire(blocking=False):
-                try:
+        thread = threading.get_ident()
+        nested = self._leader == thread  # a signal handler or a finalizer: the frame below leads
+        follower: Follower | None = None
+        try:
+            while not target.ready:
+                if self._forked:
+                    self._refuse()
+                left = _FOREVER if deadline is None else deadline - time.monotonic()
+                if self._leader is None or nested:
+                    self._leader = thread
                     self._read_until(target, deadline, need)
                     return target.ready
-                finally:
-                    self._lead.release()
-                    self._hand_over()
-            if deadline is not None and left <= 0:
-                return False
-            self._follow(target, left)
-        return True
+                if deadline is not None and left <= 0:
+                    return False
+                if follower is None:
+                    follower = Follower()
+                self._follow(follower, target, left, need)
+            return True
+        finally:
+            if not nested and self._leader == thread:
+                self._leader = None
+            self._hand_over()
 
     def _read_until(self, target: Waitable, deadline: float | None, need: int | None) -> None:
         channel = self.supervisor.channel
-        outbound = None if need is None else channel.outbound
         while True:
             self._drain()
+            if self._exited and not self._over:
+                self._supervisor_died()  # whoever began was interrupted
             if target.ready or self._exited:
                 return
             left = _FOREVER
@@ -113,74 +144,98 @@ class Reader:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return
+            room = need
+            if self._room:
+                room = max((need or 0, *list(self._room.values())))
+            outbound = None if room is None else channel.outbound
             found = channel.bell.wait(
-                channel.inbound, outbound, need or 0, left, self.supervisor.pidfd, self.supervisor.spin_ns
+                channel.inbound, outbound, room or 0, left, self.supervisor.pidfd, self.supervisor.spin_ns
             )
             if found & 2:
                 self._supervisor_died()
+            elif self._room:
+                self._wake_for_room()
 
-    def _follow(self, target: Waitable, left: float) -> None:
-        follower = Follower()
-        with self.condition:
-            if target.ready:
-                return
-            target.add_waiter(follower)
-            self._followers[follower] = None
+    def _follow(self, follower: Follower, target: Waitable, left: float, need: int | None) -> None:
         try:
+            with self.mutex:
+                if target.ready:
+                    return
+                target.add_waiter(follower)
+                self._followers[follower] = None
+                if need is not None and not self._exited:
+                    self._room[follower] = need
+                    self.supervisor.channel.bell.wake()  # the leader does not watch for room yet
             # The leader may have left before it could see this follower: then there is nobody to wait for.
-            if self._lead.acquire(blocking=False):
-                self._lead.release()
-            else:
-                follower.wait(left)
+            if self._leader is not None:
+                follower.wait(min(left, FOLLOW_SECONDS) if left >= 0 else FOLLOW_SECONDS)
         finally:
-            with self.condition:
+            with self.mutex:
                 self._followers.pop(follower, None)
+                self._room.pop(follower, None)
                 target.remove_waiter(follower)
-            self._hand_over()  # it may have been woken to lead, and not be the one that does
 
     def _hand_over(self) -> None:
-        """The leader leaves: one follower must lead."""
-        if self._followers:
-            with self.condition:
+        """If nobody leads, one follower must."""
+        if self._followers and self._leader is None:
+            with self.mutex:
                 follower = next(iter(self._followers), None)
-            if follower is not None:
+                if follower is not None:
+                    del self._followers[follower]  # the next one to leave shall wake another
+                    follower.wake()
+
+    def _wake_for_room(self) -> None:
+        with self.mutex:
+            for follower in self._room:
                 follower.wake()
+            self._room.clear()  # until they ask again
 
     def poll(self) -> None:
         """Read what has come, without waiting."""
-        if not self._forked and self._lead.acquire(blocking=False):
+        if self._leader is None and not self._forked:
+            self._leader = threading.get_ident()
             try:
                 self._drain()
             finally:
-                self._lead.release()
+                self._leader = None
                 self._hand_over()
 
     # ------------------------------------------------------------ the background reader
 
     def watch(self) -> None:
-        """One more pending future needs the background reader. Under the condition."""
-        self._watched += 1
+        """One more pending future needs the background thread. Under the mutex."""
+        if self._forked:
+            self._refuse()
         if self._background is None:
-            self._background = threading.Thread(target=self._read_in_background, name="mpworker-reader", daemon=True)
-            self._background.start()
-        elif self._watched == 1:
+            thread = threading.Thread(target=self._read_in_background, name="mpworker-reader", daemon=True)
+            thread.start()
+            self._background = thread
+        self.watched += 1
+        if self.watched == 1:
             self.condition.notify_all()
 
-    def unwatch(self) -> None:
-        """One fewer. Under the condition."""
-        self._watched -= 1
-
     def _read_in_background(self) -> None:
-        unwatched = self.when(lambda: not self._watched)
+        something = self.when(lambda: bool(self._due) or not self.watched)
         while True:
-            with self.condition:
-                while not self._watched:
-                    if self._exited:
+            with self.mutex:
+                while not self.watched and not self._due:
+                    if self._over:
                         return
                     self.condition.wait()
-            if self._exited:
+            while self._due:
+                future = self._due.popleft()
+                for call in future.take_callbacks():
+                    _call_back(future, call)
+                del future
+            if self._over and not self._due:
                 return
-            self.wait_for(unwatched, None)
+            self.wait_for(something, None)
+
+    def _join_background(self, timeout: float | None) -> None:
+        """Wait until all callbacks have been called, if this is not one of them."""
+        thread = self._background
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
 
     # ------------------------------------------------------------ read
 
@@ -195,24 +250,30 @@ class Reader:
 
     def _settle_inbox(self) -> None:
         inbox = self._inbox
-        callbacks: list[tuple[Any, Callable[[Any], object]]] = []
         settled = 0
         pending = self.pending
-        with self.condition:
+        assembler = self._assembler
+        with self.mutex:
             self._settling = True
             try:
                 for kind, flags, a, b, c, data in inbox:
                     if flags & codec.FRAGMENTED:
-                        data = self._assembler.finish(data)  # noqa: PLW2901
+                        data = b"".join((*assembler.parts, data))  # noqa: PLW2901
                         flags &= ~codec.FRAGMENTED  # noqa: PLW2901
-                        inbox[settled] = (kind, flags, a, b, c, data)  # once, even if this is interrupted
+                        inbox[settled] = (kind, flags, a, b, c, data)
+                        assembler.parts = []
                     if kind == codec.RESULT:
                         future = pending.get(a)
                         if future is not None:
                             future.settle(flags & codec.LOW, data)
                             if future._slow:
-                                callbacks += [(future, call) for call in future.callbacks()]
+                                self._call_later(future)
                             del pending[a]
+                    elif kind == codec.FRAGMENT:
+                        # Not assembler.add: were it interrupted, the part would be added twice.
+                        if flags & codec.FIRST:
+                            assembler.parts = []
+                        assembler.parts += (data,)
                     else:
                         self._settle_other(kind, flags, a, b, c, data)
                     settled += 1
@@ -221,8 +282,12 @@ class Reader:
                 self._settling = False
                 for follower in self._any_event:
                     follower.wake()
-        for future, call in callbacks:
-            _call_back(future, call)
+
+    def _call_later(self, future: Any) -> None:
+        """Have the background thread call the future's callbacks. Under the mutex."""
+        if future.has_callbacks():
+            self._due.append(future)
+            self.condition.notify_all()
 
     def _settle_other(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
         if kind == codec.RESULTS:
@@ -233,48 +298,54 @@ class Reader:
             chunk = self.pending.get(a)
             if chunk is not None and chunk.split(b & 0xFFFFFFFF, b >> 32):
                 del self.pending[a]
-        elif kind == codec.FRAGMENT:
-            self._assembler.add(flags, data)
         elif kind == codec.REPLY:
-            reply = self._replies.pop(a, None)
+            reply = self._replies.get(a)
             if reply is not None:
                 reply.settle(json.loads(data))
+                self._replies.pop(a, None)
         elif kind == codec.BROKEN:
             self._broken = json.loads(data)
             self._closed = "broken"
 
     def _fail_all(self, status: int, data: bytes) -> None:
-        """Nothing more will come: settle what is pending. Only the leader calls it."""
-        callbacks: list[tuple[Any, Callable[[Any], object]]] = []
-        with self.condition:
+        """Nothing more will come: settle what is pending."""
+        with self.mutex:
             for key, future in list(self.pending.items()):
                 future.settle(status, data)
-                callbacks += [(future, call) for call in future.callbacks()]
-                del self.pending[key]
-            for reply in self._replies.values():
+                if future._slow:
+                    self._call_later(future)
+                self.pending.pop(key, None)
+            for reply in list(self._replies.values()):
                 reply.settle({"lost": True})
             self._replies.clear()
             for follower in (*self._any_event, *self._followers):
                 follower.wake()
             self.condition.notify_all()
-        for future, call in callbacks:
-            _call_back(future, call)
 
     def _supervisor_died(self) -> None:
-        """The pidfd is readable: take in what it had sent, then settle the rest. Only the leader calls it."""
+        """The pidfd is readable: take in what it had sent, then settle the rest. Only the leader calls it.
+
+        It may be interrupted, and called again.
+        """
         self._drain()
         self._exited = True
         if self._broken is not None:
             self._fail_all(BROKEN, json.dumps(self._broken).encode())
-        elif self._stop_now or (self._stop_asked and self.supervisor.ended_well()):
-            self._closed = "stopped"
-            self._fail_all(codec.CANCELLED, b"")
-        else:
+        elif self._closed == "lost" or not (
+            self._stop_now or (self._stop_asked and (self._ended_well or self.supervisor.ended_well()))
+        ):
             self._closed = "lost"
             self._fail_all(LOST, b"")
+        else:
+            self._ended_well = True
+            self._closed = "stopped"
+            self._fail_all(codec.CANCELLED, b"")
         self._push = _push_nowhere  # the eventfds' numbers may be another file's from now on
         self._ring = self._ring_room = _ring_nowhere
         self.supervisor.close()
+        with self.mutex:
+            self._over = True
+            self.condition.notify_all()
 
 
 def _push_nowhere(*_: object) -> bool:
@@ -288,9 +359,7 @@ def _ring_nowhere() -> None:
 def _call_back(future: Any, call: Callable[[Any], object]) -> None:
     try:
         call(future)
-    except BaseException as error:  # as the standard library: logged, never raised
-        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-            raise  # Ctrl-C, most likely
+    except BaseException:  # noqa: BLE001  # as the standard library: logged, never raised
         # A SystemExit too: raised, it would end the reading thread, and whoever waits would wait for ever.
         from concurrent.futures._base import LOGGER
 

@@ -25,9 +25,6 @@ class Pending(Waitable, Protocol):
     def settle(self, status: int, data: bytes) -> None:
         """The outcome."""
 
-    def callbacks(self) -> list[Callable[[Any], object]]:
-        """What to call after the condition is released."""
-
 
 class Follower:
     """A thread that waits while another one reads; looks like the waiters of `concurrent.futures`."""

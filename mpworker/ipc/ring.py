@@ -32,28 +32,28 @@ class Assembler:
         max_bytes: The largest payload that is put together; a peer that sends more is as wrong as a corrupt ring.
     """
 
-    __slots__ = ("_bytes", "_max_bytes", "_parts")
+    __slots__ = ("_bytes", "_max_bytes", "parts")
 
     def __init__(self, max_bytes: int) -> None:
-        self._parts: list[bytes] = []
+        self.parts: list[bytes] = []
         self._bytes = 0
         self._max_bytes = max_bytes
 
     def add(self, flags: int, part: bytes) -> None:
         """Keep one fragment. The FIRST of a payload drops one that was given up half way."""
         if flags & FIRST:
-            self._parts.clear()
+            self.parts.clear()
             self._bytes = 0
         self._bytes += len(part)
         if self._bytes > self._max_bytes:
             raise RingCorrupt(f"a payload of over {self._max_bytes} bytes came in fragments")
-        self._parts.append(part)
+        self.parts.append(part)
 
     def finish(self, last: bytes) -> bytes:
         """The whole payload, given its last part."""
-        self._parts.append(last)
-        whole = b"".join(self._parts)
-        self._parts.clear()
+        self.parts.append(last)
+        whole = b"".join(self.parts)
+        self.parts.clear()
         self._bytes = 0
         return whole
 
