@@ -156,7 +156,7 @@ def _search(examples: int, steps: int) -> None:
 
 
 def test_no_history_breaks_a_promise() -> None:
-    _search(150, 40)
+    _search(400, 40)
 
 
 @pytest.mark.deep
