@@ -90,7 +90,8 @@ class Client(Reader):
         self._slow_sends = 0
         self._forgotten: deque[int] = deque()  # functions that the supervisor is still to be told of
         self._option_keys: dict[TaskDefaults, int] = {}
-        self._max_record = self.supervisor.channel.outbound.max_payload
+        # What is larger goes by `_send_slowly`, in parts or not at all.
+        self._max_record = min(self.supervisor.channel.outbound.max_payload, options.max_payload_bytes)
         self._half = options.client_ring_bytes // 2
         self.functions = FunctionTable(self._send_function, self._forget_function)
         _live.add(self)
@@ -156,7 +157,7 @@ class Client(Reader):
             key = next(self._keys)
             if len(pending) >= self._options.max_pending:
                 self.wait_for(self.when(lambda: len(pending) < self._options.max_pending or bool(self._closed)), None)
-                self._refuse_if_closed()
+                self.refuse_if_closed()
             future: TaskFuture[Any] = TaskFuture(self, key)
             large = len(data) > self._max_record
             pending[key] = future
@@ -190,7 +191,8 @@ class Client(Reader):
     def _is_gone(self) -> bool:
         return self._exited
 
-    def _refuse_if_closed(self) -> None:
+    def refuse_if_closed(self) -> None:
+        """Raise if nothing more is accepted."""
         if self._closed:
             self._refuse()
 

@@ -61,7 +61,9 @@ def make_error(status: int, data: bytes, subject: str) -> BaseException:
 
 def _unserializable(report: dict[str, Any], subject: str) -> BaseException:
     type_name, message = report["type"], report["message"]
-    if report["what"] == "call":
+    if report["what"] == "item":
+        text = f"{subject} cannot be sent: {message}"
+    elif report["what"] == "call":
         text = f"{subject}: the function or its arguments cannot be unpickled in the child: {message}"
     else:
         text = f"{subject}: the {report['what']} of type {type_name} cannot be sent back: {message}"

@@ -6,6 +6,7 @@ memory. The size of a chunk follows what was measured: about CHUNK_NS of work, s
 small beside it.
 """
 
+import json
 import operator
 import time
 from collections import deque
@@ -117,6 +118,7 @@ class Mapping:
         return_exceptions: bool,
     ) -> None:
         self._client = client
+        client.refuse_if_closed()
         self._name = payload.name_of_callable(function)
         try:
             self._function = client.functions.always(function)
@@ -152,28 +154,35 @@ class Mapping:
                     return
             if self._chunksize is None and self._remaining >= 0:
                 size = max(1, min(size, self._remaining // (4 * self._n) + 1))
+            items: list[Any] = []
             try:
-                items = list(islice(self._source, size))
-                if len(items) < size:
-                    self._exhausted = True
-                if items:
-                    self._remaining -= len(items)
-                    self._send(items, self._chunks)
-            except Exception as error:  # noqa: BLE001  # the input's own, or what cannot be pickled
+                try:
+                    items.extend(islice(self._source, size))  # what came before a failure is in it
+                    self._exhausted = len(items) < size
+                finally:
+                    if items:
+                        self._remaining -= len(items)
+                        self._send(items, self._chunks)
+            except Exception as error:  # noqa: BLE001  # the input's own, or the worker was stopped
                 self._exhausted = True
                 self._failure = error
 
     def _send(self, items: list[Any], into: deque[_Chunk]) -> None:
+        chunk = _Chunk(items)
         try:
             data = payload.dumps(items)
-        except payload.Unserializable as error:
-            raise SerializationError(f"an item of map({self._name}) cannot be pickled: {error}") from error
-        if self._chunksize is None:
-            fit = CHUNK_BYTES * len(items) // (len(data) or 1)
-            self._size = max(1, min(self._size, fit))
-        chunk = _Chunk(items)
-        flags = codec.SPREAD if self._spread else 0
-        chunk.key = self._client.send_chunk(chunk, flags, self._function, self._options, len(items), data)
+            if self._chunksize is None:
+                fit = CHUNK_BYTES * len(items) // (len(data) or 1)
+                self._size = max(1, min(self._size, fit))
+            flags = codec.SPREAD if self._spread else 0
+            chunk.key = self._client.send_chunk(chunk, flags, self._function, self._options, len(items), data)
+        except (payload.Unserializable, SerializationError) as error:
+            if len(items) > 1:  # each goes alone, and only the one at fault fails
+                for item in items:
+                    self._send([item], into)
+                return
+            report = {"what": "item", "type": payload.name_of_type(items[0]), "message": str(error), "traceback": ""}
+            chunk.settle(codec.UNSERIALIZABLE, json.dumps(report).encode())
         self._items += len(items)
         into.append(chunk)
 
@@ -184,8 +193,14 @@ class Mapping:
 
     def results(self) -> Iterator[Any]:
         """The results in the order of the input."""
+        stream = self._stream()
+        next(stream)  # into the `try`: closed or dropped before its first result, it cleans up all the same
+        return stream
+
+    def _stream(self) -> Iterator[Any]:
         chunks = self._chunks
         try:
+            yield None
             while chunks:
                 line = chunks[0].singles or chunks
                 chunk = line[0]
