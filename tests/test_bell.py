@@ -1,0 +1,291 @@
+"""The bell: when the eventfd is written, what ends a wait, and that no wake-up is lost."""
+
+import mmap
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from mpworker.ipc._native import Bell, Ring, RingCorrupt
+
+sys.path.append(str(Path(__file__).parent / "native"))
+import peer
+
+CAPACITY = 256
+FOR_EVER = -1.0
+STALL = 20.0
+
+
+class Side:
+    """A ring with a bell, and a bare eventfd to watch besides."""
+
+    def __init__(self) -> None:
+        self.memory = mmap.mmap(-1, 4096)
+        self.fd, self.also_fd = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2))
+        self.bell = Bell(self.memory, 1024, self.fd)
+        self.producer, self.consumer = (Ring(self.memory, 0, 128, CAPACITY) for _ in range(2))
+
+    @property
+    def sleeping(self) -> bool:
+        return self.memory[1024] == 1
+
+    def written(self) -> int:
+        try:
+            return os.eventfd_read(self.fd)
+        except BlockingIOError:
+            return 0
+
+    def push(self, payload: bytes = b"") -> None:
+        assert self.producer.push(0, 0, 0, 0, 0, payload)
+
+    def wait(self, *, need: int | None = None, timeout: float = STALL, inbound: bool = True, spin_ns: int = 0) -> int:
+        return self.bell.wait(
+            self.consumer if inbound else None,
+            None if need is None else self.producer,
+            need or 0,
+            timeout,
+            self.also_fd,
+            spin_ns,
+        )
+
+
+@pytest.fixture
+def side() -> Iterator[Side]:
+    side = Side()
+    yield side
+    os.close(side.fd)
+    os.close(side.also_fd)
+
+
+def test_a_ringer_writes_only_for_a_sleeper(side: Side) -> None:
+    side.bell.ring()
+    assert side.written() == 0
+    side.bell.arm()
+    assert side.sleeping
+    side.bell.ring()
+    side.bell.ring()
+    assert side.written() == 1  # a burst costs one write
+    side.bell.arm()
+    side.bell.disarm()
+    side.bell.ring()
+    assert side.written() == 0
+
+
+def test_room_wakes_only_who_wants_it(side: Side) -> None:
+    side.bell.arm()
+    side.bell.ring_room()
+    assert side.written() == 0  # it sleeps for records alone
+    side.bell.want_room(True)
+    side.bell.arm()
+    side.bell.ring_room()
+    side.bell.ring_room()
+    assert side.written() == 1
+    side.bell.arm()
+    side.bell.ring()
+    assert side.written() == 1  # records wake it too
+    side.bell.want_room(False)
+    side.bell.arm()
+    side.bell.ring_room()
+    assert side.written() == 0
+
+
+def test_wake_writes_always(side: Side) -> None:
+    side.bell.wake()
+    side.bell.wake()
+    assert side.written() == 2
+
+
+def test_a_full_eventfd_is_no_error(side: Side) -> None:
+    os.eventfd_write(side.fd, 2**64 - 2)
+    side.bell.wake()
+    assert side.wait() == 1
+
+
+@pytest.mark.parametrize("spin_ns", [0, 1000, 2**64 - 1])
+def test_a_record_ends_a_wait(side: Side, spin_ns: int) -> None:
+    side.push()
+    assert side.wait(spin_ns=spin_ns) == 1
+    side.push()
+    side.consumer.pop([], 1)
+    assert side.wait() == 1  # the second record was seen with the first
+    side.consumer.pop([], 1)
+    assert side.wait(timeout=0) == 0
+    assert not side.sleeping
+
+
+def test_room_ends_a_wait(side: Side) -> None:
+    for _ in range(2):
+        side.push(bytes(96))
+    assert side.wait(inbound=False, need=0, timeout=0) == 0
+    side.consumer.pop([], 1)
+    assert side.wait(inbound=False, need=0) == 1
+    assert side.wait(inbound=False, need=96) == 1
+    side.push()
+    assert side.wait(inbound=False, need=96, timeout=0) == 0
+    assert side.wait(inbound=False, need=64) == 1
+
+
+def test_the_eventfd_and_the_other_descriptor_end_a_wait(side: Side) -> None:
+    side.bell.wake()
+    assert side.wait() == 1
+    assert side.wait(timeout=0) == 0  # the wait has read it
+    os.eventfd_write(side.also_fd, 1)
+    assert side.wait() == 2
+    side.bell.wake()
+    assert side.wait() == 3
+    assert side.written() == 0
+
+
+def test_a_wait_lets_other_threads_run(side: Side) -> None:
+    def push_when_asleep() -> None:
+        while not side.sleeping:
+            pass
+        side.push()
+        side.bell.ring()
+
+    thread = threading.Thread(target=push_when_asleep)
+    thread.start()
+    assert side.wait(timeout=FOR_EVER) == 1
+    thread.join()
+
+
+def test_a_signal_handler_runs_during_a_wait(side: Side) -> None:
+    def handler(*_: object) -> None:
+        os.eventfd_write(side.also_fd, 1)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    try:
+        assert side.wait(timeout=FOR_EVER) == 2
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_signal_handler_that_raises_ends_a_wait(side: Side) -> None:
+    class Alarm(Exception):
+        pass
+
+    def handler(*_: object) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    try:
+        with pytest.raises(Alarm):
+            side.wait(timeout=FOR_EVER)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not side.sleeping
+
+
+def test_a_wait_returns_at_an_impossible_head(side: Side) -> None:
+    # A liar; or another thread that pushed after this one looked, with a consumer that is past it already.
+    while side.producer.push(0, 0, 0, 0, 0, b""):
+        pass
+    side.memory[64:72] = (512).to_bytes(8, "little")
+    assert side.wait(inbound=False, need=0) == 1
+    with pytest.raises(RingCorrupt):
+        side.push()
+
+
+def test_a_wait_returns_at_an_impossible_tail(side: Side) -> None:
+    side.memory[0:8] = (2**64 - 1).to_bytes(8, "little")
+    assert side.wait() == 1
+    with pytest.raises(RingCorrupt):
+        side.consumer.pop([], 1)
+    with pytest.raises(RingCorrupt):
+        side.wait()
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments"),
+    [
+        (TypeError, ()),
+        (TypeError, (object(), None, 0, 0.0, -1, 0)),
+        (TypeError, (None, 7, 0, 0.0, -1, 0)),
+        (TypeError, (None, None, 0, "soon", -1, 0)),
+        (TypeError, (None, None, 0, 0.0, None, 0)),
+        (TypeError, (None, None, 0.5, 0.0, -1, 0)),
+        (ValueError, (None, None, 0, 0.0, 2**32, 0)),
+        (ValueError, (None, None, 0, 0.0, -2, 0)),
+        (OverflowError, (None, None, 0, 0.0, 2**64, 0)),
+        (OverflowError, (None, None, 0, 0.0, -1, -1)),
+        (OverflowError, (None, None, -1, 0.0, -1, 0)),
+    ],
+    ids=range(11),
+)
+def test_a_wait_with_wrong_arguments(side: Side, error: type[Exception], arguments: tuple[object, ...]) -> None:
+    with pytest.raises(error):
+        side.bell.wait(*arguments)  # type: ignore[arg-type]
+
+
+def test_a_wait_for_more_room_than_there_ever_is(side: Side) -> None:
+    for need in (side.producer.max_payload + 1, 2**64 - 1):
+        with pytest.raises(ValueError, match="never has"):
+            side.wait(need=need)
+
+
+def test_an_eventfd_that_is_closed(side: Side) -> None:
+    gone = os.eventfd(0)
+    bell = Bell(side.memory, 1024, gone)
+    os.close(gone)
+    with pytest.raises(OSError, match="write to a bell: Bad file descriptor"):
+        bell.wake()
+    bell.arm()
+    with pytest.raises(OSError, match="write to a bell"):
+        bell.ring()
+    with pytest.raises(OSError, match="wait for a bell: Bad file descriptor"):
+        bell.wait(None, None, 0, FOR_EVER, -1, 0)
+    assert not side.sleeping
+
+
+@pytest.mark.parametrize("offset", [-64, 8, 4096, 2**62])
+def test_a_bell_lies_inside_its_buffer(side: Side, offset: int) -> None:
+    with pytest.raises(ValueError, match="a bell of 64 bytes"):
+        Bell(side.memory, offset, side.fd)
+
+
+def test_a_sleeper_by_other_means(side: Side) -> None:
+    # An event loop arms the bell, looks at the ring, and waits for the eventfd with everything else.
+    side.bell.arm()
+    assert not side.consumer.readable()
+    side.push()
+    side.bell.ring()
+    assert select.select([side.fd], [], [], STALL)[0] == [side.fd]
+
+
+def ping_pong(rounds: int) -> None:
+    memfd = os.memfd_create("rings")
+    os.ftruncate(memfd, peer.SIZE)
+    bells = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    command = [sys.executable, peer.__file__, "echo", *map(str, (memfd, *bells, rounds))]
+    rng = Random()
+    try:
+        with subprocess.Popen(command, pass_fds=(memfd, *bells)) as process:
+            mine = peer.Shared(memfd, bells, 0)
+            for i in range(rounds):
+                mine.push(0, 0, i, 0, 0, b"")
+                for _ in range(rng.randrange(30)):
+                    pass
+                ((_, _, a, _, _, _),) = mine.pop(1, spin_ns=rng.choice((0, 0, 0, 3000)))
+                assert a == i
+        assert process.returncode == 0
+    finally:
+        for fd in (memfd, *bells):
+            os.close(fd)
+
+
+def test_no_wake_up_is_lost() -> None:
+    ping_pong(40_000)
+
+
+@pytest.mark.deep
+def test_no_wake_up_is_lost_in_a_long_time() -> None:
+    ping_pong(2_000_000)

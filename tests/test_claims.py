@@ -1,0 +1,261 @@
+"""Claims: who wins an offer, what the page tells, and what makes the heart stop."""
+
+import contextlib
+import mmap
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from mpworker.ipc import _native
+from mpworker.ipc._native import CLAIMED, FREE, OFFERED, REVOKED, Claims
+
+sys.path.append(str(Path(__file__).parent / "native"))
+import peer
+
+SLOTS = 3
+PAGE = 4096
+GENERATION_MAX = 2**62 - 1
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, what
+
+
+class ClaimsMachine(RuleBasedStateMachine):
+    """Both sides on one page, in any order, with generations that are gone and some that never were."""
+
+    @initialize(first=st.integers(1, GENERATION_MAX - 1000))
+    def start(self, first: int) -> None:
+        memory = mmap.mmap(-1, PAGE)
+        self.supervisor, self.child = Claims(memory, SLOTS), Claims(memory, SLOTS)
+        self.generation = first
+        self.model = [[0, FREE, 0, 0, 0] for _ in range(SLOTS)]  # generation, state, started, cursor, halt
+
+    def offered(self, slot: int, back: int) -> tuple[int, bool]:
+        generation = max(1, self.model[slot][0] - back)
+        return generation, self.model[slot][:2] == [generation, OFFERED]
+
+    @rule(slot=st.integers(0, SLOTS - 1))
+    def offer(self, slot: int) -> None:
+        self.generation += 1
+        self.supervisor.offer(slot, self.generation)
+        self.model[slot] = [self.generation, OFFERED, 0, 0, 0]
+
+    @rule(slot=st.integers(0, SLOTS - 1), back=st.integers(-1, 2))
+    def claim(self, slot: int, back: int) -> None:
+        generation, wins = self.offered(slot, back)
+        before = time.monotonic_ns()
+        now = self.child.claim(slot, generation)
+        if wins:
+            assert before <= now <= time.monotonic_ns()
+            self.model[slot][1:3] = CLAIMED, now
+        else:
+            assert now == 0
+
+    @rule(slot=st.integers(0, SLOTS - 1), back=st.integers(-1, 2))
+    def revoke(self, slot: int, back: int) -> None:
+        generation, wins = self.offered(slot, back)
+        assert self.supervisor.revoke(slot, generation) is wins
+        if wins:
+            self.model[slot][1] = REVOKED
+
+    @rule(slot=st.integers(0, SLOTS - 1), back=st.integers(0, 1) | st.just(GENERATION_MAX))
+    def halt(self, slot: int, back: int) -> None:
+        generation = max(0, self.model[slot][0] - back)
+        assert self.supervisor.halt(slot, generation) == self.model[slot][3]
+        self.model[slot][4] = generation
+
+    @rule(slot=st.integers(0, SLOTS - 1), cursor=st.integers(0, 2**64 - 1))
+    def step(self, slot: int, cursor: int) -> None:
+        generation, state, _, _, halt = self.model[slot]
+        if state == CLAIMED:
+            before = time.monotonic_ns()
+            now = self.child.step(slot, generation, cursor)
+            started = self.child.peek(slot)[2]
+            assert before <= started <= time.monotonic_ns()
+            assert now == (0 if halt == generation else started)
+            self.model[slot][2:4] = started, cursor
+
+    @invariant()
+    def peek(self) -> None:
+        if hasattr(self, "model"):
+            assert [list(self.supervisor.peek(slot)) for slot in range(SLOTS)] == self.model
+            assert self.supervisor.beat() == 0
+
+
+TestClaimsMachine = ClaimsMachine.TestCase
+TestClaimsMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+VERBS: dict[str, tuple[int, ...]] = {
+    "offer": (1,),
+    "claim": (1,),
+    "revoke": (1,),
+    "halt": (1,),
+    "step": (1, 0),
+    "peek": (),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_arguments_out_of_bounds(verb: str) -> None:
+    claims = Claims(mmap.mmap(-1, PAGE), SLOTS)
+    call, rest = getattr(claims, verb), VERBS[verb]
+    call(SLOTS - 1, *rest)
+    for slot in (SLOTS, 256, 2**32, 2**64 - 1):
+        with pytest.raises(IndexError, match=f"slot {slot} of {SLOTS}"):
+            call(slot, *rest)
+    for slot in (-1, 2**64):
+        with pytest.raises(OverflowError):
+            call(slot, *rest)
+    with pytest.raises(TypeError):
+        call("0", *rest)
+    with pytest.raises(TypeError):
+        call(0, *rest, 0, 0)
+    if rest:
+        for generation in (GENERATION_MAX + 1, 2**64 - 1, *([0] if verb == "offer" else [])):
+            with pytest.raises(ValueError, match="generation"):
+                call(0, generation, *rest[1:])
+        call(0, GENERATION_MAX, *rest[1:])
+
+
+@pytest.mark.parametrize(("slots", "size"), [(0, PAGE), (-1, PAGE), (257, 3 * PAGE), (127, PAGE), (2**62, PAGE)])
+def test_a_page_has_room_for_its_slots(slots: int, size: int) -> None:
+    Claims(mmap.mmap(-1, PAGE), 126)
+    with pytest.raises(ValueError, match="claim page"):
+        Claims(mmap.mmap(-1, size), slots)
+
+
+def test_the_largest_page() -> None:
+    size = _native.CLAIMS_HEADER_BYTES + 256 * _native.CLAIM_SLOT_BYTES
+    memory = mmap.mmap(-1, 3 * PAGE)
+    claims = Claims(memoryview(memory)[:size], 256)
+    claims.offer(255, 7)
+    assert claims.peek(255) == (7, OFFERED, 0, 0, 0)
+    assert memory[size:] == bytes(3 * PAGE - size)
+
+
+@pytest.fixture
+def channel() -> Iterator[tuple[int, tuple[int, int]]]:
+    memfd = os.memfd_create("claims")
+    os.ftruncate(memfd, peer.SIZE)
+    bells = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    yield memfd, bells
+    for fd in (memfd, *bells):
+        os.close(fd)
+
+
+def start(role: str, channel: tuple[int, tuple[int, int]], *arguments: int) -> subprocess.Popen[bytes]:
+    memfd, bells = channel
+    command = [sys.executable, peer.__file__, role, *map(str, (memfd, *bells, *arguments))]
+    return subprocess.Popen(command, pass_fds=(memfd, *bells), stdin=subprocess.PIPE)
+
+
+def test_two_processes_race_for_each_offer(channel: tuple[int, tuple[int, int]]) -> None:
+    rounds = 20_000
+    rng = Random()
+    revoked = 0
+    with start("claim", channel, rounds) as process:
+        mine = peer.Shared(*channel, 0)
+        for generation in range(1, rounds + 1):
+            slot = generation % peer.SLOTS
+            mine.claims.offer(slot, generation)
+            mine.push(0, 0, generation, slot, 0, b"")
+            for _ in range(rng.randrange(60)):
+                pass
+            won = mine.claims.revoke(slot, generation)
+            revoked += won
+            ((_, _, answered, _, claimed, _),) = mine.pop(1)
+            assert answered == generation
+            assert bool(claimed) is not won
+            assert mine.claims.peek(slot)[:2] == (generation, REVOKED if won else CLAIMED)
+    assert process.returncode == 0
+    assert 0 < revoked < rounds, "one side always won: not a race"
+
+
+@contextlib.contextmanager
+def beating(channel: tuple[int, tuple[int, int]]) -> Iterator[tuple[peer.Shared, subprocess.Popen[bytes]]]:
+    with start("beat", channel) as process:
+        mine = peer.Shared(*channel, 0)
+        mine.pop(1)
+        yield mine, process
+        process.communicate()
+    assert process.returncode == 0
+
+
+def beats(shared: peer.Shared, count: int) -> None:
+    for _ in range(count):
+        last = shared.claims.beat()
+        until(lambda last=last: shared.claims.beat() != last, "no heartbeat")  # type: ignore[misc]
+
+
+def test_the_heart_beats_while_c_code_holds_the_gil(channel: tuple[int, tuple[int, int]]) -> None:
+    with beating(channel) as (shared, process):
+        place = Path(f"/proc/{process.pid}/wchan")
+        until(lambda: "pipe" in place.read_text(), "the child did not come to its read()")
+        beats(shared, 20)
+
+
+def test_the_heart_stops_with_the_process(channel: tuple[int, tuple[int, int]]) -> None:
+    with beating(channel) as (shared, process):
+        beats(shared, 3)
+        process.send_signal(signal.SIGSTOP)
+        until(lambda: b"T (stopped)" in Path(f"/proc/{process.pid}/status").read_bytes(), "it did not stop")
+        stopped = shared.claims.beat()
+        end = time.monotonic() + 0.1  # a hundred intervals
+        while time.monotonic() < end:
+            assert shared.claims.beat() == stopped
+        process.send_signal(signal.SIGCONT)
+        beats(shared, 3)
+
+
+def test_signals_do_not_reach_the_heart(channel: tuple[int, tuple[int, int]]) -> None:
+    with beating(channel) as (_, process):
+        tasks = Path(f"/proc/{process.pid}/task")
+        (heart,) = (task for task in tasks.iterdir() if task.name != str(process.pid))
+        blocked = int(re.findall(r"SigBlk:\s*(\w+)", (heart / "status").read_text())[0], 16)
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            assert blocked >> (number - 1) & 1, number
+
+
+@pytest.mark.parametrize("interval", [0, -1, 0.0009, 3601, float("nan"), float("inf")])
+def test_a_heartbeat_out_of_bounds(interval: float) -> None:
+    with pytest.raises(ValueError, match="interval"):
+        Claims(mmap.mmap(-1, PAGE), 1).start_heartbeat(interval)
+
+
+def test_one_heart(channel: tuple[int, tuple[int, int]]) -> None:
+    script = """
+import mmap, gc
+from mpworker.ipc._native import Claims
+memory = mmap.mmap(-1, 4096)
+claims = Claims(memory, 1)
+claims.start_heartbeat(0.001)
+try:
+    claims.start_heartbeat(0.001)
+except RuntimeError as error:
+    assert "beats already" in str(error)
+else:
+    raise SystemExit("two hearts")
+del claims
+gc.collect()
+try:
+    memory.close()  # the thread writes there
+except BufferError:
+    pass
+else:
+    raise SystemExit("unmapped under the heart")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -1,0 +1,361 @@
+"""The C module as a guest of the interpreter: it leaks nothing, survives a fork, and is one binary for all versions."""
+
+import gc
+import json
+import mmap
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mpworker.ipc import _native
+from mpworker.ipc._native import Bell, Claims, Ring
+
+ROOT = Path(__file__).parent.parent
+ROUNDS = 10_000
+# Blocks that a free list or a cache of the interpreter may keep; a leak of one object a call shows as ROUNDS.
+SLACK = 200
+
+Calls = dict[str, list[tuple[type[Exception] | None, Callable[[], object]]]]
+
+
+def calls(fd: int) -> Calls:
+    """For each exported function the calls to repeat: those that succeed, and one for each way to fail."""
+    memory = mmap.mmap(-1, 8192)
+    large, small = 2**64 - 1, b"x" * 40
+    producer, consumer = (Ring(memory, 0, 1024, 256) for _ in range(2))
+    full = Ring(memory, 1280, 4096, 256)
+    while full.push(0, 0, 0, 0, 0, b""):
+        pass
+    tail_lies, head_lies = (Ring(memory, at, 4096, 256) for at in (1536, 1792))
+    memory[1536:1544] = large.to_bytes(8, "little")
+    for _ in range(8):
+        head_lies.push(0, 0, 0, 0, 0, b"")
+    memory[1792 + 64 : 1792 + 72] = large.to_bytes(8, "little")
+    condemned = Ring(memory, 1536, 4096, 256)
+    with pytest.raises(_native.RingCorrupt):
+        condemned.pop([], 1)
+    bell = Bell(memory, 512, fd)
+    closed = Bell(memory, 640, -1)
+    closed_armed = Bell(memory, 640, -1)
+    claims = Claims(mmap.mmap(-1, 4096), 4)
+    generation = iter(range(1, 10 * ROUNDS))
+
+    def push_and_pop() -> None:
+        assert producer.push(1, 2, large, large, large, small)
+        assert consumer.pop([], 2) == 1
+
+    def ring() -> None:
+        bell.arm()
+        bell.ring()
+
+    def ring_closed() -> None:
+        closed_armed.arm()
+        closed_armed.ring()
+
+    def ring_room() -> None:
+        bell.want_room(True)
+        bell.arm()
+        bell.ring_room()
+
+    def ring_room_closed() -> None:
+        closed_armed.want_room(True)
+        closed_armed.arm()
+        closed_armed.ring_room()
+
+    class Untrue:
+        def __bool__(self) -> bool:
+            return bool(1 // 0)
+
+    def offer() -> None:
+        claims.offer(3, next(generation))
+
+    def claim() -> None:
+        now = next(generation)
+        claims.offer(3, now)
+        assert claims.claim(3, now)
+
+    return {
+        "Ring": [
+            (None, lambda: Ring(memory, 0, 1024, 256)),
+            (ValueError, lambda: Ring(memory, 0, 1024, 255)),
+            (ValueError, lambda: Ring(memory, 1, 1024, 256)),
+            (ValueError, lambda: Ring(memory, 0, 8128, 256)),
+            (BufferError, lambda: Ring(small, 0, 1024, 256)),
+            (TypeError, lambda: Ring(memory)),  # type: ignore[call-arg]
+            (TypeError, lambda: Ring(memory, 0, 1024, capacity=256)),  # type: ignore[call-arg]
+        ],
+        "Ring.push": [
+            (None, push_and_pop),
+            (None, lambda: full.push(0, 0, 0, 0, 0, small)),
+            (ValueError, lambda: producer.push(0, 0, 0, 0, 0, bytes(400))),
+            (ValueError, lambda: producer.push(2**16, 0, 0, 0, 0, small)),
+            (OverflowError, lambda: producer.push(0, 0, -1, 0, 0, small)),
+            (TypeError, lambda: producer.push(0, 0, 0, 0, 0, "text")),  # type: ignore[arg-type]
+            (TypeError, lambda: producer.push(0)),  # type: ignore[call-arg]
+            (_native.RingCorrupt, lambda: head_lies.push(0, 0, 0, 0, 0, small)),
+        ],
+        "Ring.pop": [
+            (None, push_and_pop),
+            (None, lambda: consumer.pop([], 2)),
+            (TypeError, lambda: consumer.pop((), 2)),  # type: ignore[arg-type]
+            (TypeError, lambda: consumer.pop([])),  # type: ignore[call-arg]
+            (OverflowError, lambda: consumer.pop([], -1)),
+            (_native.RingCorrupt, lambda: tail_lies.pop([], 1)),
+        ],
+        "Ring.readable": [
+            (None, consumer.readable),
+            (_native.RingCorrupt, condemned.readable),
+        ],
+        "Ring.fits": [
+            (None, lambda: producer.fits(40)),
+            (TypeError, lambda: producer.fits("40")),  # type: ignore[arg-type]
+            (_native.RingCorrupt, lambda: head_lies.fits(40)),
+        ],
+        "Ring.fill": [
+            (None, producer.fill),
+            (_native.RingCorrupt, condemned.fill),
+        ],
+        "Ring.max_payload": [(None, lambda: producer.max_payload)],
+        "Bell": [
+            (None, lambda: Bell(memory, 512, fd)),
+            (ValueError, lambda: Bell(memory, 8192, fd)),
+            (BufferError, lambda: Bell(small, 0, fd)),
+            (TypeError, lambda: Bell(memory, 512, fd=fd)),  # type: ignore[call-arg]
+        ],
+        "Bell.ring": [(None, ring), (None, closed.ring), (OSError, ring_closed)],
+        "Bell.ring_room": [(None, ring_room), (None, closed.ring_room), (OSError, ring_room_closed)],
+        "Bell.want_room": [(None, lambda: bell.want_room(True)), (ZeroDivisionError, lambda: bell.want_room(Untrue()))],  # type: ignore[arg-type]
+        "Bell.wake": [(None, bell.wake), (OSError, closed.wake)],
+        "Bell.arm": [(None, bell.arm)],
+        "Bell.disarm": [(None, bell.disarm)],
+        "Bell.wait": [
+            (None, lambda: bell.wait(consumer, producer, 8, 0.0, -1, 0)),
+            (None, lambda: bell.wait(None, full, 8, 0.0, fd, 1)),
+            (TypeError, lambda: bell.wait(memory, None, 0, 0.0, -1, 0)),  # type: ignore[arg-type]
+            (TypeError, lambda: bell.wait(None, None, 0, "", -1, 0)),  # type: ignore[arg-type]
+            (TypeError, lambda: bell.wait(None)),  # type: ignore[call-arg]
+            (ValueError, lambda: bell.wait(None, producer, 400, 0.0, -1, 0)),
+            (ValueError, lambda: bell.wait(None, None, 0, 0.0, 2**40, 0)),
+            (_native.RingCorrupt, lambda: bell.wait(condemned, None, 0, 0.0, -1, 0)),
+        ],
+        "Claims": [
+            (None, lambda: Claims(memory, 4)),
+            (ValueError, lambda: Claims(memory, 0)),
+            (ValueError, lambda: Claims(memory, 256)),
+            (BufferError, lambda: Claims(small, 1)),
+            (TypeError, lambda: Claims(memory, slots=1)),  # type: ignore[call-arg]
+        ],
+        "Claims.offer": [(None, offer), (ValueError, lambda: claims.offer(0, 0))],
+        "Claims.claim": [(None, claim), (None, lambda: claims.claim(0, 7)), (IndexError, lambda: claims.claim(4, 7))],
+        "Claims.revoke": [(None, lambda: claims.revoke(0, 7)), (ValueError, lambda: claims.revoke(0, large))],
+        "Claims.step": [(None, lambda: claims.step(0, 7, large)), (OverflowError, lambda: claims.step(0, 7, -1))],
+        "Claims.halt": [(None, lambda: claims.halt(0, 7)), (TypeError, lambda: claims.halt(0, "7"))],  # type: ignore[arg-type]
+        "Claims.peek": [(None, lambda: claims.peek(0)), (IndexError, lambda: claims.peek(large))],
+        "Claims.beat": [(None, claims.beat)],
+        # That it starts is seen in test_claims.py: it starts once, and then its page is kept on purpose.
+        "Claims.start_heartbeat": [
+            (ValueError, lambda: claims.start_heartbeat(0)),
+            (TypeError, lambda: claims.start_heartbeat("1")),  # type: ignore[arg-type]
+        ],
+    }
+
+
+def exported() -> set[str]:
+    types = [value for value in vars(_native).values() if isinstance(value, type) and not issubclass(value, Exception)]
+    functions = {name for name, value in vars(_native).items() if callable(value) and not isinstance(value, type)}
+    methods = {f"{cls.__name__}.{name}" for cls in types for name in vars(cls) if not name.startswith("__")}
+    return {cls.__name__ for cls in types} | methods | {name for name in functions if not name.startswith("__")}
+
+
+def test_every_exported_function_is_tried_for_leaks() -> None:
+    assert set(calls(-1)) == exported()
+
+
+@pytest.fixture
+def eventfd() -> Iterator[int]:
+    fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    yield fd
+    os.close(fd)
+
+
+@pytest.mark.parametrize("name", sorted(exported()))
+def test_nothing_leaks(name: str, eventfd: int) -> None:
+    for error, call in calls(eventfd)[name]:
+
+        def repeat(rounds: int, error: type[Exception] | None = error, call: Callable[[], object] = call) -> None:
+            if error is None:
+                for _ in range(rounds):
+                    call()
+                return
+            for _ in range(rounds):
+                try:
+                    call()
+                except error:
+                    continue
+                raise AssertionError(f"{name} did not raise {error}")
+
+        repeat(100)
+        gc.collect()
+        held = [sys.getrefcount(value) for value in (None, True, False, _native.Ring, _native.Bell, _native.Claims)]
+        before = sys.getallocatedblocks()
+        repeat(ROUNDS)
+        gc.collect()
+        assert sys.getallocatedblocks() - before < SLACK, error
+        after = [sys.getrefcount(value) for value in (None, True, False, _native.Ring, _native.Bell, _native.Claims)]
+        # An immortal object's count does not move; one that lost a count for each call is lost in the end.
+        assert all(abs(now - then) < SLACK for now, then in zip(after, held, strict=True)), error
+
+
+def test_arguments_keep_their_reference_counts(eventfd: int) -> None:
+    memory = mmap.mmap(-1, 4096)
+    values = [2**60 + i for i in range(3)]
+    payload, records = bytearray(b"payload"), list[tuple[int, int, int, int, int, bytes]]()
+    ring, consumer, bell = Ring(memory, 0, 128, 256), Ring(memory, 0, 128, 256), Bell(memory, 1024, eventfd)
+    watched = [memory, *values, payload, ring, consumer, records]
+    before = [sys.getrefcount(value) for value in watched]
+    for _ in range(1000):
+        assert ring.push(0, 0, *values, payload)
+        assert consumer.pop(records, 1) == 1
+        bell.wait(consumer, ring, 8, 0.0, -1, 0)
+        with pytest.raises(TypeError):
+            ring.push(0, 0, *values, ring)  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            consumer.pop(memory, 1)  # type: ignore[arg-type]
+        records.clear()
+    assert [sys.getrefcount(value) for value in watched] == before
+    payload.append(1)  # no export is left
+    del ring, consumer, bell, watched
+    memory.close()
+
+
+# ------------------------------------------------------------------ forks
+
+FORK = """
+import ctypes, gc, json, mmap, os, sys
+from mpworker.ipc._native import Bell, Claims, MadeBeforeFork, Ring
+
+memory = mmap.mmap(-1, 4096)
+claims_memory = mmap.mmap(-1, 4096)
+memory.madvise(mmap.MADV_DONTFORK)
+claims_memory.madvise(mmap.MADV_DONTFORK)
+fd = os.eventfd(0)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+ring, bell, claims = Ring(memory, 0, 128, 256), Bell(memory, 1024, fd), Claims(claims_memory, 4)
+calls = {
+    "Ring.push": lambda: ring.push(0, 0, 0, 0, 0, b""),
+    "Ring.pop": lambda: ring.pop([], 1),
+    "Ring.readable": ring.readable,
+    "Ring.fits": lambda: ring.fits(8),
+    "Ring.fill": ring.fill,
+    "Bell.ring": bell.ring,
+    "Bell.ring_room": bell.ring_room,
+    "Bell.want_room": lambda: bell.want_room(True),
+    "Bell.wake": bell.wake,
+    "Bell.arm": bell.arm,
+    "Bell.disarm": bell.disarm,
+    "Bell.wait": lambda: bell.wait(ring, ring, 8, 0, -1, 0),
+    "Claims.offer": lambda: claims.offer(0, 1),
+    "Claims.claim": lambda: claims.claim(0, 1),
+    "Claims.revoke": lambda: claims.revoke(0, 1),
+    "Claims.step": lambda: claims.step(0, 1, 1),
+    "Claims.halt": lambda: claims.halt(0, 1),
+    "Claims.peek": lambda: claims.peek(0),
+    "Claims.beat": claims.beat,
+    "Claims.start_heartbeat": lambda: claims.start_heartbeat(1),
+}
+
+def child():
+    refused = []
+    for name, call in calls.items():
+        try:
+            call()
+        except MadeBeforeFork as error:
+            assert "made before fork" in str(error)
+            refused.append(name)
+    assert ring.max_payload == 96
+    # What the fork makes itself works, and a fork of the fork is refused that.
+    own = mmap.mmap(-1, 4096)
+    mine = Ring(own, 0, 128, 256)
+    assert mine.push(0, 0, 0, 0, 0, b"")
+    if (grandchild := os.fork()) == 0:
+        try:
+            mine.readable()
+        except MadeBeforeFork:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]) == 0
+    print(json.dumps(refused), flush=True)
+
+if (pid := os.fork()) == 0:
+    # Something new comes to lie where the shared memory was; it stays when our objects are gone.
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    fixed_noreplace = 0x100000
+    got = libc.mmap(ctypes.c_void_p(address), 4096, 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | fixed_noreplace, -1, 0)
+    assert got == address
+    child()
+    calls.clear()
+    del ring, bell, claims, memory, claims_memory
+    gc.collect()
+    ctypes.memset(address, 1, 4096)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, "the fork failed"
+assert ring.push(0, 0, 0, 0, 0, b"") and claims.beat() == 0  # the parent goes on
+"""
+
+
+def test_a_fork_is_refused_and_unharmed() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    # A type can be called and max_payload read in a fork: they touch no memory from before it.
+    assert set(json.loads(done.stdout)) == {name for name in exported() if "." in name} - {"Ring.max_payload"}
+
+
+# ------------------------------------------------------------------ one binary
+
+SMOKE = """
+import importlib.util, mmap, os, sys
+spec = importlib.util.spec_from_file_location("mpworker.ipc._native", sys.argv[1])
+native = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(native)
+memory = mmap.mmap(-1, 4096)
+producer, ring = (native.Ring(memory, 0, 128, 256) for _ in range(2))
+bell, claims = native.Bell(memory, 1024, os.eventfd(0)), native.Claims(memory, 1)
+assert producer.push(1, 2, 3, 4, 5, b"payload")
+assert bell.wait(ring, None, 0, 10, -1, 0) == 1
+records = []
+assert ring.pop(records, 9) == 1 and records == [(1, 2, 3, 4, 5, b"payload")]
+claims.offer(0, 1)
+assert claims.claim(0, 1)
+memory[0:8] = b"\\xff" * 8
+try:
+    ring.pop([], 1)
+except native.RingCorrupt:
+    print("whole", end="")
+"""
+
+
+def test_the_module_is_built_for_the_stable_abi() -> None:
+    assert re.search(r"/_native\.abi3\.so$", str(_native.__file__))
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])
+def test_the_module_works_on(version: str) -> None:
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    found = [shutil.which(f"python{version}"), *map(str, pyenv.glob(f"versions/{version}.*/bin/python3"))]
+    for python in filter(None, found):
+        probe = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+        # A version manager's shim may be there for a version that is not switched on.
+        if subprocess.run(probe, capture_output=True, text=True, timeout=60, check=False).stdout.strip() == version:
+            break
+    else:
+        pytest.skip(f"no Python {version}")
+    command = [python, "-I", "-W", "error", "-X", "dev", "-c", SMOKE, str(_native.__file__)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.returncode) == ("whole", 0), done.stderr
