@@ -58,7 +58,7 @@ class Reader:
         self._make_locks()
         self.pending: dict[int, Any] = {}
         self._inbox: list[Record] = []
-        self._assembler = Assembler(max_payload_bytes)
+        self._assembler = Assembler(max_payload_bytes + codec.REPORT_BYTES_MAX)
         self._replies: dict[int, Reply] = {}
         self.watched = 0  # pending futures that need the background thread; changed under the mutex
         self._due: deque[Any] = deque()  # ended futures whose callbacks are to be called

@@ -22,7 +22,7 @@ from pooljobs import Gate
 
 import mpworker
 from mpworker import ProcessWorker, TaskFuture
-from mpworker.errors import MPWorkerError, RemoteTraceback, TaskCancelled, TaskExited, TaskNotFound
+from mpworker.errors import MPWorkerError, RemoteTraceback, SerializationError, TaskCancelled, TaskExited, TaskNotFound
 
 GUARD = 60.0  # seconds; only a bound for what would hang
 
@@ -100,6 +100,24 @@ def test_results_may_be_large(pool: ProcessWorker) -> None:
     data = bytes(range(256)) * (3 << 12)
     futures = [pool.submit(operator.add, data, bytes([number])) for number in range(4)]
     assert [future.result() for future in futures] == [data + bytes([number]) for number in range(4)]
+
+
+def test_what_exceeds_max_payload_bytes_is_refused_and_the_child_lives() -> None:
+    # One bound below the size of the rings, where a pickle would go in one record, and one above.
+    for bound in (1 << 14, 1 << 21):
+        with ProcessWorker(n=1, max_payload_bytes=bound) as small:
+            child = small.submit(pooljobs.pid).result()
+            with pytest.raises(SerializationError, match=f"exceeds max_payload_bytes={bound}"):
+                small.submit(len, bytes(bound))
+            with pytest.raises(SerializationError, match=f"result of type bytes .*exceeds max_payload_bytes={bound}"):
+                small.submit(bytes, bound).result()
+            with pytest.raises(SerializationError, match=f"exception of type ValueError .*max_payload_bytes={bound}"):
+                small.submit(lambda size: pooljobs.fail("x" * size), bound).result()
+            values = list(small.map(bytes, [1, bound, 2], chunksize=3, return_exceptions=True))
+            assert values[::2] == [bytes(1), bytes(2)]
+            assert isinstance(values[1], SerializationError)
+            assert small.submit(len, bytes(bound - 100)).result() == bound - 100
+            assert small.submit(pooljobs.pid).result() == child
 
 
 def test_no_argument_or_result_is_kept_alive(pool: ProcessWorker) -> None:

@@ -51,7 +51,8 @@ class Child:
         self._channel = channel
         self._claims = claims
         self._task_prefix: str = settings["task_prefix"]
-        self._assembler = Assembler(settings["max_payload_bytes"])
+        self._max_payload_bytes: int = settings["max_payload_bytes"]
+        self._assembler = Assembler(self._max_payload_bytes)
         self._functions: dict[int, bytes | Callable[..., Any]] = {}
         self._spin_ns: int = settings["spin_ns"]
         # The task that may be interrupted now. A generation is never 0.
@@ -105,6 +106,13 @@ class Child:
 
     # ------------------------------------------------------------ outcomes
 
+    def _dumps(self, value: object) -> bytes:
+        data = payload.dumps(value)
+        if len(data) > self._max_payload_bytes:
+            bound = f"a pickle of {len(data)} bytes exceeds max_payload_bytes={self._max_payload_bytes}"
+            raise payload.Unserializable(value, ValueError(bound))
+        return data
+
     def _failure(self, error: BaseException) -> tuple[int, bytes]:
         """The status and payload that tell of what a task raised."""
         if self._stack:  # whatever it made of the interrupt
@@ -114,9 +122,10 @@ class Child:
         text = _format(error.with_traceback(frames))
         if isinstance(error, SystemExit | KeyboardInterrupt):
             code = str(error.code) if isinstance(error, SystemExit) else ""
-            return codec.EXITED, json.dumps({"type": type(error).__name__, "code": code, "traceback": text}).encode()
+            report = {"type": type(error).__name__, "code": _cut(code), "traceback": _cut(text)}
+            return codec.EXITED, json.dumps(report).encode()
         try:
-            data = payload.dumps((error.with_traceback(None), text))
+            data = self._dumps((error.with_traceback(None), text))
             payload.loads(data)  # many exceptions pickle and then cannot be made again: say so now, by name
         except BaseException as cause:  # noqa: BLE001  # their code may raise anything, and this child lives on
             return _unserializable("exception", payload.name_of_type(error), cause, text)
@@ -128,7 +137,7 @@ class Child:
 
     def _outcome(self, value: Any) -> tuple[int, bytes]:
         try:
-            return codec.OK, payload.dumps(value)
+            return codec.OK, self._dumps(value)
         except payload.Unserializable as error:
             return _unserializable("result", error.type_name, error, "")
         except BaseException as error:  # noqa: BLE001  # KeyboardInterrupt and the like, from a __reduce__
@@ -257,7 +266,7 @@ class Child:
         """Answer a run of values from item `first` on; one by one if they do not pickle together."""
         stop = first + len(values)
         try:
-            out = payload.dumps(values)
+            out = self._dumps(values)
         except BaseException:  # noqa: BLE001  # said below, of the value whose fault it is
             for offset, value in enumerate(values):
                 status, one = self._outcome([value])
@@ -326,8 +335,15 @@ def _unserializable(what: str, type_name: str, error: BaseException, text: str) 
         message = f"{type(error).__name__}: {error}" if not isinstance(error, payload.Unserializable) else str(error)
     except BaseException:  # noqa: BLE001  # as in _format
         message = type(error).__name__
-    report = {"what": what, "type": type_name, "message": message, "traceback": text}
+    report = {"what": what, "type": type_name, "message": _cut(message), "traceback": _cut(text)}
     return codec.UNSERIALIZABLE, json.dumps(report).encode()
+
+
+def _cut(text: str) -> str:
+    half = codec.REPORT_TEXT_MAX // 2
+    return (
+        text if len(text) <= 2 * half else f"{text[:half]}\n... {len(text) - 2 * half} characters ...\n{text[-half:]}"
+    )
 
 
 def _flush_streams() -> None:

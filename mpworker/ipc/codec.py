@@ -81,6 +81,10 @@ INTERRUPT_SIGNAL: Final = signal.SIGRTMIN + 8
 MAX_CHUNK_ITEMS: Final = (1 << 16) - 1
 MAX_FUNCTIONS: Final = (1 << 24) - 1
 MAX_SLOTS: Final = 256
+# What the text of a report is cut to, in characters of each field, and what a whole report may then take beyond
+# max_payload_bytes: a character is at most 12 bytes of JSON, and there are two such fields.
+REPORT_TEXT_MAX: Final = 1 << 15
+REPORT_BYTES_MAX: Final = 1 << 20
 
 
 def pack_range(slot: int, function: int, start: int, stop: int) -> int:

@@ -49,7 +49,7 @@ class Child:
         self.ring_bell = channel.peer_bell.ring
         self.ring_room = channel.peer_bell.ring_room
         self.max_payload = channel.outbound.max_payload
-        self.assembler = Assembler(max_payload_bytes)
+        self.assembler = Assembler(max_payload_bytes + codec.REPORT_BYTES_MAX)
         self.known: set[int] = set()  # functions that it has been sent and not told to forget
         self.pid = 0
         self.pidfd = -1
