@@ -100,8 +100,8 @@ def _interpreter(options: WorkerOptions) -> str:
         raise ConfigurationError(
             "this interpreter is frozen into a program: pass python=PATH of an interpreter to start"
         )
-    if not python or not os.path.isfile(python):
-        raise ConfigurationError(f"no Python interpreter at {python!r}: pass python=PATH of an interpreter to start")
+    if not os.path.isfile(python) or not os.access(python, os.X_OK):
+        raise ConfigurationError(f"no executable at {python!r}: pass python=PATH of an interpreter to start")
     return python
 
 

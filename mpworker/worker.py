@@ -1,5 +1,6 @@
 """`ProcessWorker`: the pool as its users see it."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -223,13 +224,19 @@ class ProcessWorker(TaskView):
         lease_ttl: float = 10.0,
         start_timeout: float = 60.0,
         kill_timeout: float = 10.0,
-        python: str | None = None,
+        python: str | os.PathLike[str] | None = None,
         **others: Any,
     ) -> None:
         task, worker = split_options(others)
         defaults = TaskDefaults(timeout=timeout, retries=retries, crash_retries=crash_retries, **task)
-        if isinstance(preload, str) or not all(isinstance(module, str) for module in preload):
+        unusable = isinstance(preload, str) or not isinstance(preload, Iterable)
+        modules: tuple[Any, ...] = (None,) if unusable else tuple(preload)
+        if not all(isinstance(module, str) for module in modules):
             raise InvalidArgument(f"preload must be a sequence of module names, not {preload!r}")
+        if not isinstance(initargs, Iterable):
+            raise InvalidArgument(f"initargs must be a sequence of arguments, not {initargs!r}")
+        if not isinstance(python, str | os.PathLike | None):
+            raise InvalidArgument(f"python must be the path of an interpreter, not {python!r}")
         options = WorkerOptions(
             n=min(available_cores(), N_MAX) if n is None else n,
             grace=grace,
@@ -237,8 +244,8 @@ class ProcessWorker(TaskView):
             start_timeout=start_timeout,
             kill_timeout=kill_timeout,
             max_pending=max_pending,
-            preload=tuple(preload),
-            python=python or "",
+            preload=modules,
+            python="" if python is None else os.fspath(python),
             **worker,
         )
         super().__init__(Client(options, initializer, tuple(initargs)), defaults, options.n)

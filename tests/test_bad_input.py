@@ -1,0 +1,217 @@
+"""What a caller gets wrong is told where it was done: one line, the value and the bound in it, an error of ours."""
+
+import math
+import os
+import subprocess
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import programs
+import pytest
+
+from mpworker import ProcessWorker
+from mpworker.errors import ConfigurationError, InvalidArgument, MPWorkerError, StartFailed, WorkerStopped
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessWorker]:
+    with ProcessWorker(n=1) as worker:
+        yield worker
+
+
+def refuse(call: Any, *args: Any, says: list[str], kind: type[Exception] = ConfigurationError, **kwargs: Any) -> None:
+    with pytest.raises(kind) as caught:
+        call(*args, **kwargs)
+    assert isinstance(caught.value, MPWorkerError)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert [word for word in says if word not in message] == [], message
+
+
+class Indexable:
+    """An int in all but type, as NumPy's are."""
+
+    def __index__(self) -> int:
+        return 2
+
+    def __repr__(self) -> str:
+        return "Indexable()"
+
+
+NO_INT = [True, 2.0, "2", None, [2], math.nan, Decimal(2)]
+NO_SECONDS = ["1", True, [1], Decimal(1), 1j]
+OUT_OF_TIME = [0, -1, 0.0, -0.5, math.nan, -math.inf, math.inf, 1e300, 10**400]
+
+
+@pytest.mark.parametrize(
+    ("option", "low", "high"),
+    [
+        ("n", 1, 256),
+        ("retries", 0, 1_000_000),
+        ("crash_retries", 0, 1_000_000),
+        ("max_pending", 1, 1 << 40),
+        ("slots", 1, 256),
+        ("max_payload_bytes", 1 << 12, 1 << 40),
+        ("child_ring_bytes", 1 << 12, 1 << 30),
+        ("client_ring_bytes", 1 << 12, 1 << 30),
+    ],
+)
+def test_an_option_that_counts(option: str, low: int, high: int) -> None:
+    for value in (low - 1, -5, high + 1, 10**30):
+        refuse(ProcessWorker, **{option: value}, says=[option, str(low), str(high), repr(value)])
+    for value in NO_INT:
+        if not (value is None and option in ("n", "crash_retries")):
+            refuse(ProcessWorker, **{option: value}, kind=InvalidArgument, says=[option, str(low), repr(value)])
+
+
+@pytest.mark.parametrize("option", ["timeout", "grace", "lease_ttl", "start_timeout", "kill_timeout"])
+def test_an_option_in_seconds(option: str) -> None:
+    for value in OUT_OF_TIME:
+        refuse(ProcessWorker, **{option: value}, says=[option, "above 0", repr(value)])
+    for value in NO_SECONDS:
+        refuse(ProcessWorker, **{option: value}, kind=InvalidArgument, says=[option, "seconds above 0", repr(value)])
+
+
+def test_a_ring_of_a_size_that_is_no_power_of_two() -> None:
+    for option in ("child_ring_bytes", "client_ring_bytes"):
+        refuse(ProcessWorker, **{option: 5000}, says=[option, "power of two", "5000"])
+
+
+def test_an_unknown_option_names_the_known_ones(pool: ProcessWorker) -> None:
+    refuse(ProcessWorker, worker_count=3, says=["'worker_count'", "retries", "preload"])
+    refuse(pool.options, tiemout=3, says=["'tiemout'", "timeout"])
+    refuse(pool.options, n=3, says=["'n'", "whole worker"])
+    refuse(pool.options, retries=-1, says=["retries", "0", "-1"])
+    refuse(pool.options, timeout=0, says=["timeout", "above 0"])
+    with pytest.raises(TypeError, match="positional"):
+        ProcessWorker(2, 3)  # type: ignore[misc]
+
+
+def test_preload_and_initializer() -> None:
+    refuse(ProcessWorker, preload="numpy", kind=InvalidArgument, says=["preload", "sequence", "'numpy'"])
+    refuse(ProcessWorker, preload=5, kind=InvalidArgument, says=["preload", "sequence", "5"])
+    refuse(ProcessWorker, preload=["json", os], kind=InvalidArgument, says=["preload", "names", "module 'os'"])
+    refuse(ProcessWorker, initializer=5, kind=InvalidArgument, says=["initializer", "callable", "5"])
+    refuse(ProcessWorker, initializer=print, initargs=5, kind=InvalidArgument, says=["initargs", "5"])
+    lock = __import__("threading").Lock()
+    refuse(ProcessWorker, initializer=print, initargs=(lock,), kind=MPWorkerError, says=["initializer", "lock"])
+
+
+def test_a_module_that_cannot_be_preloaded_is_told_with_its_traceback() -> None:
+    with ProcessWorker(n=1, preload=["json", "no_such_module_at_all"]) as pool:
+        with pytest.raises(StartFailed, match="No module named 'no_such_module_at_all'"):
+            pool.submit(pow, 2, 3).result()
+        with pytest.raises(StartFailed, match="preload"):
+            pool.submit(pow, 2, 3)
+
+
+def test_an_initializer_that_raises_is_told_with_its_traceback() -> None:
+    def initializer(number: int) -> None:
+        raise LookupError(f"no such thing: {number}")
+
+    with ProcessWorker(n=2, initializer=initializer, initargs=(7,)) as pool:
+        with pytest.raises(StartFailed, match="LookupError: no such thing: 7"):
+            pool.submit(pow, 2, 3).result()
+        with pytest.raises(StartFailed, match="initializer"):
+            pool.submit(pow, 2, 3)
+
+
+def test_python_that_is_no_interpreter(tmp_path: Path) -> None:
+    missing = str(tmp_path / "python")
+    refuse(ProcessWorker, python=missing, says=["python", missing])
+    refuse(ProcessWorker, python=str(tmp_path), says=["python", str(tmp_path)])
+    for value in (0, 5, True, b"/usr/bin/python3"):
+        refuse(ProcessWorker, python=value, kind=InvalidArgument, says=["python", repr(value)])
+    plain = tmp_path / "plain.txt"
+    plain.touch()
+    refuse(ProcessWorker, python=str(plain), says=["python", "execut", str(plain)])
+
+
+def test_submit_and_map_of_what_cannot_be_called(pool: ProcessWorker) -> None:
+    for value in (5, "len", None, [len]):
+        refuse(pool.submit, value, kind=InvalidArgument, says=["submit", "callable", repr(value)])
+        refuse(pool.map, value, [1], kind=InvalidArgument, says=["map", "callable", repr(value)])
+
+
+def test_map_over_nothing_or_over_what_is_no_iterable(pool: ProcessWorker) -> None:
+    refuse(pool.map, len, kind=InvalidArgument, says=["map", "at least one iterable"])
+    for value in (5, None, len, int):
+        refuse(pool.map, len, value, kind=InvalidArgument, says=["map", "iterables", repr(value)])
+        refuse(pool.map, len, [1], value, kind=InvalidArgument, says=["map", "iterables", repr(value)])
+
+
+def test_the_options_of_map(pool: ProcessWorker) -> None:
+    for option, high in (("chunksize", 65535), ("buffersize", 1 << 40)):
+        for value in (0, -1, high + 1):
+            refuse(pool.map, len, "ab", **{option: value}, says=[option, "1", str(high), repr(value)])
+        for value in (True, 2.0, "2"):
+            refuse(pool.map, len, "ab", **{option: value}, kind=InvalidArgument, says=[option, repr(value)])
+    for value in [each for each in OUT_OF_TIME if each != 0]:
+        refuse(pool.map, len, "ab", timeout=value, says=["timeout", repr(value)])
+    for value in NO_SECONDS:
+        refuse(pool.map, len, "ab", timeout=value, kind=InvalidArgument, says=["timeout", repr(value)])
+    assert list(pool.map(len, ["a", "bc"])) == [1, 2]
+
+
+def test_the_timeout_of_a_stop(pool: ProcessWorker) -> None:
+    for value in OUT_OF_TIME:
+        refuse(pool.stop_graceful, value, says=["timeout", repr(value)])
+    for value in NO_SECONDS:
+        refuse(pool.stop_graceful, value, kind=InvalidArgument, says=["timeout", repr(value)])
+    assert pool.submit(pow, 2, 3).result() == 8, "nothing was stopped"
+
+
+def test_the_id_of_a_task(pool: ProcessWorker) -> None:
+    for value in (None, 5, pool.submit(pow, 2, 3)):
+        refuse(pool.cancel_task, value, kind=InvalidArgument, says=["task id", "str", repr(value)])
+
+
+def test_after_the_stop_nothing_is_accepted() -> None:
+    pool = ProcessWorker(n=1)
+    view = pool.options(retries=1)
+    pool.stop_now()
+    for call in (
+        lambda: pool.submit(pow, 2, 3),
+        lambda: view.submit(pow, 2, 3),
+        lambda: pool.map(abs, [1]),
+        lambda: view.map(abs, [1]),
+        lambda: pool.submit(lambda: None),
+        lambda: pool.options(retries=2),
+    ):
+        refuse(call, kind=WorkerStopped, says=["stopped"])
+    with pytest.raises(RuntimeError):  # what code written for the library's executors catches
+        pool.submit(pow, 2, 3)
+    assert pool.processes() == {}
+
+
+def test_a_bad_option_leaves_nothing_behind(tmp_path: Path) -> None:
+    # The leak check of every test looks for processes and descriptors; what does not start is reaped too.
+    script = tmp_path / "broken"
+    script.write_text("#!/bin/sh\nexit 3\n")
+    script.chmod(0o700)
+    pool = ProcessWorker(n=1, python=str(script))
+    with pytest.raises(MPWorkerError):
+        pool.submit(pow, 2, 3).result()
+    pool.stop_now()
+
+
+@pytest.mark.parametrize("kind", [ConfigurationError, InvalidArgument])
+def test_they_are_what_the_language_raises_for_such_mistakes(kind: type[Exception]) -> None:
+    assert issubclass(kind, ValueError)
+    assert issubclass(InvalidArgument, TypeError)
+
+
+def test_a_uncaught_mistake_shows_one_line_at_the_end(tmp_path: Path) -> None:
+    done: subprocess.CompletedProcess[str] = programs.run_source(
+        """
+        from mpworker import ProcessWorker
+        with ProcessWorker(n=0) as w:
+            pass
+        """,
+        tmp_path,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "mpworker.errors.ConfigurationError: n must be from 1 to 256, not 0"
