@@ -146,7 +146,7 @@ class Child:
     def _function(self, function: int) -> Callable[..., Any]:
         found = self._functions[function]
         if isinstance(found, bytes):
-            found = self._functions[function] = payload.loads(found)
+            found = self._functions[function] = payload.loads_in_child(found)
         return found
 
     # ------------------------------------------------------------ tasks
@@ -162,9 +162,9 @@ class Child:
             function = c >> 8
             if function:
                 call = self._function(function)
-                args, kwargs = payload.loads(data)
+                args, kwargs = payload.loads_in_child(data)
             else:
-                call, args, kwargs = payload.loads(data)
+                call, args, kwargs = payload.loads_in_child(data)
         except BaseException as error:  # noqa: BLE001
             status, out = _unserializable("call", "arguments", error, _format(error))
         else:
@@ -197,7 +197,7 @@ class Child:
         begun_at = time.monotonic_ns()
         try:
             call = self._function(c >> 8 & 0xFFFFFF)
-            items = payload.loads(data)
+            items = payload.loads_in_child(data)
         except BaseException as error:  # noqa: BLE001
             self._attempt = 0
             status, out = _unserializable("call", "arguments", error, _format(error))
@@ -315,7 +315,7 @@ class Child:
         if data:
             try:
                 call, args = payload.loads(data)
-                call(*args)
+                payload.call_initializer(call, args)
             except BaseException as error:  # noqa: BLE001
                 self._answer(codec.REFUSED, 0, 0, 0, 0, _format(error).encode(errors="replace"))
                 return False

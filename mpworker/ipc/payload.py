@@ -11,6 +11,7 @@ everything. `loads_known` leaves a class that is already here as it is.
 
 import io
 import pickle
+import sys
 from typing import Any
 
 PROTOCOL = 5
@@ -116,3 +117,61 @@ def loads_known(data: bytes) -> Any:
     if b"cloudpickle" in data:
         return _KnownClasses(data).load()
     return pickle.loads(data)  # noqa: S301  # what our own children sent
+
+
+# In a child: what the initializer has set, by the name of the module whose globals it set.
+_initialized: dict[str, dict[str, Any]] = {}
+_MISSING = object()
+
+
+class _SeesInitializer(pickle.Unpickler):
+    """An unpickler whose functions see the globals that the initializer has set."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        if module == "cloudpickle.cloudpickle" and name == "_function_setstate":
+            return _function_setstate(found)
+        return found
+
+
+def _function_setstate(set_state: Any) -> Any:
+    def set_state_and_globals(function: Any, state: Any) -> Any:
+        result = set_state(function, state)
+        namespace = function.__globals__
+        namespace.update(_initialized.get(namespace.get("__name__"), {}))
+        return result
+
+    return set_state_and_globals
+
+
+def call_initializer(function: Any, args: tuple[Any, ...]) -> None:
+    """Call the user's initializer, and let the functions that are unpickled later see the globals it sets.
+
+    A function that is sent by value brings globals of its own: without this, the connection or model that an initializer
+    of `__main__` puts into a global would be invisible to every task. What the initializer has set wins over what the
+    client's module holds under that name.
+    """
+    inner = function
+    while hasattr(inner, "func"):  # a functools.partial
+        inner = inner.func
+    namespace = getattr(inner, "__globals__", None)
+    before = dict(namespace) if namespace is not None else {}
+    function(*args)
+    if namespace is not None and not _is_importable_namespace(namespace):
+        changed = {name: value for name, value in namespace.items() if before.get(name, _MISSING) is not value}
+        changed.pop("__builtins__", None)
+        if changed:
+            _initialized.setdefault(namespace.get("__name__", ""), {}).update(changed)
+
+
+def _is_importable_namespace(namespace: dict[str, Any]) -> bool:
+    """Is this a module's own dictionary, which every function of the module shares anyway?"""
+    module = sys.modules.get(namespace.get("__name__", ""))
+    return module is not None and module.__dict__ is namespace
+
+
+def loads_in_child(data: bytes) -> Any:
+    """Unpickle a call in a child."""
+    if _initialized and b"cloudpickle" in data:
+        return _SeesInitializer(io.BytesIO(data)).load()
+    return pickle.loads(data)  # noqa: S301  # what the client sent is to be run: that is the point
