@@ -147,9 +147,9 @@ def _function_setstate(set_state: Any) -> Any:
 def call_initializer(function: Any, args: tuple[Any, ...]) -> None:
     """Call the user's initializer, and let the functions that are unpickled later see the globals it sets.
 
-    A function that is sent by value brings globals of its own: without this, the connection or model that an initializer
-    of `__main__` puts into a global would be invisible to every task. What the initializer has set wins over what the
-    client's module holds under that name.
+    A function that is sent by value brings globals of its own: without this, the connection or model that an
+    initializer of `__main__` puts into a global would be invisible to every task. What the initializer has set wins
+    over what the client's module holds under that name.
     """
     inner = function
     while hasattr(inner, "func"):  # a functools.partial
