@@ -1,5 +1,6 @@
 """How a client starts its supervisor."""
 
+import errno
 import json
 import os
 import secrets
@@ -141,7 +142,7 @@ def launch(
         initargs: Its arguments.
 
     Raises:
-        ConfigurationError: There is no interpreter to start.
+        ConfigurationError: There is no interpreter to start, or it ends at once.
         SerializationError: The initializer cannot be pickled.
         OSError: No memory, descriptor or process is left. Nothing is left behind.
     """
@@ -188,6 +189,10 @@ def launch(
                 setsigmask=[],
                 setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT],
             )
+        except OSError as error:
+            if error.errno == errno.ENOEXEC:
+                raise ConfigurationError(f"{python!r} is no program: pass python=PATH of an interpreter") from error
+            raise
         finally:
             theirs.close()
         pidfd = os.pidfd_open(pid)
@@ -195,6 +200,8 @@ def launch(
         try:
             os.pwrite(blob_fd, blob, 0)
             sock.send(config, [*fds, blob_fd])
+        except ConnectionError as error:
+            raise ConfigurationError(f"{python!r} ended at once: it is no Python, or cannot import mpworker") from error
         finally:
             os.close(blob_fd)
     except BaseException:
