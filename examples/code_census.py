@@ -128,7 +128,9 @@ def installed_files() -> list[Path]:
     library = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
     # In a virtual environment the standard library has a site-packages of its own, which the interpreter doesn't use.
     files = [path for path in python_files(library) if "site-packages" not in path.parts]
-    return files + python_files(map(Path, site.getsitepackages()))
+    files += python_files(map(Path, site.getsitepackages()))
+    # A file that a link names a second time, as some distributions arrange theirs, is still one file.
+    return list({path.resolve(): path for path in reversed(files)}.values())[::-1]
 
 
 def speed_up(worker: ProcessWorker, files: Sequence[Path]) -> str:

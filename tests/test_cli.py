@@ -257,7 +257,9 @@ def test_progress_and_a_summary_are_shown_on_a_terminal(here: Path) -> None:
 def _on_terminal(*arguments: object) -> str:
     ours, theirs = pty.openpty()
     try:
-        with subprocess.Popen(command(*arguments), stdin=subprocess.DEVNULL, stderr=theirs) as process:
+        # Not the caller's TERM, which may be one that cannot move its cursor, and then has no bar.
+        environment = {**os.environ, "TERM": "xterm"}
+        with subprocess.Popen(command(*arguments), stdin=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
             os.close(theirs)
             shown = b""
             while True:
