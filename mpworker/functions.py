@@ -30,7 +30,7 @@ _REVEALING: Final = frozenset(
     (
         *("globals", "vars", "locals", "setattr", "delattr", "exec", "eval", "_getframe", "currentframe"),
         *("__dict__", "__globals__", "__defaults__", "__kwdefaults__", "__code__", "__closure__"),
-        *("__setattr__", "__delattr__", "__import__"),
+        *("__setattr__", "__delattr__", "__import__", "__annotations__", "f_globals", "f_locals", "get_referrers"),
     )
 )
 _WRITING: Final = frozenset(("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "STORE_NAME", "DELETE_NAME"))
@@ -87,7 +87,9 @@ class _Guard:
             except ValueError:
                 return False
         for function, code, defaults in self.parts:
-            if function.__code__ is not code or function.__defaults__ is not defaults or function.__dict__:
+            if function.__code__ is not code or function.__defaults__ is not defaults:
+                return False
+            if function.__kwdefaults__ or function.__dict__:
                 return False
         return True
 
@@ -120,7 +122,8 @@ def guard_for(function: FunctionType) -> _Guard | None:  # noqa: PLR0912  # one 
             guard.cells.append((cell, value))
             reached.append(value)
         for code in _codes(part.__code__):
-            if not _REVEALING.isdisjoint(code.co_names):
+            # As a name, or as a string that getattr or attrgetter could be given.
+            if not _REVEALING.isdisjoint((*code.co_names, *(each for each in code.co_consts if type(each) is str))):
                 return None
             for instruction in dis.get_instructions(code):
                 if instruction.opname in _WRITING:

@@ -9,6 +9,7 @@ cloudpickle finds that very class, and then sets all its attributes anew from th
 everything. `loads_known` leaves a class that is already here as it is.
 """
 
+import functools
 import io
 import pickle
 import sys
@@ -50,13 +51,37 @@ def dumps_by_value(value: object) -> bytes:
     Raises:
         Unserializable: It cannot be pickled at all.
     """
-    import cloudpickle
-
+    file = io.BytesIO()
     try:
-        data: bytes = cloudpickle.dumps(value, PROTOCOL)
+        _by_value_pickler()(file, PROTOCOL).dump(value)
     except (Exception, SystemExit) as error:  # a value's own __reduce__ may raise anything
         raise Unserializable(value, error) from error
-    return data
+    return file.getvalue()
+
+
+@functools.cache
+def _by_value_pickler() -> Any:
+    """Cloudpickle's pickler, which is imported late, and what it leaves out: caches of what is not importable.
+
+    It writes a function under `functools.lru_cache` by name wherever it stands, and a `cached_property` not at all
+    where that holds a lock (before 3.12). The copies begin with empty caches.
+    """
+    from cloudpickle import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, value: Any) -> Any:
+            if type(value) is functools._lru_cache_wrapper:
+                if cloudpickle._lookup_module_and_qualname(value) is None:
+                    return _cached, (value.__wrapped__, value.cache_parameters())
+            elif type(value) is functools.cached_property:
+                return functools.cached_property, (value.func,), {"attrname": value.attrname}
+            return super().reducer_override(value)
+
+    return Pickler
+
+
+def _cached(function: Any, parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
 
 
 def dumps(value: object) -> bytes:
