@@ -268,7 +268,7 @@ class Reader:
                             future.settle(flags & codec.LOW, data)
                             if future._slow:
                                 self._call_later(future)
-                            del pending[a]
+                            pending.pop(a, None)  # a map that is abandoned takes its own out, in any thread
                     elif kind == codec.FRAGMENT:
                         # Not assembler.add: were it interrupted, the part would be added twice.
                         if flags & codec.FIRST:
@@ -293,11 +293,11 @@ class Reader:
         if kind == codec.RESULTS:
             chunk = self.pending.get(a)
             if chunk is not None and chunk.settle_items(flags & codec.LOW, b & 0xFFFFFFFF, b >> 32, c, data):
-                del self.pending[a]
+                self.pending.pop(a, None)
         elif kind == codec.SPLIT:
             chunk = self.pending.get(a)
             if chunk is not None and chunk.split(b & 0xFFFFFFFF, b >> 32):
-                del self.pending[a]
+                self.pending.pop(a, None)
         elif kind == codec.REPLY:
             reply = self._replies.get(a)
             if reply is not None:
