@@ -13,6 +13,7 @@ import functools
 import io
 import pickle
 import sys
+from types import CodeType
 from typing import Any
 
 PROTOCOL = 5
@@ -61,10 +62,11 @@ def dumps_by_value(value: object) -> bytes:
 
 @functools.cache
 def _by_value_pickler() -> Any:
-    """Cloudpickle's pickler, which is imported late, and what it leaves out: caches of what is not importable.
+    """Cloudpickle's pickler, which is imported late, and what it leaves out of what is not importable.
 
     It writes a function under `functools.lru_cache` by name wherever it stands, and a `cached_property` not at all
-    where that holds a lock (before 3.12). The copies begin with empty caches.
+    where that holds a lock (before 3.12). The copies begin with empty caches. And it hides the file of a function,
+    whose lines a traceback shall show.
     """
     from cloudpickle import cloudpickle
 
@@ -73,9 +75,29 @@ def _by_value_pickler() -> Any:
             if type(value) is functools._lru_cache_wrapper:
                 if cloudpickle._lookup_module_and_qualname(value) is None:
                     return _cached, (value.__wrapped__, value.cache_parameters())
+            elif type(value) is CodeType:
+                make, arguments = cloudpickle._code_reduce(value)
+                hidden = [isinstance(each, str) and each == "<dynamic-code>" for each in arguments]
+                return make, tuple(
+                    value.co_filename if hide else each for each, hide in zip(arguments, hidden, strict=True)
+                )
             elif type(value) is functools.cached_property:
                 return functools.cached_property, (value.func,), {"attrname": value.attrname}
-            return super().reducer_override(value)
+            reduced = super().reducer_override(value)
+            if (
+                isinstance(value, type)
+                and vars(value).get("__slots__")
+                and reduced is not NotImplemented
+                and reduced[0] is cloudpickle._make_skeleton_class
+            ):
+                # Made without its slots, its instances would have a dictionary, which the class here cannot take back.
+                make, (constructor, name, bases, namespace, *rest), *others = reduced
+                return (
+                    make,
+                    (constructor, name, bases, namespace | {"__slots__": vars(value)["__slots__"]}, *rest),
+                    *others,
+                )
+            return reduced
 
     return Pickler
 
