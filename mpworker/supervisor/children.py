@@ -24,7 +24,6 @@ class Child:
         "assembler",
         "channel",
         "claims",
-        "dead",
         "known",
         "max_payload",
         "outbox",
@@ -53,7 +52,6 @@ class Child:
         self.known: set[int] = set()  # functions that it has been sent and not told to forget
         self.pid = 0
         self.pidfd = -1
-        self.dead = False  # its pidfd said so; the nursery's report is still to come
         self.stopping = False  # told to exit
         self.refusal = ""  # what the initializer raised
 
