@@ -119,11 +119,16 @@ def _pickle_initializer(initializer: Callable[..., object] | None, initargs: tup
 
 def _blob(options: WorkerOptions, initializer: bytes) -> bytes:
     """The nursery's part of the configuration: what the children get from this process."""
+    try:
+        directory = os.getcwd()
+    except FileNotFoundError:
+        directory = None  # it was removed: the children inherit it as it is
+    path: list[Any] = sys.path
     blob = {
-        "path": sys.path,
-        "directory": os.getcwd(),
+        "path": [entry for entry in path if isinstance(entry, str)],  # the import system ignores all others
+        "directory": directory,
         "environment": dict(os.environ),
-        "argv": sys.argv if hasattr(sys, "argv") else [""],
+        "argv": [str(each) for each in getattr(sys, "argv", [""])],
         "preload": list(options.preload),
         "initializer": initializer.hex(),
     }
@@ -150,6 +155,7 @@ def launch(
     blob = _blob(options, _pickle_initializer(initializer, initargs))
     root = os.path.dirname(os.path.dirname(os.path.abspath(mpworker.__file__)))
     cores = available_cores()
+    seed = os.environ.get("PYTHONHASHSEED", "")
     capacities = (options.client_ring_bytes, options.client_ring_bytes)
     config = {
         "build": mpworker.__version__,
@@ -166,7 +172,9 @@ def launch(
             *(python, "-P", *_interpreter_flags()),
             *("-c", _BOOTSTRAP.format(root, "mpworker.supervisor.nursery")),
         ],
-        "hash_seed": os.environ.get("PYTHONHASHSEED") or str(secrets.randbelow(1 << 32)),
+        # Chosen here, so that a nursery that replaces another one has the same.
+        "hash_seed": str(secrets.randbelow(1 << 32)) if seed in ("", "random") else seed,
+        "ignore_environment": bool(sys.flags.ignore_environment),
         "child": {
             "max_payload_bytes": options.max_payload_bytes,
             "task_prefix": prefix,

@@ -24,9 +24,20 @@ def _own_stderr() -> None:
     sys.stdout = sys.stderr
 
 
+def _open_standard_streams() -> None:
+    """Where the client runs without them, their numbers must not go to what is opened or received next."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+            os.set_inheritable(fd, True)
+
+
 def main(fd: int) -> None:
     """Be a supervisor until the client is gone."""
     client_pid = os.getppid()
+    _open_standard_streams()
     os.closerange(fd + 1, 1 << 20)  # what the client had marked inheritable is not ours
     client = frames.adopt(fd)
     try:

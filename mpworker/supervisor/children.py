@@ -100,9 +100,13 @@ class Children:
     def start_nursery(self) -> frames.Frames:
         """Exec a nursery. It reports "ready", or "failed" when a preload cannot be imported."""
         ours, theirs = frames.pair()
+        # The nursery sets the client's path and environment after its own imports.
         environment = dict(os.environ)
-        for name in ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONHOME"):
-            environment.pop(name, None)  # the nursery sets the client's path and environment after its own imports
+        for name in os.environ:
+            if name in ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONHOME") or (
+                self._config["ignore_environment"] and name.startswith("PYTHON")
+            ):
+                del environment[name]
         environment["PYTHONHASHSEED"] = self._config["hash_seed"]
         argv = self._config["nursery_argv"]
         self.nursery_pid = os.posix_spawn(

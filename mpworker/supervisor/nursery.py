@@ -277,7 +277,8 @@ def main(fd: int) -> None:
     os.environ.update(blob["environment"])
     sys.argv = blob["argv"]
     try:
-        os.chdir(blob["directory"])
+        if blob["directory"] is not None:
+            os.chdir(blob["directory"])
         sys.path[:] = blob["path"]
         _preload(blob["preload"])
     except BaseException as error:  # noqa: BLE001  # an import runs anything
