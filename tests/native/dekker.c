@@ -1,4 +1,5 @@
-/* dekker ROUNDS SEED: one side publishes while the other goes to sleep, as close together as two processes get.
+/* dekker ROUNDS SEED [room]: one side publishes while the other goes to sleep, as close together as two processes get.
+ * With "room" the sleeper says that it wants room, and is rung as a producer is.
  *
  * The two must never miss each other: a sleeper that saw no record, and a ringer that saw no sleeper. Nobody really sleeps
  * here, so that a round takes well under a microsecond, and each is judged at once. The sleeper waits a little longer after
@@ -33,6 +34,7 @@ static void pause_for(uint64_t turns)
 int main(int argc, char **argv)
 {
     uint64_t rounds = argument(argc, argv, 1), seed = argument(argc, argv, 2), missed[2] = {0}, pause = 0;
+    bool room = argc > 3;
     channel *shared = make_channel(CAPACITY);
     rounds_page *page = mmap(NULL, sizeof *page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     mpw_ring ring;
@@ -47,7 +49,7 @@ int main(int argc, char **argv)
             pause_for(below(&r, 16));
             if (mpw_ring_push(&ring, (mpw_record_header){.a = round}, "") != MPW_OK)
                 fail("push", round);
-            uint64_t saw = mpw_bell_pending(&shared->consumer);
+            uint64_t saw = room ? mpw_bell_room_pending(&shared->consumer) : mpw_bell_pending(&shared->consumer);
             atomic_store_explicit(&page->answered, round << 1 | saw, memory_order_release);
             continue;
         }
@@ -55,6 +57,8 @@ int main(int argc, char **argv)
         mpw_watch watch = {.tail = &shared->ctl.tail, .popped = ring.own};
         atomic_store_explicit(&page->begun, round, memory_order_release);
         pause_for(pause + below(&r, 16));
+        if (room)
+            mpw_bell_want_room(&shared->consumer, true);
         mpw_bell_arm(&shared->consumer);
         bool ready = mpw_watch_ready(&watch);
         bool rung = await(&page->answered, round, 1) & 1;
@@ -63,6 +67,7 @@ int main(int argc, char **argv)
         missed[ready]++;
         pause = ready ? pause - (pause ? 8 : 0) : (pause + 8) % 16384;
         mpw_bell_disarm(&shared->consumer);
+        mpw_bell_want_room(&shared->consumer, false);
         if (mpw_ring_next(&ring, &record) != MPW_OK || record.header.a != round)
             fail("pop", round);
         mpw_ring_release(&ring);

@@ -130,6 +130,12 @@ static inline void ring_the_bell(mpw_bell_word *word, int fd)
         fail("eventfd write", 0);
 }
 
+static inline void ring_the_bell_for_room(mpw_bell_word *word, int fd)
+{
+    if (mpw_bell_room_pending(word) && mpw_bell_write(fd) != 0)
+        fail("eventfd write", 0);
+}
+
 static inline void sleep_on(mpw_bell_word *word, int fd, const mpw_watch *watch, uint64_t spin_ns, uint64_t at)
 {
     const char *stall_ms = getenv("STALL_MS");

@@ -32,7 +32,7 @@ static void consume(void)
             check_record(&record, i++);
         while (--limit && mpw_ring_next(&ring, &record) == MPW_OK);
         mpw_ring_release(&ring);
-        ring_the_bell(&shared->producer, producer_fd);
+        ring_the_bell_for_room(&shared->producer, producer_fd);
     }
     if (mpw_ring_readable(&ring) || mpw_ring_fill(&ring) != 0)
         fail("more than was sent", records);

@@ -46,6 +46,7 @@ def test_no_bytes_hurt_reader_or_writer(drive) -> None:
 
 def test_no_wake_up_is_lost(drive) -> None:
     passes(drive("dekker", 1_000_000, SEED))
+    passes(drive("dekker", 1_000_000, SEED, "room"))
 
 
 def test_sleepers_and_ringers_for_seconds(drive) -> None:
@@ -62,6 +63,7 @@ CAMPAIGNS = {
     "fuzz": ("fuzz", (180, SEED), ASAN),
     "fuzz-optimized": ("fuzz", (180, ~SEED), (*ASAN, "-O2")),  # a compiler that optimizes more may fetch more than once
     "wake-ups": ("dekker", (200_000_000, SEED), ()),
+    "wake-ups-for-room": ("dekker", (200_000_000, SEED, "room"), ()),
     "sleepers": ("pingpong", (60, SEED), ()),
 }
 

@@ -51,6 +51,15 @@ def test_each_offer_has_one_winner(install, tmp_path: Path) -> None:
     assert errors(install, "claims.pml", [], tmp_path) == 0
 
 
+def test_no_item_begins_after_a_halt(install, tmp_path: Path) -> None:
+    assert errors(install, "halt.pml", [], tmp_path) == 0
+
+
+@pytest.mark.parametrize("broken", ["NO_STEP_FENCE", "NO_HALT_FENCE"])
+def test_the_model_finds_a_halt_that_comes_late(install, tmp_path: Path, broken: str) -> None:
+    assert errors(install, "halt.pml", [broken], tmp_path) == 1
+
+
 @pytest.mark.parametrize("broken", BROKEN_CLAIM)
 def test_the_model_finds_a_broken_claim(install, tmp_path: Path, broken: str) -> None:
     assert errors(install, "claims.pml", [broken], tmp_path) == 1

@@ -12,7 +12,7 @@
  * empty (all of them on x86). A lost wake-up is an end in which a side waits for its eventfd for ever: spin reports it as an
  * invalid end state. -DNO_... leaves out one thing; each must be found out:
  *
- *   NO_ARM_FENCE, NO_RING_FENCE    the fences of mpw_bell_arm and mpw_bell_pending
+ *   NO_ARM_FENCE, NO_RING_FENCE    the fences of mpw_bell_arm and of mpw_bell_pending and mpw_bell_room_pending
  *   NO_SECOND_LOOK                 sleep without a look at the ring after arming
  *   LATE_ARM                       look at the ring, then arm
  *   NO_TAIL_RELEASE, NO_TAIL_ACQUIRE, NO_HEAD_RELEASE    (WEAK only: x86 orders these by itself)
@@ -23,22 +23,23 @@
 #define PRODUCER 0
 #define CONSUMER 1
 
-/* Places. The words of the bells: SLEEPING + the side that sleeps. */
+/* Places. The words of the bells: SLEEPING + the side that sleeps; only the producer ever wants room. */
 #define TAIL 0
 #define HEAD 1
 #define SLEEPING 2
 #define DATA 4
-#define PLACES 6
+#define WANTS_ROOM 6
+#define PLACES 7
 
 byte place[PLACES];
 bit eventfd[2];
 
 #ifdef WEAK
-chan buffer[12] = [3] of { byte, byte }; /* side * PLACES + place */
+chan buffer[14] = [3] of { byte, byte }; /* side * PLACES + place */
 #define BUFFER(side, at) buffer[(side) * PLACES + (at)]
 #define DRAINED(side)                                                                                                   \
     (empty(BUFFER(side, 0)) && empty(BUFFER(side, 1)) && empty(BUFFER(side, 2)) && empty(BUFFER(side, 3)) &&            \
-     empty(BUFFER(side, 4)) && empty(BUFFER(side, 5)))
+     empty(BUFFER(side, 4)) && empty(BUFFER(side, 5)) && empty(BUFFER(side, 6)))
 #define RELEASE(side) DRAINED(side)
 #define ALONE(side, at) empty(BUFFER(side, at))
 #else
@@ -71,6 +72,8 @@ end:
     :: atomic { nempty(buffer[9]) -> buffer[9]?at, value; place[at] = value }
     :: atomic { nempty(buffer[10]) -> buffer[10]?at, value; place[at] = value }
     :: atomic { nempty(buffer[11]) -> buffer[11]?at, value; place[at] = value }
+    :: atomic { nempty(buffer[12]) -> buffer[12]?at, value; place[at] = value }
+    :: atomic { nempty(buffer[13]) -> buffer[13]?at, value; place[at] = value }
 #else
     :: atomic { nempty(buffer[0]) -> buffer[0]?at, value; place[at] = value }
     :: atomic { nempty(buffer[1]) -> buffer[1]?at, value; place[at] = value }
@@ -78,15 +81,15 @@ end:
     od
 }
 
-/* mpw_bell_pending, and the write to the eventfd. */
-inline ring_bell(side, sleeper)
+/* mpw_bell_pending or mpw_bell_room_pending, after a look at `word`, and the write to the eventfd. */
+inline ring_bell(side, sleeper, word)
 {
 #ifndef NO_RING_FENCE
     FENCE(side);
 #endif
     if
-    :: place[SLEEPING + sleeper] == 0
-    :: place[SLEEPING + sleeper] != 0 ->
+    :: place[word] == 0
+    :: place[word] != 0 ->
         atomic { /* the exchange */
             ALONE(side, SLEEPING + sleeper);
             woken = place[SLEEPING + sleeper];
@@ -142,12 +145,15 @@ active proctype producer()
         RELEASE(PRODUCER);
 #endif
         STORE(PRODUCER, TAIL, own);
-        ring_bell(PRODUCER, CONSUMER)
+        ring_bell(PRODUCER, CONSUMER, SLEEPING + CONSUMER)
     :: own < RECORDS && own - seen == CAPACITY ->
         seen = place[HEAD];
         if
         :: own - seen < CAPACITY
-        :: else -> sleep_on_bell(PRODUCER, place[HEAD] != own - CAPACITY)
+        :: else ->
+            STORE(PRODUCER, WANTS_ROOM, 1);
+            sleep_on_bell(PRODUCER, place[HEAD] != own - CAPACITY);
+            STORE(PRODUCER, WANTS_ROOM, 0)
         fi
     od
 }
@@ -168,7 +174,7 @@ check:
 #endif
         STORE(CONSUMER, HEAD, own);
         data = 0;
-        ring_bell(CONSUMER, PRODUCER)
+        ring_bell(CONSUMER, PRODUCER, WANTS_ROOM)
 #ifdef NO_HEAD_RELEASE
     :: own < RECORDS && own < seen -> /* the copy is done after the store of the head is visible */
         own++;
@@ -176,7 +182,7 @@ check:
         data = place[DATA + (own - 1) % CAPACITY];
         assert(data == own);
         data = 0;
-        ring_bell(CONSUMER, PRODUCER)
+        ring_bell(CONSUMER, PRODUCER, WANTS_ROOM)
 #endif
 #ifdef NO_TAIL_ACQUIRE
     :: own < RECORDS && own == seen -> /* the payload is read before the tail that says it is there */
