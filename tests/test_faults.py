@@ -101,7 +101,7 @@ def blocked_with(w: ProcessWorker, folder: Path, others: Callable[[], list[Any]]
         assert child["pid"] == pid
         if child["offers"] > 1:
             return blocked, pid, behind
-        for future in (blocked, *behind):
+        for future in (*behind, blocked):  # in this order: none of them begins
             future.cancel()
     pytest.fail("nothing was ever offered ahead of need")
 
