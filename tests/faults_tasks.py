@@ -228,6 +228,8 @@ PARTS = {
     "zero bells": ("mpworker-child", 0, 128),
     "controls": ("mpworker-child", 128, 4096),
     "inbound control": ("mpworker-child", 128, 256 + 128),
+    "head": ("mpworker-child", 192, 200),  # how far this process has read
+    "tail": ("mpworker-child", 256, 264),  # how far it has written
     "rings": ("mpworker-child", 4096, None),
     "claims": ("mpworker-claims", 0, None),
     "everything": ("mpworker", 0, None),
@@ -473,8 +475,12 @@ def fork_item(number: int) -> int:
     return number * 10
 
 
-def scribble_and_wait(part: str) -> None:
+def scribble_and_wait(part: str, gate: Path | None = None, done: Path | None = None) -> None:
     """As `scribble`, then leave everything to the supervisor. Quick without a part, and known to be."""
     if part:
+        while gate is not None and not gate.exists():
+            time.sleep(0.005)
         scribble(part, 1)
+        if done is not None:
+            say(done)
         nap_here()

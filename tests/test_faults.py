@@ -1053,16 +1053,47 @@ def test_a_child_that_scribbles_over_shared_memory_is_condemned_alone(part: str)
         assert all_pids(w)[:2] == [supervisor, nursery]
 
 
-@pytest.mark.parametrize("part", ["inbound control", "everything"])
-def test_a_child_whose_ring_cannot_be_pushed_to_is_condemned(part: str) -> None:
+@pytest.mark.parametrize("part", ["tail", "everything"])
+def test_a_child_that_scribbles_and_says_nothing_is_condemned(part: str) -> None:
+    with ProcessWorker(n=1, grace=LIMIT, lease_ttl=1.0) as w:
+        supervisor = w.processes()["supervisor"]
+        guilty = w.submit(tasks.scribble_and_wait, part)
+        behind = [w.submit(tasks.echo, number) for number in range(10)]
+        crashed(guilty, cause="corrupt")
+        assert [future.result(LIMIT) for future in behind] == list(range(10))
+        assert w.processes()["supervisor"] == supervisor
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["empty", "full"])
+def test_a_child_whose_ring_cannot_be_pushed_to_is_condemned(tmp_path: Path, full: bool) -> None:
+    large = b"x" * (2 * MB)  # several times what the ring holds
     with ProcessWorker(n=1, grace=LIMIT) as w:
         supervisor = w.processes()["supervisor"]
-        large = b"x" * (2 * MB)
-        for _ in range(3):
+
+        def settled(guilty: Any) -> bool:
+            offers = [child["offers"] for child in w.processes()["children"]]
+            return guilty.done() or offers == [1]
+
+        for number in range(20):
             known_quick(w, tasks.scribble_and_wait, "")
             known_quick(w, tasks.echo, 1)
-            guilty = w.submit(tasks.scribble_and_wait, part)
-            behind = [w.submit(tasks.echo, large) for _ in range(3)]
-            crashed(guilty, cause="corrupt")
-            assert [future.result(LIMIT) for future in behind] == [large] * 3
+            gate, done = tmp_path / f"gate-{number}", tmp_path / f"done-{number}"
+            guilty = w.submit(tasks.scribble_and_wait, "head", gate, done)
+            until(guilty.running, "it runs")
+            if full:  # the supervisor has more to push than there is room for
+                behind = w.submit(tasks.echo, large)
+                tasks.touch(gate)
+            else:
+                tasks.touch(gate)
+                told(done)
+                behind = w.submit(tasks.echo, large)
+            until(lambda: settled(guilty), "the guilty child is condemned")  # noqa: B023
+            if guilty.done():
+                crashed(guilty, cause="corrupt")
+                assert behind.result(LIMIT) == large
+                break
+            guilty.cancel()  # a busy machine: `echo` was not seen to be quick, and was not offered ahead of need
+            assert behind.result(LIMIT) == large
+        else:
+            pytest.fail("nothing was ever offered ahead of need")
         assert w.processes()["supervisor"] == supervisor
