@@ -369,8 +369,11 @@ def run(channel: Channel, claims: Claims, settings: dict[str, Any], initializer:
         child = Child(channel, claims, settings)
         context._source = child.context
         signal.signal(INTERRUPT_SIGNAL, child.on_interrupt)
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(line_buffering=True)  # whole lines, in order, and none lost with a killed child
+        # Each line by one write: whole, in order, and not lost with a killed child; also where PYTHONUNBUFFERED is set,
+        # with which `print` writes each of its pieces alone, and the lines of two children would mix.
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(line_buffering=True, write_through=False)
         _reseed()
         # CPython 3.12 and later warn when a process with threads forks. Ours has one that holds no lock and runs no
         # Python; the warning would come for every task that uses multiprocessing.
