@@ -192,8 +192,9 @@ class Reader:
 
     def poll(self) -> None:
         """Read what has come, without waiting."""
+        thread = threading.get_ident()
         if self._leader is None and not self._forked:
-            self._leader = threading.get_ident()
+            self._leader = thread
             try:
                 self._drain()
             finally:
