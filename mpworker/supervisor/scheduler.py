@@ -553,6 +553,13 @@ class Scheduler:
         for seat in busy:
             if self._leases.expired(now, self._effects.beat(seat)):
                 self.kill(seat, "lease", now)
+            elif seat.kill_at is None and any(self._spoilt(seat, task) for task in seat.offers.values()):
+                self.kill(seat, "corrupt", now)
+
+    def _spoilt(self, seat: Seat, task: Task) -> bool:
+        """Is an open offer's word neither offered nor claimed? Then the child will never claim it, nor answer."""
+        generation, state, _, _ = self._effects.peek(seat, task.slot)
+        return generation != task.generation or state not in (CLAIM_OFFERED, CLAIM_CLAIMED)
 
     def _look_at_seat(self, seat: Seat, now: float) -> None:
         if seat.kill_at is not None and now >= seat.kill_at:
