@@ -1097,3 +1097,23 @@ def test_a_child_whose_ring_cannot_be_pushed_to_is_condemned(tmp_path: Path, ful
         else:
             pytest.fail("nothing was ever offered ahead of need")
         assert w.processes()["supervisor"] == supervisor
+
+
+def test_offers_that_a_child_can_no_longer_claim_are_not_waited_for() -> None:
+    with ProcessWorker(n=1, lease_ttl=1.0) as w:
+        supervisor = w.processes()["supervisor"]
+        for _ in range(20):
+            known_quick(w, tasks.maybe_scribble, "")
+            known_quick(w, tasks.echo, 1)
+            guilty = w.submit(tasks.maybe_scribble, "claims")
+            behind = [w.submit(tasks.echo, number) for number in range(40)]
+            assert guilty.result(LIMIT) == "scribbled"
+            errors = [future.exception(LIMIT) for future in behind]
+            # Nobody knows which of them had begun: they count as claimed.
+            assert {error.cause for error in errors if isinstance(error, WorkerCrashed)} <= {"corrupt"}
+            if any(errors):
+                break
+        else:
+            pytest.fail("nothing was ever offered ahead of need")
+        assert w.submit(tasks.attempt).result(LIMIT) == 1
+        assert w.processes()["supervisor"] == supervisor
