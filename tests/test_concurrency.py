@@ -1,0 +1,558 @@
+# ruff: noqa: PLW0108, PT012, PT017, PYI034, RUF012
+"""Many threads, forks, signals and full rings on one client."""
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, as_completed, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import campaign_tasks as tasks
+import leaks
+import psutil
+import pytest
+
+from mpworker import ProcessWorker
+from mpworker.errors import MPWorkerError, SupervisorLost, TaskCancelled, WorkerStopped
+
+pytestmark = pytest.mark.deep  # until the whole of it holds on a loaded machine too
+
+GUARD = 60.0  # seconds; no wait of a passing test comes near it
+SCRIPTS = Path(__file__).with_name("campaign_scripts.py")
+
+
+def eventually(condition: Callable[[], Any]) -> None:
+    assert leaks.wait_until(condition, GUARD)
+
+
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """The GIL changes hands as often as it can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def together(*calls: Callable[[], object]) -> None:
+    """Run each call in a thread of its own; raise what one of them raised."""
+    errors: list[BaseException] = []
+    barrier = threading.Barrier(len(calls))
+
+    def run(call: Callable[[], object]) -> None:
+        try:
+            barrier.wait(GUARD)
+            call()
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(call,), daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + GUARD
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    if errors:
+        raise errors[0]
+    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
+
+
+def a_function(value: int) -> Callable[[int], int]:
+    return lambda x: x * 1000 + value
+
+
+# ------------------------------------------------------------ threads
+
+
+class Mixed:
+    """One thread's share of everything that a client can do, each answer checked."""
+
+    def __init__(self, pool: ProcessWorker, seed: int, rounds: int) -> None:
+        self.pool, self.rng, self.rounds = pool, random.Random(seed), rounds
+        self.called: list[int] = []
+        self.expected_calls = 0
+
+    def __call__(self) -> None:
+        verbs = [self.result, self.wait, self.as_completed, self.map, self.cancel, self.callback, self.poll, self.new]
+        for _ in range(self.rounds):
+            self.rng.choice(verbs)()
+        eventually(lambda: len(self.called) >= self.expected_calls)
+        assert len(self.called) == self.expected_calls, "a callback for each, once"
+
+    def some(self) -> dict[Any, int]:
+        values = [self.rng.randrange(1000) for _ in range(self.rng.randrange(1, 6))]
+        return {self.pool.submit(tasks.square, value): value * value for value in values}
+
+    def result(self) -> None:
+        for future, right in self.some().items():
+            assert future.result(GUARD) == right
+
+    def wait(self) -> None:
+        futures = self.some()
+        if self.rng.random() < 0.5:
+            assert wait(futures, GUARD, FIRST_COMPLETED).done
+        assert wait(futures, GUARD).not_done == set()
+        assert all(future.result(0) == right for future, right in futures.items())
+
+    def as_completed(self) -> None:
+        futures = self.some()
+        seen = list(as_completed(futures, GUARD))
+        assert len(seen) == len(futures)
+        assert all(future.result(0) == futures[future] for future in seen)
+
+    def map(self) -> None:
+        count = self.rng.randrange(1, 60)
+        results = self.pool.map(tasks.square, range(count), chunksize=self.rng.choice([None, 1, 7]))
+        if self.rng.random() < 0.2:
+            next(results)
+            results.close()  # type: ignore[attr-defined]
+        else:
+            assert list(results) == [number**2 for number in range(count)]
+
+    def cancel(self) -> None:
+        for future, right in self.some().items():
+            if future.cancel():
+                with pytest.raises(TaskCancelled):
+                    future.result(GUARD)
+            else:
+                assert future.result(GUARD) == right
+
+    def callback(self) -> None:
+        def then(future: Any, right: int) -> None:
+            # Callbacks may submit and wait themselves, and what they submit may have callbacks.
+            assert future.result(0) == right
+            inner = self.pool.submit(tasks.square, 7)
+            inner.add_done_callback(lambda _: self.called.append(1))
+            assert inner.result(GUARD) == 49
+            self.called.append(1)
+
+        for future, right in self.some().items():
+            self.expected_calls += 2
+            future.add_done_callback(lambda future, right=right: then(future, right))
+
+    def poll(self) -> None:
+        for future, right in self.some().items():
+            eventually(future.done)
+            assert future.result(0) == right
+
+    def new(self) -> None:
+        value = self.rng.randrange(1000)
+        function = a_function(value)
+        assert [self.pool.submit(function, each).result(GUARD) for each in range(2)] == [value, 1000 + value]
+
+
+@pytest.mark.parametrize("ring", [4096, 1 << 20], ids=["small ring", "large ring"])
+def test_eight_threads_on_one_client(hasty: None, ring: int) -> None:
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    with ProcessWorker(n=2, client_ring_bytes=ring) as pool:
+        together(*(Mixed(pool, seed + number, 60) for number in range(8)))
+        assert len(pool._client.pending) == 0
+
+
+def test_new_functions_of_many_threads_are_not_mixed_up(hasty: None) -> None:
+    def run(base: int) -> None:
+        for number in range(base, base + 100):
+            function = a_function(number)
+            assert [pool.submit(function, each).result(GUARD) for each in range(2)] == [number, 1000 + number]
+
+    with ProcessWorker(n=2) as pool:
+        together(*(lambda base=base: run(base) for base in range(0, 800, 100)))
+
+
+def test_a_function_that_is_dropped_while_others_use_it(hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The table is full all the time: every look-up drops a function that another thread may be about to name, a map of
+    # its own may be using, or a large task is on its way with.
+    monkeypatch.setattr("mpworker.functions._CACHED_MAX", 2)
+    functions = [a_function(value) for value in range(5)]
+
+    def submit() -> None:
+        for number in range(150):
+            value = number % 5
+            assert pool.submit(functions[value], number).result(GUARD) == number * 1000 + value
+
+    def submit_large() -> None:
+        for number in range(40):
+            data = bytes([number]) * 20_000
+            assert pool.submit(tasks.size_of, data).result(GUARD) == (20_000, 20_000 * number)
+
+    def map_() -> None:
+        for value in range(5):
+            results = pool.map(functions[value], range(200), chunksize=3)
+            assert list(results) == [number * 1000 + value for number in range(200)]
+
+    with ProcessWorker(n=2, client_ring_bytes=8192) as pool:
+        together(submit, submit, submit_large, submit_large, map_, map_)
+
+
+def test_payloads_in_parts_are_not_mixed_with_those_of_callbacks(hasty: None) -> None:
+    called: list[tuple[int, int]] = []
+
+    def more(_: object) -> None:
+        called.append(pool.submit(tasks.size_of, bytes([3]) * 30_000).result(GUARD))
+
+    def run(value: int) -> None:
+        for _ in range(30):
+            future = pool.submit(tasks.size_of, bytes([value]) * 30_000)
+            future.add_done_callback(more)
+            assert future.result(GUARD) == (30_000, 30_000 * value)
+
+    with ProcessWorker(n=2, client_ring_bytes=4096) as pool:
+        together(*(lambda value=value: run(value) for value in (1, 2)))
+        eventually(lambda: len(called) == 60)
+        assert set(called) == {(30_000, 90_000)}
+
+
+def test_a_submit_that_waits_for_room_while_another_thread_reads(tmp_path: Path) -> None:
+    # No event comes for as long as the task runs, so only the room itself can wake the submitter.
+    gate = tmp_path / "gate"
+    with ProcessWorker(n=1, client_ring_bytes=4096) as pool:
+        held = pool.submit(tasks.hold, str(tmp_path / "begun"), str(gate))
+        reader = threading.Thread(target=held.result, args=(GUARD,))
+        reader.start()
+        eventually(lambda: pool._client._leader == reader.ident)
+        futures: list[Any] = []
+
+        def submit() -> None:
+            for number in range(3000):
+                futures.append(pool.submit(tasks.square, number))  # noqa: PERF401
+
+        submitter = threading.Thread(target=submit)
+        submitter.start()
+        submitter.join(GUARD)
+        assert not submitter.is_alive()
+        assert not held.done(), "it was the room that woke it, not an outcome"
+        gate.touch()
+        reader.join(GUARD)
+        assert [future.result(GUARD) for future in futures] == [number**2 for number in range(3000)]
+
+
+def test_threads_that_wait_leave_each_other_asleep(tmp_path: Path) -> None:
+    # A follower that is woken for its own future must not wake the next one, who would wake the next.
+    gate = tmp_path / "gate"
+    with ProcessWorker(n=4) as pool:
+        held = [pool.submit(tasks.hold, str(tmp_path / f"begun-{number}"), str(gate)) for number in range(3)]
+        threads = [threading.Thread(target=future.result, args=(GUARD,)) for future in held]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: len(pool._client._followers) == 2)
+        for number in range(20):
+            follower = threading.Thread(target=pool.submit(tasks.square, number).result, args=(GUARD,))
+            follower.start()
+            follower.join(GUARD)
+        began, cpu = time.monotonic(), time.process_time()
+        eventually(lambda: time.monotonic() - began > 0.5)
+        used = time.process_time() - cpu
+        gate.touch()
+        for thread in threads:
+            thread.join(GUARD)
+        assert used < 0.25, "they were busy waking each other"
+
+
+def test_a_callback_may_wait_for_a_thread_that_waits_for_the_pool() -> None:
+    # The callback blocks on a lock that is held by a thread that needs somebody to read.
+    lock = threading.Lock()
+    called = threading.Event()
+
+    def take_lock(_: object) -> None:
+        with lock:
+            called.set()
+
+    with ProcessWorker(n=2) as pool:
+
+        def hold_lock() -> None:
+            for number in range(100):
+                with lock:
+                    pool.submit(tasks.square, number).add_done_callback(take_lock)
+                    assert pool.submit(tasks.square, number).result(GUARD) == number**2
+
+        together(hold_lock, hold_lock)
+        assert called.wait(GUARD)
+
+
+def test_the_end_of_a_drain_waits_for_the_callbacks() -> None:
+    called: list[int] = []
+    with ProcessWorker(n=2) as pool:
+        for number in range(300):
+            pool.submit(tasks.square, number).add_done_callback(lambda future: called.append(future.result()))
+    assert sorted(called) == sorted(number**2 for number in range(300))
+
+
+# ------------------------------------------------------------ interrupts
+
+
+@contextmanager
+def script(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """A program of campaign_scripts, which must end with "fine"."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", str(SCRIPTS), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    timer = threading.Timer(2 * GUARD - 20, process.send_signal, (signal.SIGABRT,))  # prints every stack
+    timer.start()
+    try:
+        with process:
+            yield process
+            assert process.stdout is not None
+            rest = process.stdout.read()
+            assert rest.rpartition("fine")[1], rest
+        assert process.returncode == 0
+    finally:
+        timer.cancel()
+        if process.poll() is None:
+            process.kill()
+
+
+def lines(process: "subprocess.Popen[str]") -> Iterator[list[str]]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        yield line.split()
+
+
+def test_a_hundred_interrupts_lose_nothing() -> None:
+    count = 150
+    rng = random.Random(random.randrange(1 << 32))
+    with script("interrupted", str(count)) as process:
+        answers = lines(process)
+        assert next(answers) == ["ready"]
+        for _ in range(count):
+            until = time.monotonic_ns() + rng.randrange(3_000_000)
+            while time.monotonic_ns() < until:
+                pass
+            process.send_signal(signal.SIGINT)
+            assert next(answers) == ["interrupted"]
+
+
+CHECKS = {"CALL", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD", "CALL_KW", "INSTRUMENTED_CALL"}
+
+
+class Interrupter:
+    """Raises KeyboardInterrupt at the n-th point of the client's code at which Python would deliver a signal.
+
+    Python looks for signals after calls, at the start of functions and at turns of loops (ceval's eval breaker).
+    """
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+        self.done = False
+
+    def trace(self, frame: Any, event: str, _: object) -> Any:
+        if "/mpworker/" not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        if event == "opcode" and not self.done and self.delivers(frame):
+            self.left -= 1
+            if self.left < 0:
+                self.done = True
+                raise KeyboardInterrupt
+        return self.trace
+
+    _names: dict[Any, list[str]] = {}
+
+    def delivers(self, frame: Any) -> bool:
+        import dis
+
+        names = self._names.get(frame.f_code)
+        if names is None:
+            names = [""] * (len(frame.f_code.co_code) // 2 + 1)
+            last = ""
+            for instruction in dis.get_instructions(frame.f_code):
+                if instruction.opname not in ("CACHE", "EXTENDED_ARG"):
+                    names[instruction.offset // 2] = last
+                    last = instruction.opname
+            self._names[frame.f_code] = names
+        return names[frame.f_lasti // 2] in CHECKS
+
+    def __enter__(self) -> "Interrupter":
+        sys.settrace(self.trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+
+def sweep(step: int, begin: int, scenario: Callable[[], object], check: Callable[[], object]) -> int:
+    """Interrupt the scenario at every `step`-th point; after each the check must hold."""
+    for at in itertools.count(begin, step):
+        interrupter = Interrupter(at)
+        try:
+            with interrupter:
+                scenario()
+        except KeyboardInterrupt:
+            pass
+        check()
+        if not interrupter.done:
+            return at
+    raise AssertionError("not reached")
+
+
+def test_an_interrupt_at_any_point_leaves_the_client_whole() -> None:
+    # With a follower that waits for the interrupted thread to read or to hand over, and a payload in parts.
+    functions = itertools.count()
+    with ProcessWorker(n=2, client_ring_bytes=8192) as pool:
+        client = pool._client
+        followers: list[threading.Thread] = []
+        futures: list[Any] = []
+        called: list[int] = []
+        expected = 0
+
+        def scenario() -> None:
+            nonlocal expected
+            first = pool.submit(tasks.grow, 5, 12_000)
+            futures.append((first, tasks.grow(5, 12_000)))
+            first.add_done_callback(lambda _: called.append(1))
+            expected += 1
+            second = pool.submit(a_function(next(functions)), 1)
+            futures.append((second, None))
+            second.result(GUARD)
+            first.result(GUARD)
+            assert list(pool.map(tasks.square, range(5), chunksize=2)) == [0, 1, 4, 9, 16]
+
+        def check() -> None:
+            thread = threading.Thread(target=lambda: wait_all(), daemon=True)
+            thread.start()
+            thread.join(GUARD)
+            assert not thread.is_alive(), "another thread hangs"
+            assert client._leader is None
+            assert not client._settling
+            assert client.watched == 0
+            eventually(lambda: len(called) >= expected)
+            assert pool.submit(tasks.square, 3).result(GUARD) == 9
+            eventually(lambda: client.poll() or not client.pending)
+
+        def wait_all() -> None:
+            assert client.mutex.acquire(timeout=GUARD / 2), "the mutex is locked"
+            client.mutex.release()
+            for future, right in futures:
+                value = future.result(GUARD / 2)
+                assert right is None or value == right
+            futures.clear()
+
+        scenario()  # imports and the like
+        check()
+        points = sweep(7, random.randrange(7), scenario, check)
+        assert points > 200
+        assert not followers
+
+
+# ------------------------------------------------------------ a machine that pauses
+
+
+def test_a_pause_of_client_and_pool_loses_and_retries_nothing(tmp_path: Path) -> None:
+    with script("paused", str(tmp_path)) as process:
+        answer = next(lines(process))
+        supervisor = psutil.Process(int(answer[1]))
+        everyone = [process.pid, supervisor.pid, *(child.pid for child in supervisor.children(recursive=True))]
+        for pid in everyone:
+            os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        eventually(lambda: time.monotonic() - began > 5)
+        for pid in everyone:
+            os.kill(pid, signal.SIGCONT)
+        (tmp_path / "gate").touch()
+
+
+# ------------------------------------------------------------ forks
+
+
+@pytest.mark.parametrize("how", ["_exit", "exit", "new pool at exit"])
+def test_a_fork_of_the_client(how: str) -> None:
+    with script("forked", how):
+        pass
+
+
+# ------------------------------------------------------------ full rings
+
+
+def test_results_larger_than_every_ring() -> None:
+    with ProcessWorker(n=2, client_ring_bytes=4096, child_ring_bytes=4096) as pool:
+        futures = [pool.submit(tasks.grow, number, 10_000 + number % 7 * 4) for number in range(2000)]
+        for number, future in enumerate(futures):
+            assert future.result(GUARD) == tasks.grow(number, 10_000 + number % 7 * 4)
+        sizes = pool.map(tasks.size_of, (bytes([number % 256]) * 9000 for number in range(300)))
+        assert list(sizes) == [(9000, 9000 * (number % 256)) for number in range(300)]
+
+
+def test_a_client_that_reads_nothing_and_is_stopped_for_a_while() -> None:
+    with script("backlog", "100000") as process:
+        assert next(lines(process)) == ["ready"]
+        os.kill(process.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        eventually(lambda: time.monotonic() - began > 0.5)
+        os.kill(process.pid, signal.SIGCONT)
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+
+# ------------------------------------------------------------ start and stop
+
+
+@pytest.mark.parametrize("stops", [["stop_now"], ["stop_graceful"], ["stop_graceful", "stop_now", "stop_now"]])
+@pytest.mark.parametrize("delay_ns", [0, 60_000_000, 200_000_000])
+def test_stop_races_with_submit(hasty: None, stops: list[str], delay_ns: int) -> None:
+    # From a pool that is still starting to one that is busy.
+    pool = ProcessWorker(n=2)
+    pids = {pool._client.supervisor.pid}
+    futures: list[Any] = []
+
+    def submit() -> None:
+        try:
+            for number in range(20_000):
+                futures.append((pool.submit(tasks.square, number), number))  # noqa: PERF401
+        except (WorkerStopped, SupervisorLost):
+            pass
+        with pytest.raises(WorkerStopped):
+            pool.submit(tasks.square, 1)
+            raise WorkerStopped  # all were submitted before the stop
+
+    def map_() -> None:
+        try:
+            assert list(pool.map(tasks.square, range(20_000), chunksize=3)) == [n * n for n in range(20_000)]
+        except (MPWorkerError, SupervisorLost) as error:
+            assert isinstance(error, WorkerStopped | TaskCancelled), error
+
+    def stop(verb: str) -> None:
+        until = time.monotonic_ns() + delay_ns
+        while time.monotonic_ns() < until:
+            pass
+        getattr(pool, verb)()
+
+    together(submit, submit, map_, *(lambda verb=verb: stop(verb) for verb in stops))
+    for future, number in futures:
+        assert future._state != "PENDING", "every future is settled"
+        if future.cancelled():
+            assert "stop_now" in stops, "what a drain had accepted it runs"
+        else:
+            assert future.result(0) == number * number
+    assert pool.stop_graceful(1) is not None
+    pool.stop_now()
+    pool.shutdown()
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_pools_made_and_stopped_by_many_threads(hasty: None) -> None:
+    def run(seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(3):
+            pool = ProcessWorker(n=rng.choice([1, 2]))
+            futures = [pool.submit(tasks.square, number) for number in range(rng.choice([0, 1, 100]))]
+            if rng.random() < 0.5:
+                assert pool.stop_graceful()
+                assert [future.result(0) for future in futures] == [number**2 for number in range(len(futures))]
+            else:
+                pool.stop_now()
+                assert all(future.done() for future in futures)
+
+    together(*(lambda seed=seed: run(seed) for seed in range(4)))
