@@ -258,4 +258,4 @@ except BufferError:
 else:
     raise SystemExit("unmapped under the heart")
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-P", "-c", script], check=True, timeout=60)

@@ -311,7 +311,7 @@ assert ring.push(0, 0, 0, 0, 0, b"") and claims.beat() == 0  # the parent goes o
 
 
 def test_a_fork_is_refused_and_unharmed() -> None:
-    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", FORK], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     # A type can be called and max_payload read in a fork: they touch no memory from before it.
     assert set(json.loads(done.stdout)) == {name for name in exported() if "." in name} - {"Ring.max_payload"}

@@ -247,23 +247,29 @@ def test_random_bytes_are_records_or_corrupt(libc: ctypes.CDLL) -> None:
     assert libc.mprotect(ctypes.c_void_p(start + 2 * page), page, 0) == 0
     rng = Random()
     endings = {"corrupt": 0, "empty": 0}
-    for _ in range(3000):
+    for _ in range(1000):
         capacity = 2 ** rng.randrange(8, 13)
         data = 2 * page - capacity
         poke(memory, 0, 0)
         poke(memory, HEAD_AT, 0)
-        memory[data : data + capacity] = rng.randbytes(capacity)
-        for _ in range(rng.randrange(8)):
-            poke(memory, data + rng.randrange(0, capacity, 8), rng.choice((0, 8, 32, capacity // 2, 2**32 - 1)), 4)
         reader, writer = (Ring(memory, 0, data, capacity) for _ in range(2))
-        poke(memory, 0, rng.choice((rng.randrange(0, capacity + 16, 8), rng.getrandbits(64))))
+        for _ in range(rng.randrange(20)):  # honest to begin with, so that lies are told at any position
+            writer.push(0, 0, 0, 0, 0, bytes(rng.randrange(writer.max_payload)))
+            reader.pop([], 1)
+        position = int.from_bytes(memory[0:8], "little")
+        memory[data : data + capacity] = rng.randbytes(capacity)
+        sizes = (0, 8, 32, capacity // 2, capacity // 2 - HEADER, capacity // 4, 2**32 - 1)
+        for at in range(data, data + capacity, 8):
+            if rng.random() < 0.7:
+                poke(memory, at, rng.choice(sizes), 4)
+        poke(memory, 0, rng.choice((position + rng.randrange(0, capacity + 16, 8), rng.getrandbits(64))))
         try:
             while reader.pop([], rng.randrange(1, 4)):
                 pass
             endings["empty"] += 1
         except RingCorrupt:
             endings["corrupt"] += 1
-        poke(memory, HEAD_AT, rng.choice((0, rng.randrange(0, capacity, 8), rng.getrandbits(64))))
+        poke(memory, HEAD_AT, rng.choice((0, position, position - rng.randrange(0, capacity, 8), rng.getrandbits(64))))
         with contextlib.suppress(RingCorrupt):
             for _ in range(50):
                 writer.push(0, 0, 0, 0, 0, bytes(rng.randrange(writer.max_payload)))

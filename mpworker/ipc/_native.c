@@ -462,8 +462,6 @@ static PyObject *bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nar
     }
     if (args[0] != Py_None) {
         mpw_ring *inbound = &((ring_object *)args[0])->ring;
-        if (inbound->seen != inbound->own)
-            return PyLong_FromLong(1);
         watch.tail = &inbound->ctl->tail;
         watch.popped = inbound->own;
     }
