@@ -284,6 +284,7 @@ class TaskFuture(Future[T]):
             if not self._watched and self._state is PENDING:
                 self._client.watch()
                 self._slow = self._watched = True
+                self._client.watched += 1  # no call between the two: see `mpworker.reader`
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call `fn(self)` when the task has ended, in a thread of the worker's, or now and here if it has."""

@@ -204,16 +204,16 @@ class Reader:
     # ------------------------------------------------------------ the background reader
 
     def watch(self) -> None:
-        """One more pending future needs the background thread. Under the mutex."""
+        """One more pending future is about to need the background thread. Under the mutex; the caller counts it."""
         if self._forked:
             self._refuse()
-        if self._background is None:
+        thread = self._background
+        if thread is None:
             thread = threading.Thread(target=self._read_in_background, name="mpworker-reader", daemon=True)
-            thread.start()
             self._background = thread
-        self.watched += 1
-        if self.watched == 1:
-            self.condition.notify_all()
+        if thread.ident is None:
+            thread.start()
+        self.condition.notify_all()
 
     def _read_in_background(self) -> None:
         something = self.when(lambda: bool(self._due) or not self.watched)
@@ -224,10 +224,12 @@ class Reader:
                         return
                     self.condition.wait()
             while self._due:
-                future = self._due.popleft()
-                for call in future.take_callbacks():
+                with self.mutex:
+                    future = self._due.popleft()  # this is the only thread that takes any
+                    callbacks = future.take_callbacks() if future.ready else ()  # not if its settling was interrupted
+                for call in callbacks:
                     _call_back(future, call)
-                del future
+                del future, callbacks
             if self._over and not self._due:
                 return
             self.wait_for(something, None)
@@ -266,9 +268,9 @@ class Reader:
                     if kind == codec.RESULT:
                         future = pending.get(a)
                         if future is not None:
-                            future.settle(flags & codec.LOW, data)
                             if future._slow:
-                                self._call_later(future)
+                                self._call_later(future)  # first: settled, it may be the last to need the thread
+                            future.settle(flags & codec.LOW, data)
                             pending.pop(a, None)  # a map that is abandoned takes its own out, in any thread
                     elif kind == codec.FRAGMENT:
                         # Not assembler.add: were it interrupted, the part would be added twice.
@@ -312,9 +314,9 @@ class Reader:
         """Nothing more will come: settle what is pending."""
         with self.mutex:
             for key, future in list(self.pending.items()):
-                future.settle(status, data)
                 if future._slow:
                     self._call_later(future)
+                future.settle(status, data)
                 self.pending.pop(key, None)
             for reply in list(self._replies.values()):
                 reply.settle({"lost": True})
