@@ -250,9 +250,17 @@ def scribble(part: str, seed: int) -> str:
     return "scribbled"
 
 
-def maybe_scribble(part: str) -> str:
+def maybe_scribble(part: str, gate: Path | None = None) -> str:
     """Quick without a part, and known to be."""
-    return scribble(part, 1) if part else ""
+    if not part:
+        return ""
+    _wait_for(gate)
+    return scribble(part, 1)
+
+
+def _wait_for(gate: Path | None) -> None:
+    while gate is not None and not gate.exists():
+        time.sleep(0.005)
 
 
 def eat_memory(limit: int) -> int:
@@ -483,8 +491,7 @@ def fork_item(number: int) -> int:
 def scribble_and_wait(part: str, gate: Path | None = None, done: Path | None = None) -> None:
     """As `scribble`, then leave everything to the supervisor. Quick without a part, and known to be."""
     if part:
-        while gate is not None and not gate.exists():
-            time.sleep(0.005)
+        _wait_for(gate)
         scribble(part, 1)
         if done is not None:
             say(done)
