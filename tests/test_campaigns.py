@@ -4,6 +4,7 @@ import itertools
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,13 +18,10 @@ import psutil
 import pytest
 
 from mpworker import ProcessWorker, TaskFuture
-from mpworker.errors import WorkerCrashed
-
-pytestmark = pytest.mark.deep  # until the whole of it holds on a loaded machine too
+from mpworker.errors import TaskTimeout, WorkerCrashed
 
 GUARD = 60.0  # seconds; no wait of a passing test comes near it
 BACKLOG = 300
-KINDS = ("any", "neighbours", "at an end", "claimed", "at an end", "neighbours", "claimed")
 
 
 def eventually(condition: Callable[[], Any]) -> None:
@@ -102,15 +100,18 @@ class Campaign:
     futures: list[TaskFuture[int]] = field(default_factory=list)
     calls: list[int] = field(default_factory=list)
     kills: list[Kill] = field(default_factory=list)
-    per_kill: int = 0
 
-    def run(self, tasks_count: int, kills: int) -> None:
-        self.per_kill = (tasks_count - BACKLOG) // kills
-        while len(self.kills) < kills:
+    def run(self, tasks_count: int, kills: int, quotas: dict[str, int]) -> None:
+        left = {
+            kind: quota + quota // 5 for kind, quota in quotas.items()
+        }  # a little over: what looks like one may not be
+        per_kill = (tasks_count - BACKLOG) // kills
+        while len(self.kills) < kills or (any(left.values()) and len(self.kills) < 2 * kills):
             self.feed()
-            due = len(self.kills) * self.per_kill
-            if len(self.calls) >= due:
-                self.kill()
+            due = len(self.kills) * per_kill
+            if len(self.calls) >= due or due >= len(self.futures):
+                for kind in self.kill(max(left, key=lambda kind: left[kind])):
+                    left[kind] = max(0, left[kind] - 1)
             else:
                 self.futures[due].exception(GUARD)
         while len(self.futures) < tasks_count:
@@ -119,8 +120,8 @@ class Campaign:
             future.exception(GUARD)
 
     def feed(self) -> None:
-        """Keep the children busy, and tasks left for the kills to come."""
-        while len(self.futures) < min(len(self.kills) * self.per_kill, len(self.calls)) + BACKLOG:
+        """Keep the children busy."""
+        while len(self.futures) < len(self.calls) + BACKLOG:
             self.submit()
 
     def submit(self) -> None:
@@ -134,27 +135,32 @@ class Campaign:
         future.add_done_callback(lambda _: self.calls.append(number))
         self.futures.append(future)
 
-    def kill(self) -> None:
-        """SIGKILL a child at a moment of the kind whose turn it is, or at any when that does not come soon."""
-        kind = KINDS[len(self.kills) % len(KINDS)]
-        for _ in range(20):
+    def kill(self, wanted: str) -> list[str]:
+        """SIGKILL a child in a moment of the wanted kind, or in any if that does not come soon; which kinds it was.
+
+        Every fourth kill comes at any moment.
+        """
+        found: list[str] = []
+        pid, neighbours = self.rng.choice(self._targets()), -1
+        for _ in range(20 if len(self.kills) % 4 else 0):
             self.feed()
             pid = self.rng.choice(self._targets())
-            neighbours = -1
-            if kind == "any":
-                break
-            if kind == "at an end":
+            if wanted == "at an end":
                 if self._just_ended(pid):
+                    found = [wanted]
                     break
                 continue
             stop(pid)
             neighbours = offers(self.pool, pid) - 1
-            if self._last(pid)[1] == tasks.BEGIN and (kind == "claimed" or neighbours > 0):
+            if self._last(pid)[1] == tasks.BEGIN and (wanted == "claimed" or neighbours > 0):
+                found = ["claimed", "neighbours"] if neighbours > 0 else ["claimed"]
                 break
             os.kill(pid, signal.SIGCONT)
+            neighbours = -1
         before_ns = time.monotonic_ns()
         os.kill(pid, signal.SIGKILL)
         self.kills.append(Kill(pid, before_ns, time.monotonic_ns(), neighbours))
+        return found
 
     def _just_ended(self, pid: int) -> bool:
         """Has the child, in the next 20 ms, ended a task this very moment?"""
@@ -247,7 +253,7 @@ def campaign(tmp_path: Path, crash_retries: int, tasks_count: int, kills: int, q
     with ProcessWorker(n=3, crash_retries=crash_retries) as pool:
         run = Campaign(pool, tmp_path / "log", random.Random(seed))
         run.log.touch()
-        run.run(tasks_count, kills)
+        run.run(tasks_count, kills, quotas)
         kinds = run.check(crash_retries)
         print(kinds)
         for kind, quota in quotas.items():
@@ -402,3 +408,81 @@ def test_a_pause_of_the_whole_tree_loses_and_retries_nothing(tmp_path: Path) -> 
         assert [future.result(GUARD) for future in running] == ["held", "held"]
         assert [future.result(GUARD) for future in waiting] == [(number, 1) for number in range(300)]
         assert ready(pool, 2) == pids, "no child was replaced"
+
+
+# ------------------------------------------------------------ soak
+
+
+def measure(pool: ProcessWorker) -> dict[str, int]:
+    """What must not grow."""
+    supervisor = psutil.Process(pool.processes()["supervisor"])
+    nursery = psutil.Process(pool.processes()["nursery"])
+    return {
+        "supervisor bytes": supervisor.memory_info().rss,
+        "nursery bytes": nursery.memory_info().rss,
+        "client bytes": psutil.Process().memory_info().rss,
+        "supervisor fds": supervisor.num_fds(),
+        "nursery fds": nursery.num_fds(),
+        "client fds": psutil.Process().num_fds(),
+        "processes": len(supervisor.children(recursive=True)),
+        "client threads": threading.active_count(),
+    }
+
+
+def storm(pool: ProcessWorker, rng: random.Random, folder: Path) -> None:
+    """A second or so of everything at once, with every answer checked."""
+    path = str(folder / "log")
+    futures = [pool.submit(tasks.slow, path, number, rng.randrange(300_000)) for number in range(400)]
+    large = [pool.submit(tasks.grow, number, rng.randrange(4, 2_000_000) & ~3) for number in range(4)]
+    local = a_function(rng.randrange(1000))
+    late = pool.options(timeout=0.05).submit(tasks.hold, str(folder / "begun"), str(folder / "never"))
+    cancelled = [pool.submit(tasks.square, number) for number in range(30)]
+    for future in cancelled:
+        future.cancel()
+    for _ in range(rng.randrange(1, 4)):
+        alive = children(pool)
+        if alive:
+            os.kill(rng.choice(alive)["pid"], rng.choice([signal.SIGKILL, signal.SIGSEGV]))
+        results = list(pool.map(tasks.square, range(500), return_exceptions=True))
+        for number, result in enumerate(results):
+            assert result == number * number or isinstance(result, WorkerCrashed)
+    for number, future in enumerate(futures):
+        assert isinstance(future.exception(GUARD), WorkerCrashed) or future.result() == number * 3
+    for number, future in enumerate(large):
+        assert isinstance(future.exception(GUARD), WorkerCrashed) or future.result()[:4] == number.to_bytes(4, "little")
+    assert isinstance(late.exception(GUARD), TaskTimeout | WorkerCrashed)
+    local_future = pool.options(crash_retries=20).submit(local, 2)
+    assert local_future.result(GUARD) == local(2)
+    for future in cancelled:
+        assert future.cancelled() or isinstance(future.exception(GUARD), WorkerCrashed) or future.result() >= 0
+    (folder / "log").unlink(missing_ok=True)
+
+
+def a_function(value: int) -> Callable[[int], int]:
+    return lambda x: x * 1000 + value
+
+
+@pytest.mark.deep
+def test_soak(tmp_path: Path) -> None:
+    seconds = float(os.environ.get("MPWORKER_SOAK_SECONDS", "600"))
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    with ProcessWorker(n=3, grace=0.5, client_ring_bytes=1 << 16) as pool:
+        for _ in range(20):
+            storm(pool, rng, tmp_path)  # until caches and heaps have their size
+        ready(pool, 3)
+        first = measure(pool)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            storm(pool, rng, tmp_path)
+        ready(pool, 3)
+        eventually(lambda: measure(pool)["processes"] == first["processes"])
+        last = measure(pool)
+        print(first, last)
+        for what, before in first.items():
+            if what.endswith("bytes"):
+                assert last[what] < before * 1.3 + (8 << 20), (what, before, last[what])
+            else:
+                assert last[what] <= before + (2 if what.endswith("fds") else 0), (what, before, last[what])
+        assert not pool._client.pending

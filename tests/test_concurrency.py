@@ -1,6 +1,7 @@
-# ruff: noqa: PLW0108, PT012, PT017, PYI034, RUF012
 """Many threads, forks, signals and full rings on one client."""
 
+import contextlib
+import dis
 import itertools
 import os
 import random
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, as_completed, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import campaign_tasks as tasks
 import leaks
@@ -21,9 +22,7 @@ import psutil
 import pytest
 
 from mpworker import ProcessWorker
-from mpworker.errors import MPWorkerError, SupervisorLost, TaskCancelled, WorkerStopped
-
-pytestmark = pytest.mark.deep  # until the whole of it holds on a loaded machine too
+from mpworker.errors import TaskCancelled, WorkerStopped
 
 GUARD = 60.0  # seconds; no wait of a passing test comes near it
 SCRIPTS = Path(__file__).with_name("campaign_scripts.py")
@@ -259,7 +258,7 @@ def test_threads_that_wait_leave_each_other_asleep(tmp_path: Path) -> None:
 
 def test_a_callback_may_wait_for_a_thread_that_waits_for_the_pool() -> None:
     # The callback blocks on a lock that is held by a thread that needs somebody to read.
-    lock = threading.Lock()
+    lock = threading.RLock()  # a callback on a task that has ended is called at once
     called = threading.Event()
 
     def take_lock(_: object) -> None:
@@ -345,41 +344,34 @@ class Interrupter:
     def __init__(self, at: int) -> None:
         self.left = at
         self.done = False
+        self.where = ""
+        self.last: dict[Any, str] = {}
 
     def trace(self, frame: Any, event: str, _: object) -> Any:
         if "/mpworker/" not in frame.f_code.co_filename:
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
-        if event == "opcode" and not self.done and self.delivers(frame):
-            self.left -= 1
-            if self.left < 0:
-                self.done = True
-                raise KeyboardInterrupt
+        if event == "opcode":
+            before = self.last.get(frame)  # what this frame has executed just now
+            self.last[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            if before in CHECKS and not self.done:
+                self.left -= 1
+                if self.left < 0:
+                    self.done = True
+                    self.where = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
+                    raise KeyboardInterrupt
+        else:  # an exception, which comes after the call that raised it and before any look for signals; or a return
+            self.last.pop(frame, None)
         return self.trace
 
-    _names: dict[Any, list[str]] = {}
-
-    def delivers(self, frame: Any) -> bool:
-        import dis
-
-        names = self._names.get(frame.f_code)
-        if names is None:
-            names = [""] * (len(frame.f_code.co_code) // 2 + 1)
-            last = ""
-            for instruction in dis.get_instructions(frame.f_code):
-                if instruction.opname not in ("CACHE", "EXTENDED_ARG"):
-                    names[instruction.offset // 2] = last
-                    last = instruction.opname
-            self._names[frame.f_code] = names
-        return names[frame.f_lasti // 2] in CHECKS
-
-    def __enter__(self) -> "Interrupter":
+    def __enter__(self) -> Self:
         sys.settrace(self.trace)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(None)
+        self.last.clear()
 
 
 def sweep(step: int, begin: int, scenario: Callable[[], object], check: Callable[[], object]) -> int:
@@ -391,18 +383,22 @@ def sweep(step: int, begin: int, scenario: Callable[[], object], check: Callable
                 scenario()
         except KeyboardInterrupt:
             pass
-        check()
+        try:
+            check()
+        except BaseException as error:
+            error.add_note(f"after an interrupt at point {at}: {interrupter.where}")
+            raise
         if not interrupter.done:
             return at
     raise AssertionError("not reached")
 
 
-def test_an_interrupt_at_any_point_leaves_the_client_whole() -> None:
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.deep)])
+def test_an_interrupt_at_any_point_leaves_the_client_whole(step: int) -> None:
     # With a follower that waits for the interrupted thread to read or to hand over, and a payload in parts.
     functions = itertools.count()
     with ProcessWorker(n=2, client_ring_bytes=8192) as pool:
         client = pool._client
-        followers: list[threading.Thread] = []
         futures: list[Any] = []
         called: list[int] = []
         expected = 0
@@ -420,11 +416,11 @@ def test_an_interrupt_at_any_point_leaves_the_client_whole() -> None:
             assert list(pool.map(tasks.square, range(5), chunksize=2)) == [0, 1, 4, 9, 16]
 
         def check() -> None:
-            thread = threading.Thread(target=lambda: wait_all(), daemon=True)
+            thread = threading.Thread(target=wait_all, daemon=True)
             thread.start()
             thread.join(GUARD)
             assert not thread.is_alive(), "another thread hangs"
-            assert client._leader is None
+            eventually(lambda: client._leader is None)
             assert not client._settling
             assert client.watched == 0
             eventually(lambda: len(called) >= expected)
@@ -441,9 +437,9 @@ def test_an_interrupt_at_any_point_leaves_the_client_whole() -> None:
 
         scenario()  # imports and the like
         check()
-        points = sweep(7, random.randrange(7), scenario, check)
+        points = sweep(step, random.randrange(step), scenario, check)
+        print(points, "points")
         assert points > 200
-        assert not followers
 
 
 # ------------------------------------------------------------ a machine that pauses
@@ -511,17 +507,15 @@ def test_stop_races_with_submit(hasty: None, stops: list[str], delay_ns: int) ->
         try:
             for number in range(20_000):
                 futures.append((pool.submit(tasks.square, number), number))  # noqa: PERF401
-        except (WorkerStopped, SupervisorLost):
+        except WorkerStopped:
             pass
-        with pytest.raises(WorkerStopped):
-            pool.submit(tasks.square, 1)
-            raise WorkerStopped  # all were submitted before the stop
 
     def map_() -> None:
-        try:
-            assert list(pool.map(tasks.square, range(20_000), chunksize=3)) == [n * n for n in range(20_000)]
-        except (MPWorkerError, SupervisorLost) as error:
-            assert isinstance(error, WorkerStopped | TaskCancelled), error
+        results: list[int] = []
+        with contextlib.suppress(WorkerStopped, TaskCancelled):
+            results.extend(pool.map(tasks.square, range(20_000), chunksize=3))
+            assert len(results) == 20_000
+        assert results == [number * number for number in range(len(results))]
 
     def stop(verb: str) -> None:
         until = time.monotonic_ns() + delay_ns
