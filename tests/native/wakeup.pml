@@ -15,6 +15,7 @@
  *   NO_ARM_FENCE, NO_RING_FENCE    the fences of mpw_bell_arm and of mpw_bell_pending and mpw_bell_room_pending
  *   NO_SECOND_LOOK                 sleep without a look at the ring after arming
  *   LATE_ARM                       look at the ring, then arm
+ *   LATE_WANT                      arm and look, then want room
  *   NO_TAIL_RELEASE, NO_TAIL_ACQUIRE, NO_HEAD_RELEASE    (WEAK only: x86 orders these by itself)
  */
 #define RECORDS 8
@@ -126,6 +127,12 @@ inline sleep_on_bell(side, ready)
 #else
     :: true ->
 #endif
+#ifdef LATE_WANT
+        if
+        :: side == PRODUCER -> STORE(side, WANTS_ROOM, 1)
+        :: else
+        fi;
+#endif
         atomic { eventfd[side] == 1 -> eventfd[side] = 0 }
     fi;
     STORE(side, SLEEPING + side, 0)
@@ -151,7 +158,9 @@ active proctype producer()
         if
         :: own - seen < CAPACITY
         :: else ->
+#ifndef LATE_WANT
             STORE(PRODUCER, WANTS_ROOM, 1);
+#endif
             sleep_on_bell(PRODUCER, place[HEAD] != own - CAPACITY);
             STORE(PRODUCER, WANTS_ROOM, 0)
         fi
