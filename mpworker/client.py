@@ -20,7 +20,7 @@ from mpworker.errors import (
     WorkerStopped,
 )
 from mpworker.functions import FunctionTable
-from mpworker.future import LOST, TaskFuture
+from mpworker.future import TaskFuture
 from mpworker.ipc import codec, payload
 from mpworker.ipc.ring import split
 from mpworker.launch import launch
@@ -164,7 +164,7 @@ class Client(Reader):
             self._last_key = key
             try:
                 # The GIL changes hands at calls: between these looks and the push no other thread can close the worker
-                # or drop the function.
+                # or drop the function. Nor is the task forgotten: whoever closes settles what is pending afterwards.
                 if function_key in live and not self._closed:
                     if not large and self._push(codec.SUBMIT, 0, key, function_key, options, data):
                         break
@@ -175,15 +175,9 @@ class Client(Reader):
                 raise
             pending.pop(key, None)
         self._ring()
-        if self._exited:
-            self._settle_late()
-        elif not key & 63 and self.supervisor.channel.inbound.fill() > self._half:
+        if not key & 63 and self.supervisor.channel.inbound.fill() > self._half:
             self.poll()
         return future
-
-    def _settle_late(self) -> None:
-        """The supervisor's end was noticed by another thread between our look and our push."""
-        self._fail_all(codec.CANCELLED if self._stop_asked else LOST, b"")
 
     def _is_closed(self) -> bool:
         return bool(self._closed)
@@ -216,8 +210,6 @@ class Client(Reader):
             self.pending.pop(key, None)
             raise
         self._ring()
-        if self._exited:
-            self._settle_late()
         return key
 
     def _send(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
