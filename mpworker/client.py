@@ -88,6 +88,7 @@ class Client(Reader):
         self._keys = itertools.count(1)
         self._last_key = 0
         self._slow_sends = 0
+        self._reaping = False
         self._forgotten: deque[int] = deque()  # functions that the supervisor is still to be told of
         self._option_keys: dict[TaskDefaults, int] = {}
         # What is larger goes by `_send_slowly`, in parts or not at all.
@@ -314,14 +315,14 @@ class Client(Reader):
         if self._forked:
             return True
         if self._exited:
-            return self._closed == "stopped"
+            return self._closed == "stopped" and not self._cut_short
         deadline = None if timeout is None else time.monotonic() + timeout
         self._ask_stop(now=False)
         gone = self.when(self._is_gone)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if self.wait_for(gone, left):
             self._join_background(None if deadline is None else max(0.0, deadline - time.monotonic()))
-            return self._closed == "stopped"
+            return self._closed == "stopped" and not self._cut_short
         self.stop_now()
         return False
 
@@ -343,8 +344,18 @@ class Client(Reader):
 
     def ask_drain(self) -> None:
         """Finish what was accepted and end, without waiting for it."""
-        if not (self._forked or self._exited):
-            self._ask_stop(now=False)
+        if self._forked or self._exited:
+            return
+        self._ask_stop(now=False)
+        with self.mutex:
+            # Somebody must reap the supervisor, though nobody may ask for a result again.
+            if not self._reaping and not self._exited:
+                try:
+                    self.watch()
+                    self.watched += 1
+                    self._reaping = True
+                except RuntimeError:
+                    pass  # the interpreter is at its end and starts no thread; the exit handler waits
 
     def _ask_stop(self, now: bool) -> None:
         self.close_submit()

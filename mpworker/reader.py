@@ -71,6 +71,7 @@ class Reader:
         self._ended_well = False  # with its work done
         self._over = False  # what was pending has been settled, and nothing of it is left
         self._forked = False
+        self._cut_short = False  # the stop cancelled something
         channel = supervisor.channel
         self._push: Callable[..., bool] = channel.outbound.push
         self._pop = channel.inbound.pop
@@ -342,6 +343,7 @@ class Reader:
         else:
             self._ended_well = True
             self._closed = "stopped"
+            self._cut_short = self._cut_short or bool(self.pending)
             self._fail_all(codec.CANCELLED, b"")
         self._push = _push_nowhere  # the eventfds' numbers may be another file's from now on
         self._ring = self._ring_room = _ring_nowhere

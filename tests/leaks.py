@@ -122,8 +122,9 @@ def _held_by_another(path: Path) -> bool:
         try:
             if f"{path}\n".encode() in _read(f"/proc/{entry}/maps"):
                 return True
-            if any(os.readlink(link.path) == str(path) for link in os.scandir(f"/proc/{entry}/fd")):
-                return True
+            with os.scandir(f"/proc/{entry}/fd") as links:  # closed, though the search may end early
+                if any(os.readlink(link.path) == str(path) for link in links):
+                    return True
         except OSError:  # it ended meanwhile, or it is another user's
             continue
     return not path.exists()

@@ -45,9 +45,10 @@ class Gate:
 
 def hold(folder: str, value: Any = None) -> Any:
     """Tell the gate in `folder`, wait until it lets one go, and return `value`."""
-    with open(f"{folder}/begun", "wb", buffering=0) as begun:
-        begun.write(b"x")
+    # Opened before the gate is told: it may be closed from then on, which ends the read and would block an open.
     with open(f"{folder}/release", "rb", buffering=0) as release:
+        with open(f"{folder}/begun", "wb", buffering=0) as begun:
+            begun.write(b"x")
         release.read(1)
     return value
 

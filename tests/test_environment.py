@@ -326,10 +326,11 @@ def test_hashes_agree_between_children_and_after_a_replaced_one(tmp_path: Path, 
 )
 def test_flags_pass_on(tmp_path: Path, flags: tuple[str, ...]) -> None:
     # -I and -E are about how an interpreter finds its own modules: a child is given the client's path.
-    done = programs.run_source(
+    script = programs.write(
+        tmp_path / "script.py",
         f"""
         import sys
-        sys.path.append({str(Path(__file__).parent.parent)!r})  # for -I and -E
+        sys.path.insert(0, {str(Path(__file__).parent.parent)!r})  # for -I and -E
         def look():
             import faulthandler, warnings
             flags = sys.flags
@@ -350,9 +351,11 @@ def test_flags_pass_on(tmp_path: Path, flags: tuple[str, ...]) -> None:
             theirs = w.submit(look).result()
         print(json.dumps([mine, theirs]))
         """,
-        tmp_path,
-        *flags,
     )
+    # What -I and -E tell to ignore, the nursery must not heed either.
+    ignored = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONOPTIMIZE": "2", "PYTHONDEVMODE": "1"}
+    set_too = ignored if flags[0] in ("-I", "-E") else dict.fromkeys(ignored)
+    done = programs.run(*flags, script, cwd=tmp_path, env=programs.environment(**set_too))
     mine, theirs = json.loads(done.stdout)
     assert theirs == mine
     assert done.stderr == "", "the flags make nothing of ours complain"

@@ -131,6 +131,26 @@ def test_a_task_that_forks_and_comes_back_from_both_sides(pool: ProcessWorker, t
     assert pool.submit(pooljobs.square, 3).result(GUARD) == 9
 
 
+def test_a_fork_that_comes_back_says_nothing(tmp_path: Path) -> None:
+    done = programs.run_source(
+        """
+        import os
+        from mpworker import ProcessWorker
+        def work(n):
+            pid = os.fork()
+            if pid:
+                assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            return n
+        with ProcessWorker(n=1) as w:
+            assert w.submit(work, 5).result() == 5
+            assert list(w.map(work, range(3))) == [0, 1, 2]
+        """,
+        tmp_path,
+    )
+    assert done.stdout == ""
+    assert done.stderr == ""
+
+
 def test_what_a_task_leaves_running_ends_with_the_pool(tmp_path: Path) -> None:
     path = str(tmp_path / "pids")
 

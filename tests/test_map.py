@@ -1,7 +1,6 @@
 """`ProcessWorker.map`: order, laziness, bounds, failures and an early end."""
 
 import itertools
-import os
 import resource
 import threading
 import time
@@ -66,13 +65,12 @@ def test_order_is_kept_when_the_first_item_is_the_last_to_end(pool: ProcessWorke
     assert list(results) == list(range(30))
 
 
-def test_both_children_work_and_chunks_grow_with_cheap_items(pool: ProcessWorker) -> None:
-    tasks = list(pool.map(lambda _: (mpworker.current().task_id, os.getpid()), range(20_000)))
+def test_chunks_grow_with_cheap_items(pool: ProcessWorker) -> None:
+    tasks = pool.map(lambda _: mpworker.current().task_id, range(20_000))
     chunks = [len(list(group)) for _, group in itertools.groupby(tasks)]
     assert sum(chunks) == 20_000
     assert chunks[0] == 1, "nothing is known at first"
     assert max(chunks) > 50, "an item costs microseconds: many go together"
-    assert len({pid for _, pid in tasks}) == 2
 
 
 def test_expensive_items_go_alone(pool: ProcessWorker) -> None:
@@ -82,9 +80,8 @@ def test_expensive_items_go_alone(pool: ProcessWorker) -> None:
             pass
         return mpworker.current().task_id
 
-    ids = list(pool.map(item, range(60)))
-    # The machine may be so busy that a measurement is off, but not always by a factor.
-    assert len(set(ids)) > 30
+    ids = list(pool.map(item, range(100)))  # the first go alone anyway, for want of a measurement
+    assert len(set(ids)) == 100
 
 
 def test_a_given_chunksize_is_kept(pool: ProcessWorker) -> None:
