@@ -319,8 +319,9 @@ def test_a_stale_record_claims_nothing(tmp_path: Path) -> None:
             assert busy.result(GUARD) == "held"
             # The other child steals what waits behind the frozen one's first offers.
             eventually(lambda: sum(future.done() for future in wanted) > len(wanted) - 10)
-            more = [pool.submit(tasks.quick, str(log), next(numbers)) for _ in range(200)]
-            wanted += more
+            # It must hold new offers in the old slots when it wakes.
+            while offers(pool, frozen) < 1:
+                wanted += [pool.submit(tasks.quick, str(log), next(numbers)) for _ in range(200)]
         for future in wanted:
             future.result(GUARD)
         runs = tasks.read_log(log)
