@@ -59,7 +59,6 @@ test: $(VENV)/.test $(NATIVE) ## run the test suite (minutes)
 test-deep: $(VENV)/.test $(NATIVE) ## run the long campaigns (an hour)
 	@echo "Running the deep tests"
 	@$(BIN)/python -m pytest -n auto -m deep -o faulthandler_timeout=3600 $(ARGS)
-	@if [ -f tests/native/Makefile ]; then echo "Checking the models of the C code"; $(MAKE) -C tests/native; fi
 
 .PHONY: test-all
 test-all: ## run the test suite on every Python found

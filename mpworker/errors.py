@@ -3,7 +3,7 @@
 ============ ========================================================================================
 whose fault  errors
 ============ ========================================================================================
-the caller's `ConfigurationError`, `QueueFull`, `TaskNotFound`, `DuplicateTask`, `WorkerStopped`
+the caller's `ConfigurationError`, `TaskNotFound`, `WorkerStopped`
 the task's   `SerializationError`, `TaskTimeout`, `TaskCancelled`, `TaskExited`
 a child's    `WorkerCrashed`
 ours         `SupervisorLost`
@@ -25,19 +25,11 @@ class InvalidArgument(ConfigurationError, TypeError):
     """An argument has the wrong type, such as a task that is not callable."""
 
 
-class QueueFull(MPWorkerError):
-    """The bound on accepted, unfinished tasks is reached."""
-
-
 class TaskNotFound(MPWorkerError, KeyError):
     """No task has this id."""
 
     def __str__(self) -> str:
         return Exception.__str__(self)  # a KeyError's own would quote the message
-
-
-class DuplicateTask(MPWorkerError):
-    """The idempotency key belongs to another task."""
 
 
 class WorkerStopped(MPWorkerError, RuntimeError):

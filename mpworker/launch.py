@@ -158,7 +158,6 @@ def launch(
     seed = os.environ.get("PYTHONHASHSEED", "")
     capacities = (options.client_ring_bytes, options.client_ring_bytes)
     config = {
-        "build": mpworker.__version__,
         "n": options.n,
         "slots": options.slots,
         "lease_ttl": options.lease_ttl,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from mpworker.errors import ConfigurationError, InvalidArgument
+from mpworker.ipc.codec import MAX_SLOTS
 
 N_MAX: Final = 256
 _SECONDS_MAX: Final = 1e9
@@ -129,7 +130,7 @@ class WorkerOptions:
         for name in ("grace", "lease_ttl", "start_timeout", "kill_timeout"):
             check_seconds(name, getattr(self, name))
         check_int("max_pending", self.max_pending, 1, 1 << 40)
-        check_int("slots", self.slots, 1, 256)
+        check_int("slots", self.slots, 1, MAX_SLOTS)
         check_int("max_payload_bytes", self.max_payload_bytes, 1 << 12, 1 << 40)
         for name in ("child_ring_bytes", "client_ring_bytes"):
             size = check_int(name, getattr(self, name), 1 << 12, 1 << 30)

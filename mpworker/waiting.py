@@ -19,13 +19,6 @@ class Waitable(Protocol):
         """Do not."""
 
 
-class Pending(Waitable, Protocol):
-    """What an event can settle: a future, or a chunk of a map."""
-
-    def settle(self, status: int, data: bytes) -> None:
-        """The outcome."""
-
-
 class Follower:
     """A thread that waits while another one reads; looks like the waiters of `concurrent.futures`."""
 

@@ -24,7 +24,6 @@ RESULT   supervisor > client              task                  0               
 RESULTS  supervisor > client              task                  start | stop << 32      duration_ns
 SPLIT    supervisor > client              task                  start | stop << 32      0
 REPLY    supervisor > client              request               0                       0
-STOPPED  supervisor > client              0                     0                       0
 BROKEN   supervisor > client              0                     0                       0
 ======== ================================ ===================== ======================= ============================
 
@@ -54,7 +53,6 @@ RESULT: Final = 15
 RESULTS: Final = 16
 SPLIT: Final = 17
 REPLY: Final = 18
-STOPPED: Final = 19
 BROKEN: Final = 20
 
 # Flags. The low byte is the attempt on its way to a child (255 stands for more) and the status on the way back.

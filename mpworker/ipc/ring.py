@@ -64,19 +64,17 @@ class Outbox:
     For the side that must not block (the supervisor): `send` takes any record at once, `flush` pushes what waits.
     """
 
-    __slots__ = ("_max_payload", "_push", "waiting", "waiting_bytes")
+    __slots__ = ("_max_payload", "_push", "waiting")
 
     def __init__(self, ring: Ring) -> None:
         self._push = ring.push
         self._max_payload = ring.max_payload
         self.waiting: deque[Record] = deque()
-        self.waiting_bytes = 0
 
     def send(self, kind: int, flags: int, a: int, b: int, c: int, payload: bytes) -> None:
         """Push the record, or keep it until `flush` can."""
         if not self.waiting and len(payload) <= self._max_payload and self._push(kind, flags, a, b, c, payload):
             return
-        self.waiting_bytes += len(payload)
         record = (kind, flags, a, b, c, payload)
         if len(payload) > self._max_payload:
             self.waiting.extend(split(record, self._max_payload // 2))
@@ -90,5 +88,5 @@ class Outbox:
         while waiting:
             if not self._push(*waiting[0]):
                 return False
-            self.waiting_bytes -= len(waiting.popleft()[5])
+            waiting.popleft()
         return True
