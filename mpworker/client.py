@@ -82,7 +82,7 @@ class Client(Reader):
     ) -> None:
         _sweep()
         self.prefix = f"{secrets.token_hex(4)}-"
-        super().__init__(launch(options, self.prefix, initializer, initargs), options.max_payload_bytes)
+        super().__init__(launch(options, self.prefix, initializer, initargs))
         self._options = options
         self._submit_lock = threading.RLock()
         self._keys = itertools.count(1)
@@ -229,15 +229,19 @@ class Client(Reader):
                 f"a pickle of {len(data)} bytes exceeds max_payload_bytes={self._options.max_payload_bytes}"
             )
         record = (kind, flags, a, b, c, data)
-        parts = split(record, self._max_record // 2) if len(data) > self._max_record else iter((record,))
         fits = self.supervisor.channel.outbound.fits
-        # One at a time: the parts of two payloads must not mix. A record that is pushed whole meanwhile does no harm.
+        # One thread at a time; a signal handler on top of this one has a stream of its own. A record that is pushed
+        # whole meanwhile does no harm.
         with self._submit_lock:
+            stream = self._slow_sends
+            if stream == codec.MAX_STREAMS:
+                raise RuntimeError(f"signal handlers send large payloads on top of {stream} others")
             self._slow_sends += 1  # from here on no function is forgotten
             try:
                 if kind in (codec.SUBMIT, codec.CHUNK) and b not in self.functions.live:
                     return False
-                for part in parts:
+                large = len(data) > self._max_record
+                for part in split(record, self._max_record // 2, stream) if large else (record,):
                     size = len(part[5])
                     while True:
                         if self._closed and kind != codec.REQUEST:  # questions are answered until the end
@@ -284,6 +288,7 @@ class Client(Reader):
         """Nobody wants the rest of this chunk any more."""
         if self.pending.pop(key, None) is not None and not self._closed:
             self._send(codec.REQUEST, 0, 0, 0, 0, json.dumps({"verb": "cancel", "task": key}).encode())
+            self.look_again()  # it may have been what max_pending was waiting for, and its end is told nobody
 
     def cancel_id(self, task_id: str) -> bool:
         """Cancel by id; see `cancel`."""
@@ -317,11 +322,13 @@ class Client(Reader):
         if self._exited:
             return self._closed == "stopped" and not self._cut_short
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._ask_stop(now=False)
-        gone = self.when(self._is_gone)
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if self.wait_for(gone, left):
-            self._join_background(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+        def left() -> float | None:
+            return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+        self._ask_drain(left())
+        if self.wait_for(self.when(self._is_gone), left()):
+            self._join_background(left())
             return self._closed == "stopped" and not self._cut_short
         self.stop_now()
         return False
@@ -330,12 +337,32 @@ class Client(Reader):
         """End everything at once; what is pending ends cancelled."""
         if self._forked or self._exited:
             return
-        self._ask_stop(now=True)
+        self.close_submit()
+        self._stop_asked = self._stop_now = True
+        # The ring may be full and its reader stopped: the closed socket says the same.
+        if self._push(codec.REQUEST, 0, 0, 0, 0, json.dumps({"verb": "stop", "now": True}).encode()):
+            self._ring()
+        else:
+            self.supervisor.hang_up()
         gone = self.when(self._is_gone)
         if not self.wait_for(gone, _EXIT_SECONDS):
             self.supervisor.kill()
             self.wait_for(gone, _EXIT_SECONDS)
         self._join_background(_CALLBACK_SECONDS)
+
+    def _join_background(self, timeout: float | None) -> None:
+        """Wait until all callbacks have been called, if none of them can be waiting for this thread."""
+        thread = self._background
+        if thread is None or thread is threading.current_thread() or not thread.is_alive():
+            return
+        below: Any = (self._submit_lock, self.functions.lock)
+        if any(lock._is_owned() for lock in below):
+            return  # this is a signal handler on top of a frame that holds what a callback may want
+        held = self._let_go()
+        try:
+            thread.join(timeout)
+        finally:
+            self._take_back(held)
 
     def reap(self) -> None:
         """If a dropped worker's supervisor has ended, take note."""
@@ -346,7 +373,7 @@ class Client(Reader):
         """Finish what was accepted and end, without waiting for it."""
         if self._forked or self._exited:
             return
-        self._ask_stop(now=False)
+        self._ask_drain(None)
         with self.mutex:
             # Somebody must reap the supervisor, though nobody may ask for a result again.
             if not self._reaping and not self._exited:
@@ -357,23 +384,16 @@ class Client(Reader):
                 except RuntimeError:
                     pass  # the interpreter is at its end and starts no thread; the exit handler waits
 
-    def _ask_stop(self, now: bool) -> None:
+    def _ask_drain(self, timeout: float | None) -> None:
+        """Say that nothing more comes, as soon as there is room to say it; in vain if there is none in time."""
         self.close_submit()
         self._stop_asked = True
-        self._stop_now = self._stop_now or now
-        message = json.dumps({"verb": "stop", "now": now}).encode()
-        if now:
-            # The ring may be full and its reader stopped: the closed socket says the same.
-            if not self._push(codec.REQUEST, 0, 0, 0, 0, message):
-                self.supervisor.hang_up()
-            else:
-                self._ring()
-            return
+        message = json.dumps({"verb": "stop", "now": False}).encode()
         fits = self.supervisor.channel.outbound.fits
         while not self._push(codec.REQUEST, 0, 0, 0, 0, message):
             self._ring()
-            self.wait_for(self.when(lambda: fits(len(message)) or self._exited), None, len(message))
-            if self._exited:
+            room = self.when(lambda: fits(len(message)) or self._exited)
+            if not self.wait_for(room, timeout, len(message)) or self._exited:
                 return
         self._ring()
 

@@ -178,7 +178,7 @@ class FunctionTable:
         self._forget = forget
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._keys = itertools.count(1)
-        self._lock = threading.RLock()  # of all that changes; a look-up needs none
+        self.lock = threading.RLock()  # of all that changes; a look-up needs none
         self._pins: dict[int, int] = {}  # key: the maps that use it
         self.live = {0}
 
@@ -187,7 +187,7 @@ class FunctionTable:
         entry = self._entries.get(id(function))
         if entry is not None and (entry.guard is None or entry.guard.holds()):
             return entry.key
-        with self._lock:
+        with self.lock:
             entry = self._entries.get(id(function))
             if entry is not None:
                 if entry.guard is None or entry.guard.holds():
@@ -200,19 +200,19 @@ class FunctionTable:
 
         It stays good until then, whatever happens to the function's entry.
         """
-        with self._lock:
+        with self.lock:
             key = self.key(function) or self._register(function, payload.dumps(function))
             self._pins[key] = self._pins.get(key, 0) + 1
             return key
 
     def drop(self, key: int) -> None:
         """A map that called `always` is over."""
-        with self._lock:
+        with self.lock:
             self._pins[key] -= 1
             if self._pins[key]:
                 return
             del self._pins[key]
-            for identity, entry in self._entries.items():
+            for identity, entry in list(self._entries.items()):  # a signal handler may add to it
                 if entry.key == key:
                     if identity != id(entry.function):
                         self._drop(identity)
@@ -239,16 +239,16 @@ class FunctionTable:
                 return 0
             raise SerializationError(f"{MAX_FUNCTIONS} functions were sent through one worker; make a new one")
         if len(self._entries) >= _CACHED_MAX:
-            self._drop(next(iter(self._entries)))
+            self._drop(*list(self._entries)[:1])
         self._send(key, blob)
         self.live.add(key)
         self._entries[identity or -key] = _Entry(function, key, guard)
         return key
 
     def _drop(self, identity: int) -> None:
-        key = self._entries.pop(identity).key
-        if key not in self._pins:
-            self._end(key)
+        entry = self._entries.pop(identity, None)
+        if entry is not None and entry.key not in self._pins:
+            self._end(entry.key)
 
     def _end(self, key: int) -> None:
         self.live.discard(key)

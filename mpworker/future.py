@@ -138,8 +138,8 @@ def _brief(error: BaseException) -> str:
 class _Waiters(list[Any]):
     """Waiters of the library and of the client.
 
-    `settle` removes each as it is told, so that none is told twice if a signal handler raises in between; the library
-    removes its own afterwards.
+    `settle` removes each once it is told, so that none is lost nor told twice if a signal handler raises in between;
+    the library removes its own afterwards.
     """
 
     def remove(self, waiter: Any) -> None:
@@ -283,16 +283,20 @@ class TaskFuture(Future[T]):
         with self._client.mutex:
             if not self._watched and self._state is PENDING:
                 self._client.watch()
-                self._slow = self._watched = True
-                self._client.watched += 1  # no call between the two: see `mpworker.reader`
+                self._slow = True
+                if not self._watched and self._state is PENDING:  # type: ignore[redundant-expr]  # in a handler
+                    self._watched = True
+                    self._client.watched += 1  # no call between the two: see `mpworker.reader`
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call `fn(self)` when the task has ended, in a thread of the worker's, or now and here if it has."""
         self._client.poll()
         with self._client.mutex:
             if self._state is PENDING:
-                self._done_callbacks.append(fn)  # whose making starts the reader
-                return
+                callbacks = self._done_callbacks  # whose making starts the reader
+                if self._state is PENDING:
+                    callbacks.append(fn)
+                    return
         try:
             fn(self)
         except Exception:  # noqa: BLE001  # the library's own behaviour: logged, never raised
@@ -300,22 +304,25 @@ class TaskFuture(Future[T]):
 
     def settle(self, status: int, data: bytes) -> None:
         """Set the outcome and tell the waiters. Called under the client's condition; callbacks come later."""
-        self._status = status
-        self._payload = data
-        self._state = CANCELLED_AND_NOTIFIED if status == codec.CANCELLED else FINISHED
+        if self._state is PENDING:  # else this was interrupted, and goes on
+            self._status = status
+            self._payload = data
+            self._state = CANCELLED_AND_NOTIFIED if status == codec.CANCELLED else FINISHED
         if self._slow:
             if self._watched:
                 self._watched = False
                 self._client.watched -= 1  # no call between the two: see `mpworker.reader`
             waiters = self.__dict__.get("_waiting", ())
             while waiters:
-                waiter = waiters.pop()
-                if status == codec.CANCELLED:
+                waiter = waiters[-1]
+                if self._status == codec.CANCELLED:
                     waiter.add_cancelled(self)
-                elif status == codec.OK:
+                elif self._status == codec.OK:
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
+                if waiters and waiters[-1] is waiter:  # a handler may have told it
+                    del waiters[-1]
 
     def add_waiter(self, waiter: Any) -> None:
         """Have `settle` call the waiter, which reads the ring itself if it must. Under the client's condition."""

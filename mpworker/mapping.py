@@ -78,8 +78,12 @@ class _Chunk:
         self._settled()
 
     def _settled(self) -> bool:
-        while self._waiters:
-            self._waiters.pop().add_result(self)
+        waiters = self._waiters
+        while waiters:
+            waiter = waiters[-1]
+            waiter.add_result(self)
+            if waiters and waiters[-1] is waiter:
+                del waiters[-1]
         return self._left <= 0
 
     def add_waiter(self, waiter: Any) -> None:

@@ -17,13 +17,19 @@ a turn of a loop; so can the GIL change hands. Between other instructions neithe
 
 - Who leads is one attribute, not a lock: it is taken with a look and a store, with no call in between, inside the
   `try` whose `finally` gives it back. A lock that was acquired a moment before its `try` began could stay locked.
-- What is popped is first in `_inbox`, by one native call; each event is settled, and only then counted as settled. An
-  event whose settling was interrupted is settled again by the next reader, so settling twice is as good as once.
+- What is popped is first in `_inbox`, by one native call; each event is settled, and only then taken out. An event
+  whose settling was interrupted is settled again by the next reader, so settling twice is as good as once.
 - `mutex` is entered by `with`, which is safe for a lock in C; the `__enter__` of `threading.Condition` is Python, and
   could be interrupted with the lock held.
 - A hand-over may be cut short, so a follower looks up once in FOLLOW_SECONDS whether anybody leads.
 
-No user code runs under the mutex: results are unpickled by whoever asks for them.
+A signal handler (or, on 3.11, a finalizer) may itself wait for a result or stop the worker, on top of any of these
+frames. It goes on where the frame below was: it settles the event that is being settled once more, takes it out, and
+reads on; the frame below finds another event at the head, and leaves it there. While it sleeps it lets go of the mutex
+that the frame below holds, for what it waits for may be another thread's to do; so whatever that frame has looked at
+under the mutex it looks at again after each call.
+
+No user code runs under the mutex but such a handler: results are unpickled by whoever asks for them.
 """
 
 import json
@@ -35,8 +41,8 @@ from typing import Any, Final
 
 from mpworker.future import BROKEN, LOST
 from mpworker.ipc import codec
+from mpworker.ipc._native import RECORD_HEADER_BYTES
 from mpworker.ipc.codec import Record
-from mpworker.ipc.ring import Assembler
 from mpworker.launch import Supervisor
 from mpworker.waiting import Condition, Follower, Reply, Waitable
 
@@ -50,15 +56,15 @@ class Reader:
 
     Args:
         supervisor: The process whose events are read.
-        max_payload_bytes: The largest payload that is put together from fragments.
     """
 
-    def __init__(self, supervisor: Supervisor, max_payload_bytes: int) -> None:
+    def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
         self._make_locks()
         self.pending: dict[int, Any] = {}
         self._inbox: list[Record] = []
-        self._assembler = Assembler(max_payload_bytes + codec.REPORT_BYTES_MAX)
+        self._settled = 0  # how often something has been settled
+        self._parts: list[bytes] = []  # of a payload that comes in fragments
         self._replies: dict[int, Reply] = {}
         self.watched = 0  # pending futures that need the background thread; changed under the mutex
         self._due: deque[Any] = deque()  # ended futures whose callbacks are to be called
@@ -75,6 +81,7 @@ class Reader:
         channel = supervisor.channel
         self._push: Callable[..., bool] = channel.outbound.push
         self._pop = channel.inbound.pop
+        self._fill = channel.inbound.fill
         self._ring: Callable[[], None] = channel.peer_bell.ring
         self._ring_room: Callable[[], None] = channel.peer_bell.ring_room
 
@@ -82,7 +89,6 @@ class Reader:
         self.mutex = threading.RLock()
         self.condition = threading.Condition(self.mutex)
         self._leader: int | None = None  # a thread
-        self._settling = False
         self._followers: dict[Follower, None] = {}
         self._any_event: list[Follower] = []
         self._room: dict[Follower, int] = {}  # those that wait for room in the ring to the supervisor: how much
@@ -135,7 +141,8 @@ class Reader:
     def _read_until(self, target: Waitable, deadline: float | None, need: int | None) -> None:
         channel = self.supervisor.channel
         while True:
-            self._drain()
+            found_some = self._read_some()
+            settled = self._settled
             if self._exited and not self._over:
                 self._supervisor_died()  # whoever began was interrupted
             if target.ready or self._exited:
@@ -144,14 +151,23 @@ class Reader:
             if deadline is not None:
                 left = deadline - time.monotonic()
                 if left <= 0:
+                    self._read_what_is_there()
                     return
+            if found_some:
+                continue
             room = need
             if self._room:
                 room = max((need or 0, *list(self._room.values())))
             outbound = None if room is None else channel.outbound
-            found = channel.bell.wait(
-                channel.inbound, outbound, room or 0, left, self.supervisor.pidfd, self.supervisor.spin_ns
-            )
+            held = self._let_go()
+            try:
+                if self._settled != settled:
+                    continue  # a signal handler has read what this thread would now sleep for
+                found = channel.bell.wait(
+                    channel.inbound, outbound, room or 0, left, self.supervisor.pidfd, self.supervisor.spin_ns
+                )
+            finally:
+                self._take_back(held)
             if found & 2:
                 self._supervisor_died()
             elif self._room:
@@ -169,25 +185,39 @@ class Reader:
                     self.supervisor.channel.bell.wake()  # the leader does not watch for room yet
             # The leader may have left before it could see this follower: then there is nobody to wait for.
             if self._leader is not None:
-                follower.wait(min(left, FOLLOW_SECONDS) if left >= 0 else FOLLOW_SECONDS)
+                held = self._let_go()
+                try:
+                    follower.wait(min(left, FOLLOW_SECONDS) if left >= 0 else FOLLOW_SECONDS)
+                finally:
+                    self._take_back(held)
         finally:
             with self.mutex:
                 self._followers.pop(follower, None)
                 self._room.pop(follower, None)
                 target.remove_waiter(follower)
 
+    def _let_go(self) -> Any:
+        """Release the mutex, however often this thread holds it: a handler sleeps on top of a frame that does."""
+        lock: Any = self.mutex  # these three are what `threading.Condition` sleeps by
+        return lock._release_save() if lock._is_owned() else None
+
+    def _take_back(self, held: Any) -> None:
+        """Hold the mutex again as before `_let_go`."""
+        if held is not None:
+            lock: Any = self.mutex
+            lock._acquire_restore(held)
+
     def _hand_over(self) -> None:
         """If nobody leads, one follower must."""
         if self._followers and self._leader is None:
             with self.mutex:
-                follower = next(iter(self._followers), None)
-                if follower is not None:
-                    del self._followers[follower]  # the next one to leave shall wake another
+                for follower in tuple(self._followers)[:1]:
+                    self._followers.pop(follower, None)  # the next one to leave shall wake another
                     follower.wake()
 
     def _wake_for_room(self) -> None:
         with self.mutex:
-            for follower in self._room:
+            for follower in tuple(self._room):
                 follower.wake()
             self._room.clear()  # until they ask again
 
@@ -197,7 +227,7 @@ class Reader:
         if self._leader is None and not self._forked:
             self._leader = thread
             try:
-                self._drain()
+                self._read_what_is_there()
             finally:
                 self._leader = None
                 self._hand_over()
@@ -235,37 +265,42 @@ class Reader:
                 return
             self.wait_for(something, None)
 
-    def _join_background(self, timeout: float | None) -> None:
-        """Wait until all callbacks have been called, if this is not one of them."""
-        thread = self._background
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
-
     # ------------------------------------------------------------ read
 
-    def _drain(self) -> None:
-        """Pop and settle everything that has come. Only the leader calls it."""
-        if self._exited or self._settling:
-            return  # settling: a signal handler or a finalizer came in between; the frame below goes on
+    def _read_some(self) -> bool:
+        """Settle what was popped and is not settled yet, or else pop a batch; whether there was any.
+
+        Only the leader calls it.
+        """
         inbox = self._inbox
-        while self._pop(inbox, _BATCH) or inbox:
-            self._ring_room()
-            self._settle_inbox()
+        if self._exited or not (inbox or self._pop(inbox, _BATCH)):
+            return False
+        self._ring_room()  # also for a batch whose reader was interrupted before it came to this
+        self._settle_inbox()
+        return True
+
+    def _read_what_is_there(self) -> None:
+        """Settle all that has come by now; what comes while it is settled may be left. Only the leader calls it."""
+        batches = 2 + self._fill() // (_BATCH * RECORD_HEADER_BYTES)
+        while batches and self._read_some():
+            batches -= 1
 
     def _settle_inbox(self) -> None:
         inbox = self._inbox
-        settled = 0
         pending = self.pending
-        assembler = self._assembler
+        self._settled += 1
         with self.mutex:
-            self._settling = True
             try:
-                for kind, flags, a, b, c, data in inbox:
+                while inbox:
+                    record = inbox[0]
+                    kind, flags, a, b, c, data = record
                     if flags & codec.FRAGMENTED:
-                        data = b"".join((*assembler.parts, data))  # noqa: PLW2901
-                        flags &= ~codec.FRAGMENTED  # noqa: PLW2901
-                        inbox[settled] = (kind, flags, a, b, c, data)
-                        assembler.parts = []
+                        whole = (kind, flags & ~codec.FRAGMENTED, a, b, c, b"".join((*self._parts, data)))
+                        none: list[bytes] = []
+                        if inbox and inbox[0] is record:
+                            inbox[0] = whole
+                            self._parts = none
+                        continue
                     if kind == codec.RESULT:
                         future = pending.get(a)
                         if future is not None:
@@ -274,18 +309,30 @@ class Reader:
                             future.settle(flags & codec.LOW, data)
                             pending.pop(a, None)  # a map that is abandoned takes its own out, in any thread
                     elif kind == codec.FRAGMENT:
-                        # Not assembler.add: were it interrupted, the part would be added twice.
-                        if flags & codec.FIRST:
-                            assembler.parts = []
-                        assembler.parts += (data,)
+                        parts, part = [] if flags & codec.FIRST else self._parts, (data,)
+                        if inbox and inbox[0] is record:
+                            parts += part
+                            self._parts = parts
+                            del inbox[0]
+                        continue
                     else:
                         self._settle_other(kind, flags, a, b, c, data)
-                    settled += 1
+                    if inbox and inbox[0] is record:  # no call between look and act: see the module's docstring
+                        del inbox[0]
             finally:
-                del inbox[:settled]
-                self._settling = False
-                for follower in self._any_event:
-                    follower.wake()
+                self._wake_any()
+
+    def _wake_any(self) -> None:
+        """Have the followers that wait for something that any event may bring about look again. Under the mutex."""
+        for follower in tuple(self._any_event):
+            follower.wake()
+
+    def look_again(self) -> None:
+        """Have every thread look again whether what it waits for is there: this one has brought something about."""
+        with self.mutex:
+            self._wake_any()
+            if not self._exited:
+                self.supervisor.channel.bell.wake()
 
     def _call_later(self, future: Any) -> None:
         """Have the background thread call the future's callbacks. Under the mutex."""
@@ -331,7 +378,9 @@ class Reader:
 
         It may be interrupted, and called again.
         """
-        self._drain()
+        while self._read_some():
+            pass
+        self._settled += 1
         self._exited = True
         if self._broken is not None:
             self._fail_all(BROKEN, json.dumps(self._broken).encode())

@@ -88,5 +88,5 @@ class Reply:
     def settle(self, answer: dict[str, Any]) -> None:
         """The answer is there."""
         self.answer = answer
-        for waiter in self._waiters:
+        for waiter in tuple(self._waiters):
             waiter.wake()

@@ -2,7 +2,6 @@
 
 import contextlib
 import dis
-import functools
 import itertools
 import os
 import random
@@ -15,12 +14,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, as_completed, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import campaign_tasks as tasks
-import leaks
 import psutil
 import pytest
+from concurrently import GUARD, eventually, together
+from points import CHECKS, AtPoint, sweep
 
 from mpworker import ProcessWorker, TaskFuture
 from mpworker.client import Client
@@ -29,12 +29,7 @@ from mpworker.ipc import codec
 from mpworker.mapping import _Chunk
 from mpworker.reader import Reader
 
-GUARD = 60.0  # seconds; no wait of a passing test comes near it
 SCRIPTS = Path(__file__).with_name("campaign_scripts.py")
-
-
-def eventually(condition: Callable[[], Any]) -> None:
-    assert leaks.wait_until(condition, GUARD)
 
 
 @pytest.fixture
@@ -44,29 +39,6 @@ def hasty() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
-
-
-def together(*calls: Callable[[], object]) -> None:
-    """Run each call in a thread of its own; raise what one of them raised."""
-    errors: list[BaseException] = []
-    barrier = threading.Barrier(len(calls))
-
-    def run(call: Callable[[], object]) -> None:
-        try:
-            barrier.wait(GUARD)
-            call()
-        except BaseException as error:  # noqa: BLE001
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(call,), daemon=True) for call in calls]
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + GUARD
-    for thread in threads:
-        thread.join(max(0.0, end - time.monotonic()))
-    if errors:
-        raise errors[0]
-    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
 
 
 def a_function(value: int) -> Callable[[int], int]:
@@ -207,7 +179,7 @@ def test_a_function_that_is_dropped_between_look_and_push(monkeypatch: pytest.Mo
             found = look_up(function)
             if len(dropped) < 4 and found not in dropped:
                 dropped.append(found)
-                with table._lock:
+                with table.lock:
                     table._drop(id(function))  # as another thread would that needs the place
             return found
 
@@ -230,9 +202,6 @@ def test_a_chunk_that_is_abandoned_while_it_is_settled(monkeypatch: pytest.Monke
     monkeypatch.setattr(_Chunk, "settle_items", settle)
     with ProcessWorker(n=1) as pool:
         assert list(pool.map(tasks.square, range(20), chunksize=5)) == [number**2 for number in range(20)]
-
-
-CHECKS = frozenset(("CALL", "CALL_KW", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD"))  # see `Interrupter`
 
 
 @pytest.mark.parametrize(
@@ -411,82 +380,6 @@ def test_a_hundred_interrupts_lose_nothing() -> None:
             assert next(answers) == ["interrupted"]
 
 
-@functools.cache
-def handlers(code: Any) -> list[tuple[int, int, int]]:
-    return [(entry.start, entry.end, entry.target) for entry in dis._parse_exception_table(code)]  # type: ignore[attr-defined]
-
-
-def handler(code: Any, offset: int) -> int:
-    """Where an exception of the instruction goes, -1 for the caller."""
-    return next((target for start, end, target in handlers(code) if start <= offset < end), -1)
-
-
-class Interrupter:
-    """Raises KeyboardInterrupt at the n-th point of the client's code at which Python would deliver a signal.
-
-    Python looks for signals after a call of C code, at the start of a Python function and at a turn of a loop (ceval's
-    eval breaker). A trace function can only raise at the instruction after that, so a point is left out if that one is
-    not in the same `try`.
-    """
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-        self.done = False
-        self.where = ""
-        self.last: dict[Any, int] = {}  # frame: offset of what it has executed just now
-
-    def trace(self, frame: Any, event: str, _: object) -> Any:
-        if event == "call":
-            self.last.pop(frame.f_back, None)  # it calls Python code, and no look follows its return
-            if not frame.f_code.co_filename.endswith("/threading.py") and "/mpworker/" not in frame.f_code.co_filename:
-                return None
-            frame.f_trace_opcodes = True
-            frame.f_trace_lines = False
-        elif event == "opcode":
-            code, at = frame.f_code, frame.f_lasti
-            before = self.last.get(frame)
-            self.last[frame] = at
-            if before is None or self.done or dis.opname[code.co_code[before]] not in CHECKS:
-                return self.trace
-            if handler(code, before) == handler(code, at):
-                self.left -= 1
-                if self.left < 0:
-                    self.done = True
-                    self.where = f"{code.co_qualname}, line {frame.f_lineno}"
-                    raise KeyboardInterrupt
-        else:  # an exception, which comes after the call that raised it and before any look for signals; or a return
-            self.last.pop(frame, None)
-        return self.trace
-
-    def __enter__(self) -> Self:
-        sys._getframe().f_trace_opcodes = True  # CPython 3.12 traces instructions only if asked before settrace
-        sys.settrace(self.trace)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-        self.last.clear()
-
-
-def sweep(scenario: Callable[[], object], check: Callable[[], object]) -> int:
-    """Interrupt the scenario at every point; after each the check must hold. How many points there were."""
-    for at in itertools.count():
-        interrupter = Interrupter(at)
-        try:
-            with interrupter:
-                scenario()
-        except KeyboardInterrupt:
-            pass
-        try:
-            check()
-        except BaseException as error:
-            error.add_note(f"after an interrupt at point {at}: {interrupter.where}")
-            raise
-        if not interrupter.done:
-            return at
-    raise AssertionError("not reached")
-
-
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "beside another thread"])
 def test_an_interrupt_at_any_point_leaves_the_client_whole(alone: bool) -> None:
     # Results that the main thread reads itself, in parts and whole; calls in parts; new functions; callbacks, for which
@@ -525,7 +418,7 @@ def test_an_interrupt_at_any_point_leaves_the_client_whole(alone: bool) -> None:
             eventually(lambda: len(called) >= expected)
 
         def look() -> None:
-            for lock in (client.mutex, client._submit_lock, client.functions._lock):
+            for lock in (client.mutex, client._submit_lock, client.functions.lock):
                 assert lock.acquire(timeout=GUARD / 2), f"{lock} stays locked"
                 lock.release()
             for future, right in futures:
@@ -556,6 +449,137 @@ def test_an_interrupt_at_any_point_leaves_the_client_whole(alone: bool) -> None:
             asker.join(GUARD)
             assert not asker.is_alive()
         assert points > 300
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "beside another thread"])
+def test_a_signal_handler_may_wait_for_results_at_any_point(alone: bool) -> None:
+    # On top of any frame of the client: one that settles, that sends a payload in parts, that holds a lock.
+    with ProcessWorker(n=2, client_ring_bytes=8192) as pool:
+        values = itertools.count()
+        called: list[int] = []
+        handled: list[int] = []
+        over = threading.Event()
+
+        def scenario() -> None:
+            futures = [pool.submit(tasks.grow, number, 12_000) for number in range(2)]
+            futures[0].add_done_callback(lambda _: called.append(1))
+            value = next(values)
+            assert pool.submit(a_function(value), 1).result(GUARD) == 1000 + value
+            assert pool.submit(tasks.size_of, bytes([7]) * 12_000).result(GUARD) == (12_000, 84_000)
+            for number, future in enumerate(futures):
+                assert future.result(GUARD) == tasks.grow(number, 12_000)
+            assert list(pool.map(tasks.square, range(5), chunksize=2)) == [0, 1, 4, 9, 16]
+
+        def handle() -> None:
+            future = pool.submit(tasks.size_of, bytes([3]) * 20_000)
+            value = next(values)
+            assert pool.submit(a_function(value), 2).result(GUARD) == 2000 + value
+            assert future.result(GUARD) == (20_000, 60_000)
+            handled.append(1)
+
+        scenario()  # imports and the like
+        eventually(lambda: called)
+        called.clear()
+
+        def ask() -> None:
+            while not over.is_set():
+                assert pool.processes()["supervisor"]
+
+        asker = threading.Thread(target=ask)
+        if not alone:
+            asker.start()
+        try:
+            points = sweep(scenario, lambda: None, handle)
+        finally:
+            over.set()
+        if not alone:
+            asker.join(GUARD)
+            assert not asker.is_alive()
+        assert points == len(handled)
+        assert points > 300
+        eventually(lambda: len(called) == points + 1)  # the last run has no point left
+        eventually(lambda: pool._client.poll() or not pool._client.pending)
+
+
+@pytest.mark.parametrize("verb", ["stop_graceful", "stop_now"])
+def test_a_signal_handler_may_stop_the_pool_at_any_point(verb: str) -> None:
+    points, at = 400, random.randrange(20)
+    while at < points:
+        futures: list[Any] = []
+        called: list[int] = []
+        with ProcessWorker(n=1, client_ring_bytes=8192) as pool:
+            warm = pool.submit(tasks.square, 2).result(GUARD)
+
+            def submit(function: Any, *arguments: Any, pool: ProcessWorker = pool, futures: Any = futures) -> Any:
+                futures.append(pool.submit(function, *arguments))
+                return futures[-1]
+
+            def scenario(submit: Any = submit, called: Any = called, futures: Any = futures) -> None:
+                for number in range(3):
+                    submit(tasks.grow, number, 12_000)
+                submit(tasks.pause, 0.002, 1).add_done_callback(called.append)
+                submit(a_function(3), 1).result(GUARD)
+                submit(tasks.size_of, bytes([7]) * 12_000)
+                for future in futures:
+                    future.result(GUARD)
+
+            point = AtPoint(at, getattr(pool, verb))
+            try:
+                with point, contextlib.suppress(WorkerStopped, TaskCancelled):
+                    scenario()
+                for future in futures:
+                    assert future._state != "PENDING", "every future is settled"
+                    assert verb == "stop_now" or not future.cancelled(), "what a drain had accepted it runs"
+                eventually(lambda called=called, futures=futures: len(called) >= (len(futures) > 3))
+            except BaseException as error:
+                error.add_note(f"handled at point {at}: {point.where}")
+                raise
+        assert warm == 4
+        points = points if point.done else at
+        at += 20
+    assert points > 100
+
+
+@pytest.mark.parametrize("verb", ["stop_graceful", "stop_now"])
+def test_a_signal_handler_may_stop_the_pool_while_its_thread_waits(verb: str, tmp_path: Path) -> None:
+    gate, others = tmp_path / "gate", []
+
+    def handle(*_: object) -> None:
+        gate.touch()
+        getattr(pool, verb)()
+        others.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(8))  # the numbers of what was closed
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        with ProcessWorker(n=1) as pool:
+            task = tasks.hold if verb == "stop_graceful" else tasks.pause
+            future = pool.submit(task, *((str(tmp_path / "begun"), str(gate)) if task is tasks.hold else (GUARD, 1)))
+            eventually(future.running)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            if verb == "stop_graceful":
+                future.result(GUARD)
+            else:
+                with pytest.raises(TaskCancelled):
+                    future.result(GUARD)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        for fd in others:
+            os.close(fd)
+
+
+def test_a_map_that_is_given_up_lets_a_submit_go_on_that_waits_for_max_pending(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with ProcessWorker(n=1, max_pending=8) as pool:
+        results = pool.map(tasks.hold, [str(tmp_path / "begun")] * 40, [str(gate)] * 40, chunksize=1)
+        futures: list[Any] = []
+        submitter = threading.Thread(target=lambda: futures.append(pool.submit(tasks.square, 3)))
+        submitter.start()
+        eventually(lambda: pool._client._leader == submitter.ident)
+        results.close()  # type: ignore[attr-defined]
+        submitter.join(GUARD)
+        assert futures, "it was woken though the task that runs tells nothing yet"
+        gate.touch()
+        assert futures[0].result(GUARD) == 9
 
 
 # ------------------------------------------------------------ a machine that pauses

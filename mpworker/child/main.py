@@ -295,7 +295,7 @@ class Child:
             peer_bell.ring_room()
             for kind, flags, a, b, c, data in batch:
                 if flags & codec.FRAGMENTED:
-                    data = self._assembler.finish(data)  # noqa: PLW2901
+                    data = self._assembler.finish(flags, data)  # noqa: PLW2901
                 if kind == codec.TASK:
                     self._run_task(flags, a, b, c, data)
                 elif kind == codec.RANGE:

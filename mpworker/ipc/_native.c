@@ -5,7 +5,8 @@
  *
  * Threads: the GIL is held from the first look at a ring to the last, which makes a Ring's producer single even when many
  * threads push. Two methods need more care: Bell.wait releases the GIL, and works on values copied before; and pop makes
- * objects, which on 3.11 may collect garbage, whose finalizers may run anything, so a second pop meanwhile finds nothing.
+ * tuples, which on 3.11 may collect garbage, whose finalizers may run anything, a pop too: so each is made before its record
+ * is taken.
  *
  * Forks: the shared mappings are absent in a fork (MADV_DONTFORK), so every method first compares the fork count it was
  * made under; in a fork it raises instead of touching memory that is not there.
@@ -47,7 +48,6 @@ typedef struct {
     mapped_object base;
     mpw_ring ring;
     bool corrupt;
-    bool popping;
 } ring_object;
 
 typedef struct {
@@ -232,7 +232,8 @@ static PyObject *ring_push(PyObject *self, PyObject *const *args, Py_ssize_t nar
     }
 }
 
-static PyObject *record_tuple(const mpw_record *record)
+/* Fill an empty tuple of six; false if there is no memory. */
+static bool fill_tuple(PyObject *tuple, const mpw_record *record)
 {
     PyObject *items[6] = {
         PyLong_FromLong(record->header.kind),
@@ -242,18 +243,12 @@ static PyObject *record_tuple(const mpw_record *record)
         PyLong_FromUnsignedLongLong(record->header.c),
         PyBytes_FromStringAndSize((const char *)record->payload, (Py_ssize_t)record->header.size),
     };
-    PyObject *tuple = PyTuple_New(6);
-    bool whole = tuple;
+    bool whole = true;
     for (int i = 0; i < 6; i++) {
         whole = whole && items[i];
-        if (tuple)
-            PyTuple_SetItem(tuple, i, items[i]); /* takes the reference */
-        else
-            Py_XDECREF(items[i]);
+        PyTuple_SetItem(tuple, i, items[i]); /* takes the reference */
     }
-    if (!whole)
-        Py_CLEAR(tuple);
-    return tuple;
+    return whole;
 }
 
 static PyObject *ring_pop(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -271,24 +266,20 @@ static PyObject *ring_pop(PyObject *self, PyObject *const *args, Py_ssize_t narg
     mpw_status status = MPW_OK;
     bool failed = false;
     mpw_record record;
-    if (object->popping)
-        return PyLong_FromLong(0);
-    object->popping = true;
-    while (count < limit) {
+    while (count < limit && status == MPW_OK && !failed && mpw_ring_readable(ring)) {
+        PyObject *tuple = PyTuple_New(6); /* first: a finalizer that it runs may pop from this ring too */
         mpw_ring before = *ring;
-        status = mpw_ring_next(ring, &record);
-        if (status != MPW_OK)
-            break;
-        PyObject *tuple = record_tuple(&record);
-        failed = !tuple || PyList_Append(args[0], tuple) < 0;
-        Py_XDECREF(tuple);
-        if (failed) {
-            *ring = before; /* out of memory: the record stays in the ring */
-            break;
+        failed = !tuple;
+        status = failed ? MPW_OK : mpw_ring_next(ring, &record);
+        if (!failed && status == MPW_OK) {
+            failed = !fill_tuple(tuple, &record) || PyList_Append(args[0], tuple) < 0;
+            if (failed)
+                *ring = before; /* out of memory: the record stays in the ring */
+            else
+                count++;
         }
-        count++;
+        Py_XDECREF(tuple);
     }
-    object->popping = false;
     object->corrupt |= status == MPW_CORRUPT; /* after whole records were handed over, the next call says so */
     if (count)
         mpw_ring_release(ring);
@@ -478,18 +469,16 @@ static PyObject *bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nar
     }
     if (timeout >= 0 && timeout < 1e9)
         deadline_ns = mpw_now_ns() + (uint64_t)(timeout * 1e9);
-    for (;;) {
-        int result;
-        Py_BEGIN_ALLOW_THREADS
-        result = mpw_bell_wait(bell->word, bell->fd, &watch, (int)also_fd, deadline_ns, spin_ns);
-        Py_END_ALLOW_THREADS
-        if (result >= 0)
-            return PyLong_FromLong(result);
-        if (errno != EINTR)
-            return os_error(errno, "wait for a bell");
-        if (PyErr_CheckSignals() < 0)
-            return NULL;
-    }
+    int result;
+    Py_BEGIN_ALLOW_THREADS
+    result = mpw_bell_wait(bell->word, bell->fd, &watch, (int)also_fd, deadline_ns, spin_ns);
+    Py_END_ALLOW_THREADS
+    if (result >= 0)
+        return PyLong_FromLong(result);
+    if (errno != EINTR)
+        return os_error(errno, "wait for a bell");
+    /* Not once more from here: the handler may have read what is waited for, or closed the bell. */
+    return PyErr_CheckSignals() < 0 ? NULL : PyLong_FromLong(1);
 }
 
 static PyMethodDef bell_methods[] = {
@@ -502,8 +491,8 @@ static PyMethodDef bell_methods[] = {
     {"disarm", bell_disarm, METH_NOARGS, "disarm()\n\nSay that this side is awake."},
     {"wait", (PyCFunction)(void (*)(void))bell_wait, METH_FASTCALL,
      "wait(inbound, outbound, need, timeout, also_fd, spin_ns) -> int\n\n"
-     "Sleep until inbound has a record, outbound has room for need payload bytes, or the bell was rung (bit 1), also_fd is "
-     "readable (bit 2), or timeout seconds are over (0; negative waits for ever). Spins for spin_ns first."},
+     "Sleep until inbound has a record, outbound has room for need payload bytes, the bell was rung or a signal was handled "
+     "(bit 1), also_fd is readable (bit 2), or timeout seconds are over (0; negative waits for ever). Spins for spin_ns first."},
     {NULL, NULL, 0, NULL},
 };
 

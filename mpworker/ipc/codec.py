@@ -60,6 +60,8 @@ LOW: Final = 0xFF
 SPREAD: Final = 0x0100  # the items of a chunk are argument tuples, not single arguments
 LAST: Final = 0x0200  # ITEMS: the chunk ends with this record and its slot is free
 FIRST: Final = 0x0400  # FRAGMENT: a payload begins
+STREAM: Final = 0x7800  # FRAGMENT, FRAGMENTED: which of the payloads that one producer sends at the same time
+STREAM_SHIFT: Final = 11
 FRAGMENTED: Final = 0x8000  # the payload began in the FRAGMENT records before this one
 
 # Statuses of DONE, ITEMS, RESULT and RESULTS.
@@ -79,6 +81,7 @@ INTERRUPT_SIGNAL: Final = signal.SIGRTMIN + 8
 MAX_CHUNK_ITEMS: Final = (1 << 16) - 1
 MAX_FUNCTIONS: Final = (1 << 24) - 1
 MAX_SLOTS: Final = 256
+MAX_STREAMS: Final = STREAM >> STREAM_SHIFT
 # What the text of a report is cut to, in characters of each field, and what a whole report may then take beyond
 # max_payload_bytes: a character is at most 12 bytes of JSON, and there are two such fields.
 REPORT_TEXT_MAX: Final = 1 << 15

@@ -1,28 +1,29 @@
 """Rings with payloads of any size: what is too large for one record travels as fragments before it.
 
 The ring itself is native (ring.h says how it works). A payload larger than `Ring.max_payload` is cut; every part
-but the last goes ahead as a FRAGMENT record, and the record proper carries the last part and the FRAGMENTED flag. There
-is one producer, so the parts of two payloads never mix.
+but the last goes ahead as a FRAGMENT record, and the record proper carries the last part and the FRAGMENTED flag. A
+client can be interrupted in the middle by a signal handler that sends a large payload too: each of the two is a stream.
 """
 
 from collections import deque
 from collections.abc import Iterator
 
 from mpworker.ipc._native import Ring, RingCorrupt
-from mpworker.ipc.codec import FIRST, FRAGMENT, FRAGMENTED, Record
+from mpworker.ipc.codec import FIRST, FRAGMENT, FRAGMENTED, STREAM, STREAM_SHIFT, Record
 
 __all__ = ["Assembler", "Outbox", "Ring", "RingCorrupt", "split"]
 
 
-def split(record: Record, part_bytes: int) -> Iterator[Record]:
+def split(record: Record, part_bytes: int, stream: int = 0) -> Iterator[Record]:
     """The records that carry this one, each payload at most `part_bytes` long."""
     kind, flags, a, b, c, payload = record
     view = memoryview(payload)
+    of_stream = stream << STREAM_SHIFT
     at = 0
     while len(view) - at > part_bytes:
-        yield FRAGMENT, 0 if at else FIRST, 0, 0, 0, view[at : at + part_bytes]  # type: ignore[misc]  # a view pushes like bytes
+        yield FRAGMENT, of_stream | (0 if at else FIRST), 0, 0, 0, view[at : at + part_bytes]  # type: ignore[misc]  # a view pushes like bytes
         at += part_bytes
-    yield kind, flags | FRAGMENTED, a, b, c, view[at:]  # type: ignore[misc]
+    yield kind, flags | FRAGMENTED | of_stream, a, b, c, view[at:]  # type: ignore[misc]
 
 
 class Assembler:
@@ -32,30 +33,30 @@ class Assembler:
         max_bytes: The largest payload that is put together; a peer that sends more is as wrong as a corrupt ring.
     """
 
-    __slots__ = ("_bytes", "_max_bytes", "parts")
+    __slots__ = ("_bytes", "_max_bytes", "_parts")
 
     def __init__(self, max_bytes: int) -> None:
-        self.parts: list[bytes] = []
-        self._bytes = 0
+        self._parts: dict[int, list[bytes]] = {}  # by stream
+        self._bytes: dict[int, int] = {}
         self._max_bytes = max_bytes
 
     def add(self, flags: int, part: bytes) -> None:
-        """Keep one fragment. The FIRST of a payload drops one that was given up half way."""
+        """Keep one fragment. The FIRST of a payload drops one of its stream that was given up half way."""
+        stream = flags & STREAM
         if flags & FIRST:
-            self.parts.clear()
-            self._bytes = 0
-        self._bytes += len(part)
-        if self._bytes > self._max_bytes:
+            self._parts[stream] = []
+            self._bytes[stream] = 0
+        size = self._bytes.get(stream, 0) + len(part)
+        if size > self._max_bytes:
             raise RingCorrupt(f"a payload of over {self._max_bytes} bytes came in fragments")
-        self.parts.append(part)
+        self._bytes[stream] = size
+        self._parts.setdefault(stream, []).append(part)
 
-    def finish(self, last: bytes) -> bytes:
-        """The whole payload, given its last part."""
-        self.parts.append(last)
-        whole = b"".join(self.parts)
-        self.parts.clear()
-        self._bytes = 0
-        return whole
+    def finish(self, flags: int, last: bytes) -> bytes:
+        """The whole payload, given the flags of its record and its last part."""
+        parts = self._parts.pop(flags & STREAM, [])
+        self._bytes.pop(flags & STREAM, None)
+        return b"".join((*parts, last))
 
 
 class Outbox:

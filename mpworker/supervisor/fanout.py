@@ -33,7 +33,7 @@ class ClientPort:
 
     def whole(self, record: Record) -> bytes:
         """The payload of a record whose beginning came in fragments."""
-        return self._assembler.finish(record[5])
+        return self._assembler.finish(record[1], record[5])
 
     def task(self, flags: int, key: int, function: int, c: int, payload: bytes) -> Task:
         """The task that a SUBMIT record asks for."""

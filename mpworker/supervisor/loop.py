@@ -245,7 +245,7 @@ class Loop:
         scheduler, seat = self._scheduler, child.seat
         for kind, flags, a, b, c, data in batch:
             if flags & codec.FRAGMENTED:
-                data = child.assembler.finish(data)  # noqa: PLW2901
+                data = child.assembler.finish(flags, data)  # noqa: PLW2901
             if kind == codec.DONE:
                 scheduler.done(seat, c & 0xFF, b, flags & codec.LOW, c >> 8, data)
             elif kind == codec.ITEMS:
