@@ -287,8 +287,8 @@ class Client(Reader):
     def abandon(self, key: int) -> None:
         """Nobody wants the rest of this chunk any more."""
         if self.pending.pop(key, None) is not None and not self._closed:
+            # The reply is an event, by which a submit that waits for max_pending sees that there is room.
             self._send(codec.REQUEST, 0, 0, 0, 0, json.dumps({"verb": "cancel", "task": key}).encode())
-            self.look_again()  # it may have been what max_pending was waiting for, and its end is told nobody
 
     def cancel_id(self, task_id: str) -> bool:
         """Cancel by id; see `cancel`."""

@@ -320,19 +320,8 @@ class Reader:
                     if inbox and inbox[0] is record:  # no call between look and act: see the module's docstring
                         del inbox[0]
             finally:
-                self._wake_any()
-
-    def _wake_any(self) -> None:
-        """Have the followers that wait for something that any event may bring about look again. Under the mutex."""
-        for follower in tuple(self._any_event):
-            follower.wake()
-
-    def look_again(self) -> None:
-        """Have every thread look again whether what it waits for is there: this one has brought something about."""
-        with self.mutex:
-            self._wake_any()
-            if not self._exited:
-                self.supervisor.channel.bell.wake()
+                for follower in tuple(self._any_event):
+                    follower.wake()
 
     def _call_later(self, future: Any) -> None:
         """Have the background thread call the future's callbacks. Under the mutex."""

@@ -461,6 +461,7 @@ def test_a_signal_handler_may_wait_for_results_at_any_point(alone: bool) -> None
         over = threading.Event()
 
         def scenario() -> None:
+            began = time.monotonic()
             futures = [pool.submit(tasks.grow, number, 12_000) for number in range(2)]
             futures[0].add_done_callback(lambda _: called.append(1))
             value = next(values)
@@ -469,6 +470,7 @@ def test_a_signal_handler_may_wait_for_results_at_any_point(alone: bool) -> None
             for number, future in enumerate(futures):
                 assert future.result(GUARD) == tasks.grow(number, 12_000)
             assert list(pool.map(tasks.square, range(5), chunksize=2)) == [0, 1, 4, 9, 16]
+            assert time.monotonic() - began < GUARD / 2, "it slept for what the handler had read"
 
         def handle() -> None:
             future = pool.submit(tasks.size_of, bytes([3]) * 20_000)
