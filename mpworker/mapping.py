@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CHUNK_NS: Final = 2_000_000
 CHUNK_BYTES: Final = 128 << 10
+SLOW_INPUT: Final = 0.05
 GROWTH: Final = 8  # a chunk is at most this many times as long as the one before
 WINDOW_PER_CHILD: Final = 8
 WINDOW_MIN: Final = 32
@@ -149,7 +150,7 @@ class Mapping:
         self.fill()
 
     def fill(self) -> None:
-        """Send chunks until the window is full or the input is at its end."""
+        """Send chunks until the window is full or the input is at its end; or, if that is slow, a result is there."""
         while not self._exhausted and len(self._chunks) < self._window:
             size = self._size
             if self._items_max is not None:
@@ -159,17 +160,26 @@ class Mapping:
             if self._chunksize is None and self._remaining >= 0:
                 size = max(1, min(size, self._remaining // (4 * self._n) + 1))
             items: list[Any] = []
+            began = time.monotonic()
+            slow = False
             try:
                 try:
                     items.extend(islice(self._source, size))  # what came before a failure is in it
                     self._exhausted = len(items) < size
                 finally:
+                    slow = time.monotonic() - began > SLOW_INPUT
                     if items:
                         self._remaining -= len(items)
                         self._send(items, self._chunks)
             except Exception as error:  # noqa: BLE001  # the input's own, or the worker was stopped
                 self._exhausted = True
                 self._failure = error
+            if slow and self._has_result():
+                return
+
+    def _has_result(self) -> bool:
+        self._client.poll()
+        return bool(self._chunks) and self._chunks[0].ready
 
     def _send(self, items: list[Any], into: deque[_Chunk]) -> None:
         chunk = _Chunk(items)
@@ -243,7 +253,7 @@ class Mapping:
         try:
             values = payload.loads_known(data)
         except (Exception, SystemExit) as error:  # noqa: BLE001
-            for _ in range(count):
+            for _ in range(count):  # all of a run, but the child has tried: only what fails here and not there
                 text = f"{self._subject()}: its result cannot be unpickled here: {type(error).__name__}: {error}"
                 yield from self._raise_or_return(SerializationError(text))
             return

@@ -267,6 +267,36 @@ def test_a_result_that_cannot_be_pickled_fails_alone(pool: ProcessWorker) -> Non
         assert "pooljobs.Unpicklable" in str(results[3])
 
 
+def test_a_result_that_cannot_be_unpickled_fails_alone(pool: ProcessWorker) -> None:
+    def item(number: int) -> object:
+        return pooljobs.Unloadable() if number == 3 else complex(number)
+
+    for chunksize in (None, 1, 100):
+        results = list(pool.map(item, range(6), chunksize=chunksize, return_exceptions=True))
+        assert results[:3] + results[4:] == [0, 1, 2, 4, 5]
+        assert isinstance(results[3], SerializationError)
+        assert "an Unloadable cannot be loaded" in str(results[3])
+        assert "item 3 of map" in str(results[3])
+
+
+def test_a_result_does_not_wait_for_an_input_that_is_slow(pool: ProcessWorker) -> None:
+    pulled: list[int] = []
+    taken = threading.Event()
+
+    def source() -> Iterator[int]:
+        for number in range(100):
+            pulled.append(number)
+            if number:
+                taken.wait(0.1)  # as a pipe whose other end has nothing to say for a while
+            yield number
+
+    results = pool.map(pooljobs.square, source())
+    assert next(results) == 0
+    assert len(pulled) < 10, "the window takes more"
+    taken.set()
+    assert list(results) == [number * number for number in range(1, 100)]
+
+
 def test_a_chunk_that_is_too_large_goes_in_pieces() -> None:
     with ProcessWorker(n=1, max_payload_bytes=1 << 16) as pool:
         assert list(pool.map(len, [b"x" * 20_000] * 10, chunksize=10)) == [20_000] * 10

@@ -106,8 +106,8 @@ class Child:
 
     # ------------------------------------------------------------ outcomes
 
-    def _dumps(self, value: object) -> bytes:
-        data = payload.dumps(value)
+    def _dumps(self, value: object, dumps: Callable[[Any], bytes] = payload.dumps) -> bytes:
+        data = dumps(value)
         if len(data) > self._max_payload_bytes:
             bound = f"a pickle of {len(data)} bytes exceeds max_payload_bytes={self._max_payload_bytes}"
             raise payload.Unserializable(value, ValueError(bound))
@@ -135,9 +135,9 @@ class Child:
         stack, self._stack = self._stack, ""
         return codec.INTERRUPTED, json.dumps({"stack": stack}).encode()
 
-    def _outcome(self, value: Any) -> tuple[int, bytes]:
+    def _outcome(self, value: Any, dumps: Callable[[Any], bytes] = payload.dumps) -> tuple[int, bytes]:
         try:
-            return codec.OK, self._dumps(value)
+            return codec.OK, self._dumps(value, dumps)
         except payload.Unserializable as error:
             return _unserializable("result", error.type_name, error, "")
         except BaseException as error:  # noqa: BLE001  # KeyboardInterrupt and the like, from a __reduce__
@@ -266,13 +266,15 @@ class Child:
         """Answer a run of values from item `first` on; one by one if they do not pickle together."""
         stop = first + len(values)
         try:
-            out = self._dumps(values)
+            out = self._dumps(values, payload.dumps_tried)
         except BaseException:  # noqa: BLE001  # said below, of the value whose fault it is
             for offset, value in enumerate(values):
-                status, one = self._outcome([value])
+                status, one = self._outcome([value], payload.dumps_tried)
                 end = last if offset == len(values) - 1 else 0
                 if status == codec.UNSERIALIZABLE:
-                    again, named = self._outcome(value)  # this message names the value's type, not the list's
+                    again, named = self._outcome(
+                        value, payload.dumps_tried
+                    )  # this message names the value's type, not the list's
                     one = named if again == status else one
                 at = first + offset
                 self._answer(codec.ITEMS, status | end, at | at + 1 << 32, generation, slot | duration << 8, one)

@@ -119,6 +119,36 @@ def dumps(value: object) -> bytes:
     return dumps_by_value(value) if b"__main__" in data else data
 
 
+class _NotPlain(Exception):
+    """A value is more than numbers, text, bytes and the built-in containers of these."""
+
+
+class _PlainPickler(pickle.Pickler):
+    def reducer_override(self, _: Any) -> Any:
+        raise _NotPlain
+
+
+def dumps_tried(value: object) -> bytes:
+    """Pickle a value, and see that it can be unpickled: for results of several items, which share one pickle.
+
+    The unpickling of plain data runs no code that could fail, so it is left out.
+
+    Raises:
+        Unserializable: It cannot be pickled, or not unpickled.
+    """
+    file = io.BytesIO()
+    try:
+        _PlainPickler(file, PROTOCOL).dump(value)
+    except _NotPlain:
+        data = dumps(value)
+        try:
+            pickle.loads(data)  # noqa: S301  # our own
+        except (Exception, SystemExit) as error:
+            raise Unserializable(value, error) from error
+        return data
+    return file.getvalue()
+
+
 loads = pickle.loads
 
 
