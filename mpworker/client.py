@@ -30,6 +30,8 @@ from mpworker.waiting import Reply
 
 _EXIT_SECONDS: Final = 10.0  # how long stop_now lets the supervisor clean up before it is killed
 _CALLBACK_SECONDS: Final = 1.0  # how long stop_now waits for the callbacks of what it cancelled
+_DRAIN: Final = json.dumps({"verb": "stop", "now": False}).encode()
+_NOW: Final = json.dumps({"verb": "stop", "now": True}).encode()
 
 
 # Every client whose supervisor runs. Strong references: a worker that is dropped with tasks under way finishes them.
@@ -326,7 +328,8 @@ class Client(Reader):
         def left() -> float | None:
             return None if deadline is None else max(0.0, deadline - time.monotonic())
 
-        self._ask_drain(left())
+        if not self._say_drain():
+            self._say_drain_when_there_is_room(left())
         if self.wait_for(self.when(self._is_gone), left()):
             self._join_background(left())
             return self._closed == "stopped" and not self._cut_short
@@ -340,7 +343,7 @@ class Client(Reader):
         self.close_submit()
         self._stop_asked = self._stop_now = True
         # The ring may be full and its reader stopped: the closed socket says the same.
-        if self._push(codec.REQUEST, 0, 0, 0, 0, json.dumps({"verb": "stop", "now": True}).encode()):
+        if self._push(codec.REQUEST, 0, 0, 0, 0, _NOW):
             self._ring()
         else:
             self.supervisor.hang_up()
@@ -373,7 +376,11 @@ class Client(Reader):
         """Finish what was accepted and end, without waiting for it."""
         if self._forked or self._exited:
             return
-        self._ask_drain(None)
+        if not self._say_drain():  # the ring is full: waiting for room is for somebody else to do
+            try:
+                threading.Thread(target=self._say_drain_when_there_is_room, name="mpworker-drain", daemon=True).start()
+            except RuntimeError:
+                return  # the interpreter is at its end and starts no thread; the exit handler waits
         with self.mutex:
             # Somebody must reap the supervisor, though nobody may ask for a result again.
             if not self._reaping and not self._exited:
@@ -384,18 +391,21 @@ class Client(Reader):
                 except RuntimeError:
                     pass  # the interpreter is at its end and starts no thread; the exit handler waits
 
-    def _ask_drain(self, timeout: float | None) -> None:
-        """Say that nothing more comes, as soon as there is room to say it; in vain if there is none in time."""
+    def _say_drain(self) -> bool:
+        """Say that nothing more comes; False if there is no room to say it."""
         self.close_submit()
         self._stop_asked = True
-        message = json.dumps({"verb": "stop", "now": False}).encode()
-        fits = self.supervisor.channel.outbound.fits
-        while not self._push(codec.REQUEST, 0, 0, 0, 0, message):
-            self._ring()
-            room = self.when(lambda: fits(len(message)) or self._exited)
-            if not self.wait_for(room, timeout, len(message)) or self._exited:
-                return
+        said = self._push(codec.REQUEST, 0, 0, 0, 0, _DRAIN)
         self._ring()
+        return said
+
+    def _say_drain_when_there_is_room(self, timeout: float | None = None) -> None:
+        fits = self.supervisor.channel.outbound.fits
+        room = self.when(lambda: fits(len(_DRAIN)) or self._exited)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.wait_for(room, None if deadline is None else deadline - time.monotonic(), len(_DRAIN)):
+            if self._exited or self._say_drain():
+                return
 
     def _supervisor_died(self) -> None:
         super()._supervisor_died()

@@ -555,3 +555,38 @@ def test_a_supervisor_that_does_not_answer_is_killed_by_stop_now(monkeypatch: py
     assert time.monotonic() - began_at < SOON
     assert held.cancelled()
     assert leaks.wait_until(lambda: gone(processes), GUARD)
+
+
+@pytest.mark.parametrize("how", ["stop_graceful", "shutdown", "drop"])
+def test_a_stop_is_bounded_though_the_supervisor_reads_nothing(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mpworker.client
+
+    monkeypatch.setattr(mpworker.client, "_EXIT_SECONDS", 0.3)
+    pool = ProcessWorker(n=1, client_ring_bytes=4096)
+    client, processes = pool._client, running(pool)
+    os.kill(processes["supervisor"], signal.SIGSTOP)
+    while client.supervisor.channel.outbound.fits(100):
+        pool.submit(abs, -1)
+    began = time.monotonic()
+    if how == "stop_graceful":
+        assert pool.stop_graceful(0.2) is False
+    elif how == "shutdown":
+        pool.shutdown(wait=False)
+    else:
+        pool.__del__()
+    assert time.monotonic() - began < GUARD / 2
+    pool.stop_now()
+    assert leaks.wait_until(lambda: gone(processes), GUARD)
+
+
+def test_a_drain_that_could_not_be_said_at_once_is_said_later() -> None:
+    pool = ProcessWorker(n=1, client_ring_bytes=4096)
+    client, processes = pool._client, running(pool)
+    os.kill(processes["supervisor"], signal.SIGSTOP)
+    futures = []
+    while client.supervisor.channel.outbound.fits(100):
+        futures.append(pool.submit(abs, -len(futures)))
+    pool.shutdown(wait=False)
+    os.kill(processes["supervisor"], signal.SIGCONT)
+    assert leaks.wait_until(lambda: gone(processes), GUARD)
+    assert [future.result(0) for future in futures] == list(range(len(futures)))
