@@ -21,6 +21,7 @@ from pooljobs import Gate
 from mpworker import ProcessWorker
 from mpworker.client import Client
 from mpworker.errors import SupervisorLost, TaskCancelled, WorkerStopped
+from mpworker.ipc import codec
 
 GUARD = 60.0  # seconds; only a bound for what would hang
 SOON = 20.0  # seconds; what is promised "at once" takes a small part of this on a busy machine
@@ -557,6 +558,12 @@ def test_a_supervisor_that_does_not_answer_is_killed_by_stop_now(monkeypatch: py
     assert leaks.wait_until(lambda: gone(processes), GUARD)
 
 
+def fill(client: Client) -> None:
+    """Leave no room for any record to the supervisor, which is stopped."""
+    while client._push(codec.FORGET, 0, 1 << 20, 0, 0, b""):  # a function that it does not know
+        pass
+
+
 @pytest.mark.parametrize("how", ["stop_graceful", "shutdown", "drop"])
 def test_a_stop_is_bounded_though_the_supervisor_reads_nothing(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import mpworker.client
@@ -565,8 +572,7 @@ def test_a_stop_is_bounded_though_the_supervisor_reads_nothing(how: str, monkeyp
     pool = ProcessWorker(n=1, client_ring_bytes=4096)
     client, processes = pool._client, running(pool)
     os.kill(processes["supervisor"], signal.SIGSTOP)
-    while client.supervisor.channel.outbound.fits(100):
-        pool.submit(abs, -1)
+    fill(client)
     began = time.monotonic()
     if how == "stop_graceful":
         assert pool.stop_graceful(0.2) is False
@@ -583,9 +589,8 @@ def test_a_drain_that_could_not_be_said_at_once_is_said_later() -> None:
     pool = ProcessWorker(n=1, client_ring_bytes=4096)
     client, processes = pool._client, running(pool)
     os.kill(processes["supervisor"], signal.SIGSTOP)
-    futures = []
-    while client.supervisor.channel.outbound.fits(100):
-        futures.append(pool.submit(abs, -len(futures)))
+    futures = [pool.submit(abs, -number) for number in range(10)]
+    fill(client)
     pool.shutdown(wait=False)
     os.kill(processes["supervisor"], signal.SIGCONT)
     assert leaks.wait_until(lambda: gone(processes), GUARD)
