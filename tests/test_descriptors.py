@@ -1,8 +1,11 @@
 """Who holds which descriptors: each process its own and no other, so that nobody who abuses his blocks another."""
 
+import fcntl
 import os
+import signal
 import subprocess
 import sys
+import termios
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -41,13 +44,25 @@ def holders(pids: Iterable[int]) -> dict[str, list[int]]:
     return found
 
 
+def unread(pipe: int) -> int:
+    """How many bytes are in it."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 # ------------------------------------------------------------ who holds what
 
 
-def test_each_process_holds_its_own_descriptors_and_no_other() -> None:
+@pytest.mark.parametrize("kills", [0, 5])
+def test_each_process_holds_its_own_descriptors_and_no_other(kills: int) -> None:
     before = leaks.descriptors(os.getpid())
     with ProcessWorker(n=2) as w:
         children = ready(w, 2)
+        for _ in range(kills):
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+            assert wait_until(lambda: not any(map(alive, children)), LIMIT)  # noqa: B023
+            assert wait_until(lambda: not {*children} & {*ready(w, 2)}, LIMIT)  # noqa: B023
+            children = ready(w, 2)
         supervisor, nursery = (w.processes()[name] for name in ("supervisor", "nursery"))
         ours = leaks.descriptors(os.getpid()) - before
         assert ours == Counter(memfd=1, pipe=2, socket=1, pidfd=1)
@@ -62,6 +77,16 @@ def test_each_process_holds_its_own_descriptors_and_no_other() -> None:
         ):
             held = leaks.descriptors(pid)
             assert {kind: held[kind] for kind in ("memfd", "socket", "pidfd", "eventpoll") if held[kind]} == expected
+
+
+def test_the_supervisor_takes_out_of_its_bell_what_is_written() -> None:
+    with ProcessWorker(n=2) as w:
+        ready(w, 2)
+        supervisors = w._client.supervisor.channel.peer_bell
+        pipes = w._client.supervisor.channel._pipes
+        for _ in range(10_000):  # more than one read takes out
+            supervisors.wake()
+        assert wait_until(lambda: not any(map(unread, pipes)), LIMIT)
 
 
 LIMITED = """
