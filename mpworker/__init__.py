@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 __version__ = "0.1.0"
 
 if sys.platform != "linux":
-    raise ImportError(f"mpworker needs Linux (memfd, eventfd, pidfd); this is {sys.platform}")
+    raise ImportError(f"mpworker needs Linux (memfd, pidfd, /proc); this is {sys.platform}")
 if not getattr(sys, "_is_gil_enabled", lambda: True)():
     raise ImportError("mpworker needs a CPython with the GIL; this is a free-threaded build")
 

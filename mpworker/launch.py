@@ -12,7 +12,7 @@ from typing import Any, Final
 import mpworker
 from mpworker.errors import ConfigurationError, InvalidArgument, SerializationError
 from mpworker.ipc import frames, payload
-from mpworker.ipc.channel import Channel, make_channel, make_segment
+from mpworker.ipc.channel import Channel, close_all, make_channel, make_segment
 from mpworker.options import WorkerOptions, available_cores
 
 _CLIENT_SPIN_NS: Final = 50_000
@@ -183,9 +183,10 @@ def launch(
         },
     }
     fds, channel = make_channel("mpworker-client", capacities)
+    sock: frames.Frames | None = None
     pid = pidfd = -1
-    sock, theirs = frames.pair()
     try:
+        sock, theirs = frames.pair()
         try:
             pid = os.posix_spawn(
                 python,
@@ -213,7 +214,8 @@ def launch(
             os.close(blob_fd)
     except BaseException:
         # Its socket closes, so a supervisor that was started ends by itself.
-        sock.close()
+        if sock is not None:
+            sock.close()
         channel.close()
         if pid > 0:
             os.waitpid(pid, 0)
@@ -221,6 +223,6 @@ def launch(
             os.close(pidfd)
         raise
     finally:
-        os.close(fds[0])
+        close_all(fds)
     # Who waits in the client spins, for it has nothing else to do; with one core there is somebody else who has.
     return Supervisor(channel, sock, pid, pidfd, _CLIENT_SPIN_NS if cores > 1 else 0)

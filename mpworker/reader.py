@@ -383,7 +383,7 @@ class Reader:
             self._closed = "stopped"
             self._cut_short = self._cut_short or bool(self.pending)
             self._fail_all(codec.CANCELLED, b"")
-        self._push = _push_nowhere  # the eventfds' numbers may be another file's from now on
+        self._push = _push_nowhere  # the bells' numbers may be another file's from now on
         self._ring = self._ring_room = _ring_nowhere
         self.supervisor.close()
         with self.mutex:

@@ -47,7 +47,7 @@ def begin_session() -> None:
 
 def snapshot() -> Snapshot:
     """Look at the world as it is now."""
-    return Snapshot(frozenset(_processes()), frozenset(os.listdir(SHM)), _fds())
+    return Snapshot(frozenset(_processes()), frozenset(os.listdir(SHM)), descriptors(os.getpid()))
 
 
 def leaks_since(before: Snapshot) -> list[str]:
@@ -73,6 +73,14 @@ def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+def alive(pid: int) -> bool:
+    """Does the process run? A zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _compare(before: Snapshot, after: Snapshot) -> list[str]:
@@ -130,13 +138,21 @@ def _held_by_another(path: Path) -> bool:
     return not path.exists()
 
 
-def _fds() -> Counter[str]:
-    kinds: Counter[str] = Counter()
-    for fd in os.listdir("/proc/self/fd"):
+def descriptor_targets(pid: int) -> dict[int, str]:
+    """What each open descriptor of a process leads to."""
+    targets = {}
+    for fd in os.listdir(f"/proc/{pid}/fd"):
         try:
-            target = os.readlink(f"/proc/self/fd/{fd}")
+            targets[int(fd)] = os.readlink(f"/proc/{pid}/fd/{fd}")
         except FileNotFoundError:  # the one that listed the directory
             continue
+    return targets
+
+
+def descriptors(pid: int) -> Counter[str]:
+    """How many open descriptors of each kind a process has."""
+    kinds: Counter[str] = Counter()
+    for target in descriptor_targets(pid).values():
         if target.startswith("/memfd:"):
             kinds["memfd"] += 1
         elif target.startswith("/"):

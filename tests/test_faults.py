@@ -18,7 +18,7 @@ from typing import Any
 
 import faults_tasks as tasks
 import pytest
-from leaks import wait_until
+from leaks import alive, wait_until
 
 from mpworker import ProcessWorker
 from mpworker.errors import (
@@ -50,14 +50,6 @@ def told(path: Path) -> str:
     """What a task wrote, once it has."""
     until(path.exists, f"{path.name} is written")
     return path.read_text()
-
-
-def alive(pid: int) -> bool:
-    """Does the process run? A zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def gone(pids: Iterable[int]) -> None:

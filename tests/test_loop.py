@@ -5,7 +5,7 @@ import os
 import time
 
 from mpworker.ipc import frames
-from mpworker.ipc.channel import make_channel
+from mpworker.ipc.channel import close_all, make_channel
 from mpworker.supervisor.loop import Loop
 
 _CONFIG = {
@@ -42,7 +42,7 @@ class _NeverIdle(Loop):
 def test_a_supervisor_that_is_never_idle_notices_its_clients_death() -> None:
     ours, theirs = frames.pair()
     fds, channel = make_channel("test", (4096, 4096))
-    os.close(fds[0])
+    close_all(fds)
     pidfd = os.pidfd_open(os.getpid())
     blob = os.memfd_create("blob")
     try:

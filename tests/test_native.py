@@ -16,6 +16,9 @@ import pytest
 from mpworker.ipc import _native
 from mpworker.ipc._native import Bell, Claims, Ring
 
+sys.path.append(str(Path(__file__).parent / "native"))
+import peer
+
 ROOT = Path(__file__).parent.parent
 ROUNDS = 10_000
 # Blocks that a free list or a cache of the interpreter may keep; a leak of one object a call shows as ROUNDS.
@@ -132,6 +135,7 @@ def calls(fd: int) -> Calls:
         "Bell.ring_room": [(None, ring_room), (None, closed.ring_room), (OSError, ring_room_closed)],
         "Bell.want_room": [(None, lambda: bell.want_room(True)), (ZeroDivisionError, lambda: bell.want_room(Untrue()))],  # type: ignore[arg-type]
         "Bell.wake": [(None, bell.wake), (OSError, closed.wake)],
+        "Bell.drain": [(None, bell.drain), (OSError, closed.drain)],
         "Bell.arm": [(None, bell.arm)],
         "Bell.disarm": [(None, bell.disarm)],
         "Bell.wait": [
@@ -178,15 +182,15 @@ def test_every_exported_function_is_tried_for_leaks() -> None:
 
 
 @pytest.fixture
-def eventfd() -> Iterator[int]:
-    fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+def pipe() -> Iterator[int]:
+    fd = peer.make_pipe()
     yield fd
     os.close(fd)
 
 
 @pytest.mark.parametrize("name", sorted(exported()))
-def test_nothing_leaks(name: str, eventfd: int) -> None:
-    for error, call in calls(eventfd)[name]:
+def test_nothing_leaks(name: str, pipe: int) -> None:
+    for error, call in calls(pipe)[name]:
 
         def repeat(rounds: int, error: type[Exception] | None = error, call: Callable[[], object] = call) -> None:
             if error is None:
@@ -212,11 +216,11 @@ def test_nothing_leaks(name: str, eventfd: int) -> None:
         assert all(abs(now - then) < SLACK for now, then in zip(after, held, strict=True)), error
 
 
-def test_arguments_keep_their_reference_counts(eventfd: int) -> None:
+def test_arguments_keep_their_reference_counts(pipe: int) -> None:
     memory = mmap.mmap(-1, 4096)
     values = [2**60 + i for i in range(3)]
     payload, records = bytearray(b"payload"), list[tuple[int, int, int, int, int, bytes]]()
-    ring, consumer, bell = Ring(memory, 0, 128, 256), Ring(memory, 0, 128, 256), Bell(memory, 1024, eventfd)
+    ring, consumer, bell = Ring(memory, 0, 128, 256), Ring(memory, 0, 128, 256), Bell(memory, 1024, pipe)
     watched = [memory, *values, payload, ring, consumer, records]
     before = [sys.getrefcount(value) for value in watched]
     for _ in range(1000):
@@ -244,7 +248,7 @@ memory = mmap.mmap(-1, 4096)
 claims_memory = mmap.mmap(-1, 4096)
 memory.madvise(mmap.MADV_DONTFORK)
 claims_memory.madvise(mmap.MADV_DONTFORK)
-fd = os.eventfd(0)
+fd = os.pipe()[1]
 address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 ring, bell, claims = Ring(memory, 0, 128, 256), Bell(memory, 1024, fd), Claims(claims_memory, 4)
 calls = {
@@ -257,6 +261,7 @@ calls = {
     "Bell.ring_room": bell.ring_room,
     "Bell.want_room": lambda: bell.want_room(True),
     "Bell.wake": bell.wake,
+    "Bell.drain": bell.drain,
     "Bell.arm": bell.arm,
     "Bell.disarm": bell.disarm,
     "Bell.wait": lambda: bell.wait(ring, ring, 8, 0, -1, 0),
@@ -326,7 +331,7 @@ native = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(native)
 memory = mmap.mmap(-1, 4096)
 producer, ring = (native.Ring(memory, 0, 128, 256) for _ in range(2))
-bell, claims = native.Bell(memory, 1024, os.eventfd(0)), native.Claims(memory, 1)
+bell, claims = native.Bell(memory, 1024, os.pipe()[0]), native.Claims(memory, 1)
 assert producer.push(1, 2, 3, 4, 5, b"payload")
 assert bell.wait(ring, None, 0, 10, -1, 0) == 1
 records = []

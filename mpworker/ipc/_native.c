@@ -370,9 +370,7 @@ static PyObject *bell_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 static PyObject *bell_write(bell_object *bell)
 {
     int error = mpw_bell_write(bell->fd);
-    if (error)
-        return os_error(error, "write to a bell");
-    return none();
+    return error ? os_error(error, "write to a bell") : none();
 }
 
 static PyObject *bell_ring(PyObject *self, PyObject *Py_UNUSED(ignored))
@@ -407,6 +405,14 @@ static PyObject *bell_want_room(PyObject *self, PyObject *wanted)
 static PyObject *bell_wake(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     return usable(self) ? bell_write((bell_object *)self) : NULL;
+}
+
+static PyObject *bell_drain(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!usable(self))
+        return NULL;
+    int error = mpw_bell_drain(((bell_object *)self)->fd);
+    return error ? os_error(error, "read a bell") : none();
 }
 
 static PyObject *bell_arm(PyObject *self, PyObject *Py_UNUSED(ignored))
@@ -487,6 +493,8 @@ static PyMethodDef bell_methods[] = {
      "ring_room()\n\nWake the owner if it sleeps and wants room; to be called after a pop that nothing else answers."},
     {"want_room", bell_want_room, METH_O, "want_room(wanted)\n\nOwner: from the next arm() on, be woken by ring_room() too."},
     {"wake", bell_wake, METH_NOARGS, "wake()\n\nWake the owner whether it sleeps or not (from a thread or a handler)."},
+    {"drain", bell_drain, METH_NOARGS,
+     "drain()\n\nOwner: take out what woke it, where that was not wait(); then arm() and look before the next sleep."},
     {"arm", bell_arm, METH_NOARGS, "arm()\n\nSay that this side is about to sleep; look at the rings once more after it."},
     {"disarm", bell_disarm, METH_NOARGS, "disarm()\n\nSay that this side is awake."},
     {"wait", (PyCFunction)(void (*)(void))bell_wait, METH_FASTCALL,
@@ -497,7 +505,7 @@ static PyMethodDef bell_methods[] = {
 };
 
 static PyType_Slot bell_slots[] = {
-    {Py_tp_doc, "Bell(buffer, offset, fd)\n\nOne side's bell: a word in shared memory and an eventfd; see bell.h."},
+    {Py_tp_doc, "Bell(buffer, offset, fd)\n\nOne side's bell: a word in shared memory and a pipe; see bell.h."},
     {Py_tp_new, bell_new},
     {Py_tp_dealloc, mapped_dealloc},
     {Py_tp_methods, bell_methods},

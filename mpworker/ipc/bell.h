@@ -1,25 +1,34 @@
 /* The bell: how a producer wakes a consumer that sleeps, and costs nothing when it does not.
  *
- * Each side of a channel owns one bell: an eventfd and a word `sleeping` in shared memory. The owner sets the word before
- * it sleeps; whoever has published something for it looks at the word and writes the eventfd only if it is set.
+ * Each side of a channel owns one bell: a pipe and a word `sleeping` in shared memory. The owner sets the word before it
+ * sleeps; whoever has published something for it looks at the word and writes a byte to the pipe only if it is set.
  *
  * Why no wake-up is lost (Dekker's argument). The sleeper and the ringer each write one location, then read the other's:
  *
  *     sleeper:  sleeping = 1;  fence;  read tail     (sleeps only if it saw nothing)
- *     ringer:   tail = new;    fence;  read sleeping (writes the eventfd only if it saw 1)
+ *     ringer:   tail = new;    fence;  read sleeping (writes the pipe only if it saw 1)
  *
  * Both fences are sequentially consistent, so they have one total order. If the sleeper's fence comes first, the ringer's
- * read sees 1 and it writes the eventfd, whose count stays until it is read: the sleep ends or does not begin. If the
+ * read sees 1 and it writes the pipe, where the byte stays until it is read: the sleep ends or does not begin. If the
  * ringer's fence comes first, the sleeper's read sees the new tail and it does not sleep. Release and acquire alone allow
  * both to read old values: on x86 too, where a store may pass a later load.
+ *
+ * The sleeper drains the pipe after it woke, and always before it arms and looks again. A byte that it takes out was
+ * written after what it announces was published, so that look sees it; a byte that comes later is there when the next
+ * sleep begins. How many there are means nothing: a full pipe is readable too, which is all that a ringer wants.
  *
  * The ringer takes the word back to 0 with an exchange, so that a burst costs one system call. Only the ringer that takes
  * it writes, and the sleeper sets it anew before each sleep: a stale 1 (the sleeper woke for another reason) costs one
  * needless write, never a lost one. The same bell says "there is room again": the consumer of a ring rings its producer
  * after it released bytes, and the fence argument is the same with `head` in the place of `tail`.
  *
- * One thread at a time sleeps on a bell: a second one would be disarmed by the first, and would not see an eventfd that the
+ * One thread at a time sleeps on a bell: a second one would be disarmed by the first, and would not see a byte that the
  * first has read.
+ *
+ * Neither side can make the other block. O_NONBLOCK belongs to an open file description, and whoever shares one may clear
+ * it; so each side has one of its own, made by opening the pipe anew by way of /proc (an eventfd cannot be opened twice).
+ * Each is open for reading and writing: a pipe whose every holder does both never raises SIGPIPE and never ends, whoever
+ * dies. A peer may fill a pipe or empty it; then it is the one that is woken for nothing, or whose news comes late.
  *
  * This header needs Linux, but no Python, so that sanitizers and stress tests link it alone.
  */
@@ -52,11 +61,11 @@ static inline void mpw_bell_arm(mpw_bell_word *bell)
 
 static inline void mpw_bell_disarm(mpw_bell_word *bell)
 {
-    /* relaxed: a ringer that still sees 1 writes the eventfd once for nothing. */
+    /* relaxed: a ringer that still sees 1 writes once for nothing. */
     atomic_store_explicit(&bell->sleeping, 0, memory_order_relaxed);
 }
 
-/* Must the eventfd be written? To be asked after the ring's release store. */
+/* Must the pipe be written? To be asked after the ring's release store. */
 static inline bool mpw_bell_pending(mpw_bell_word *bell)
 {
     /* seq_cst: pairs with the fence in mpw_bell_arm; our publication comes before the look at the word. */
@@ -81,16 +90,22 @@ static inline void mpw_bell_want_room(mpw_bell_word *bell, bool wanted)
     atomic_store_explicit(&bell->wants_room, wanted, memory_order_relaxed);
 }
 
-/* Write the eventfd. 0, or an errno. EAGAIN means that its count is full: it is readable, which is all we want. */
+/* Write the pipe. 0, or an errno. EAGAIN means that it is full. */
 static inline int mpw_bell_write(int fd)
 {
-    uint64_t one = 1;
-    while (write(fd, &one, sizeof one) != (ssize_t)sizeof one) {
+    while (write(fd, "", 1) != 1) {
         if (errno == EINTR)
             continue;
         return errno == EAGAIN ? 0 : errno;
     }
     return 0;
+}
+
+/* Take out what was written: all of it, but for a peer that writes without being asked. 0, or an errno. */
+static inline int mpw_bell_drain(int fd)
+{
+    char bytes[4096];
+    return read(fd, bytes, sizeof bytes) < 0 && errno != EAGAIN && errno != EINTR ? errno : 0;
 }
 
 /* What a sleeper looks at: copies of its own counters, and the peer's shared ones. */
@@ -124,7 +139,7 @@ static inline void mpw_relax(void)
 #endif
 }
 
-/* Spin, then sleep, until a ring is ready (bit 1), the eventfd was written (bit 1) or `also_fd` is readable (bit 2).
+/* Spin, then sleep, until a ring is ready (bit 1), the pipe is readable (bit 1) or `also_fd` is readable (bit 2).
  * 0 at the deadline (UINT64_MAX: none), -1 with errno. */
 static inline int mpw_bell_wait(mpw_bell_word *bell, int fd, const mpw_watch *watch, int also_fd, uint64_t deadline_ns,
                                 uint64_t spin_ns)
@@ -170,8 +185,7 @@ static inline int mpw_bell_wait(mpw_bell_word *bell, int fd, const mpw_watch *wa
         errno = EBADF;
         return -1;
     }
-    uint64_t count;
-    if (fds[0].revents && read(fd, &count, sizeof count) < 0 && errno != EAGAIN && errno != EINTR)
+    if (fds[0].revents && mpw_bell_drain(fd) != 0)
         return -1;
     return (fds[0].revents ? 1 : 0) | (fds[1].revents ? 2 : 0);
 }

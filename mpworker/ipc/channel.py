@@ -1,4 +1,4 @@
-"""A channel: everything one pair of processes shares, in one anonymous memory segment and two eventfds.
+"""A channel: everything one pair of processes shares, in one anonymous memory segment and two pipes.
 
 The segment holds a bell word for each side, the control blocks of two rings and the two rings::
 
@@ -8,6 +8,11 @@ The segment holds a bell word for each side, the control blocks of two rings and
 
 Side 0 is the one that made the channel. Nothing has a name in any file system: the descriptors travel over a unix
 socket, and when the last process that maps the segment is gone, so is the memory.
+
+Each pipe is a bell (bell.h), and each side has an open file description of its own for each of the two: the flags of
+one that is shared could be changed by the other side, which would then block this one. So the maker opens every pipe
+once for itself and once for the other side, and closes what it has sent. The supervisor does not rely on a client to
+do so: it opens what it is sent once more.
 """
 
 import errno
@@ -57,23 +62,49 @@ def map_segment(fd: int, size: int) -> mmap.mmap:
     return mapping
 
 
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)
+
+
 def _size(capacities: Sequence[int]) -> int:
     return _PAGE + sum(capacities)
 
 
+def open_anew(pipe: int) -> int:
+    """An open file description of a pipe that nobody else has: for reading and writing, and it never blocks.
+
+    Returns:
+        Its descriptor, close-on-exec.
+
+    Raises:
+        OSError: No descriptor is left, or there is no /proc.
+    """
+    try:
+        return os.open(f"/proc/self/fd/{pipe}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise OSError(errno.ENOENT, "mpworker needs /proc, which is not mounted here") from error
+
+
 class Channel:
     """One side of a channel.
+
+    Args:
+        fds: The segment, which the caller closes, and this side's own descriptions of the bells of sides 0 and 1.
+        capacities: Bytes of the ring of side 0, and of side 1.
+        side: Which one this is.
 
     Attributes:
         outbound: The ring this side pushes to.
         inbound: The ring this side pops from.
         bell: This side's own bell: others ring it, this side waits on it.
         peer_bell: The other side's bell.
-        fd: The eventfd of the own bell, for an event loop to watch.
+        fd: The pipe of the own bell, for an event loop to watch.
     """
 
     def __init__(self, fds: Sequence[int], capacities: Sequence[int], side: int) -> None:
-        segment, *events = fds
+        segment, *pipes = fds
         mapping = map_segment(segment, _size(capacities))
         rings = [
             Ring(
@@ -84,41 +115,46 @@ class Channel:
             )
             for index, capacity in enumerate(capacities)
         ]
-        bells = [Bell(mapping, index * _native.BELL_BYTES, event) for index, event in enumerate(events)]
+        bells = [Bell(mapping, index * _native.BELL_BYTES, pipe) for index, pipe in enumerate(pipes)]
         self.outbound = rings[side]
         self.inbound = rings[1 - side]
         self.bell = bells[side]
         self.peer_bell = bells[1 - side]
-        self.fd = events[side]
-        self._events = events
+        self.fd = pipes[side]
+        self._pipes = pipes
 
     def close(self) -> None:
-        """Close the eventfds. The memory goes with the last reference to a ring or bell."""
-        events, self._events = self._events, []
-        for fd in events:
-            os.close(fd)
+        """Close the bells' descriptors. The memory goes with the last reference to a ring or bell."""
+        pipes, self._pipes = self._pipes, []
+        close_all(pipes)
 
 
 def make_channel(name: str, capacities: tuple[int, int]) -> tuple[list[int], Channel]:
     """A new channel: the descriptors for the other side, and side 0 of it.
 
-    The caller sends the descriptors and closes the first (the segment); the eventfds are the channel's.
+    The caller sends the descriptors and closes them; the channel has its own.
 
     Args:
         name: Shown in /proc/PID/maps.
         capacities: Bytes of the ring that this side pushes to, and of the one that it pops from: powers of two.
 
     Raises:
-        OSError: No memory or no descriptor is left. Nothing is left open.
+        OSError: No memory or no descriptor is left, or there is no /proc. Nothing is left open.
     """
-    fds: list[int] = []
+    theirs: list[int] = []
+    ours: list[int] = []
     try:
-        fds.append(make_segment(name, _size(capacities)))
-        fds += [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
-        return fds, Channel(fds, capacities, 0)
+        theirs.append(make_segment(name, _size(capacities)))
+        for _ in range(2):
+            ends = os.pipe()
+            try:
+                for side in (ours, theirs):
+                    side.append(open_anew(ends[0]))
+            finally:
+                close_all(ends)
+        return theirs, Channel([theirs[0], *ours], capacities, 0)
     except BaseException:
-        for fd in fds:
-            os.close(fd)
+        close_all(theirs + ours)
         raise
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 
 from mpworker.ipc import frames
-from mpworker.ipc.channel import Channel
+from mpworker.ipc.channel import Channel, close_all, open_anew
 from mpworker.supervisor.loop import Loop
 from mpworker.supervisor.nursery import become_subreaper
 
@@ -49,11 +49,12 @@ def main(fd: int) -> None:
     hello = client.receive()
     if hello is None:
         return
-    config, (*channel_fds, blob_fd) = hello
+    config, (segment, *pipes, blob_fd) = hello
     _own_stderr()
     become_subreaper()
-    channel = Channel(channel_fds, config["client_ring_bytes"], 1)
-    os.close(channel_fds[0])
+    # A client could have kept what it sent, and make it block.
+    channel = Channel([segment, *map(open_anew, pipes)], config["client_ring_bytes"], 1)
+    close_all([segment, *pipes])
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)  # a child must not eat the client's input
     os.close(null)

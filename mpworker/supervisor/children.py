@@ -8,7 +8,7 @@ from typing import Any
 
 from mpworker.ipc import codec, frames
 from mpworker.ipc._native import Claims
-from mpworker.ipc.channel import Channel, make_channel, make_claims
+from mpworker.ipc.channel import Channel, close_all, make_channel, make_claims
 from mpworker.ipc.ring import Assembler, Outbox, RingCorrupt
 from mpworker.supervisor.nursery import bury, kill_strays
 from mpworker.supervisor.oom import OomKills
@@ -172,16 +172,14 @@ class Children:
         fds, channel = make_channel("mpworker-child", self._capacities)
         try:
             claims_fd, claims = make_claims("mpworker-claims", self._slots)
-            try:
-                order = {"op": "spawn", "id": seat.number, "capacities": self._capacities, "slots": self._slots}
-                self.nursery.send(order, [*fds, claims_fd])
-            finally:
-                os.close(claims_fd)
+            fds.append(claims_fd)
+            order = {"op": "spawn", "id": seat.number, "capacities": self._capacities, "slots": self._slots}
+            self.nursery.send(order, fds)
         except OSError:
             channel.close()
             raise
         finally:
-            os.close(fds[0])
+            close_all(fds)
         child = Child(seat, channel, claims, self._config["child"]["max_payload_bytes"])
         self.by_number[seat.number] = child
         self.everyone = tuple(self.by_number.values())

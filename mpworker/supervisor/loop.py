@@ -83,8 +83,7 @@ class Loop:
 
     def run(self) -> None:
         """Serve until the client is gone or has stopped us."""
-        # A bell is edge-triggered: each write wakes once, and nothing needs to be read back.
-        self._epoll.register(self._world.channel.fd, select.EPOLLIN | select.EPOLLET)
+        self._watch_bell(self._world.channel)
         self._watch(self._client.fileno(), self._client_gone)
         self._watch(self._client_pidfd, self._client_gone)
         self._start_nursery()
@@ -110,6 +109,12 @@ class Loop:
     def _watch(self, fd: int, handler: Any) -> None:
         self._handlers[fd] = handler
         self._epoll.register(fd, select.EPOLLIN)
+
+    def _watch_bell(self, channel: Channel) -> None:
+        # Level-triggered: a byte that is still there keeps the loop from sleep, whatever makes an edge (before Linux
+        # 5.14 a write to a pipe that is not empty makes none). Drained as soon as epoll tells of it, and so before the
+        # loop arms and looks again, as bell.h asks.
+        self._watch(channel.fd, channel.bell.drain)
 
     def _unwatch(self, fd: int) -> None:
         if self._handlers.pop(fd, None) is not None:
@@ -298,11 +303,11 @@ class Loop:
                 return
             child.pid = report["pid"]
             child.pidfd = fds[0]
-            self._epoll.register(child.channel.fd, select.EPOLLIN | select.EPOLLET)
+            self._watch_bell(child.channel)
             if child.seat.state >= DYING:
                 child.signal(signal.SIGKILL)  # it was given up before it had a pid
         elif op == "spawn_failed" and child is not None:
-            self._world.remove(child)
+            self._remove(child)
             self._scheduler.child_died(child.seat, self._world.death(child, 0))
             self._start_failed(f"fork failed: {report['error']}")
         elif op == "died" and child is not None:
@@ -327,7 +332,7 @@ class Loop:
         started = child.seat.state != STARTING and child.seat.kill_cause != "start"
         death = self._world.death(child, status, cause)
         self._scheduler.child_died(child.seat, death)
-        self._world.remove(child)
+        self._remove(child)
         if not started and not self._ending() and cause != "nursery":
             how = f"signal {death.signal}" if death.signal else f"exit code {death.exit_code}"
             why = " (it took longer than start_timeout)" if child.seat.kill_cause == "start" else ""
@@ -335,11 +340,16 @@ class Loop:
             self._start_failed(refused or f"child {child.pid} ended by {how} before it was ready{why}")
         self._spawn_missing()
 
+    def _remove(self, child: Child) -> None:
+        """Forget a child that is dead: the number of its bell is somebody else's from now on."""
+        self._unwatch(child.channel.fd)
+        self._world.remove(child)
+
     def _remove_unkillable(self) -> None:
         """A child that survives SIGKILL has been settled by the scheduler; replace it."""
         for child in list(self._world.by_number.values()):
             if child.seat.state > DYING:
-                self._world.remove(child)
+                self._remove(child)
                 self._spawn_missing()
 
     def _nursery_lost(self) -> None:

@@ -197,8 +197,8 @@ class Nursery:
                 os.close(pidfd)
             _set_oom_score()
             segment, *rest = _move_high(fds)
-            *events, claims_fd = rest
-            channel = Channel([segment, *events], capacities, 1)
+            *bells, claims_fd = rest
+            channel = Channel([segment, *bells], capacities, 1)
             claims = map_claims(claims_fd, slots)
             os.close(segment)
             os.close(claims_fd)

@@ -5,11 +5,13 @@ The layout of the shared memory is the same for all roles: ring, ring, bell, bel
 
 import ctypes
 import mmap
+import os
 import random
 import sys
 import zlib
 
 from mpworker.ipc._native import Bell, Claims, Ring
+from mpworker.ipc.channel import close_all, open_anew
 
 CAPACITY = 4096
 SLOTS = 4
@@ -20,6 +22,15 @@ DATA_AT = (8192, 8192 + CAPACITY)
 SIZE = 8192 + 2 * CAPACITY
 
 STALL = 20.0  # seconds; a wake-up that takes longer is lost
+
+
+def make_pipe() -> int:
+    """A bell's pipe. One description serves both sides, for neither is hostile."""
+    ends = os.pipe()
+    try:
+        return open_anew(ends[0])
+    finally:
+        close_all(ends)
 
 
 class Shared:

@@ -44,7 +44,7 @@ int main(int argc, char **argv)
 {
     uint64_t seconds = argument(argc, argv, 1), seed = argument(argc, argv, 2);
     channel *there = make_channel(CAPACITY), *back = make_channel(CAPACITY);
-    int parent_fd = make_eventfd(), child_fd = make_eventfd();
+    int parent_fd = make_pipe(), child_fd = make_pipe();
     mpw_ring in, out;
     pid_t pid = fork_child();
     if (pid == 0) {

@@ -50,8 +50,8 @@ int main(int argc, char **argv)
     capacity = argument(argc, argv, 2);
     seed = argument(argc, argv, 3);
     shared = make_channel(capacity);
-    consumer_fd = make_eventfd();
-    producer_fd = make_eventfd();
+    consumer_fd = make_pipe();
+    producer_fd = make_pipe();
     if (argc > 4) {
         pthread_t thread;
         if (pthread_create(&thread, NULL, produce_thread, NULL) != 0)

@@ -9,7 +9,7 @@
  *            be done early, and one that no release orders may be done late.
  *
  * A fence waits until all own buffers are empty. A read-modify-write acts on memory, with the own buffer for that place
- * empty (all of them on x86). A lost wake-up is an end in which a side waits for its eventfd for ever: spin reports it as an
+ * empty (all of them on x86). A lost wake-up is an end in which a side waits for its pipe for ever: spin reports it as an
  * invalid end state. -DNO_... leaves out one thing; each must be found out:
  *
  *   NO_ARM_FENCE, NO_RING_FENCE    the fences of mpw_bell_arm and of mpw_bell_pending and mpw_bell_room_pending
@@ -33,7 +33,7 @@
 #define PLACES 7
 
 byte place[PLACES];
-bit eventfd[2];
+bit rung[2]; /* is there a byte in the pipe? A sleeper that wakes takes out all there are */
 
 #ifdef WEAK
 chan buffer[14] = [3] of { byte, byte }; /* side * PLACES + place */
@@ -82,7 +82,7 @@ end:
     od
 }
 
-/* mpw_bell_pending or mpw_bell_room_pending, after a look at `word`, and the write to the eventfd. */
+/* mpw_bell_pending or mpw_bell_room_pending, after a look at `word`, and the write to the pipe. */
 inline ring_bell(side, sleeper, word)
 {
 #ifndef NO_RING_FENCE
@@ -97,7 +97,7 @@ inline ring_bell(side, sleeper, word)
             place[SLEEPING + sleeper] = 0
         }
         if
-        :: woken -> eventfd[sleeper] = 1
+        :: woken -> rung[sleeper] = 1
         :: else
         fi
     fi
@@ -112,7 +112,7 @@ inline sleep_on_bell(side, ready)
     :: !(ready) ->
         STORE(side, SLEEPING + side, 1);
         FENCE(side);
-        atomic { eventfd[side] == 1 -> eventfd[side] = 0 }
+        atomic { rung[side] == 1 -> rung[side] = 0 }
         STORE(side, SLEEPING + side, 0)
     fi
 #else
@@ -133,7 +133,7 @@ inline sleep_on_bell(side, ready)
         :: else
         fi;
 #endif
-        atomic { eventfd[side] == 1 -> eventfd[side] = 0 }
+        atomic { rung[side] == 1 -> rung[side] = 0 }
     fi;
     STORE(side, SLEEPING + side, 0)
 #endif
