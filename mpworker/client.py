@@ -178,7 +178,7 @@ class Client(Reader):
                 raise
             pending.pop(key, None)
         self._ring()
-        if not key & 63 and self.supervisor.channel.inbound.fill() > self._half:
+        if not key & 63 and self._fill() > self._half:
             self.poll()
         return future
 
@@ -231,7 +231,6 @@ class Client(Reader):
                 f"a pickle of {len(data)} bytes exceeds max_payload_bytes={self._options.max_payload_bytes}"
             )
         record = (kind, flags, a, b, c, data)
-        fits = self.supervisor.channel.outbound.fits
         # One thread at a time; a signal handler on top of this one has a stream of its own. A record that is pushed
         # whole meanwhile does no harm.
         with self._submit_lock:
@@ -252,7 +251,7 @@ class Client(Reader):
                             break
                         self._ring()
                         over = self._is_gone if kind == codec.REQUEST else self._is_closed
-                        self.wait_for(self.when(lambda: fits(size) or over()), None, size)  # noqa: B023
+                        self.wait_for(self.when(lambda: self._fits(size) or over()), None, size)  # noqa: B023
             finally:
                 self._slow_sends -= 1
         if self._forgotten:
@@ -400,8 +399,7 @@ class Client(Reader):
         return said
 
     def _say_drain_when_there_is_room(self, timeout: float | None = None) -> None:
-        fits = self.supervisor.channel.outbound.fits
-        room = self.when(lambda: fits(len(_DRAIN)) or self._exited)
+        room = self.when(lambda: self._fits(len(_DRAIN)) or self._exited)
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.wait_for(room, None if deadline is None else deadline - time.monotonic(), len(_DRAIN)):
             if self._exited or self._say_drain():

@@ -80,8 +80,9 @@ class Reader:
         self._cut_short = False  # the stop cancelled something
         channel = supervisor.channel
         self._push: Callable[..., bool] = channel.outbound.push
-        self._pop = channel.inbound.pop
-        self._fill = channel.inbound.fill
+        self._pop: Callable[[list[Record], int], int] = channel.inbound.pop
+        self._fill: Callable[[], int] = channel.inbound.fill
+        self._fits: Callable[[int], bool] = channel.outbound.fits
         self._ring: Callable[[], None] = channel.peer_bell.ring
         self._ring_room: Callable[[], None] = channel.peer_bell.ring_room
 
@@ -383,7 +384,9 @@ class Reader:
             self._closed = "stopped"
             self._cut_short = self._cut_short or bool(self.pending)
             self._fail_all(codec.CANCELLED, b"")
-        self._push = _push_nowhere  # the bells' numbers may be another file's from now on
+        # The bells' numbers may be another file's from now on, and a future that is kept shall not keep the memory.
+        self._push = self._fits = _always
+        self._pop = self._fill = _nothing
         self._ring = self._ring_room = _ring_nowhere
         self.supervisor.close()
         with self.mutex:
@@ -391,8 +394,12 @@ class Reader:
             self.condition.notify_all()
 
 
-def _push_nowhere(*_: object) -> bool:
+def _always(*_: object) -> bool:
     return True
+
+
+def _nothing(*_: object) -> int:
+    return 0
 
 
 def _ring_nowhere() -> None:

@@ -595,3 +595,15 @@ def test_a_drain_that_could_not_be_said_at_once_is_said_later() -> None:
     os.kill(processes["supervisor"], signal.SIGCONT)
     assert leaks.wait_until(lambda: gone(processes), GUARD)
     assert [future.result(0) for future in futures] == list(range(len(futures)))
+
+
+def test_what_is_kept_after_the_stop_keeps_no_shared_memory() -> None:
+    pool = ProcessWorker(n=1)
+    kept = [pool.submit(pooljobs.square, 3), pool.options(retries=1), pool.map(abs, [-1]), pool]
+    assert pool.stop_graceful()
+    assert kept[0].result() == 9
+    assert "mpworker-" not in Path("/proc/self/maps").read_text()
+    assert not any(
+        "memfd:mpworker" in os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()
+    )
+    assert next(kept[2]) == 1

@@ -124,9 +124,11 @@ class Channel:
         self._pipes = pipes
 
     def close(self) -> None:
-        """Close the bells' descriptors. The memory goes with the last reference to a ring or bell."""
+        """Close the bells' descriptors and let go of the rings and bells: with the last of these goes the memory."""
         pipes, self._pipes = self._pipes, []
         close_all(pipes)
+        for name in ("outbound", "inbound", "bell", "peer_bell"):
+            self.__dict__.pop(name, None)
 
 
 def make_channel(name: str, capacities: tuple[int, int]) -> tuple[list[int], Channel]:
