@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import signal
 import time
 from typing import Any
@@ -24,13 +25,14 @@ class Child:
         "assembler",
         "channel",
         "claims",
+        "ended",
         "known",
         "max_payload",
         "outbox",
-        "pid",
         "pidfd",
         "pop",
         "push",
+        "ready",
         "refusal",
         "ring_bell",
         "ring_room",
@@ -50,10 +52,22 @@ class Child:
         self.max_payload = channel.outbound.max_payload
         self.assembler = Assembler(max_payload_bytes + codec.REPORT_BYTES_MAX)
         self.known: set[int] = set()  # functions that it has been sent and not told to forget
-        self.pid = 0
         self.pidfd = -1
+        self.ready = False  # has been so in time
+        self.ended = False  # is dead, and is still to be reaped
         self.stopping = False  # told to exit
         self.refusal = ""  # what the initializer raised
+
+    @property
+    def pid(self) -> int:
+        """The process, 0 until the nursery has said that it is forked."""
+        return self.seat.pid
+
+    def has_ended(self) -> bool:
+        """Is the process dead, reaped or not?"""
+        poller = select.poll()
+        poller.register(self.pidfd, select.POLLIN)
+        return bool(poller.poll(0))
 
     def signal(self, number: int) -> None:
         """Signal the process; nothing if it is dead or not forked yet."""
@@ -146,8 +160,6 @@ class Children:
             self.nursery = None
             pidfd = os.pidfd_open(self.nursery_pid)
             try:
-                import select
-
                 poller = select.poll()
                 poller.register(pidfd, select.POLLIN)
                 if not poller.poll(_NURSERY_EXIT_SECONDS * 1000):
@@ -286,6 +298,9 @@ class Children:
 
     def beat(self, seat: Seat) -> float:
         return self.by_number[seat.number].claims.beat() / 1e9
+
+    def looked(self) -> None:
+        self._oom_kills.look()
 
 
 def _reap(pid: int) -> None:
