@@ -76,6 +76,7 @@ class Attempt:
     started_at: float
     ended_at: float | None = None
     status: int | None = None
+    late: bool = False  # the scheduler decided so before it was answered
 
     def seconds(self, now: float) -> float:
         return (now if self.ended_at is None else self.ended_at) - self.started_at
@@ -473,6 +474,7 @@ class World:
         options = accepted.options
         failed = sum(
             attempt.status in (rules.ERROR, rules.EXITED)
+            or attempt.late
             or (options.timeout is not None and attempt.seconds(self.now) >= options.timeout)
             for attempt in attempts
         )
@@ -535,6 +537,8 @@ class World:
         for word in child.page:
             if word.state == CLAIMED and word.halt == word.generation and word.interrupted_at is None:
                 word.interrupted_at = self.now
+                if child.run is not None and child.run.is_chunk and child.first < word.cursor:
+                    self.attempts[child.run.key, word.cursor - 1][-1].late = True
         self.log.append(("interrupt", seat.number))
 
     def kill(self, seat: Seat) -> None:
@@ -594,7 +598,7 @@ class World:
         elif status == rules.TIMED_OUT:
             timeout = accepted.options.timeout
             assert timeout is not None
-            began = bool(attempts) and attempts[-1].seconds(self.now) >= timeout
+            began = bool(attempts) and (attempts[-1].late or attempts[-1].seconds(self.now) >= timeout)
             assert began or self.now >= self.claimed_at[name] + timeout, f"{name} was in time"
         elif status == rules.CRASHED:
             assert self.paid[name], f"{name} crashed without a death"
@@ -604,6 +608,8 @@ class World:
         elif status != SPLIT:
             assert attempts, f"{name} has an outcome and never began"
             assert attempts[-1].status == status, f"{name} ended with {attempts[-1].status}, not {status}"
+        if attempts and attempts[-1].late and not accepted.cancelled:
+            assert status == rules.TIMED_OUT, f"{name} was late and ends with {status}"
         if name in self.barred:
             assert status in (rules.CANCELLED, rules.UNSERIALIZABLE), f"{name} never began and ends with {status}"
         accepted.outcomes[item] = status
