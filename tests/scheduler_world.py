@@ -416,6 +416,14 @@ class World:
             if child.can_move():
                 child.beat_at = self.now
 
+    def next_timer(self) -> float | None:
+        """As the scheduler's, of what is there when time goes by: by then the killed are dead, and others start."""
+        at = self.scheduler.next_timer()
+        if at is None or at > self.now:
+            self.bury()
+            at = self.scheduler.next_timer()
+        return at
+
     def pause(self, seconds: float) -> None:
         """The machine stands still, and nobody beats."""
         self.now += seconds
