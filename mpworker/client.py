@@ -316,6 +316,12 @@ class Client(Reader):
         if not self._closed:
             self._closed = "stopped"
 
+    def cancel_unstarted(self) -> None:
+        """Accept nothing more, and cancel what no child has begun."""
+        self.close_submit()
+        if not self._forked:
+            self.request({"verb": "cancel_unstarted"})
+
     def stop_graceful(self, timeout: float | None) -> bool:
         """Finish what was accepted, then end everything; False if the time was over first and the rest cancelled."""
         if self._forked:

@@ -312,13 +312,11 @@ class ProcessWorker(TaskView):
 
         Args:
             wait: False returns at once; what was accepted is finished all the same.
-            cancel_futures: Cancel what has not begun.
+            cancel_futures: Cancel what no child has begun, items of a `map` included. What runs ends by itself, after
+                the retries that it has.
         """
         if cancel_futures:
-            self._client.close_submit()
-            for future in list(self._client.pending.values()):
-                if isinstance(future, TaskFuture) and not future.running():
-                    future.cancel()
+            self._client.cancel_unstarted()
         if wait:
             self._client.stop_graceful(None)
         else:

@@ -447,6 +447,14 @@ def slow_item(value: Any) -> Any:
     return item(value)
 
 
+def deaf_item(number: int) -> int:
+    """Item 2 takes a second, and no signal from then on."""
+    if number == 2:
+        signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
+        time.sleep(1.0)
+    return number * 10
+
+
 def item_once(value: tuple[Path, int]) -> int:
     path, number = value
     if path.name == "guilty" and not path.exists():
@@ -476,6 +484,19 @@ def init_kill_later_ones(folder: Path) -> None:
         (folder / "first").mkdir()
     except FileExistsError:
         os._exit(9)
+
+
+def init_note_and_kill_later_ones(folder: Path, path: Path) -> None:
+    """As `init_kill_later_ones`, and note when."""
+    with path.open("a") as file:
+        file.write(f"{time.monotonic()}\n")
+    init_kill_later_ones(folder)
+
+
+def init_wait_for(folder: Path, gate: Path) -> None:
+    """Say who starts, and be ready when the gate is there."""
+    say(folder / "started", os.getpid())
+    _wait_for(gate)
 
 
 def fork_and_return_twice() -> int:

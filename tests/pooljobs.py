@@ -66,6 +66,14 @@ def note(path: str, value: object) -> object:
     return value
 
 
+def note_both(path: str, number: int) -> int:
+    """Append a line at the begin and one at the end, with time for an interrupt between them."""
+    note(path, f"+{number}")
+    sum(range(2000))
+    note(path, f"-{number}")
+    return number
+
+
 def fail(message: object) -> None:
     raise ValueError(message)
 

@@ -13,7 +13,18 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from mpworker.supervisor import scheduler as rules
-from mpworker.supervisor.registry import DYING, OFFERED, QUEUED, READY, Death, Function, Seat, Task, TaskOptions
+from mpworker.supervisor.registry import (
+    DYING,
+    OFFERED,
+    QUEUED,
+    READY,
+    STARTING,
+    Death,
+    Function,
+    Seat,
+    Task,
+    TaskOptions,
+)
 from mpworker.supervisor.scheduler import Scheduler
 
 FREE, CLAIMED = 0, 2
@@ -65,6 +76,7 @@ class Attempt:
     started_at: float
     ended_at: float | None = None
     status: int | None = None
+    late: bool = False  # the scheduler decided so before it was answered
 
     def seconds(self, now: float) -> float:
         return (now if self.ended_at is None else self.ended_at) - self.started_at
@@ -95,11 +107,13 @@ class Child:
         self.inbox: deque[Offer] = deque()
         self.ring: deque[tuple[object, ...]] = deque()
         self.ready = self.killed = self.dead = self.frozen = self.unkillable = self.signalled = False
+        self.noticed = False  # its death is known, and not yet its report
         self.run: Offer | None = None
         self.inside = False  # the user's function, the only place where an interrupt is taken
         self.first = self.index = 0  # of a chunk: the first item that is not answered, and the running one
         self.beat_at = world.now
-        self.killed_at = 0.0
+        self.began_at = self.killed_at = world.awake
+        self.pauses = 0  # since it was started or killed
 
     def can_move(self) -> bool:
         return not self.dead and not self.frozen and not (self.killed and self.unkillable)
@@ -148,6 +162,7 @@ class Child:
         self.run = offer
         for name in offer.names():
             self.world.claimed_at[name] = self.world.now
+            self.world.before_claim[name] = len(self.world.attempts.get(name, ()))
         self.first = self.index = offer.start
         if not offer.is_chunk:
             self.inside = True
@@ -238,13 +253,25 @@ class Child:
         return {(run.key, index) for index in range(self.first, max(running + 1, self.index))}
 
 
+class Watched(Scheduler):
+    """A scheduler that says whom it gives up, before what that child held is settled."""
+
+    world: "World"
+
+    def child_died(self, seat: Seat, death: Death) -> None:
+        if death.cause == "unkillable" and seat.number in self._seats:
+            self.world.given_up(seat, death)
+        super().child_died(seat, death)
+
+
 class World:
     """The scheduler, its children and its client; it is the scheduler's `Effects`."""
 
     def __init__(self, n: int, slots: int = 4, *, start: bool = True) -> None:
         self.now = 1024.0
+        self.paused = 0.0  # of that
         self.slots = slots
-        self.scheduler = Scheduler(
+        self.scheduler = Watched(
             self,
             slots=slots,
             lease_ttl=LEASE_TTL,
@@ -252,13 +279,18 @@ class World:
             start_timeout=START_TIMEOUT,
             kill_timeout=KILL_TIMEOUT,
         )
+        self.scheduler.world = self
         self.children: dict[int, Child] = {}
         self.accepted: dict[int, Accepted] = {}
         self.attempts: dict[Name, list[Attempt]] = {}
         self.claimed_at: dict[Name, float] = {}
+        self.before_claim: dict[Name, int] = {}  # attempts before the last claim
+        self.barred: set[Name] = set()  # what had not begun when all that had not was cancelled
+        self.sweeping = False  # that is under way
         self.paid: Counter[Name] = Counter()  # deaths that a name may have been blamed for
         self.reports: list[tuple[int, int, int, int, dict[str, object]]] = []
         self.log: list[tuple[object, ...]] = []
+        self.looks: list[float] = []  # at children of whom none was dying
         self.raced = False
         self.racing: deque[tuple[Child, int]] = deque()
         self._next_child = 0
@@ -272,7 +304,7 @@ class World:
     # ------------------------------------------------------------ what happens
 
     def spawn(self) -> Child:
-        seat = Seat(self._next_child, self.slots)
+        seat = Seat(self._next_child, self.slots, pid=4000 + self._next_child)
         self._next_child += 1
         child = self.children[seat.number] = Child(self, seat)
         self.scheduler.child_starting(seat, self.now)
@@ -293,6 +325,27 @@ class World:
         answer = self.scheduler.cancel(key, self.now)
         assert answer == known, f"cancel of {key} said {answer}"
         return answer
+
+    def cancel_unstarted(self) -> None:
+        scheduler = self.scheduler
+        tasks = [*scheduler._tasks.values(), *(piece for pieces in scheduler._pieces.values() for piece in pieces)]
+        names = {name: task for task in tasks for name in _names(task)}
+        self.sweeping = True
+        scheduler.cancel_unstarted()
+        self.sweeping = False
+        # Whoever raced with that and claimed has begun what began; of a chunk no other item begins.
+        self.barred |= {name for name, task in names.items() if not self._has_begun(name, task)}
+        for name in names:
+            ended = name[1] in self.accepted[name[0]].outcomes
+            assert not ended or name in self.barred, f"{name} had begun and is cancelled"
+            assert ended or name not in self.barred or name[1] is not None, f"{name} has not begun and goes on"
+
+    def _has_begun(self, name: Name, task: Task) -> bool:
+        if task.seat is None:
+            return False
+        word = self.children[task.seat.number].page[task.slot]
+        claimed = (word.generation, word.state) == (task.generation, CLAIMED)
+        return claimed and len(self.attempts.get(name, ())) > self.before_claim[name]
 
     def is_known(self, key: int) -> bool:
         """Has it no outcome yet, or is the child that answered a chunk's last item still to say that it is done?"""
@@ -321,23 +374,38 @@ class World:
         self.raced = False
         at = self.scheduler.next_timer()
         if at is not None and self.now >= at:
-            condemned = [child for child in self.children.values() if self._is_condemned(child)]
-            for child in condemned:
-                self._blame(child)
             self.scheduler.timer(self.now)
             for child in list(self.children.values()):
-                assert (child.seat.state > DYING) == (child in condemned), "given up at the wrong time"
-                if child in condemned:
+                if child.seat.state > DYING:
                     del self.children[child.seat.number]
                     self.spawn()
+                else:
+                    over = self._awaited(child, child.killed_at, KILL_TIMEOUT)
+                    assert not (child.killed and over) or child.noticed, "an unkillable child is waited for"
+                    over = self._awaited(child, child.began_at, START_TIMEOUT)
+                    assert not over or child.seat.state != STARTING or child.noticed, "a start is waited for"
             if not self.raced:
                 self._check_late()
         self.scheduler.dispatch(self.now)
         self._check_no_work_left()
         self.racing.clear()
 
-    def _is_condemned(self, child: Child) -> bool:
-        return child.killed and child.killed_at + KILL_TIMEOUT <= self.now
+    @property
+    def awake(self) -> float:
+        """Seconds that this machine was not paused."""
+        return self.now - self.paused
+
+    def _awaited(self, child: Child, since: float, timeout: float) -> bool:
+        """Is the time over in any case? A pause may be taken for longer than it was, by the time between two looks."""
+        return self.awake - since >= timeout + child.pauses * LEASE_TTL / 4
+
+    def given_up(self, seat: Seat, death: Death) -> None:
+        child = self.children[seat.number]
+        assert child.killed, "given up and never killed"
+        assert not child.noticed, "known to be dead and given up"
+        assert self.awake >= child.killed_at + KILL_TIMEOUT, "given up too early"
+        assert (death.pid, death.signal) == (4000 + seat.number, 9)
+        self._blame(child)
 
     def advance(self, seconds: float) -> None:
         """Time goes by, children beat, and the killed are dead."""
@@ -348,9 +416,20 @@ class World:
             if child.can_move():
                 child.beat_at = self.now
 
+    def next_timer(self) -> float | None:
+        """As the scheduler's, of what is there when time goes by: by then the killed are dead, and others start."""
+        at = self.scheduler.next_timer()
+        if at is None or at > self.now:
+            self.bury()
+            at = self.scheduler.next_timer()
+        return at
+
     def pause(self, seconds: float) -> None:
         """The machine stands still, and nobody beats."""
         self.now += seconds
+        self.paused += seconds
+        for child in self.children.values():
+            child.pauses += 1
 
     def bury(self) -> None:
         """SIGKILL has done its work."""
@@ -362,6 +441,13 @@ class World:
     def die(self, child: Child) -> None:
         """The kernel ends the process; nobody knows yet."""
         child.dead = True
+
+    def notice(self, child: Child) -> None:
+        """The supervisor sees that a process is dead, and reads its last answers."""
+        assert child.dead
+        self.read(child)
+        self.scheduler.child_ended(child.seat)
+        child.noticed = True
 
     def reap(self, child: Child, signal: int = 9, exit_code: int | None = None, cause: str = "signal") -> None:
         """The supervisor learns that a child is dead, reads its last answers, and replaces it."""
@@ -390,11 +476,13 @@ class World:
         accepted = self.accepted[name[0]]
         attempts = self.attempts.get(name, [])
         assert not accepted.cancelled, f"{name} was cancelled and starts"
+        assert name not in self.barred, f"{name} was cancelled with all that had not begun, and starts"
         assert name[1] not in accepted.outcomes, f"{name} has ended and starts"
         assert not attempts or attempts[-1].ended_at is not None, f"{name} has two live attempts"
         options = accepted.options
         failed = sum(
             attempt.status in (rules.ERROR, rules.EXITED)
+            or attempt.late
             or (options.timeout is not None and attempt.seconds(self.now) >= options.timeout)
             for attempt in attempts
         )
@@ -413,6 +501,7 @@ class World:
         start, stop = (task.start, task.stop) if task.items else (0, 0)
         offer = Offer(task.key, task.slot, task.generation, start, stop, task.items > 0, task.attempts + 1, task)
         assert seat.state == READY
+        assert not child.noticed, "the dead are offered work"
         accepted = self.accepted[task.key]
         assert not accepted.cancelled, "what was cancelled is offered"
         assert accepted.outcomes.keys().isdisjoint(item for _, item in offer.names()), "what has ended is offered"
@@ -456,18 +545,23 @@ class World:
         for word in child.page:
             if word.state == CLAIMED and word.halt == word.generation and word.interrupted_at is None:
                 word.interrupted_at = self.now
+                if child.run is not None and child.run.is_chunk and child.first < word.cursor:
+                    self.attempts[child.run.key, word.cursor - 1][-1].late = True
         self.log.append(("interrupt", seat.number))
 
     def kill(self, seat: Seat) -> None:
         child = self.children[seat.number]
         assert not child.killed
-        child.killed, child.killed_at = True, self.now
+        assert not child.noticed, "the dead are killed"
+        child.killed, child.killed_at, pauses = True, self.awake, child.pauses
+        child.pauses = 0
         cause = seat.kill_cause
         self.log.append(("kill", seat.number, cause))
         if cause == "lease":
             assert child.frozen or child.dead, "a child that beats was taken for frozen"
         elif cause == "start":
             assert not child.ready or ("ready",) in child.ring
+            assert self.awake >= child.began_at + START_TIMEOUT, f"killed too early, after {pauses} pauses"
         elif cause == "grace":
             run = child.run
             assert run is not None or child.ring, "killed after the task that it was for"
@@ -479,6 +573,10 @@ class World:
 
     def beat(self, seat: Seat) -> float:
         return self.children[seat.number].beat_at
+
+    def looked(self) -> None:
+        assert not any(seat.state == DYING for seat in self.scheduler._seats.values())
+        self.looks.append(self.now)
 
     def emit(self, task: Task, status: int, payload: bytes) -> None:
         self._outcome(task.key, None, status)
@@ -508,13 +606,20 @@ class World:
         elif status == rules.TIMED_OUT:
             timeout = accepted.options.timeout
             assert timeout is not None
-            began = bool(attempts) and attempts[-1].seconds(self.now) >= timeout
+            began = bool(attempts) and (attempts[-1].late or attempts[-1].seconds(self.now) >= timeout)
             assert began or self.now >= self.claimed_at[name] + timeout, f"{name} was in time"
         elif status == rules.CRASHED:
             assert self.paid[name], f"{name} crashed without a death"
-        elif status not in (rules.CANCELLED, SPLIT):
+        elif status == rules.CANCELLED:
+            never = attempts and attempts[-1].status == rules.UNSERIALIZABLE  # nor could it, before it was sent alone
+            assert name in self.barred or never or self.sweeping, f"{name} had begun and is cancelled"
+        elif status != SPLIT:
             assert attempts, f"{name} has an outcome and never began"
             assert attempts[-1].status == status, f"{name} ended with {attempts[-1].status}, not {status}"
+        if attempts and attempts[-1].late and not accepted.cancelled:
+            assert status == rules.TIMED_OUT, f"{name} was late and ends with {status}"
+        if name in self.barred:
+            assert status in (rules.CANCELLED, rules.UNSERIALIZABLE), f"{name} never began and ends with {status}"
         accepted.outcomes[item] = status
         self.log.append(("outcome", key, item, status))
 
@@ -575,6 +680,8 @@ class World:
         due: list[tuple[float, str]] = []
         for child in self.children.values():
             seat = child.seat
+            if child.noticed:
+                continue
             if seat.state < READY:
                 due.append((seat.deadline_at or 0.0, "a start"))
             elif seat.state == DYING:

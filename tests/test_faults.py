@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, as_completed, wait
 from pathlib import Path
@@ -74,7 +75,6 @@ def all_pids(w: ProcessWorker) -> list[int]:
 
 def offers(w: ProcessWorker) -> list[int]:
     """How many offers each child holds, what was submitted before this call included."""
-    w.processes()  # answered in the turn that took the tasks in, before it offered them
     return [child["offers"] for child in w.processes()["children"]]
 
 
@@ -643,6 +643,13 @@ def test_a_timeout_is_per_item(how: str) -> None:
             list(view.map(tasks.slow_item, numbers(how, at=3, count=6), chunksize=6))
 
 
+def test_an_item_that_ends_before_its_interrupt_arrives_is_late_all_the_same() -> None:
+    with ProcessWorker(n=1, grace=LIMIT) as w:
+        results = list(w.options(timeout=0.5).map(tasks.deaf_item, range(5), chunksize=5, return_exceptions=True))
+        assert isinstance(results[2], TaskTimeout), results
+        assert results[:2] + results[3:] == [0, 10, 30, 40]
+
+
 def test_an_item_whose_unpickling_takes_too_long_is_late_alone() -> None:
     with ProcessWorker(n=1, grace=LIMIT) as w:
         pid = w.submit(os.getpid).result(LIMIT)
@@ -897,6 +904,70 @@ def test_what_a_task_started_dies_with_the_nursery(tmp_path: Path) -> None:
         assert w.submit(tasks.attempt).result(LIMIT) == 1
 
 
+# ------------------------------------------------------------ a nursery that says nothing
+
+
+def stop(pid: int) -> None:
+    """SIGSTOP, and wait until it is stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: "T" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0], f"{pid} is stopped")
+
+
+def test_a_frozen_nursery_is_replaced_when_a_child_dies(tmp_path: Path) -> None:
+    # The old way to find out would be the lease and then kill_timeout: longer than anything here is waited for.
+    with ProcessWorker(n=2, lease_ttl=600.0, kill_timeout=600.0) as w:
+        known_quick(w, tasks.block, None)
+        victim = w.submit(tasks.block, tmp_path / "victim")
+        retried = w.options(retries=1).submit(tasks.block_once, tmp_path / "retried")
+        pid, other = int(told(tmp_path / "victim")), int(told(tmp_path / "retried"))
+        neighbours = [w.submit(tasks.block, None) for _ in range(300)]
+        nursery = w.processes()["nursery"]
+        stop(nursery)
+        os.kill(pid, signal.SIGKILL)
+        crashed(victim, pid=pid, signal=signal.SIGKILL, cause="nursery", attempt=1)
+        assert retried.result(LIMIT) == 2
+        assert [neighbour.result(LIMIT) for neighbour in neighbours] == [1] * 300
+        assert w.processes()["nursery"] != nursery
+        gone([nursery, pid, other])
+        whole(w, 2)
+
+
+def test_a_nursery_that_freezes_over_an_order_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "freezing_preload.py").write_text(
+        "import os, signal\n"
+        f"def freeze(path={str(tmp_path / 'frozen')!r}):\n"
+        "    if not os.path.exists(path):\n"
+        "        with open(path, 'w') as file: file.write(str(os.getpid()))\n"
+        "        os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "os.register_at_fork(before=freeze)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with ProcessWorker(n=1, preload=["freezing_preload"], start_timeout=600.0) as w:
+        assert w.submit(tasks.attempt).result(LIMIT) == 1
+        frozen = int((tmp_path / "frozen").read_text())
+        assert w.processes()["nursery"] != frozen
+        gone([frozen])
+
+
+def test_a_nursery_that_is_slow_to_report_a_death_changes_nothing(tmp_path: Path) -> None:
+    with ProcessWorker(n=2) as w:
+        victim = w.submit(tasks.block, tmp_path / "victim")
+        pid = int(told(tmp_path / "victim"))
+        before = whole(w, 2)
+        nursery = w.processes()["nursery"]
+        stop(nursery)
+        os.kill(pid, signal.SIGSEGV)
+        until(lambda: pid not in child_pids(w), "the supervisor sees the death")
+        assert not victim.done(), "only the report says how it died"
+        behind = [w.submit(tasks.attempt) for _ in range(100)]
+        assert [future.result(LIMIT) for future in behind] == [1] * 100
+        os.kill(nursery, signal.SIGCONT)
+        crashed(victim, pid=pid, signal=signal.SIGSEGV, cause="signal")
+        after = whole(w, 2)
+        assert w.processes()["nursery"] == nursery
+        assert set(before) - set(after) == {pid}
+
+
 # ------------------------------------------------------------ deaths while the pool drains
 
 
@@ -978,6 +1049,38 @@ def test_a_preload_that_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 )
 def test_an_initializer_that_is_bad(initializer: Callable[[], object], match: str) -> None:
     fails_to_start(match, initializer=initializer, start_timeout=0.5 if initializer is tasks.init_hang else LIMIT)
+
+
+def test_a_child_that_cannot_start_is_not_tried_again_at_once_while_another_serves(tmp_path: Path) -> None:
+    path = tmp_path / "starts"
+    with ProcessWorker(n=2, initializer=tasks.init_note_and_kill_later_ones, initargs=(tmp_path, path)) as w:
+        until(lambda: path.exists() and len(path.read_text().splitlines()) >= 5, "four starts have failed")
+        assert w.submit(tasks.attempt).result(LIMIT) == 1
+        assert len(child_pids(w)) == 1
+    _, *later = [float(line) for line in path.read_text().splitlines()]
+    # Each failure doubles the pause; the first two starts are made together.
+    for failures, (one, next_) in enumerate(itertools.pairwise(later), start=1):
+        assert next_ - one >= 0.025 * 2**failures, f"tried again after {next_ - one} s, {failures} failures in a row"
+
+
+def test_a_pause_of_the_machine_is_not_taken_from_the_time_to_start(tmp_path: Path) -> None:
+    timeout = 2.0
+    gate = tmp_path / "gate"
+    initargs = (tmp_path, gate)
+    with ProcessWorker(
+        n=1, lease_ttl=1.0, start_timeout=timeout, initializer=tasks.init_wait_for, initargs=initargs
+    ) as w:
+        pid = int(told(tmp_path / "started"))
+        found = w.processes()
+        for each in (found["supervisor"], found["nursery"], pid):
+            stop(each)
+        end = time.monotonic() + 1.5 * timeout
+        until(lambda: time.monotonic() > end, "the pause is over")
+        for each in (found["supervisor"], found["nursery"], pid):
+            os.kill(each, signal.SIGCONT)
+        assert child_pids(w) == []
+        tasks.say(gate)
+        assert w.submit(os.getpid).result(LIMIT) == pid
 
 
 def test_children_that_can_start_no_more_fail_what_is_pending(tmp_path: Path) -> None:

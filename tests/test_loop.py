@@ -1,12 +1,31 @@
-"""The supervisor's loop: what it notices while its rings are never empty."""
+"""The supervisor's loop: what it notices while its rings are never empty, and how long it waits for the nursery."""
 
 import _socket
 import os
+import signal
+import subprocess
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pooljobs
+import psutil
+import pytest
+from leaks import wait_until
+from pooljobs import Gate
+
+from mpworker import ProcessWorker
 from mpworker.ipc import frames
 from mpworker.ipc.channel import close_all, make_channel
-from mpworker.supervisor.loop import Loop
+from mpworker.supervisor import children
+from mpworker.supervisor.leases import Leases
+from mpworker.supervisor.loop import _NURSERY_SILENT_MAX, _START_BACKOFF_MAX, Loop
+from mpworker.supervisor.registry import READY, Seat
 
 _CONFIG = {
     "n": 1,
@@ -39,18 +58,151 @@ class _NeverIdle(Loop):
         return 1000
 
 
-def test_a_supervisor_that_is_never_idle_notices_its_clients_death() -> None:
+@contextmanager
+def made(kind: type[Loop] = Loop) -> Iterator[Loop]:
+    """A loop that has no processes."""
     ours, theirs = frames.pair()
     fds, channel = make_channel("test", (4096, 4096))
     close_all(fds)
     pidfd = os.pidfd_open(os.getpid())
     blob = os.memfd_create("blob")
     try:
-        loop = _NeverIdle(_CONFIG, ours, channel, blob, pidfd)
-        loop.client_end = theirs
-        loop.run()
+        loop = kind(_CONFIG, ours, channel, blob, pidfd)
+        if isinstance(loop, _NeverIdle):
+            loop.client_end = theirs
+        yield loop
+        loop._epoll.close()
     finally:
         ours.close()
+        theirs.close()
         channel.close()
         os.close(pidfd)
         os.close(blob)
+
+
+def test_a_supervisor_that_is_never_idle_notices_its_clients_death() -> None:
+    with made(_NeverIdle) as loop:
+        loop.run()
+
+
+@dataclass(eq=False)
+class _Dead:
+    """A child that the nursery has still to report."""
+
+    pid: int = 1
+    ended: bool = True
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Whom a loop of this test has killed."""
+    pids: list[int] = []
+    monkeypatch.setattr("mpworker.supervisor.loop.os.kill", lambda pid, _: pids.append(pid))
+    return pids
+
+
+@contextmanager
+def _owing() -> Iterator[Loop]:
+    """A loop whose nursery owes a word since 1000.0."""
+    with made() as loop:
+        loop._world.nursery_ready, loop._world.nursery_pid = True, 4711
+        loop._nursery_lease = Leases(_NURSERY_SILENT_MAX)
+        loop._world.everyone = (_Dead(),)  # type: ignore[assignment]
+        loop._nursery_owes(1000.0)
+        yield loop
+
+
+def _look_until(loop: Loop, end: float) -> None:
+    while (at := loop._nursery_lease.next_at) is not None and at <= end:
+        loop._look_at_nursery(at)
+
+
+def test_a_nursery_may_owe_a_word_for_so_long(killed: list[int]) -> None:
+    with _owing() as loop:
+        _look_until(loop, 1000.0 + _NURSERY_SILENT_MAX)
+        assert killed == []
+        loop._nursery_heard_at = 1004.0  # of another child: it lives
+        _look_until(loop, 1004.0 + _NURSERY_SILENT_MAX)
+        assert killed == []
+        _look_until(loop, 1004.0 + _NURSERY_SILENT_MAX * 1.5)
+        assert set(killed) == {4711}
+
+
+def test_a_nursery_that_was_paused_with_the_supervisor_has_its_time_anew(killed: list[int]) -> None:
+    with _owing() as loop:
+        _look_until(loop, 1001.5)
+        loop._look_at_nursery(5000.0)
+        _look_until(loop, 5000.0 + _NURSERY_SILENT_MAX)
+        assert killed == []
+        _look_until(loop, 5000.0 + _NURSERY_SILENT_MAX * 1.5)
+        assert set(killed) == {4711}
+
+
+def test_a_nursery_that_owes_nothing_may_be_silent_for_ever(killed: list[int]) -> None:
+    with _owing() as loop:
+        loop._world.everyone = ()
+        _look_until(loop, 9999.0)
+        assert killed == []
+        assert loop._nursery_lease.next_at is None
+
+
+def test_what_the_nursery_says_is_read_before_any_timer() -> None:
+    done: list[str] = []
+    with made() as loop:
+        loop._nursery_speaks = lambda: done.append("read")  # type: ignore[method-assign]
+        loop._scheduler.next_timer = lambda: 0.0  # type: ignore[method-assign]
+        loop._scheduler.timer = lambda _: done.append("timer")  # type: ignore[method-assign]
+        loop._look_at_nursery = lambda _: done.append("look")  # type: ignore[method-assign]
+        loop._nursery_lease.next_at = 0.0
+        loop._turn()
+    assert done == ["read", "timer", "read", "look"]
+
+
+def test_the_pause_after_failed_starts_is_bounded_however_many_there_were() -> None:
+    with made() as loop:
+        loop._world.everyone = (SimpleNamespace(seat=Seat(0, 8, state=READY)),)  # type: ignore[assignment]
+        loop._start_failures = 100_000
+        loop._start_failed("again")
+        assert loop._spawn_at is not None
+        assert 0 < loop._spawn_at - time.monotonic() <= _START_BACKOFF_MAX
+
+
+def test_a_list_of_the_children_shows_what_was_submitted_before_it(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    with ProcessWorker(n=1) as w:
+        w.submit(pooljobs.square, 2).result()
+        supervisor = psutil.Process(w.processes()["supervisor"])
+        outbound = w._client.supervisor.channel.outbound
+        supervisor.suspend()
+        try:
+            held = w.submit(pooljobs.hold, gate.folder)
+            sent = outbound.fill()
+            found: list[dict[str, Any]] = []
+            thread = threading.Thread(target=lambda: found.append(w.processes()))
+            thread.start()
+            assert wait_until(lambda: outbound.fill() > sent, 10.0)
+        finally:
+            supervisor.resume()
+        thread.join(60.0)
+        gate.wait_begun()
+        gate.release()
+        held.result(60.0)
+    gate.close()
+    assert [child["offers"] for child in found[0]["children"]] == [1]
+
+
+def test_an_orphan_that_hangs_in_the_kernel_does_not_hold_the_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A process that nobody kills stands for one that does not die by it.
+    monkeypatch.setattr(children, "_NURSERY_EXIT_SECONDS", 0.2)
+    monkeypatch.setattr(children, "kill_strays", lambda _: None)
+    with made() as loop, subprocess.Popen(["sleep", "60"]) as hanging:
+        child: Any = SimpleNamespace(pid=hanging.pid, pidfd=os.pidfd_open(hanging.pid), signal=lambda _: None)
+        loop._world.by_number = {0: child}
+        loop._world.nursery_pid = os.posix_spawn("/bin/true", ["true"], {})
+        try:
+            assert loop._world.nursery_lost() == [(child, signal.SIGKILL, "unkillable")]
+        finally:
+            os.close(child.pidfd)
+            hanging.kill()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(loop._world.nursery_pid, os.WNOHANG)  # it was reaped

@@ -86,6 +86,12 @@ class AnyHistory(RuleBasedStateMachine):
         self.world.die(self.child(who))
 
     @rule()
+    def deaths_are_noticed(self) -> None:
+        for child in list(self.world.children.values()):
+            if child.dead and not child.noticed:
+                self.world.notice(child)
+
+    @rule()
     def reap(self) -> None:
         for child in list(self.world.children.values()):
             if child.dead:
@@ -115,16 +121,21 @@ class AnyHistory(RuleBasedStateMachine):
                 self.world.read(child)
         self.world.cancel(1 + which % len(self.world.accepted))
 
+    @rule(racing=st.lists(st.tuples(WHO, ENDINGS), max_size=4))
+    def cancel_unstarted(self, racing: list[tuple[int, int]]) -> None:
+        self.world.racing.extend((self.child(who), ending) for who, ending in racing)
+        self.world.cancel_unstarted()
+        self.world.racing.clear()
+
     @rule(seconds=st.sampled_from([0.0009765625, 0.25, 0.25, 1.0, GRACE, KILL_TIMEOUT, START_TIMEOUT]))
     def time_passes(self, seconds: float) -> None:
         """A supervisor that is on time: no timer is missed by more than a turn."""
         world = self.world
         end = world.now + seconds
-        while (at := world.scheduler.next_timer()) is not None and at <= end:
+        while (at := world.next_timer()) is not None and at <= end:
             world.advance(max(0.0, at - world.now))
             world.turn()
-            if world.scheduler.next_timer() == at and at <= world.now:
-                break
+            assert world.scheduler.next_timer() != at or at > world.now, "a timer does nothing"
         world.advance(max(0.0, end - world.now))
 
     @rule(seconds=st.sampled_from([LEASE_TTL, 3 * LEASE_TTL]))
@@ -326,6 +337,53 @@ def test_what_is_claimed_is_not_taken() -> None:
     assert not other.inbox
     world.finish()
     assert [task.attempts for task in tasks] == [1, 1]
+
+
+def test_what_is_taken_goes_to_idle_children_alone_and_no_more_than_they_have_room_for() -> None:
+    world = World(1, slots=4)
+    for _ in range(4):
+        world.submit(function(1))
+    victim, full, thief = start(world), world.spawn(), world.spawn()
+    world.submit(function(rules.BUDGET_NS))
+    full.step()
+    start(world, 1)
+    thief.step()
+    world.turn()
+    world.log.clear()
+    wait(world, 0.0009765625)
+    given = [entry[1] for entry in world.log if entry[0] == "offer"]
+    assert given == [thief.seat.number] * 2
+    assert [entry[1] for entry in world.log if entry[0] == "revoke"] == [victim.seat.number] * 2
+    world.finish()
+
+
+def test_no_more_is_taken_than_an_idle_child_has_the_budget_for() -> None:
+    world = World(1, slots=16)
+    made = function(1)
+    tasks = [world.submit(made) for _ in range(9)]
+    start(world)
+    made.estimate_ns = rules.BUDGET_NS // 2  # it was measured since
+    world.spawn().step()
+    world.turn()
+    world.log.clear()
+    wait(world, 0.0009765625)
+    assert [entry[2] for entry in world.log if entry[0] == "offer"] == [task.key for task in tasks[-2:]]
+    assert sum(entry[0] == "revoke" for entry in world.log) == 2
+    world.finish()
+
+
+def test_what_is_taken_is_shared_among_the_idle_children_in_its_order() -> None:
+    world = World(1, slots=16)
+    tasks = [world.submit(function(1)) for _ in range(9)]
+    start(world)
+    for _ in range(2):
+        child = world.spawn()
+        child.step()
+    world.turn()
+    wait(world, 0.0009765625)
+    assert offered(world, 1) == [tasks[6].key, tasks[8].key]
+    assert offered(world, 2) == [tasks[5].key, tasks[7].key]
+    world.finish()
 
 
 def test_an_idle_pool_needs_no_timer() -> None:
@@ -797,6 +855,25 @@ def test_a_chunk_that_is_late_before_its_first_item_is_not_begun_again_for_ever(
     assert world.scheduler.unfinished() == 0
 
 
+@pytest.mark.parametrize("ending", [rules.OK, rules.ERROR, rules.UNSERIALIZABLE])
+def test_an_item_that_ends_before_its_interrupt_arrives_is_late_all_the_same(ending: int) -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=4, timeout=1.0)
+    child = start(world, steps=2)
+    child.step(flush=False)
+    child.step()
+    assert (child.first, child.index, child.inside) == (0, 1, True)
+    wait(world, 1.0)
+    child.step(ending, flush=False)
+    child.step()  # halted, and so the range is over
+    assert child.run is None
+    world.read(child)
+    assert outcomes(world, chunk) == [rules.OK, rules.TIMED_OUT, None, None]
+    assert last_report(world) == {"timeout": 1.0, "attempt": 1, "killed": False, "interrupted": ""}
+    world.finish()
+    assert outcomes(world, chunk) == [rules.OK, rules.TIMED_OUT, rules.OK, rules.OK]
+
+
 def test_an_item_that_ends_before_its_interrupt_arrives_leaves_the_others_their_timeouts() -> None:
     world = World(1)
     chunk = world.submit(function(), items=2, timeout=1.0)
@@ -1062,6 +1139,150 @@ def test_the_running_item_of_a_cancelled_chunk_still_has_its_timeout() -> None:
     world.finish()
 
 
+# Cancel all that has not begun.
+
+
+def test_what_has_not_begun_ends_cancelled_and_what_runs_goes_on() -> None:
+    world = World(1, slots=3)
+    tasks = [world.submit(function(1)) for _ in range(6)]
+    start(world)
+    world.cancel_unstarted()
+    assert [outcome(world, task) for task in tasks] == [None] + [rules.CANCELLED] * 5
+    assert interrupts(world) == 0
+    assert not world.scheduler._queue
+    world.finish()
+    assert outcome(world, tasks[0]) == rules.OK
+    assert set(world.attempts) == {(tasks[0].key, None)}
+
+
+def test_chunks_that_have_not_begun_end_cancelled() -> None:
+    world = World(1, slots=16)
+    running = world.submit(function(1))
+    ahead, queued = world.submit(function(1), items=3), world.submit(function(rules.BUDGET_NS), items=2)
+    start(world)
+    assert offered(world) == [ahead.key]
+    world.cancel_unstarted()
+    assert outcomes(world, ahead) == [rules.CANCELLED] * 3
+    assert outcomes(world, queued) == [rules.CANCELLED] * 2
+    assert world.scheduler.unfinished() == 1
+    world.finish()
+    assert outcome(world, running) == rules.OK
+
+
+def test_the_running_item_of_a_chunk_keeps_its_result_and_the_rest_ends_cancelled() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=5)
+    child = start(world, steps=2)
+    child.step(flush=False)
+    child.step()
+    world.cancel_unstarted()
+    assert outcomes(world, chunk) == [None] * 5
+    child.step()
+    child.step()
+    world.turn()
+    assert outcomes(world, chunk) == [rules.OK] * 2 + [rules.CANCELLED] * 3
+    assert world.scheduler.unfinished() == 0
+    assert interrupts(world) == 0
+
+
+def test_a_chunk_that_is_being_unpickled_ends_cancelled() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=3, timeout=1.0)
+    child = start(world)
+    world.cancel_unstarted()
+    wait(world, 1.0)
+    child.step()
+    world.turn()
+    assert outcomes(world, chunk) == [rules.CANCELLED] * 3
+
+
+@pytest.mark.parametrize("how", ["answer", "death"])
+def test_a_chunk_that_nobody_can_send_again_in_pieces_ends_cancelled(how: str) -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=3)
+    child = start(world)
+    world.cancel_unstarted()
+    if how == "answer":
+        child.step(rules.UNSERIALIZABLE)
+        world.turn()
+    else:
+        world.die(child)
+        world.reap(child)
+    assert outcomes(world, chunk) == [rules.CANCELLED] * 3
+    assert world.scheduler.unfinished() == 0
+
+
+def test_what_waits_for_another_attempt_ends_cancelled() -> None:
+    world = World(1)
+    task, chunk = world.submit(retries=1), world.submit(function(), items=2, retries=1)
+    running = world.submit()
+    start(world).step(rules.ERROR)
+    child = start(world, steps=2)
+    child.step(rules.ERROR)
+    child.step()
+    child.step()
+    child.step()
+    start(world)
+    assert world.children[0].run is not None
+    assert world.children[0].run.key == running.key
+    world.cancel_unstarted()
+    assert outcome(world, task) == rules.CANCELLED
+    assert outcomes(world, chunk) == [rules.CANCELLED, rules.OK]
+    world.finish()
+
+
+def test_what_runs_keeps_its_retries() -> None:
+    world = World(1)
+    task = world.submit(retries=1)
+    start(world)
+    world.cancel_unstarted()
+    world.children[0].step(rules.ERROR)
+    world.finish()
+    assert outcome(world, task) == rules.OK
+    assert task.attempts == 2
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["in an item", "between two"])
+def test_what_a_dead_child_had_not_begun_of_a_closing_chunk_ends_cancelled(inside: bool) -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=4, crash_retries=1)
+    child = start(world, steps=2)
+    child.step(flush=True)
+    if inside:
+        child.step()
+    world.cancel_unstarted()
+    world.die(child)
+    world.reap(child)
+    rest = [None] + [rules.CANCELLED] * 2 if inside else [rules.CANCELLED] * 3
+    assert outcomes(world, chunk) == [rules.OK, *rest]
+    world.finish()
+    assert len(world.attempts.get((chunk.key, 1), [])) == (2 if inside else 0)
+
+
+def test_a_late_look_does_not_set_a_closing_chunk_going_again() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=3, timeout=1.0)
+    child = start(world, steps=2)
+    world.cancel_unstarted()
+    world.now += 1.0
+    slot = child.page[chunk.slot]
+    world.racing.append((child, rules.OK))
+    real_peek = world.peek
+
+    def peek(seat: Seat, number: int) -> tuple[int, int, float, int]:
+        found = real_peek(seat, number)
+        slot.cursor += 1  # the next step's first store, before it sees the halt
+        return found
+
+    world.peek = peek  # type: ignore[method-assign]
+    world.scheduler.timer(world.now)
+    assert slot.halt == chunk.generation
+    assert interrupts(world) == 0
+    world.peek = real_peek  # type: ignore[method-assign]
+    world.finish()
+    assert outcomes(world, chunk) == [rules.OK] + [rules.CANCELLED] * 2
+
+
 def test_where_a_task_is() -> None:
     world = World(1)
     task, waiting = world.submit(), world.submit()
@@ -1147,7 +1368,124 @@ def test_a_task_in_an_unkillable_child_crashes_for_that_reason() -> None:
     child.unkillable = child.frozen = True
     wait(world, 2 * LEASE_TTL + KILL_TIMEOUT)
     assert outcome(world, task) == rules.CRASHED
-    assert last_report(world)["cause"] == "unkillable"
+    assert last_report(world) == {"pid": 4000, "signal": 9, "exit_code": None, "cause": "unkillable", "attempt": 1}
+
+
+def test_a_dead_child_gets_no_offer_and_waits_to_be_reaped() -> None:
+    world = World(2, slots=16)
+    running = world.submit(function(1))
+    child = start(world)
+    world.die(child)
+    world.notice(child)
+    others = [world.submit(function(1)) for _ in range(8)]
+    world.turn()
+    assert not offered(world, 0)
+    wait(world, 10 * (LEASE_TTL + KILL_TIMEOUT))
+    assert kills(world) == []
+    assert outcome(world, running) is None, "only the report says how it died"
+    world.reap(child, signal=11)
+    assert outcome(world, running) == rules.CRASHED
+    world.finish()
+    assert [outcome(world, task) for task in others] == [rules.OK] * 8
+
+
+def test_an_idle_child_that_is_dead_gets_no_offer() -> None:
+    world = World(1)
+    world.die(world.children[0])
+    world.notice(world.children[0])
+    world.submit()
+    world.turn()
+    assert not offered(world)
+    world.check()
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_killed_child_that_is_dead_is_not_given_up(ready: bool) -> None:
+    world = World(1, start=ready)
+    child = world.children[0]
+    world.scheduler.kill(child.seat, "corrupt", world.now)
+    world.die(child)
+    world.notice(child)
+    for _ in range(100):
+        world.now += LEASE_TTL / 4  # not `advance`, which would reap it
+        world.turn()
+    assert child.seat.number in world.children
+
+
+def test_a_cancel_in_a_child_that_dies_needs_no_grace() -> None:
+    world = World(1)
+    task = world.submit()
+    child = start(world)
+    child.unkillable = True
+    world.scheduler.kill(child.seat, "corrupt", world.now)
+    assert world.cancel(task.key)
+    wait(world, KILL_TIMEOUT)  # which sees that no timer comes again and again
+    assert outcome(world, task) == rules.CANCELLED
+
+
+# Pauses of the machine.
+
+
+@pytest.mark.parametrize("before", [0.0, 1.0, KILL_TIMEOUT - 0.25])
+def test_a_pause_is_not_taken_from_the_time_that_a_killed_child_has(before: float) -> None:
+    world = World(1)
+    child = world.children[0]
+    child.unkillable = True
+    world.scheduler.kill(child.seat, "corrupt", world.now)
+    wait(world, before)
+    world.pause(3 * KILL_TIMEOUT)
+    world.turn()
+    assert child.seat.number in world.children
+    wait(world, KILL_TIMEOUT - before - 0.125)
+    assert child.seat.number in world.children
+    wait(world, 0.125 + LEASE_TTL / 4)
+    assert child.seat.number not in world.children
+
+
+def test_a_pause_is_not_taken_from_the_time_that_a_child_has_to_start() -> None:
+    world = World(1, start=False)
+    wait(world, START_TIMEOUT / 2)
+    world.pause(3 * START_TIMEOUT)
+    world.turn()
+    wait(world, START_TIMEOUT / 2 - 0.125)
+    assert kills(world) == []
+    wait(world, 0.125 + LEASE_TTL / 4)
+    assert kills(world) == ["start"]
+
+
+def test_a_pause_that_ends_just_after_a_deadline_is_noticed() -> None:
+    world = World(1)
+    child = world.children[0]
+    world.scheduler.kill(child.seat, "corrupt", world.now)
+    world.pause(KILL_TIMEOUT + 0.125)
+    world.turn()
+    assert child.seat.number in world.children
+
+
+def test_nobody_looks_once_nobody_starts_or_dies_or_works() -> None:
+    world = World(1)
+    world.scheduler.kill(world.children[0].seat, "corrupt", world.now)
+    world.bury()
+    world.children[1].step()
+    world.turn()
+    wait(world, START_TIMEOUT)
+    assert world.scheduler.next_timer() is None
+
+
+def test_looks_are_told_of_while_nobody_is_dying() -> None:
+    world = World(2)
+    world.submit()
+    start(world)
+    begun = len(world.looks)
+    assert begun > 0
+    wait(world, LEASE_TTL)
+    assert len(world.looks) == begun + 4
+    world.die(world.children[1])
+    world.notice(world.children[1])
+    world.turn()
+    world.now += LEASE_TTL / 4
+    world.turn()
+    assert len(world.looks) == begun + 4
 
 
 # What is known of a function.

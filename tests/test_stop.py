@@ -163,6 +163,73 @@ def test_shutdown_that_cancels_leaves_what_runs(gate: Gate, tmp_path: Path) -> N
     assert not path.exists()
 
 
+def test_shutdown_that_cancels_is_one_request_however_much_waits(gate: Gate) -> None:
+    count = 100_000
+    pool = ProcessWorker(n=2)
+    held = [pool.submit(pooljobs.hold, gate.folder, "held") for _ in range(2)]
+    gate.wait_begun(2)
+    queued = [pool.submit(pooljobs.square, number) for number in range(count)]
+    asked: list[dict[str, Any]] = []
+    request = pool._client.request
+
+    def count_requests(message: dict[str, Any], timeout: float | None = None) -> dict[str, Any] | None:
+        asked.append(message)
+        return request(message, timeout)
+
+    pool._client.request = count_requests  # type: ignore[method-assign]
+    began_at = time.monotonic()
+    pool.shutdown(wait=False, cancel_futures=True)
+    assert time.monotonic() - began_at < SOON
+    assert len(asked) == 1
+    assert all(future.cancelled() for future in queued)
+    gate.release(2)
+    assert [future.result(GUARD) for future in held] == ["held"] * 2
+    ends_by_itself(pool._client)
+
+
+@pytest.mark.parametrize("return_exceptions", [False, True])
+def test_shutdown_that_cancels_ends_a_map_after_the_item_that_runs(gate: Gate, return_exceptions: bool) -> None:
+    def item(number: int) -> int:
+        return int(pooljobs.hold(folder, number)) if number in (2, 101) else number
+
+    folder = gate.folder
+    pool = ProcessWorker(n=2)
+    mapped = pool.map(item, range(200), chunksize=50, return_exceptions=return_exceptions)
+    gate.wait_begun(2)  # the third item of one chunk, the second of another
+    pool.shutdown(wait=False, cancel_futures=True)
+    gate.release(2)
+    found: list[object] = []
+    if return_exceptions:
+        found = list(mapped)
+    else:
+        with pytest.raises(TaskCancelled):
+            found.extend(mapped)
+    assert found[:3] == [0, 1, 2]
+    if return_exceptions:
+        assert len(found) == 200
+        values = [each for each in found if isinstance(each, int)]
+        assert values == [*range(3), *range(50, 100), 100, 101]
+        assert all(isinstance(each, TaskCancelled) for each in found if not isinstance(each, int))
+    ends_by_itself(pool._client)
+
+
+def test_shutdown_that_cancels_interrupts_nothing_that_starts_meanwhile(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for seed in range(10):
+        log.write_bytes(b"")
+        pool = ProcessWorker(n=2)
+        futures = [pool.submit(pooljobs.note_both, str(log), number) for number in range(3000)]
+        futures[20 * seed].result(GUARD)
+        pool.shutdown(cancel_futures=True)
+        lines = log.read_text().split()
+        begun = {int(line[1:]) for line in lines if line[0] == "+"}
+        ended = {int(line[1:]) for line in lines if line[0] == "-"}
+        assert begun == ended, "a task was interrupted"
+        assert begun == {number for number, future in enumerate(futures) if not future.cancelled()}
+        assert all(futures[number].result(0) == number for number in begun)
+        assert len(begun) < 3000, "nothing was left to cancel"
+
+
 STOPS: dict[str, Callable[[ProcessWorker], object]] = {
     "stop_now": lambda pool: pool.stop_now(),
     "stop_graceful": lambda pool: pool.stop_graceful(),

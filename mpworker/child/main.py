@@ -213,6 +213,13 @@ class Child:
         def flush(last: int) -> None:
             nonlocal first, flushed_at
             now = clock()
+            if len(values) > 1 and self._claims.peek(slot)[4] == generation:
+                # Halted, and perhaps for the last one: then its value comes too late, and the others' must not.
+                late = values.pop()
+                self._flush_values(values, first, generation, slot, now - flushed_at, 0)
+                values.append(late)
+                first = index - 1
+                flushed_at = now
             self._flush_values(values, first, generation, slot, now - flushed_at, last)
             first = index
             flushed_at = now

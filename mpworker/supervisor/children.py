@@ -10,7 +10,7 @@ from mpworker.ipc import codec, frames
 from mpworker.ipc._native import Claims
 from mpworker.ipc.channel import Channel, close_all, make_channel, make_claims
 from mpworker.ipc.ring import Assembler, Outbox, RingCorrupt
-from mpworker.supervisor.nursery import bury, kill_strays
+from mpworker.supervisor.nursery import bury, ends, kill_strays
 from mpworker.supervisor.oom import OomKills
 from mpworker.supervisor.registry import Death, Function, Seat, Task
 
@@ -24,13 +24,14 @@ class Child:
         "assembler",
         "channel",
         "claims",
+        "ended",
         "known",
         "max_payload",
         "outbox",
-        "pid",
         "pidfd",
         "pop",
         "push",
+        "ready",
         "refusal",
         "ring_bell",
         "ring_room",
@@ -50,10 +51,20 @@ class Child:
         self.max_payload = channel.outbound.max_payload
         self.assembler = Assembler(max_payload_bytes + codec.REPORT_BYTES_MAX)
         self.known: set[int] = set()  # functions that it has been sent and not told to forget
-        self.pid = 0
         self.pidfd = -1
+        self.ready = False  # has been so in time
+        self.ended = False  # is dead, and is still to be reaped
         self.stopping = False  # told to exit
         self.refusal = ""  # what the initializer raised
+
+    @property
+    def pid(self) -> int:
+        """The process, 0 until the nursery has said that it is forked."""
+        return self.seat.pid
+
+    def has_ended(self) -> bool:
+        """Is the process dead, reaped or not?"""
+        return ends(self.pidfd, 0.0)
 
     def signal(self, number: int) -> None:
         """Signal the process; nothing if it is dead or not forked yet."""
@@ -118,24 +129,32 @@ class Children:
         self.nursery_ready = False
         return ours
 
-    def nursery_lost(self) -> list[tuple[Child, int]]:
-        """The nursery is dead: its children die with it, and are reaped here. Each with its wait status."""
+    def nursery_lost(self) -> list[tuple[Child, int, str]]:
+        """The nursery is dead: its children die with it, and are reaped here. Each with its wait status and the cause.
+
+        What hangs in the kernel and does not die by SIGKILL is not waited for longer than _NURSERY_EXIT_SECONDS.
+        """
         if self.nursery is not None:
             self.nursery.close()
             self.nursery = None
         self.nursery_ready = False
-        _reap(self.nursery_pid)
-        deaths = []
-        for child in list(self.by_number.values()):
+        give_up_at = time.monotonic() + _NURSERY_EXIT_SECONDS
+        children = list(self.by_number.values())
+        for child in children:
             child.signal(signal.SIGKILL)
-            status = int(signal.SIGKILL)
-            if child.pid:
+        self._reap_nursery(give_up_at)
+        deaths = []
+        for child in children:
+            status, cause = int(signal.SIGKILL), "nursery"
+            if child.pid and not ends(child.pidfd, give_up_at):
+                cause = "unkillable"
+            elif child.pid:
                 try:
                     # Re-parented to us: the supervisor is a subreaper.
                     status, _ = bury(child.pid)
                 except ChildProcessError:
                     pass  # the nursery had reaped it and could not say so any more
-            deaths.append((child, status))
+            deaths.append((child, status, cause))
         kill_strays(set())
         return deaths
 
@@ -144,18 +163,19 @@ class Children:
         if self.nursery is not None:
             self.nursery.close()
             self.nursery = None
-            pidfd = os.pidfd_open(self.nursery_pid)
-            try:
-                import select
-
-                poller = select.poll()
-                poller.register(pidfd, select.POLLIN)
-                if not poller.poll(_NURSERY_EXIT_SECONDS * 1000):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            finally:
-                os.close(pidfd)
-            _reap(self.nursery_pid)
+            self._reap_nursery(time.monotonic() + _NURSERY_EXIT_SECONDS)
         kill_strays(set())
+
+    def _reap_nursery(self, give_up_at: float) -> None:
+        """Reap the nursery, whose socket is closed at one of its ends; kill it if it has not ended by then."""
+        pidfd = os.pidfd_open(self.nursery_pid)
+        try:
+            if not ends(pidfd, give_up_at):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                ends(pidfd, time.monotonic() + _NURSERY_EXIT_SECONDS)
+            os.waitpid(self.nursery_pid, os.WNOHANG)
+        finally:
+            os.close(pidfd)
 
     # ------------------------------------------------------------ spawning
 
@@ -285,15 +305,5 @@ class Children:
     def beat(self, seat: Seat) -> float:
         return self.by_number[seat.number].claims.beat() / 1e9
 
-
-def _reap(pid: int) -> None:
-    """Wait for a process that is dead or about to be."""
-    give_up_at = time.monotonic() + _NURSERY_EXIT_SECONDS
-    while pid and time.monotonic() < give_up_at:
-        try:
-            os.waitpid(pid, 0)
-        except InterruptedError:
-            continue
-        except ChildProcessError:
-            pass
-        return
+    def looked(self) -> None:
+        self._oom_kills.look()

@@ -6,11 +6,11 @@ peer: a full ring's records wait in that peer's outbox, and a peer whose ring is
 """
 
 import json
-import math
 import os
 import select
 import signal
 import time
+from functools import partial
 from typing import Any
 
 from mpworker.ipc import codec, frames
@@ -20,7 +20,8 @@ from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import RingCorrupt
 from mpworker.supervisor.children import Child, Children
 from mpworker.supervisor.fanout import ClientPort
-from mpworker.supervisor.registry import DYING, READY, STARTING
+from mpworker.supervisor.leases import Leases
+from mpworker.supervisor.registry import DYING, READY
 from mpworker.supervisor.scheduler import ProtocolViolation, Scheduler
 
 _CLIENT_BATCH = 256
@@ -29,6 +30,7 @@ _LOOK_EVERY = 0.002  # seconds; rings that are never empty must not hide a death
 _BUSY = 8  # a turn that found more is followed by another before any thought of sleep
 _START_FAILURES_MAX = 3
 _START_BACKOFF, _START_BACKOFF_MAX = 0.025, 5.0  # seconds until the next try, doubled by each failure
+_NURSERY_SILENT_MAX = 5.0  # seconds that it may owe a word about an order or a death
 _DRAIN, _NOW = "drain", "now"
 
 
@@ -73,8 +75,11 @@ class Loop:
         self._stopping = ""
         self._turned_at = 0.0
         self._exit_at: float | None = None
-        self._spawn_at: float | None = None
-        self._nursery_late_at: float | None = None  # while it imports what is to be preloaded
+        self._spawn_at: float | None = None  # no child is made before, if there was a failure
+        self._nursery_lease = Leases(self._start_timeout)  # looked at while it owes us a word
+        self._nursery_heard_at = 0.0
+        self._nursery_late = False  # and so killed
+        self._asked: list[int] = []  # requests for a list of the children
         self._epoll = select.epoll()
         self._handlers: dict[int, Any] = {}
         self._client_batch: list[Record] = []
@@ -130,6 +135,7 @@ class Loop:
         at = scheduler.next_timer()
         if at is not None and now >= at:
             found += 1
+            self._nursery_speaks()  # of deaths that would otherwise be taken for late
             for child in world.everyone:
                 self._read_child(child, whole=True)  # what is in a ring was answered before we came to look
             scheduler.timer(now)
@@ -138,10 +144,14 @@ class Loop:
             found += 1
             self._spawn_at = None
             self._spawn_missing()
-        if self._nursery_late_at is not None and now >= self._nursery_late_at:
-            os.kill(self._world.nursery_pid, signal.SIGKILL)  # ours to reap, so the number is its own
-            self._nursery_late_at = math.inf
+        at = self._nursery_lease.next_at
+        if at is not None and now >= at:
+            found += 1
+            self._nursery_speaks()
+            self._look_at_nursery(now)
         scheduler.dispatch(now)
+        while self._asked:
+            world.reply(self._asked.pop(), self._processes())
         if world.outbox.waiting:
             world.flush_client()
         if world.backlog:
@@ -158,8 +168,8 @@ class Loop:
         return found
 
     def _timeout(self) -> float:
-        own = (self._exit_at, self._spawn_at, self._nursery_late_at)
-        times = [at for at in (self._scheduler.next_timer(), *own) if at is not None and at < math.inf]
+        own = (self._exit_at, self._spawn_at, self._nursery_lease.next_at)
+        times = [at for at in (self._scheduler.next_timer(), *own) if at is not None]
         return max(0.0, min(times) - time.monotonic()) if times else -1.0
 
     # ------------------------------------------------------------ the client
@@ -205,24 +215,31 @@ class Loop:
                 # An answer that is already in the ring came before the cancel.
                 self._read_child(self._world.by_number[seat.number], whole=True)
             answer = {"cancelled": self._scheduler.cancel(message["task"], now)}
+        elif verb == "cancel_unstarted":
+            self._scheduler.cancel_unstarted()
+            answer = {}
         elif verb == "stop":
             self._stopping = _NOW if message["now"] else _DRAIN
             answer = {}
         elif verb == "running":
             answer = {"running": self._scheduler.is_running(message["task"])}
         elif verb == "children":
-            answer = {
-                "supervisor": os.getpid(),
-                "nursery": self._world.nursery_pid,
-                "children": [
-                    {"pid": child.pid, "ready": child.seat.state == READY, "offers": len(child.seat.offers)}
-                    for child in self._world.by_number.values()
-                    if child.pid
-                ],
-            }
+            self._asked.append(request)  # answered when what came before it has been offered
+            return
         else:
             answer = {"error": f"unknown verb {verb!r}"}
         self._world.reply(request, answer)
+
+    def _processes(self) -> dict[str, Any]:
+        return {
+            "supervisor": os.getpid(),
+            "nursery": self._world.nursery_pid,
+            "children": [
+                {"pid": child.pid, "ready": child.seat.state == READY, "offers": len(child.seat.offers)}
+                for child in self._world.by_number.values()
+                if child.pid
+            ],
+        }
 
     # ------------------------------------------------------------ children
 
@@ -260,8 +277,10 @@ class Loop:
             elif kind == codec.FRAGMENT:
                 child.assembler.add(flags, data)
             elif kind == codec.READY:
-                self._start_failures = 0
                 scheduler.child_ready(seat)
+                if seat.state == READY:
+                    self._start_failures = 0
+                    child.ready = True
             elif kind == codec.REFUSED:
                 child.refusal = data.decode(errors="replace")
             else:
@@ -269,8 +288,23 @@ class Loop:
 
     def _start_nursery(self) -> None:
         nursery = self._world.start_nursery()
-        self._nursery_late_at = time.monotonic() + self._start_timeout
+        self._nursery_late = False
+        self._nursery_lease = Leases(self._start_timeout)
+        self._nursery_owes(time.monotonic())
         self._watch(nursery.fileno(), self._nursery_speaks)
+
+    def _nursery_owes(self, now: float) -> None:
+        """The nursery has a word to say: that it is ready, what became of an order, or that it has reaped a child."""
+        if self._nursery_lease.next_at is None:
+            self._nursery_lease.watch(now)
+
+    def _look_at_nursery(self, now: float) -> None:
+        """A nursery that owes a word and is silent for too long is taken for frozen: its death settles the rest."""
+        owing = not self._world.nursery_ready or any(not child.pid or child.ended for child in self._world.everyone)
+        self._nursery_lease.begin_look(now, owing)
+        if owing and self._nursery_lease.expired(now, self._nursery_heard_at):
+            self._nursery_late = True
+            os.kill(self._world.nursery_pid, signal.SIGKILL)  # ours to reap, so the number is its own
 
     def _nursery_speaks(self) -> None:
         nursery = self._world.nursery
@@ -289,11 +323,12 @@ class Loop:
             self._nursery_lost()
 
     def _nursery_report(self, report: dict[str, Any], fds: list[int]) -> None:
+        self._nursery_heard_at = time.monotonic()
         op = report["op"]
         child = self._world.by_number.get(report.get("id", -1))
         if op == "ready":
             self._world.nursery_ready = True
-            self._nursery_late_at = None
+            self._nursery_lease = Leases(_NURSERY_SILENT_MAX)
             self._spawn_missing()
         elif op == "failed":
             self._broken("a module of preload cannot be imported", report["error"])
@@ -301,8 +336,9 @@ class Loop:
             if child is None:
                 os.close(fds[0])
                 return
-            child.pid = report["pid"]
+            child.seat.pid = report["pid"]
             child.pidfd = fds[0]
+            self._watch(child.pidfd, partial(self._child_ended, child))
             self._watch_bell(child.channel)
             if child.seat.state >= DYING:
                 child.signal(signal.SIGKILL)  # it was given up before it had a pid
@@ -314,7 +350,7 @@ class Loop:
             self._child_died(child, report["status"])
 
     def _spawn_missing(self) -> None:
-        if self._ending() or not self._world.nursery_ready:
+        if self._ending() or not self._world.nursery_ready or self._spawn_at is not None:
             return
         now = time.monotonic()
         while len(self._world.by_number) < self._children_wanted:
@@ -325,15 +361,25 @@ class Loop:
                     self._start_failed(f"no child can be made: {error}")
                 return
             self._scheduler.child_starting(child.seat, now)
+            self._nursery_owes(now)
+
+    def _child_ended(self, child: Child) -> None:
+        """A child's process is dead. What it held is settled when the nursery, which alone can reap it, says so."""
+        if not child.has_ended():
+            return  # the event was for another that had the same number
+        self._unwatch(child.pidfd)  # it would be readable for ever
+        child.ended = True
+        self._read_child(child, whole=True)
+        self._scheduler.child_ended(child.seat)
+        self._nursery_owes(time.monotonic())
 
     def _child_died(self, child: Child, status: int, cause: str = "") -> None:
         """A child is dead and reaped: read its last answers, then settle what it held."""
         self._read_child(child, whole=True)
-        started = child.seat.state != STARTING and child.seat.kill_cause != "start"
         death = self._world.death(child, status, cause)
         self._scheduler.child_died(child.seat, death)
         self._remove(child)
-        if not started and not self._ending() and cause != "nursery":
+        if not child.ready and not self._ending() and cause not in ("nursery", "unkillable"):
             how = f"signal {death.signal}" if death.signal else f"exit code {death.exit_code}"
             why = " (it took longer than start_timeout)" if child.seat.kill_cause == "start" else ""
             refused = f"the initializer raised:\n{child.refusal}" if child.refusal else ""
@@ -341,7 +387,8 @@ class Loop:
         self._spawn_missing()
 
     def _remove(self, child: Child) -> None:
-        """Forget a child that is dead: the number of its bell is somebody else's from now on."""
+        """Forget a child that is dead: the numbers of its descriptors are somebody else's from now on."""
+        self._unwatch(child.pidfd)
         self._unwatch(child.channel.fd)
         self._world.remove(child)
 
@@ -357,10 +404,10 @@ class Loop:
         if nursery is not None:
             self._unwatch(nursery.fileno())
         was_ready = self._world.nursery_ready
-        for child, status in self._world.nursery_lost():
-            self._child_died(child, status, "nursery")
+        for child, status, cause in self._world.nursery_lost():
+            self._child_died(child, status, cause)
         if not was_ready:
-            why = " (it took longer than start_timeout)" if self._nursery_late_at == math.inf else ""
+            why = " (it took longer than start_timeout)" if self._nursery_late else ""
             self._start_failed(f"the process that forks the children ended while it imported what to preload{why}")
         if not self._ending():
             self._start_nursery()
@@ -372,8 +419,9 @@ class Loop:
         if self._start_failures >= _START_FAILURES_MAX and not serving:
             self._broken(f"{self._start_failures} starts in a row failed, the last one so", why)
         else:
-            backoff = min(_START_BACKOFF_MAX, _START_BACKOFF * 2**self._start_failures)
-            self._spawn_at = time.monotonic() + backoff
+            # A power of integers: one of many failures fits no float.
+            doublings = min(self._start_failures, int(_START_BACKOFF_MAX / _START_BACKOFF))
+            self._spawn_at = time.monotonic() + min(_START_BACKOFF_MAX, _START_BACKOFF * 2**doublings)
 
     def _broken(self, what: str, why: str) -> None:
         if self._stopping != _NOW:

@@ -71,6 +71,13 @@ def own_children() -> list[int]:
         return found
 
 
+def ends(pidfd: int, give_up_at: float) -> bool:
+    """Wait until a process is dead, reaped or not; False if it is still there at that time."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(max(0.0, give_up_at - time.monotonic()) * 1000))
+
+
 def kill_strays(known: set[int]) -> None:
     """Kill and reap every child of this process that is not `known`, and what those leave behind."""
     give_up_at = time.monotonic() + _STRAY_SECONDS
@@ -82,9 +89,7 @@ def kill_strays(known: set[int]) -> None:
             except ProcessLookupError:
                 continue
             try:
-                poller = select.poll()
-                poller.register(pidfd, select.POLLIN)
-                poller.poll(max(0.0, give_up_at - time.monotonic()) * 1000)
+                ends(pidfd, give_up_at)
             finally:
                 os.close(pidfd)
             try:

@@ -30,11 +30,18 @@ def _counter_file() -> tuple[str, str] | None:
 
 
 class OomKills:
-    """Counts the kernel's out-of-memory kills, so that each explains one death."""
+    """Counts the kernel's out-of-memory kills, so that each explains one death.
 
-    def __init__(self) -> None:
-        self._source = _counter_file()
-        self._explained = self._count()
+    A kill may also have been a task's own subprocess, which nobody reports. So one that no child has died of within a
+    look or two explains nothing any more, and a plain SIGKILL later is not taken for it.
+
+    Args:
+        source: The file that counts, and the key of its line; None finds out.
+    """
+
+    def __init__(self, source: tuple[str, str] | None = None) -> None:
+        self._source = source or _counter_file()
+        self._explained = self._seen = self._count()
 
     def _count(self) -> int:
         if self._source is None:
@@ -49,6 +56,11 @@ class OomKills:
         except (OSError, ValueError):
             pass  # the cgroup was removed or hidden: the death is then reported as a plain SIGKILL
         return 0
+
+    def look(self) -> None:
+        """No child is dying. What was counted by the last such look has had its time: a death follows its kill soon."""
+        self._explained = max(self._explained, self._seen)
+        self._seen = self._count()
 
     def take(self) -> bool:
         """Is there a kill that no death has been explained by yet? Then it explains this one."""

@@ -11,7 +11,7 @@ ENDED: Final = 2
 # States of a child.
 STARTING: Final = 0
 READY: Final = 1
-DYING: Final = 2  # killed, or told to exit: gets no more offers
+DYING: Final = 2  # killed, or dead and not reaped: gets no more offers
 GONE: Final = 3
 
 
@@ -69,10 +69,12 @@ class Task:
         attempts: Attempts begun and ended.
         decided: The outcome (a status) that was decided while an attempt runs, 0 for none.
         decided_item: Which item that outcome is for.
+        closing: No further item of this range begins: what is left when its child has done ends cancelled.
     """
 
     __slots__ = (
         "attempts",
+        "closing",
         "cost_ns",
         "crashes",
         "decided",
@@ -109,6 +111,7 @@ class Task:
         self.crashes = 0
         self.decided = 0
         self.decided_item = -1
+        self.closing = False
         self.cost_ns = 0
         self.seat: Seat | None = None
         self.slot = -1
@@ -128,6 +131,7 @@ class Seat:
 
     Attributes:
         number: Which child; never used again after its death.
+        pid: Its process, 0 until it is forked.
         offers: Its outstanding offers by slot, in the order they were made.
         load_ns: Expected nanoseconds of all its offers.
         timeout_at: When to look whether the running task is late.
@@ -137,6 +141,7 @@ class Seat:
 
     number: int
     slots: int
+    pid: int = 0
     state: int = STARTING
     offers: dict[int, Task] = field(default_factory=dict)
     free: list[int] = field(default_factory=list)

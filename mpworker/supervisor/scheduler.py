@@ -13,11 +13,13 @@ Rules:
    or its child is dead.
 2. An answer counts only if its slot's outstanding offer has the answer's generation.
 3. A child's death touches the task it had claimed. Its other offers go back to the head of the queue, at no cost.
-4. Once a timeout or a cancel is decided for a running task, its answer no longer matters.
+4. Once a timeout or a cancel is decided for a running task, its answer no longer matters. So for an item of a chunk,
+   except that a child which answered it in one run with others, just before it could know, has answered in time.
 5. A kill after the grace is for the task that was interrupted: what waits behind it is taken back first, and a child
    that has gone on to another task lives.
 6. Offers ahead of need are bounded by time: BUDGET_NS of expected work per child, one task while the duration is
    unknown. What waits behind a long task is stolen by an idle child after STEAL_AFTER.
+7. The time that this machine was paused is nobody's: neither a lease nor a deadline of a child runs meanwhile.
 
 A chunk of `map` is an envelope. Its items are answered in order; `Task.start` is the first one not answered. An item
 that fails, times out or kills its child is treated alone, as a range of its own; the rest of the chunk goes on.
@@ -42,6 +44,7 @@ from mpworker.supervisor.registry import (
 
 BUDGET_NS: Final = 200_000
 STEAL_AFTER: Final = 0.0005
+_SIGKILL: Final = 9  # the module of its name is the operating system's
 
 # What an answer or an outcome says. The numbers are the wire's: mpworker.ipc.codec; a test compares the two.
 OK: Final = 0
@@ -83,6 +86,9 @@ class Effects(Protocol):
     def beat(self, seat: Seat) -> float:
         """When the child last beat."""
 
+    def looked(self) -> None:
+        """The children were looked at, and none of them is dying."""
+
     def emit(self, task: Task, status: int, payload: bytes) -> None:
         """Tell the client how a task ended."""
 
@@ -98,6 +104,13 @@ class Effects(Protocol):
 
 class ProtocolViolation(Exception):
     """A child answered something that no child of ours would; it is killed."""
+
+
+def _cost_ns(task: Task) -> int:
+    """The work that is expected of a task or range; all of the budget while the duration of a call is unknown."""
+    function = task.function
+    call_ns = (function.estimate_ns if function is not None else 0) or BUDGET_NS
+    return call_ns * (task.stop - task.start or 1)
 
 
 class Scheduler:
@@ -180,6 +193,21 @@ class Scheduler:
             self._interrupt(seat, task, now)
         return True
 
+    def cancel_unstarted(self) -> None:
+        """End CANCELLED whatever no child has begun; what runs goes on, with the retries that it has."""
+        pieces = [piece for pieces in self._pieces.values() for piece in pieces]
+        for task in [*self._tasks.values(), *pieces]:
+            seat = task.seat
+            if seat is None:
+                self._end(task, CANCELLED)
+            elif self._effects.revoke(seat, task.slot, task.generation):
+                self._take_back(seat, task)
+                self._end(task, CANCELLED)
+            elif task.items:
+                task.closing = True
+                self._effects.halt(seat, task.slot, task.generation)
+        self._queue.clear()
+
     def _cancel_piece(self, piece: Task) -> None:
         """No further item of it begins. The one that runs is left to end: nobody asked to stop that very one."""
         seat = piece.seat
@@ -201,7 +229,7 @@ class Scheduler:
         while queue and self._idle:
             task = queue.popleft()
             if task.state == QUEUED:
-                self._offer(next(iter(self._idle)), task, now)
+                self._offer(next(iter(self._idle)), task, _cost_ns(task), now)
         if queue:
             share = len(queue) // (len(self._seats) or 1) + 1
             for seat in self._seats.values():
@@ -217,15 +245,14 @@ class Scheduler:
         while queue and share and seat.free:
             task = queue[0]
             if task.state == QUEUED:
-                function = task.function
-                cost = (function.estimate_ns if function is not None else 0) or BUDGET_NS
-                if seat.offers and seat.load_ns + cost * (task.stop - task.start or 1) > BUDGET_NS:
+                cost_ns = _cost_ns(task)
+                if seat.offers and seat.load_ns + cost_ns > BUDGET_NS:
                     return
-                self._offer(seat, task, now)
+                self._offer(seat, task, cost_ns, now)
                 share -= 1
             queue.popleft()
 
-    def _offer(self, seat: Seat, task: Task, now: float) -> None:
+    def _offer(self, seat: Seat, task: Task, cost_ns: int, now: float) -> None:
         if not seat.offers:
             self._idle.pop(seat, None)
         slot = task.slot = seat.free.pop()
@@ -233,17 +260,15 @@ class Scheduler:
         task.generation = seat.generation
         task.state = OFFERED
         task.seat = seat
-        function = task.function
-        cost = (function.estimate_ns if function is not None else 0) or BUDGET_NS
-        task.cost_ns = cost * (task.stop - task.start or 1)
-        seat.load_ns += task.cost_ns
+        task.cost_ns = cost_ns
+        seat.load_ns += cost_ns
         seat.offers[slot] = task
         if len(seat.offers) == 2:
             self._crowded += 1
         if task.options.timeout is not None:
             self._look_at(seat, now + task.options.timeout)
         if self._leases.next_at is None:
-            self._leases.watch(now)
+            self._watch(now)
         self._effects.offer(seat, task)
 
     def _take_back(self, seat: Seat, task: Task) -> None:
@@ -266,17 +291,29 @@ class Scheduler:
             self._queue.appendleft(task)
 
     def _steal(self, now: float) -> None:
-        """Take offers from behind long tasks and give them to idle children."""
+        """Take offers from behind long tasks: as many as the idle children have room for, and for them alone."""
         self._steal_at = None
-        stolen: list[Task] = []
+        shares: dict[Seat, list[Task]] = {seat: [] for seat in self._idle}
+        loads_ns = dict.fromkeys(shares, 0)
+        thieves = deque(shares)  # that have room, in the order of their turns
         for seat in self._seats.values():
             waiting = list(seat.offers.values())[1:]
             for task in reversed(waiting[len(waiting) // 2 :]):
+                cost_ns = _cost_ns(task)
+                while thieves and (share := shares[thieves[0]]):
+                    if len(share) < self._slots and loads_ns[thieves[0]] + cost_ns <= BUDGET_NS:
+                        break
+                    thieves.popleft()
+                if not thieves:
+                    break
                 if self._effects.revoke(seat, task.slot, task.generation):
                     self._take_back(seat, task)
-                    stolen.append(task)
-        self._requeue_first(reversed(stolen))
-        self.dispatch(now)
+                    shares[thieves[0]].append(task)
+                    loads_ns[thieves[0]] += cost_ns
+                    thieves.rotate(-1)
+        for thief, share in shares.items():
+            for task in reversed(share):
+                self._offer(thief, task, _cost_ns(task), now)
 
     # ------------------------------------------------------------ answers
 
@@ -336,13 +373,20 @@ class Scheduler:
         if last:
             if piece.decided == CANCELLED:
                 piece.state = ENDED
-            elif piece.decided and piece.decided_item < 0 and not count:
+            elif piece.decided and piece.decided_item < 0 and not count and not piece.closing:
                 self._late_before_any_item(piece)
             elif piece.start < piece.stop:
-                piece.decided = 0
-                self._requeue_first([piece])
+                self._requeue_first(self._left_over(piece))
             else:
                 self._piece_over(piece)
+
+    def _left_over(self, piece: Task) -> list[Task]:
+        """What of a range is to begin elsewhere: nothing if it is closing."""
+        piece.decided = 0
+        if not piece.closing:
+            return [piece]
+        self._end(piece, CANCELLED)
+        return []
 
     def _late_before_any_item(self, piece: Task) -> None:
         """The unpickling of its items took too long. Alone, the one that is at fault will too."""
@@ -356,8 +400,13 @@ class Scheduler:
         """`piece.start` has passed these items; settle each."""
         if piece.decided == CANCELLED:
             return
+        if piece.decided == TIMED_OUT and (start, stop) == (piece.decided_item, piece.decided_item + 1):
+            status, payload = INTERRUPTED, payload if status == INTERRUPTED else b""  # rule 4
         if status == UNSERIALIZABLE and stop - start > 1:
-            self._effects.split(piece, start, stop)
+            if piece.closing:
+                self._effects.emit_report(piece, start, stop, CANCELLED, {})
+            else:
+                self._effects.split(piece, start, stop)
         elif status == INTERRUPTED:
             alone = piece.part(start, stop)
             alone.decided = piece.decided or TIMED_OUT
@@ -422,8 +471,7 @@ class Scheduler:
     def child_starting(self, seat: Seat, now: float) -> None:
         """A child was ordered."""
         self._seats[seat.number] = seat
-        seat.deadline_at = now + self._start_timeout
-        self._wake_at(seat.deadline_at)
+        self._give_until(seat, now, now + self._start_timeout)
 
     def child_ready(self, seat: Seat) -> None:
         """A child takes offers from now on."""
@@ -439,13 +487,18 @@ class Scheduler:
         seat.state = DYING
         seat.kill_cause = cause
         seat.kill_at = seat.timeout_at = None
-        seat.deadline_at = now + self._kill_timeout
-        self._wake_at(seat.deadline_at)
+        self._give_until(seat, now, now + self._kill_timeout)
         self._idle.pop(seat, None)
         self._effects.kill(seat)
 
+    def child_ended(self, seat: Seat) -> None:
+        """A child is dead and has still to be reaped: it gets no more offers, and no deadline runs for it."""
+        seat.state = max(seat.state, DYING)
+        seat.kill_at = seat.timeout_at = seat.deadline_at = None
+        self._idle.pop(seat, None)
+
     def child_died(self, seat: Seat, death: Death) -> None:
-        """A child is confirmed dead (or unkillable) and all its answers have been read."""
+        """A child is reaped (or unkillable) and all its answers have been read."""
         if self._seats.pop(seat.number, None) is None:
             return
         seat.state = GONE
@@ -489,6 +542,8 @@ class Scheduler:
             self._piece_over(piece)
             return []
         if cursor == 0:  # while it was unpickled, which is no item's doing alone
+            if piece.closing:
+                return self._left_over(piece)
             if piece.stop - piece.start > 1:
                 self._effects.split(piece, piece.start, piece.stop)
                 self._piece_over(piece)
@@ -497,8 +552,7 @@ class Scheduler:
         running = cursor - 1
         if not piece.start <= running < piece.stop:
             # Between two items, or a page that makes no sense: nothing unanswered is known to have begun.
-            piece.decided = 0
-            return [piece]
+            return self._left_over(piece)
         if piece.start < running:  # these ended, and their results died with the child
             lost = piece.part(piece.start, running)
             self._add_piece(lost)
@@ -511,11 +565,10 @@ class Scheduler:
         else:
             self._crashed(alone, death, death.cause)
         piece.start = running + 1
-        piece.decided = 0
         if piece.start == piece.stop:
             self._piece_over(piece)
             return []
-        return [piece]
+        return self._left_over(piece)
 
     # ------------------------------------------------------------ time
 
@@ -547,9 +600,29 @@ class Scheduler:
             seat.timeout_at = at
         self._wake_at(at)
 
+    def _watch(self, now: float) -> None:
+        self._leases.watch(now)
+        self._say_looked()
+
+    def _say_looked(self) -> None:
+        if not any(seat.state == DYING for seat in self._seats.values()):
+            self._effects.looked()
+
+    def _give_until(self, seat: Seat, now: float, at: float) -> None:
+        """A child that starts or dies has this deadline. The looks go on meanwhile, and tell of a pause."""
+        seat.deadline_at = at
+        self._wake_at(at)
+        if self._leases.next_at is None:
+            self._watch(now)
+
     def _look_at_leases(self, now: float) -> None:
         busy = [seat for seat in self._seats.values() if seat.offers and seat.state == READY]
-        self._leases.begin_look(now, bool(busy))
+        awaited = [seat for seat in self._seats.values() if seat.deadline_at is not None]
+        away = self._leases.begin_look(now, bool(busy or awaited))
+        for seat in awaited:
+            assert seat.deadline_at is not None
+            seat.deadline_at += away
+        self._say_looked()
         for seat in busy:
             if self._leases.expired(now, self._effects.beat(seat)):
                 self.kill(seat, "lease", now)
@@ -566,7 +639,7 @@ class Scheduler:
             self._grace_over(seat, now)
         if seat.deadline_at is not None and now >= seat.deadline_at:
             if seat.state >= DYING:
-                self.child_died(seat, Death(0, 9, None, "unkillable"))
+                self.child_died(seat, Death(seat.pid, _SIGKILL, None, "unkillable"))
                 return
             self.kill(seat, "start", now)
         if seat.timeout_at is not None and now >= seat.timeout_at:
@@ -617,11 +690,12 @@ class Scheduler:
         """Interrupt the running task; its child is killed after the grace. False: the chunk is at another item."""
         since = self._effects.halt(seat, task.slot, task.generation)
         if cursor is not None and since != cursor:
-            self._effects.halt(seat, task.slot, 0)
+            if not task.closing:
+                self._effects.halt(seat, task.slot, 0)
             self._look_at(seat, now)
             return False
         self._effects.interrupt(seat)
-        if seat.kill_at is None:
+        if seat.kill_at is None and seat.state < DYING:
             seat.kill_at = now + self._grace
             self._wake_at(seat.kill_at)
         return True
