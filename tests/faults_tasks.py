@@ -237,10 +237,10 @@ PARTS = {
 }
 
 
-def scribble(part: str, seed: int) -> str:
+def scribble(part: str) -> str:
     """Write random bytes over what this process shares with the supervisor."""
     name, start, stop = PARTS[part]
-    noise = random.Random(seed)
+    noise = random.Random(1)
     maps = _maps(name)
     if not maps:
         return "no such mapping"
@@ -256,7 +256,7 @@ def maybe_scribble(part: str, gate: Path | None = None) -> str:
     if not part:
         return ""
     _wait_for(gate)
-    return scribble(part, 1)
+    return scribble(part)
 
 
 def wait_at(gate: Path | None, running: Path | None = None) -> int:
@@ -514,7 +514,7 @@ def scribble_and_wait(part: str, gate: Path | None = None, done: Path | None = N
     """As `scribble`, then leave everything to the supervisor. Quick without a part, and known to be."""
     if part:
         _wait_for(gate)
-        scribble(part, 1)
+        scribble(part)
         if done is not None:
             say(done)
         nap_here()

@@ -1071,20 +1071,6 @@ def test_a_child_that_dies_while_it_sends_a_large_result(tmp_path: Path) -> None
 # ------------------------------------------------------------ corrupt memory
 
 
-def test_a_child_that_writes_noise_over_all_it_shares_is_condemned_alone() -> None:
-    with ProcessWorker(n=2, lease_ttl=1.0) as w:
-        supervisor, nursery = all_pids(w)[:2]
-        for seed in range(5):
-            known_quick(w, tasks.echo, 1)
-            guilty = w.submit(tasks.scribble, "everything", seed)
-            neighbours = [w.submit(tasks.echo, number) for number in range(50)]
-            if guilty.exception(LIMIT) is not None:  # it may have answered before anybody looked
-                crashed(guilty, attempt=1)
-            assert [neighbour.result(LIMIT) for neighbour in neighbours] == list(range(50))
-            whole(w, 2)
-        assert all_pids(w)[:2] == [supervisor, nursery]
-
-
 @pytest.mark.parametrize(
     ("part", "answer_lost", "offers_lost"),
     [
