@@ -90,6 +90,11 @@ def _by_value_pickler() -> Any:
                 if cloudpickle._lookup_module_and_qualname(value) is None:
                     # Filled when it is there already: what it dispatches to may well call it again.
                     return functools.singledispatch, (_unset,), dict(value.registry), None, None, _register
+            elif getattr(value, "__code__", None) is some.dispatch.__code__:
+                # What a bound `singledispatchmethod` holds, from 3.13 on: that of a copy, which has the branch above.
+                copy = functools.singledispatch(_unset)
+                _register(copy, value.__closure__[value.__code__.co_freevars.index("registry")].cell_contents)
+                return getattr, (copy, "dispatch")
             elif type(value) is functools.singledispatchmethod:
                 state = {"dispatcher": value.dispatcher, "func": value.func}
                 return functools.singledispatchmethod, (_unset,), state
