@@ -68,7 +68,7 @@ test-all: ## run the test suite on every Python found
 	done
 
 .PHONY: lint
-lint: $(VENV)/.lint $(NATIVE) ## check format, rules, types and the direction of imports
+lint: $(VENV)/.lint $(NATIVE) ## check format, rules, types, the direction of imports and the stable ABI
 	@echo "Checking the format"
 	@$(BIN)/ruff format --check --quiet .
 	@echo "Checking the rules"
@@ -77,6 +77,8 @@ lint: $(VENV)/.lint $(NATIVE) ## check format, rules, types and the direction of
 	@$(BIN)/mypy --strict --no-error-summary
 	@echo "Checking the direction of imports"
 	@$(BIN)/lint-imports --no-logo
+	@echo "Checking the use of the stable ABI"
+	@$(BIN)/abi3audit --strict --assume-minimum-abi3 3.11 $(NATIVE)
 
 .PHONY: format
 format: $(VENV)/.lint ## rewrite the source in the house format

@@ -1,6 +1,7 @@
 """The options of a worker, checked once, at the edge."""
 
 import math
+import operator
 import os
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
@@ -48,36 +49,52 @@ def _cpu_quota() -> float | None:
 
 
 def check_int(name: str, value: Any, low: int, high: int) -> int:
-    """An int from low to high.
+    """A whole number from low to high, as a plain int: any type that can be an index will do, but for bool.
 
     Raises:
-        InvalidArgument: It is no int.
+        InvalidArgument: It is no whole number.
         ConfigurationError: It is out of bounds.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
         raise InvalidArgument(f"{name} must be an int from {low} to {high}, not {value!r}")
-    if not low <= value <= high:
+    if not low <= number <= high:
         raise ConfigurationError(f"{name} must be from {low} to {high}, not {value!r}")
-    return value
+    return number
 
 
-def check_seconds(name: str, value: Any, optional: bool = False) -> float | None:
-    """A positive number of seconds, or None where that means "no limit".
+def check_seconds(name: str, value: Any, *, optional: bool = False, zero: bool = False) -> float | None:
+    """A number of seconds, as a plain float: any real number will do, but for bool.
+
+    Args:
+        name: Of the option, for messages.
+        value: What was given.
+        optional: None is good too: no limit.
+        zero: 0 is good too: no waiting.
 
     Raises:
-        InvalidArgument: It is no number.
+        InvalidArgument: It is no real number.
         ConfigurationError: It is out of bounds.
     """
     if value is None and optional:
         return None
-    or_none = " or None" if optional else ""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidArgument(f"{name} must be a number of seconds above 0{or_none}, not {value!r}")
-    if not 0 < value <= _SECONDS_MAX:
-        raise ConfigurationError(
-            f"{name} must be above 0 and at most {_SECONDS_MAX:.0e} seconds{or_none}, not {value!r}"
-        )
+    bound = ("0 or above" if zero else "above 0") + (" or None" if optional else "")
+    if not _is_real(value):
+        raise InvalidArgument(f"{name} must be a number of seconds {bound}, not {value!r}")
+    if not 0 < value <= _SECONDS_MAX and not (zero and value == 0):
+        raise ConfigurationError(f"{name} must be at most {_SECONDS_MAX:.0e} seconds and {bound}, not {value!r}")
     return float(value)
+
+
+def _is_real(value: Any) -> bool:
+    if isinstance(value, int | float):
+        return not isinstance(value, bool)
+    from numbers import Real
+
+    return isinstance(value, Real)
 
 
 @dataclass(frozen=True)
@@ -95,10 +112,11 @@ class TaskDefaults:
     crash_retries: int | None = None
 
     def __post_init__(self) -> None:
-        check_seconds("timeout", self.timeout, optional=True)
-        check_int("retries", self.retries, 0, 1_000_000)
+        plain = object.__setattr__  # the class is frozen, and what JSON cannot write must not stay in it
+        plain(self, "timeout", check_seconds("timeout", self.timeout, optional=True))
+        plain(self, "retries", check_int("retries", self.retries, 0, 1_000_000))
         if self.crash_retries is not None:
-            check_int("crash_retries", self.crash_retries, 0, 1_000_000)
+            plain(self, "crash_retries", check_int("crash_retries", self.crash_retries, 0, 1_000_000))
 
 
 @dataclass(frozen=True)
@@ -126,17 +144,25 @@ class WorkerOptions:
     python: str = field(default="")
 
     def __post_init__(self) -> None:
-        check_int("n", self.n, 1, N_MAX)
+        plain = object.__setattr__  # as in TaskDefaults
+        for name, low, high in _COUNTS:
+            plain(self, name, check_int(name, getattr(self, name), low, high))
         for name in ("grace", "lease_ttl", "start_timeout", "kill_timeout"):
-            check_seconds(name, getattr(self, name))
-        check_int("max_pending", self.max_pending, 1, 1 << 40)
-        check_int("slots", self.slots, 1, MAX_SLOTS)
-        check_int("max_payload_bytes", self.max_payload_bytes, 1 << 12, 1 << 40)
+            plain(self, name, check_seconds(name, getattr(self, name)))
         for name in ("child_ring_bytes", "client_ring_bytes"):
-            size = check_int(name, getattr(self, name), 1 << 12, 1 << 30)
+            size = getattr(self, name)
             if size & (size - 1):
                 raise ConfigurationError(f"{name} must be a power of two from 4096 to {1 << 30}, not {size}")
 
+
+_COUNTS: Final = (
+    ("n", 1, N_MAX),
+    ("max_pending", 1, 1 << 40),
+    ("slots", 1, MAX_SLOTS),
+    ("max_payload_bytes", 1 << 12, 1 << 40),
+    ("child_ring_bytes", 1 << 12, 1 << 30),
+    ("client_ring_bytes", 1 << 12, 1 << 30),
+)
 
 _FIELDS: Final = {kind: tuple(each.name for each in fields(kind)) for kind in (TaskDefaults, WorkerOptions)}
 

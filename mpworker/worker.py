@@ -101,18 +101,30 @@ class TaskView(Executor):
     ) -> Iterator[T | BaseException]:
         """Call `fn` with each item (or one of each iterable) and yield the results in order.
 
-        The input is read as results are taken, never far ahead: it may be endless.
+        The input is read as results are taken, never far ahead: it may be endless. A map that is closed, or dropped
+        before its end, cancels its rest: what has not begun never does, what runs goes on to its end.
+
+        The function is sent once to each child for the whole map. What it writes to a global variable of its module is
+        seen by the later items of that child, but neither by the other children nor here.
 
         Args:
             fn: As for `submit`.
             *iterables: One or more; the shortest ends the map.
             timeout: Seconds from now in which all results must be there.
-            chunksize: Items sent together; None lets it follow the measured duration of a call.
+            chunksize: Items sent together; None lets it follow the measured duration of a call. A result may wait for
+                the next item of its chunk, at most until that one has ended; with 1 it never does.
             buffersize: The most items under way, or ready and not taken; None for a bound on chunks.
             return_exceptions: Yield a failed item's exception in its place and go on. Without it the exception is
                 raised and the rest is cancelled.
 
+        Returns:
+            An iterator over the results; a generator, so `close()` ends the map.
+
         Raises:
+            InvalidArgument: `fn` is not callable, there is no iterable, or an option has a wrong type.
+            ConfigurationError: An option is out of its bounds.
+            SerializationError: `fn` cannot be pickled.
+            WorkerStopped: The worker was stopped, or made before this process was forked.
             TimeoutError: `timeout` is over.
             Exception: What `fn` raised for the item whose turn it is.
 
@@ -131,12 +143,11 @@ class TaskView(Executor):
                 iter(each)
             except TypeError as error:
                 raise InvalidArgument(f"map needs iterables, not {each!r}") from error
-        if timeout is not None and timeout != 0:
-            check_seconds("timeout", timeout)
+        timeout = check_seconds("timeout", timeout, optional=True, zero=True)
         if chunksize is not None:
-            check_int("chunksize", chunksize, 1, MAX_CHUNK_ITEMS)
+            chunksize = check_int("chunksize", chunksize, 1, MAX_CHUNK_ITEMS)
         if buffersize is not None:
-            check_int("buffersize", buffersize, 1, 1 << 40)
+            buffersize = check_int("buffersize", buffersize, 1, 1 << 40)
         return Mapping(
             self._client,
             fn,
@@ -299,8 +310,7 @@ class ProcessWorker(TaskView):
         Returns:
             True if everything accepted was finished.
         """
-        if timeout is not None:
-            check_seconds("timeout", timeout)
+        timeout = check_seconds("timeout", timeout, optional=True)
         return self._client.stop_graceful(timeout)
 
     def stop_now(self) -> None:

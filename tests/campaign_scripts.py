@@ -27,8 +27,16 @@ def say(*words: object) -> None:
     print(*words, flush=True)
 
 
-def interrupted(wanted: int) -> None:
-    """Submit and read while SIGINT comes at any moment; each result must come once, and right."""
+def interrupted(wanted: int, company: str) -> None:
+    """Submit and read while SIGINT comes at any moment; each result must come once, and right.
+
+    Who reads differs: "alone" the main thread does, and has many results to settle; "followed" it waits for long, and
+    another thread for it; in "company" callbacks have a background thread read, and the main one follows.
+    """
+    burst = {"alone": 300, "followed": 1, "company": 6}[company]
+    helpers = {"alone": (), "followed": (1,), "company": (0, 1)}[company]
+    sys.setswitchinterval(1e-4)  # else a helper that never sleeps has the GIL most of the time
+    main = threading.get_ident()
     done = interrupts = 0
     armed = missed = False
 
@@ -49,7 +57,11 @@ def interrupted(wanted: int) -> None:
             while not stop.is_set():
                 number += 1
                 if me:
-                    assert pool.submit(tasks.square, number).result(GUARD) == number * number
+                    future = pool.submit(tasks.square, number)
+                    until = time.monotonic() + 0.01
+                    while company == "followed" and pool._client._leader != main and time.monotonic() < until:
+                        time.sleep(0.0002)  # let the main thread be the one that reads
+                    assert future.result(GUARD) == number * number
                 else:
                     futures = [pool.submit(tasks.square, number + more) for more in range(3)]
                     assert sorted(each.result() for each in as_completed(futures, GUARD)) == [
@@ -57,7 +69,7 @@ def interrupted(wanted: int) -> None:
                     ]
                 helpers_done[me] += 1
 
-        threads = [threading.Thread(target=help_, args=(me,)) for me in range(2)]
+        threads = [threading.Thread(target=help_, args=(me,), daemon=True) for me in helpers]
         for thread in threads:
             thread.start()
         held: list[tuple[int, object]] = []
@@ -69,17 +81,16 @@ def interrupted(wanted: int) -> None:
                 if missed:
                     missed = False
                     raise KeyboardInterrupt
-                while True:
+                while len(held) < burst:
                     number = done
                     if number % 7 == 6:
                         future = pool.submit(tasks.grow, number, 40_000)  # in parts
                     else:
-                        future = pool.submit(tasks.square, number)
+                        future = pool.submit(tasks.late_square if company == "followed" else tasks.square, number)
                     held.append((number, future))
-                    future.add_done_callback(lambda _: called.append(1))
+                    if company == "company":
+                        future.add_done_callback(lambda _: called.append(1))
                     done += 1
-                    if len(held) > 5:
-                        break
                 while held:
                     number, future = held[-1]
                     right = tasks.grow(number, 40_000) if number % 7 == 6 else number * number
@@ -94,11 +105,15 @@ def interrupted(wanted: int) -> None:
         while held:
             number, future = held.pop()
             assert future.result(GUARD) == (tasks.grow(number, 40_000) if number % 7 == 6 else number * number)
+        enough = [count + 10 for count in helpers_done]
+        until = time.monotonic() + GUARD
+        while any(helpers_done[me] < enough[me] for me in helpers):  # without this thread, which reads no more
+            assert time.monotonic() < until, "a thread waits for ever"
+            time.sleep(0.002)
         stop.set()
         for thread in threads:
             thread.join(GUARD)
             assert not thread.is_alive(), "a thread waits for ever"
-        assert min(helpers_done) > 0
         assert pool.submit(tasks.square, 5).result(GUARD) == 25
         pending = len(pool._client.pending)
         assert pending == 0, pending
@@ -220,7 +235,7 @@ def backlog(count: int) -> None:
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
     {
-        "interrupted": lambda count: interrupted(int(count)),
+        "interrupted": lambda count, company: interrupted(int(count), company),
         "paused": paused,
         "forked": forked,
         "backlog": lambda count: backlog(int(count)),

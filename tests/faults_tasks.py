@@ -217,17 +217,18 @@ def _maps(name: str) -> list[tuple[int, int]]:
     found = []
     with open("/proc/self/maps") as file:
         for line in file:
-            if name in line:
+            if f"/memfd:{name}" in line:  # a file's mapping, as that of our C module, may hold the name too
                 low, _, high = line.split()[0].partition("-")
                 found.append((int(low, 16), int(high, 16)))
     return found
 
 
+# Where in the mappings of that name: see mpworker/ipc/channel.py and claims.h.
 PARTS = {
     "bells": ("mpworker-child", 0, 128),
     "zero bells": ("mpworker-child", 0, 128),
     "controls": ("mpworker-child", 128, 4096),
-    "inbound control": ("mpworker-child", 128, 256 + 128),
+    "sent": ("mpworker-child", 128, 136),  # how far the supervisor has written
     "head": ("mpworker-child", 192, 200),  # how far this process has read
     "tail": ("mpworker-child", 256, 264),  # how far it has written
     "rings": ("mpworker-child", 4096, None),
@@ -236,10 +237,10 @@ PARTS = {
 }
 
 
-def scribble(part: str, seed: int) -> str:
+def scribble(part: str) -> str:
     """Write random bytes over what this process shares with the supervisor."""
     name, start, stop = PARTS[part]
-    noise = random.Random(seed)
+    noise = random.Random(1)
     maps = _maps(name)
     if not maps:
         return "no such mapping"
@@ -255,7 +256,15 @@ def maybe_scribble(part: str, gate: Path | None = None) -> str:
     if not part:
         return ""
     _wait_for(gate)
-    return scribble(part, 1)
+    return scribble(part)
+
+
+def wait_at(gate: Path | None, running: Path | None = None) -> int:
+    """Quick without a gate, and known to be."""
+    if running is not None:
+        say(running, os.getpid())
+    _wait_for(gate)
+    return attempt()
 
 
 def _wait_for(gate: Path | None) -> None:
@@ -395,20 +404,33 @@ def fail_on_load_in(pid: int, how: str) -> None:
     raise ValueError(OnLoadIn(pid, how))
 
 
-class SayOnDump:
-    """Tells when it is pickled; large."""
+class SendLarge:
+    """Tells when it is pickled, waits for a gate, and tells when a part of it is in the ring; large."""
 
-    def __init__(self, path: Path, size: int) -> None:
-        self.path = path
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder = folder
         self.size = size
 
     def __reduce__(self) -> Any:
-        say(self.path, os.getpid())
-        return bytes, (b"x" * self.size,)
+        name, start, _ = PARTS["tail"]
+        (low, _) = _maps(name)[0]
+        tail = ctypes.c_uint64.from_address(low + start)
+        before = tail.value
+
+        def watch() -> None:
+            while tail.value == before:
+                time.sleep(0.001)
+            say(self.folder / "sending")
+
+        say(self.folder / "pickling", os.getpid())
+        _wait_for(self.folder / "gate")
+        threading.Thread(target=watch, daemon=True).start()
+        return bytes, (b"1" * self.size,)
 
 
-def return_large(path: Path, size: int) -> Any:
-    return b"x" * size if path.exists() else SayOnDump(path, size)
+def return_large(folder: Path, size: int) -> Any:
+    """The first attempt's value differs from the second's."""
+    return b"2" * size if attempt() > 1 else SendLarge(folder, size)
 
 
 # ------------------------------------------------------------ items of a map
@@ -513,7 +535,7 @@ def scribble_and_wait(part: str, gate: Path | None = None, done: Path | None = N
     """As `scribble`, then leave everything to the supervisor. Quick without a part, and known to be."""
     if part:
         _wait_for(gate)
-        scribble(part, 1)
+        scribble(part)
         if done is not None:
             say(done)
         nap_here()

@@ -3,11 +3,14 @@
 import math
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy
 import programs
 import pytest
 
@@ -40,9 +43,9 @@ class Indexable:
         return "Indexable()"
 
 
-NO_INT = [True, 2.0, "2", None, [2], math.nan, Decimal(2)]
-NO_SECONDS = ["1", True, [1], Decimal(1), 1j]
-OUT_OF_TIME = [0, -1, 0.0, -0.5, math.nan, -math.inf, math.inf, 1e300, 10**400]
+NO_INT = [True, 2.0, "2", None, [2], math.nan, Decimal(2), numpy.float64(2), numpy.True_, numpy.array([2, 3])]
+NO_SECONDS = ["1", True, False, [1], Decimal(1), 1j, numpy.True_, numpy.array([1.0, 2.0])]
+OUT_OF_TIME = [0, -1, 0.0, -0.5, math.nan, -math.inf, math.inf, 1e300, 10**400, numpy.float64(-1), numpy.float64("nan")]
 
 
 @pytest.mark.parametrize(
@@ -148,13 +151,31 @@ def test_the_options_of_map(pool: ProcessWorker) -> None:
     for option, high in (("chunksize", 65535), ("buffersize", 1 << 40)):
         for value in (0, -1, high + 1):
             refuse(pool.map, len, "ab", **{option: value}, says=[option, "1", str(high), repr(value)])
-        for value in (True, 2.0, "2"):
+        for value in (True, 2.0, "2", numpy.float64(2)):
             refuse(pool.map, len, "ab", **{option: value}, kind=InvalidArgument, says=[option, repr(value)])
     for value in [each for each in OUT_OF_TIME if each != 0]:
         refuse(pool.map, len, "ab", timeout=value, says=["timeout", repr(value)])
     for value in NO_SECONDS:
         refuse(pool.map, len, "ab", timeout=value, kind=InvalidArgument, says=["timeout", repr(value)])
     assert list(pool.map(len, ["a", "bc"])) == [1, 2]
+
+
+def test_numbers_of_other_types_are_as_good_as_pythons_own() -> None:
+    seconds = [Fraction(121, 2), numpy.float32(60.5), numpy.int64(60)]
+    for number, count in zip(seconds, [Indexable(), numpy.int64(2), numpy.uint8(2)], strict=True):
+        options = dict.fromkeys(("timeout", "grace", "lease_ttl", "start_timeout", "kill_timeout"), number)
+        counts = dict.fromkeys(("n", "retries", "crash_retries"), count)
+        sizes = {"max_pending": numpy.int64(100), "slots": numpy.uint8(16), "max_payload_bytes": numpy.uint32(1 << 20)}
+        rings = dict.fromkeys(("child_ring_bytes", "client_ring_bytes"), numpy.int32(1 << 13))
+        with ProcessWorker(**options, **counts, **sizes, **rings) as pool:
+            view = pool.options(timeout=number, retries=count, crash_retries=count)
+            for each in (pool, view):
+                assert each.submit(pow, 2, 3).result() == 8
+                squares = each.map(pow, [2, 3], [2, 2], chunksize=count, buffersize=count, timeout=number)
+                assert list(squares) == [4, 9]
+            with pytest.raises(TimeoutError, match=r"within 0\.0 s"):
+                next(pool.map(time.sleep, [0.1], timeout=numpy.float64(0)))
+            assert pool.stop_graceful(timeout=numpy.float32(60.5))
 
 
 def test_the_timeout_of_a_stop(pool: ProcessWorker) -> None:

@@ -366,10 +366,11 @@ def lines(process: "subprocess.Popen[str]") -> Iterator[list[str]]:
         yield line.split()
 
 
-def test_a_hundred_interrupts_lose_nothing() -> None:
+@pytest.mark.parametrize("company", ["alone", "followed", "company"])
+def test_a_hundred_interrupts_lose_nothing(company: str) -> None:
     count = 150
     rng = random.Random(random.randrange(1 << 32))
-    with script("interrupted", str(count)) as process:
+    with script("interrupted", str(count), company) as process:
         answers = lines(process)
         assert next(answers) == ["ready"]
         for _ in range(count):

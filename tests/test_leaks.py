@@ -17,11 +17,11 @@ from conftest_of_the_suite import *
 from conftest_of_the_suite import _leave_nothing_behind
 """
 
-# Each leaks one thing that goes away by itself soon after.
+# Each leaks one thing that goes away by itself soon after, a process well after `leaks.GRACE`.
 LEAKS = {
     "process": """
         import subprocess
-        keep = subprocess.Popen(["sleep", "2"])
+        keep = subprocess.Popen(["sleep", "6"])
     """,
     "zombie": """
         import os
@@ -31,7 +31,7 @@ LEAKS = {
     """,
     "orphan": """
         import subprocess
-        subprocess.run(["sh", "-c", "setsid sleep 2 >/dev/null 2>&1 &"], check=True)
+        subprocess.run(["sh", "-c", "setsid sleep 6 >/dev/null 2>&1 &"], check=True)
     """,
     "shm": """
         import os, pathlib
@@ -63,9 +63,9 @@ LEAKS = {
     """,
 }
 EXPECTED = {
-    "process": "(sleeping): sleep 2",
+    "process": "(sleeping): sleep 6",
     "zombie": "(zombie)",
-    "orphan": "(sleeping): sleep 2",
+    "orphan": "(sleeping): sleep 6",
     "shm": "file {shm}/left",
     "eventfd": "1 more open descriptor(s) of kind eventfd",
     "memfd": "1 more open descriptor(s) of kind memfd",

@@ -68,6 +68,19 @@ def make(n):
 def fail(code): raise Broken(code, "broken")
 @functools.lru_cache
 def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)
+@functools.singledispatch
+def describe(value): return "something"
+@describe.register
+def _(value: int): return "an int"
+@describe.register(Point)
+def _(value): return f"a point at {describe(value.x)}"
+@describe.register(list)
+def _(value): return [describe(each) for each in value]
+class Describer:
+    @functools.singledispatchmethod
+    def describe(self, value): return "something"
+    @describe.register
+    def _(self, value: int): return "an int"
 def slots(value):
     s = Slots()
     s.a = value
@@ -116,6 +129,15 @@ def check(w):
     else:
         raise AssertionError("no exception")
     assert isinstance(w.options(retries=1).submit(fail, 9).exception(), Broken)
+
+    right = ["something", "an int", "a point at an int", ["an int", "a point at something"]]
+    assert describe(["", 1, Sub(1), [2, Point("")]]) == right, "its cache is in use"
+    assert list(w.map(describe, ["", 1, Sub(1), [2, Point("")]])) == right
+    assert w.submit(describe, 1).result() == w.submit(lambda n: describe(n), 1).result() == "an int"
+    back = w.submit(lambda: describe).result()
+    assert (back([1, ""]), back.__name__) == (["an int", "something"], "describe")
+    assert w.submit(Describer().describe, 1).result() == "an int"
+    assert w.submit(lambda d: d.describe(""), Describer()).result() == "something"
 """
 RUN = """
 with ProcessWorker(n=2) as w:
@@ -223,6 +245,23 @@ def test_code_interact(tmp_path: Path) -> None:
             console.push("")
     """
     assert programs.run_source(source, tmp_path).stdout.endswith("all is well\n")
+
+
+def test_the_interactive_interpreter_in_a_pipe(tmp_path: Path) -> None:
+    lines = [
+        "from mpworker import ProcessWorker",
+        "w = ProcessWorker(n=2)",
+        "def f(n): return 6 * n",
+        "",
+        "class C: x = f",
+        "",
+        "w.submit(f, 7).result(), type(w.submit(C).result()) is C, list(w.map(lambda n: f(n) + 1, range(3)))",
+        "def f(n): return -n",
+        "",
+        "w.submit(f, 7).result(), w.submit(C.x, 7).result()",
+    ]
+    done = programs.run("-i", "-q", cwd=tmp_path, stdin="\n".join(lines) + "\n")
+    assert done.stdout.splitlines() == ["(42, True, [1, 7, 13])", "(-7, 42)"]
 
 
 def test_the_interactive_interpreter_on_a_terminal(tmp_path: Path) -> None:

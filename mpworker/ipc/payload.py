@@ -64,11 +64,14 @@ def dumps_by_value(value: object) -> bytes:
 def _by_value_pickler() -> Any:
     """Cloudpickle's pickler, which is imported late, and what it leaves out of what is not importable.
 
-    It writes a function under `functools.lru_cache` by name wherever it stands, and a `cached_property` not at all
-    where that holds a lock (before 3.12). The copies begin with empty caches. And it hides the file of a function,
-    whose lines a traceback shall show.
+    It writes a function under `functools.lru_cache` by name wherever it stands, a `cached_property` not at all where
+    that holds a lock (before 3.12), and a `singledispatch` never, for the weak references in its cache. The copies
+    begin with empty caches. And it hides the file of a function, whose lines a traceback shall show.
     """
     from cloudpickle import cloudpickle
+
+    some: Any = functools.singledispatch(_unset)
+    dispatching = some.__code__  # of every function that it makes
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def reducer_override(self, value: Any) -> Any:
@@ -83,6 +86,18 @@ def _by_value_pickler() -> Any:
                 )
             elif type(value) is functools.cached_property:
                 return functools.cached_property, (value.func,), {"attrname": value.attrname}
+            elif getattr(value, "__code__", None) is dispatching:
+                if cloudpickle._lookup_module_and_qualname(value) is None:
+                    # Filled when it is there already: what it dispatches to may well call it again.
+                    return functools.singledispatch, (_unset,), dict(value.registry), None, None, _register
+            elif getattr(value, "__code__", None) is some.dispatch.__code__:
+                # What a bound `singledispatchmethod` holds, from 3.13 on: that of a copy, which has the branch above.
+                copy = functools.singledispatch(_unset)
+                _register(copy, value.__closure__[value.__code__.co_freevars.index("registry")].cell_contents)
+                return getattr, (copy, "dispatch")
+            elif type(value) is functools.singledispatchmethod:
+                state = {"dispatcher": value.dispatcher, "func": value.func}
+                return functools.singledispatchmethod, (_unset,), state
             reduced = super().reducer_override(value)
             if (
                 isinstance(value, type)
@@ -104,6 +119,16 @@ def _by_value_pickler() -> Any:
 
 def _cached(function: Any, parameters: dict[str, Any]) -> Any:
     return functools.lru_cache(**parameters)(function)
+
+
+def _unset(*_: object) -> None:
+    """What a `singledispatch` begins with."""
+
+
+def _register(dispatcher: Any, registry: dict[type, Any]) -> None:
+    for kind, function in registry.items():
+        dispatcher.register(kind, function)
+    functools.update_wrapper(dispatcher, registry[object])
 
 
 def dumps(value: object) -> bytes:
