@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from mpworker.errors import (
@@ -22,6 +22,7 @@ from mpworker.errors import (
 from mpworker.functions import FunctionTable
 from mpworker.future import TaskFuture
 from mpworker.ipc import codec, payload
+from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
 from mpworker.launch import launch
 from mpworker.options import TaskDefaults, WorkerOptions
@@ -54,11 +55,19 @@ def _at_exit() -> None:
     """An interpreter that ends without a stop drains, as the standard library's pool does; Ctrl-C stops now."""
     clients = list(_live)
     try:
-        for client in clients:
-            client.stop_graceful(None)
+        _drain_all(clients)
     except KeyboardInterrupt:
-        for client in clients:
-            client.stop_now()
+        _stop_all(clients)
+
+
+def _drain_all(clients: "list[Client]") -> None:
+    for client in clients:
+        client.stop_graceful(None)
+
+
+def _stop_all(clients: "list[Client]") -> None:
+    for client in clients:
+        client.stop_now()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -242,21 +251,24 @@ class Client(Reader):
                 if kind in (codec.SUBMIT, codec.CHUNK) and b not in self.functions.live:
                     return False
                 large = len(data) > self._max_record
-                for part in split(record, self._max_record // 2, stream) if large else (record,):
-                    size = len(part[5])
-                    while True:
-                        if self._closed and kind != codec.REQUEST:  # questions are answered until the end
-                            self._refuse()
-                        if self._push(*part):  # no call between the look and this, as in submit
-                            break
-                        self._ring()
-                        over = self._is_gone if kind == codec.REQUEST else self._is_closed
-                        self.wait_for(self.when(lambda: self._fits(size) or over()), None, size)  # noqa: B023
+                self._push_each(split(record, self._max_record // 2, stream) if large else (record,), kind)
             finally:
                 self._slow_sends -= 1
         if self._forgotten:
             self._send_forgotten()
         return True
+
+    def _push_each(self, parts: Iterable[Record], kind: int) -> None:
+        for part in parts:
+            size = len(part[5])
+            while True:
+                if self._closed and kind != codec.REQUEST:  # questions are answered until the end
+                    self._refuse()
+                if self._push(*part):  # no call between the look and this, as in submit
+                    break
+                self._ring()
+                over = self._is_gone if kind == codec.REQUEST else self._is_closed
+                self.wait_for(self.when(lambda: self._fits(size) or over()), None, size)  # noqa: B023
 
     # ------------------------------------------------------------ requests
 

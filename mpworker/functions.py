@@ -212,12 +212,18 @@ class FunctionTable:
             if self._pins[key]:
                 return
             del self._pins[key]
-            for identity, entry in list(self._entries.items()):  # a signal handler may add to it
-                if entry.key == key:
-                    if identity != id(entry.function):
-                        self._drop(identity)
-                    return
-            self._end(key)  # its entry was dropped while it was pinned
+            identity = self._identity(key)
+            if identity is None:
+                self._end(key)  # its entry was dropped while it was pinned
+            elif identity < 0:
+                self._drop(identity)
+
+    def _identity(self, key: int) -> int | None:
+        """Under what the entry of this key is found: a function's id(), or less than 0 where only its map knows it."""
+        for identity, entry in list(self._entries.items()):  # a signal handler may add to it
+            if entry.key == key:
+                return identity
+        return None
 
     def _add(self, function: Any) -> int:
         if isinstance(function, FunctionType | BuiltinFunctionType | type) and is_importable(function):

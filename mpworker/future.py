@@ -27,6 +27,7 @@ from mpworker.errors import (
     WorkerCrashed,
 )
 from mpworker.ipc import codec, payload
+from mpworker.waiting import wake_all
 
 if TYPE_CHECKING:
     from mpworker.client import Client
@@ -136,11 +137,7 @@ def _brief(error: BaseException) -> str:
 
 
 class _Waiters(list[Any]):
-    """Waiters of the library and of the client.
-
-    `settle` removes each once it is told, so that none is lost nor told twice if a signal handler raises in between;
-    the library removes its own afterwards.
-    """
+    """The waiters of `concurrent.futures`, which removes each of its own, told or not."""
 
     def remove(self, waiter: Any) -> None:
         if waiter in self:
@@ -169,11 +166,13 @@ class TaskFuture(Future[T]):
         self._key = key
 
     def __getattr__(self, name: str) -> Any:
-        # The library's `wait` and `as_completed` append to _waiters; whoever does so needs the background reader, at
-        # every time: the list may have been made for waiters that read the ring themselves. So it has another name.
+        # The library's `wait` and `as_completed` append to _waiters, and need the background thread. What is appended
+        # when the task has ended is not told: `as_completed` has counted it already.
         if name == "_waiters":
             self._watch()
-            return self.__dict__.setdefault("_waiting", _Waiters())
+            if self._state is not PENDING:
+                return _Waiters()
+            return self.__dict__.setdefault("_waiting", _Waiters())  # not its own name: the next look shall come here
         if name == "_done_callbacks":
             self._watch()
             made: list[Any] = []
@@ -303,7 +302,7 @@ class TaskFuture(Future[T]):
             LOGGER.exception("exception calling callback for %r", self)
 
     def settle(self, status: int, data: bytes) -> None:
-        """Set the outcome and tell the waiters. Called under the client's condition; callbacks come later."""
+        """Set the outcome and wake the followers. Called under the client's condition; `announce` comes later."""
         if self._state is PENDING:  # else this was interrupted, and goes on
             self._status = status
             self._payload = data
@@ -312,32 +311,39 @@ class TaskFuture(Future[T]):
             if self._watched:
                 self._watched = False
                 self._client.watched -= 1  # no call between the two: see `mpworker.reader`
-            waiters = self.__dict__.get("_waiting", ())
-            while waiters:
-                waiter = waiters[-1]
-                if self._status == codec.CANCELLED:
-                    waiter.add_cancelled(self)
-                elif self._status == codec.OK:
-                    waiter.add_result(self)
-                else:
-                    waiter.add_exception(self)
-                if waiters and waiters[-1] is waiter:  # a handler may have told it
-                    del waiters[-1]
+            wake_all(self.__dict__.get("_followers", ()))
 
     def add_waiter(self, waiter: Any) -> None:
-        """Have `settle` call the waiter, which reads the ring itself if it must. Under the client's condition."""
-        self.__dict__.setdefault("_waiting", _Waiters()).append(waiter)
+        """Have `settle` wake the waiter, which reads the ring itself if it must. Under the client's condition."""
+        self.__dict__.setdefault("_followers", []).append(waiter)
         self._slow = True
 
-    def has_callbacks(self) -> bool:
-        """Is there anything to call now that it has ended?"""
-        return bool(self.__dict__.get("_done_callbacks"))
+    def remove_waiter(self, waiter: Any) -> None:
+        """Undo `add_waiter`. Under the client's condition."""
+        followers = self.__dict__.get("_followers", [])
+        if waiter in followers:
+            followers.remove(waiter)
 
-    def take_callbacks(self) -> list[Callable[[Future[T]], object]]:
-        """The callbacks, each of which is now called once."""
+    def has_audience(self) -> bool:
+        """Is there anybody for `announce` to tell?"""
+        return bool(self.__dict__.get("_waiting") or self.__dict__.get("_done_callbacks"))
+
+    def announce(self) -> list[Callable[[Future[T]], object]]:
+        """Tell the library's waiters that it has ended. Under the client's condition, by the background thread.
+
+        That thread alone handles no signals: in the main one a handler that raises could come in the middle, and then
+        a waiter would be told twice, which `as_completed` takes ill, or never.
+
+        Returns:
+            The callbacks, each of which is now to be called once.
+        """
+        waiters: list[Any] = self.__dict__.pop("_waiting", [])
+        for waiter in waiters:
+            if self._status == codec.CANCELLED:
+                waiter.add_cancelled(self)
+            elif self._status == codec.OK:
+                waiter.add_result(self)
+            else:
+                waiter.add_exception(self)
         callbacks: list[Callable[[Future[T]], object]] = self.__dict__.pop("_done_callbacks", [])
         return callbacks
-
-    def remove_waiter(self, waiter: Any) -> None:
-        """Undo `add_waiter`, if it was not called. Under the client's condition."""
-        self.__dict__.get("_waiting", _Waiters()).remove(waiter)

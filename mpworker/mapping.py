@@ -10,13 +10,14 @@ import json
 import operator
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.errors import SerializationError
 from mpworker.future import make_error
 from mpworker.ipc import codec, payload
+from mpworker.waiting import wake_all
 
 if TYPE_CHECKING:
     from mpworker.client import Client
@@ -79,12 +80,7 @@ class _Chunk:
         self._settled()
 
     def _settled(self) -> bool:
-        waiters = self._waiters
-        while waiters:
-            waiter = waiters[-1]
-            waiter.add_result(self)
-            if waiters and waiters[-1] is waiter:
-                del waiters[-1]
+        wake_all(self._waiters)
         return self._left <= 0
 
     def add_waiter(self, waiter: Any) -> None:
@@ -192,13 +188,16 @@ class Mapping:
             chunk.key = self._client.send_chunk(chunk, flags, self._function, self._options, len(items), data)
         except (payload.Unserializable, SerializationError) as error:
             if len(items) > 1:  # each goes alone, and only the one at fault fails
-                for item in items:
-                    self._send([item], into)
+                self._send_each(items, into)
                 return
             report = {"what": "item", "type": payload.name_of_type(items[0]), "message": str(error), "traceback": ""}
             chunk.settle(codec.UNSERIALIZABLE, json.dumps(report).encode())
         self._items += len(items)
         into.append(chunk)
+
+    def _send_each(self, items: list[Any], into: deque[_Chunk]) -> None:
+        for item in items:
+            self._send([item], into)
 
     def _adapt(self, duration_ns: int, items: int) -> None:
         if self._chunksize is None and duration_ns and items:
@@ -212,35 +211,38 @@ class Mapping:
         return stream
 
     def _stream(self) -> Iterator[Any]:
-        chunks = self._chunks
         try:
             yield None
-            while chunks:
-                line = chunks[0].singles or chunks
-                chunk = line[0]
-                if chunk.at == chunk.stop:
-                    self._items -= chunk.stop
-                    line.popleft()
-                    self.fill()
-                    continue
-                self._wait(chunk)
-                stop = chunk.splits.pop(chunk.at, 0)
-                if stop:
-                    self._resend(chunk, stop)
-                    continue
-                stop, status, data, duration_ns = chunk.runs.pop(chunk.at)
-                count = stop - chunk.at
-                chunk.at = stop
-                if status == codec.OK:
-                    self._adapt(duration_ns, count)
-                    yield from self._values(data, count)
-                else:
-                    for _ in range(count):
-                        yield from self._failed(status, data)
-            if self._failure is not None:
-                raise self._failure
+            yield from self._each()  # no loop in here: see `mpworker.reader`
         finally:
             self._abandon()
+
+    def _each(self) -> Iterator[Any]:
+        chunks = self._chunks
+        while chunks:
+            line = chunks[0].singles or chunks
+            chunk = line[0]
+            if chunk.at == chunk.stop:
+                self._items -= chunk.stop
+                line.popleft()
+                self.fill()
+                continue
+            self._wait(chunk)
+            stop = chunk.splits.pop(chunk.at, 0)
+            if stop:
+                self._resend(chunk, stop)
+                continue
+            stop, status, data, duration_ns = chunk.runs.pop(chunk.at)
+            count = stop - chunk.at
+            chunk.at = stop
+            if status == codec.OK:
+                self._adapt(duration_ns, count)
+                yield from self._values(data, count)
+            else:
+                for _ in range(count):
+                    yield from self._failed(status, data)
+        if self._failure is not None:
+            raise self._failure
 
     def _wait(self, chunk: _Chunk) -> None:
         if chunk.ready:
@@ -249,16 +251,18 @@ class Mapping:
         if not self._client.wait_for(chunk, left):
             raise TimeoutError(f"map({self._name}) was not done within {self._timeout} s")
 
-    def _values(self, data: bytes, count: int) -> Iterator[Any]:
+    def _values(self, data: bytes, count: int) -> Iterable[Any]:
         try:
-            values = payload.loads_known(data)
+            values: list[Any] = payload.loads_known(data)
         except (Exception, SystemExit) as error:  # noqa: BLE001
-            for _ in range(count):  # all of a run, but the child has tried: only what fails here and not there
-                text = f"{self._subject()}: its result cannot be unpickled here: {type(error).__name__}: {error}"
-                yield from self._raise_or_return(SerializationError(text))
-            return
+            return self._unreadable(error, count)
         self._index += count
-        yield from values
+        return values
+
+    def _unreadable(self, error: BaseException, count: int) -> Iterator[Any]:
+        for _ in range(count):  # all of a run, but the child has tried: only what fails here and not there
+            text = f"{self._subject()}: its result cannot be unpickled here: {type(error).__name__}: {error}"
+            yield from self._raise_or_return(SerializationError(text))
 
     def _subject(self) -> str:
         return f"item {self._index} of map({self._name})"
@@ -274,8 +278,7 @@ class Mapping:
 
     def _resend(self, chunk: _Chunk, stop: int) -> None:
         """Items that cannot be unpickled together: each goes alone, to find the one that is at fault."""
-        for item in chunk.items[chunk.at : stop]:
-            self._send([item], chunk.singles)
+        self._send_each(chunk.items[chunk.at : stop], chunk.singles)
         chunk.at = stop
 
     def _abandon(self) -> None:

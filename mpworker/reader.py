@@ -6,9 +6,9 @@ The thread that waits reads it: no reader thread to wake, no GIL to hand over. O
 it pops events, settles futures, and sleeps on the bell. Others that wait meanwhile are *followers*: each sleeps on a
 lock of its own, which the leader releases when the follower's future has ended, or when the leader leaves and the
 follower must lead. `concurrent.futures.wait`, `as_completed`, callbacks and event loops wait in places that know
-nothing of this: while such a future is pending, a background thread leads. It also calls the callbacks, as the
-standard library's own thread does: a callback may wait, submit and take locks, so no thread may call it that leads,
-or that is in the middle of a submit.
+nothing of this: while such a future is pending, a background thread leads. It also tells those waiters and calls the
+callbacks, as the standard library's own thread does: a callback may wait, submit and take locks, so no thread may call
+it that leads, or that is in the middle of a submit.
 
 What may come in between
 ------------------------
@@ -21,6 +21,9 @@ a turn of a loop; so can the GIL change hands. Between other instructions neithe
   whose settling was interrupted is settled again by the next reader, so settling twice is as good as once.
 - `mutex` is entered by `with`, which is safe for a lock in C; the `__enter__` of `threading.Condition` is Python, and
   could be interrupted with the lock held.
+- No loop stands inside a `try` or a `with`: the signal that a turn of a loop meets belongs to the instruction before
+  the loop in CPython 3.11 and 3.12, to the jump itself in 3.13, and the compiler counts either of them as outside in
+  some cases. Then `finally` is passed over, and a lock stays locked. So a loop is a function of its own.
 - A hand-over may be cut short, so a follower looks up once in FOLLOW_SECONDS whether anybody leads.
 
 A signal handler (or, on 3.11, a finalizer) may itself wait for a result or stop the worker, on top of any of these
@@ -44,7 +47,7 @@ from mpworker.ipc import codec
 from mpworker.ipc._native import RECORD_HEADER_BYTES
 from mpworker.ipc.codec import Record
 from mpworker.launch import Supervisor
-from mpworker.waiting import Condition, Follower, Reply, Waitable
+from mpworker.waiting import Condition, Follower, Reply, Waitable, wake_all
 
 _BATCH: Final = 512
 _FOREVER: Final = -1.0
@@ -67,7 +70,7 @@ class Reader:
         self._parts: list[bytes] = []  # of a payload that comes in fragments
         self._replies: dict[int, Reply] = {}
         self.watched = 0  # pending futures that need the background thread; changed under the mutex
-        self._due: deque[Any] = deque()  # ended futures whose callbacks are to be called
+        self._due: deque[Any] = deque()  # ended futures that are to be announced
         self._background: threading.Thread | None = None
         self._stop_asked = False
         self._stop_now = False
@@ -118,26 +121,31 @@ class Reader:
         deadline = None if timeout is None else time.monotonic() + timeout
         thread = threading.get_ident()
         nested = self._leader == thread  # a signal handler or a finalizer: the frame below leads
-        follower: Follower | None = None
         try:
-            while not target.ready:
-                if self._forked:
-                    self._refuse()
-                left = _FOREVER if deadline is None else deadline - time.monotonic()
-                if self._leader is None or nested:
-                    self._leader = thread
-                    self._read_until(target, deadline, need)
-                    return target.ready
-                if deadline is not None and left <= 0:
-                    return False
-                if follower is None:
-                    follower = Follower()
-                self._follow(follower, target, left, need)
-            return True
+            return self._lead_or_follow(target, deadline, need, thread, nested)
         finally:
             if not nested and self._leader == thread:
                 self._leader = None
             self._hand_over()
+
+    def _lead_or_follow(
+        self, target: Waitable, deadline: float | None, need: int | None, thread: int, nested: bool
+    ) -> bool:
+        follower: Follower | None = None
+        while not target.ready:
+            if self._forked:
+                self._refuse()
+            left = _FOREVER if deadline is None else deadline - time.monotonic()
+            if self._leader is None or nested:
+                self._leader = thread
+                self._read_until(target, deadline, need)
+                return target.ready
+            if deadline is not None and left <= 0:
+                return False
+            if follower is None:
+                follower = Follower()
+            self._follow(follower, target, left, need)
+        return True
 
     def _read_until(self, target: Waitable, deadline: float | None, need: int | None) -> None:
         channel = self.supervisor.channel
@@ -212,14 +220,14 @@ class Reader:
         """If nobody leads, one follower must."""
         if self._followers and self._leader is None:
             with self.mutex:
-                for follower in tuple(self._followers)[:1]:
-                    self._followers.pop(follower, None)  # the next one to leave shall wake another
-                    follower.wake()
+                first = tuple(self._followers)[:1]
+                if first:
+                    self._followers.pop(first[0], None)  # the next one to leave shall wake another
+                    first[0].wake()
 
     def _wake_for_room(self) -> None:
         with self.mutex:
-            for follower in tuple(self._room):
-                follower.wake()
+            wake_all(self._room)
             self._room.clear()  # until they ask again
 
     def poll(self) -> None:
@@ -258,7 +266,7 @@ class Reader:
             while self._due:
                 with self.mutex:
                     future = self._due.popleft()  # this is the only thread that takes any
-                    callbacks = future.take_callbacks() if future.ready else ()  # not if its settling was interrupted
+                    callbacks = future.announce() if future.ready else ()  # not if its settling was interrupted
                 for call in callbacks:
                     _call_back(future, call)
                 del future, callbacks
@@ -287,46 +295,48 @@ class Reader:
             batches -= 1
 
     def _settle_inbox(self) -> None:
-        inbox = self._inbox
-        pending = self.pending
         self._settled += 1
         with self.mutex:
             try:
-                while inbox:
-                    record = inbox[0]
-                    kind, flags, a, b, c, data = record
-                    if flags & codec.FRAGMENTED:
-                        whole = (kind, flags & ~codec.FRAGMENTED, a, b, c, b"".join((*self._parts, data)))
-                        none: list[bytes] = []
-                        if inbox and inbox[0] is record:
-                            inbox[0] = whole
-                            self._parts = none
-                        continue
-                    if kind == codec.RESULT:
-                        future = pending.get(a)
-                        if future is not None:
-                            if future._slow:
-                                self._call_later(future)  # first: settled, it may be the last to need the thread
-                            future.settle(flags & codec.LOW, data)
-                            pending.pop(a, None)  # a map that is abandoned takes its own out, in any thread
-                    elif kind == codec.FRAGMENT:
-                        parts, part = [] if flags & codec.FIRST else self._parts, (data,)
-                        if inbox and inbox[0] is record:
-                            parts += part
-                            self._parts = parts
-                            del inbox[0]
-                        continue
-                    else:
-                        self._settle_other(kind, flags, a, b, c, data)
-                    if inbox and inbox[0] is record:  # no call between look and act: see the module's docstring
-                        del inbox[0]
+                self._settle_each()
             finally:
-                for follower in tuple(self._any_event):
-                    follower.wake()
+                wake_all(self._any_event)
 
-    def _call_later(self, future: Any) -> None:
-        """Have the background thread call the future's callbacks. Under the mutex."""
-        if future.has_callbacks():
+    def _settle_each(self) -> None:
+        inbox = self._inbox
+        pending = self.pending
+        while inbox:
+            record = inbox[0]
+            kind, flags, a, b, c, data = record
+            if flags & codec.FRAGMENTED:
+                whole = (kind, flags & ~codec.FRAGMENTED, a, b, c, b"".join((*self._parts, data)))
+                none: list[bytes] = []
+                if inbox and inbox[0] is record:
+                    inbox[0] = whole
+                    self._parts = none
+                continue
+            if kind == codec.RESULT:
+                future = pending.get(a)
+                if future is not None:
+                    if future._slow:
+                        self._announce_later(future)  # first: settled, it may be the last to need the thread
+                    future.settle(flags & codec.LOW, data)
+                    pending.pop(a, None)  # a map that is abandoned takes its own out, in any thread
+            elif kind == codec.FRAGMENT:
+                parts, part = [] if flags & codec.FIRST else self._parts, (data,)
+                if inbox and inbox[0] is record:
+                    parts += part
+                    self._parts = parts
+                    del inbox[0]
+                continue
+            else:
+                self._settle_other(kind, flags, a, b, c, data)
+            if inbox and inbox[0] is record:  # no call between look and act: see the module's docstring
+                del inbox[0]
+
+    def _announce_later(self, future: Any) -> None:
+        """Have the background thread tell the library's waiters and call the callbacks. Under the mutex."""
+        if future.has_audience():
             self._due.append(future)
             self.condition.notify_all()
 
@@ -349,19 +359,17 @@ class Reader:
             self._closed = "broken"
 
     def _fail_all(self, status: int, data: bytes) -> None:
-        """Nothing more will come: settle what is pending."""
-        with self.mutex:
-            for key, future in list(self.pending.items()):
-                if future._slow:
-                    self._call_later(future)
-                future.settle(status, data)
-                self.pending.pop(key, None)
-            for reply in list(self._replies.values()):
-                reply.settle({"lost": True})
-            self._replies.clear()
-            for follower in (*self._any_event, *self._followers):
-                follower.wake()
-            self.condition.notify_all()
+        """Nothing more will come: settle what is pending. Under the mutex."""
+        for key, future in list(self.pending.items()):
+            if future._slow:
+                self._announce_later(future)
+            future.settle(status, data)
+            self.pending.pop(key, None)
+        for reply in list(self._replies.values()):
+            reply.settle({"lost": True})
+        self._replies.clear()
+        wake_all((*self._any_event, *self._followers))
+        self.condition.notify_all()
 
     def _supervisor_died(self) -> None:
         """The pidfd is readable: take in what it had sent, then settle the rest. Only the leader calls it.
@@ -372,18 +380,20 @@ class Reader:
             pass
         self._settled += 1
         self._exited = True
+        status, report = codec.CANCELLED, b""
         if self._broken is not None:
-            self._fail_all(BROKEN, json.dumps(self._broken).encode())
+            status, report = BROKEN, json.dumps(self._broken).encode()
         elif self._closed == "lost" or not (
             self._stop_now or (self._stop_asked and (self._ended_well or self.supervisor.ended_well()))
         ):
             self._closed = "lost"
-            self._fail_all(LOST, b"")
+            status = LOST
         else:
             self._ended_well = True
             self._closed = "stopped"
             self._cut_short = self._cut_short or bool(self.pending)
-            self._fail_all(codec.CANCELLED, b"")
+        with self.mutex:
+            self._fail_all(status, report)
         # The bells' numbers may be another file's from now on, and a future that is kept shall not keep the memory.
         self._push = self._fits = _always
         self._pop = self._fill = _nothing

@@ -1,7 +1,7 @@
 """Things a client's thread can wait for, and how it sleeps while another thread reads the events."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 
@@ -20,7 +20,7 @@ class Waitable(Protocol):
 
 
 class Follower:
-    """A thread that waits while another one reads; looks like the waiters of `concurrent.futures`."""
+    """A thread that waits while another one reads."""
 
     __slots__ = ("_lock",)
 
@@ -32,14 +32,18 @@ class Follower:
         """Sleep until woken, at most `timeout` seconds (-1 for no limit); whether it was woken."""
         return self._lock.acquire(timeout=timeout)
 
-    def wake(self, _: object = None) -> None:
+    def wake(self) -> None:
         """End the sleep; nothing if it has ended or not begun."""
         try:
             self._lock.release()
         except RuntimeError:
             pass  # awake already
 
-    add_result = add_exception = add_cancelled = wake
+
+def wake_all(followers: Iterable[Follower]) -> None:
+    """Wake each, also if a signal handler changes the collection meanwhile."""
+    for follower in tuple(followers):
+        follower.wake()
 
 
 class Condition:
@@ -88,5 +92,4 @@ class Reply:
     def settle(self, answer: dict[str, Any]) -> None:
         """The answer is there."""
         self.answer = answer
-        for waiter in tuple(self._waiters):
-            waiter.wake()
+        wake_all(self._waiters)

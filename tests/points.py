@@ -11,7 +11,12 @@ import sys
 from collections.abc import Callable
 from typing import Any, Self
 
-CHECKS = frozenset(("CALL", "CALL_KW", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD"))
+CHECKS = frozenset(
+    (
+        *("CALL", "CALL_KW", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD"),
+        *(f"POP_JUMP_BACKWARD_IF_{what}" for what in ("TRUE", "FALSE", "NONE", "NOT_NONE")),  # 3.11
+    )
+)
 
 
 @functools.cache

@@ -1,7 +1,10 @@
 """Many threads, forks, signals and full rings on one client."""
 
+import ast
 import contextlib
 import dis
+import importlib
+import inspect
 import itertools
 import os
 import random
@@ -207,7 +210,7 @@ def test_a_chunk_that_is_abandoned_while_it_is_settled(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("function", "look", "act"),
     [
-        (Reader.wait_for, "_leader", "STORE_ATTR _leader"),
+        (Reader._lead_or_follow, "_leader", "STORE_ATTR _leader"),
         (Reader.poll, "_leader", "STORE_ATTR _leader"),
         (Client.submit, "_closed", "_push"),
         (Client.submit, "live", "_push"),
@@ -232,6 +235,29 @@ def test_no_thread_and_no_signal_comes_between(function: Any, look: str, act: st
         if before:
             gaps.append([name for name, *_ in steps[before[-1] + 1 : at] if name in CHECKS])
     assert [] in gaps, gaps
+
+
+LOOPS = (ast.While, ast.For, ast.ListComp, ast.SetComp, ast.DictComp)
+
+
+def loops_in_a_try(tree: ast.AST, inside: bool = False) -> Iterator[int]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.Lambda | ast.GeneratorExp):
+            yield from loops_in_a_try(node)
+        else:
+            if inside and isinstance(node, LOOPS):
+                yield node.lineno
+            yield from loops_in_a_try(node, inside or isinstance(node, ast.Try | ast.With))
+
+
+@pytest.mark.parametrize("name", ["client", "functions", "future", "launch", "mapping", "reader", "waiting", "worker"])
+def test_no_turn_of_a_loop_escapes_a_finally(name: str) -> None:
+    # Why: `mpworker.reader`. Whether one does depends on the version of Python, and on when a signal comes.
+    module = importlib.import_module(f"mpworker.{name}")
+    # The background thread is never the main one, which alone handles signals.
+    exempt = inspect.getsourcelines(Reader._read_in_background)[1] if name == "reader" else 0
+    found = [line for line in loops_in_a_try(ast.parse(inspect.getsource(module))) if not 0 < line - exempt < 10]
+    assert not found, f"loops in mpworker.{name} at lines {found}"
 
 
 def test_payloads_in_parts_are_not_mixed_with_those_of_callbacks(hasty: None) -> None:
