@@ -193,7 +193,7 @@ def launch(
                 [python, "-I", "-S", "-c", _BOOTSTRAP.format(root, "mpworker.supervisor.__main__")],
                 os.environ,
                 file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
-                setsid=True,
+                setpgroup=0,  # Ctrl-C in a terminal is for the client alone
                 setsigmask=[],
                 setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT],
             )

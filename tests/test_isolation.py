@@ -275,7 +275,31 @@ def test_the_supervisor_starts_isolated_and_nothing_of_the_environment_can_chang
         arguments = Path(f"/proc/{processes['supervisor']}/cmdline").read_text().split("\0")
         assert arguments[1:4] == ["-I", "-S", "-c"]
         assert Path(f"/proc/{processes['nursery']}/cmdline").read_text().split("\0")[1] == "-P"
-        assert os.getsid(processes["supervisor"]) == processes["supervisor"] != os.getsid(0)
+        assert os.getpgid(processes["supervisor"]) == processes["supervisor"]
+
+
+def test_a_pool_has_no_terminal(tmp_path: Path) -> None:
+    source = """
+import errno, os, pathlib
+from mpworker import ProcessWorker
+
+def look():
+    try:
+        os.open("/dev/tty", os.O_RDWR)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+assert look() is None
+with ProcessWorker(n=1) as w:
+    assert w.submit(look).result() == "ENXIO"
+    pids = w.processes()
+    for pid in (pids["supervisor"], pids["nursery"]):
+        assert pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[4] == "0"
+print("no terminal")
+"""
+    programs.write(tmp_path / "script.py", source)
+    spawn = "import pty, sys; sys.exit(pty.spawn([sys.executable, 'script.py']))"
+    assert "no terminal" in programs.run("-c", spawn, cwd=tmp_path).stdout
 
 
 def test_a_client_of_another_session_is_not_needed(tmp_path: Path) -> None:

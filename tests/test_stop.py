@@ -529,7 +529,7 @@ def test_ctrl_c_in_a_script_with_a_block(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_of_a_terminal_reaches_the_client_alone(tmp_path: Path) -> None:
-    # A terminal sends it to the whole foreground group: children are in groups and sessions of their own.
+    # A terminal sends it to the whole foreground group: supervisor and children are in groups of their own.
     process = start("with ProcessWorker(n=2) as w:\n    w.submit(hold, 1).result()\n", tmp_path)
     wait_for_lines(tmp_path, 1)
     os.killpg(process.pid, signal.SIGINT)

@@ -4,6 +4,7 @@ It is exec'd with `-I -S` and a path that ends with this package's folder, so th
 for a module of the standard library here.
 """
 
+import fcntl
 import gc
 import os
 import sys
@@ -12,6 +13,8 @@ from mpworker.ipc import frames
 from mpworker.ipc.channel import Channel, close_all, open_anew
 from mpworker.supervisor.loop import Loop
 from mpworker.supervisor.nursery import become_subreaper
+
+_TIOCNOTTY = 0x5422  # <asm-generic/ioctls.h>; the module that names it costs an import
 
 
 def _own_stderr() -> None:
@@ -22,6 +25,22 @@ def _own_stderr() -> None:
         fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)  # a socket cannot be opened anew
     sys.stderr = os.fdopen(fd, "w", buffering=1, errors="backslashreplace")
     sys.stdout = sys.stderr
+
+
+def _leave_terminal() -> None:
+    """Have no controlling terminal, nor the children: a task that asks it for a password fails and is not stopped.
+
+    A session of our own would do the same. But Linux's autogroup scheduling makes every session a group of its own, and
+    groups were seen to starve each other: docs/architecture.md, under Decisions.
+    """
+    try:
+        fd = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return  # there is none
+    try:
+        fcntl.ioctl(fd, _TIOCNOTTY)
+    finally:
+        os.close(fd)
 
 
 def _open_standard_streams() -> None:
@@ -37,6 +56,7 @@ def _open_standard_streams() -> None:
 def main(fd: int) -> None:
     """Be a supervisor until the client is gone."""
     client_pid = os.getppid()
+    _leave_terminal()
     _open_standard_streams()
     os.closerange(fd + 1, 1 << 20)  # what the client had marked inheritable is not ours
     client = frames.adopt(fd)
