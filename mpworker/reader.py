@@ -167,11 +167,11 @@ class Reader:
             room = need
             if self._room:
                 room = max((need or 0, *list(self._room.values())))
-            outbound = None if room is None else channel.outbound
             held = self._let_go()
             try:
                 if self._settled != settled:
-                    continue  # a signal handler has read what this thread would now sleep for
+                    continue  # a signal handler has read what this thread would now sleep for, or closed the channel
+                outbound = None if room is None else channel.outbound
                 found = channel.bell.wait(
                     channel.inbound, outbound, room or 0, left, self.supervisor.pidfd, self.supervisor.spin_ns
                 )
