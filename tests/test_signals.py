@@ -1,0 +1,288 @@
+"""Signals that come at any point of the client's code: ones that raise there, and ones whose handler uses the pool."""
+
+import ast
+import contextlib
+import dis
+import importlib
+import inspect
+import itertools
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import campaign_tasks as tasks
+import pytest
+from concurrently import GUARD, a_function, eventually, lines, script, together
+from points import CHECKS, AtPoint, sweep
+
+from mpworker import ProcessWorker, TaskFuture
+from mpworker.client import Client
+from mpworker.errors import TaskCancelled, WorkerStopped
+from mpworker.reader import Reader
+
+# ------------------------------------------------------------ what the code rests on
+
+
+@pytest.mark.parametrize(
+    ("function", "look", "act"),
+    [
+        (Reader._lead_or_follow, "_leader", "STORE_ATTR _leader"),
+        (Reader.poll, "_leader", "STORE_ATTR _leader"),
+        (Client.submit, "_closed", "_push"),
+        (Client.submit, "live", "_push"),
+        (Client._send_forgotten, "_slow_sends", "_push"),
+        (TaskFuture._watch, "STORE_ATTR _watched", "STORE_ATTR watched"),
+        (TaskFuture.settle, "STORE_ATTR _watched", "STORE_ATTR watched"),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", value),
+)
+def test_no_thread_and_no_signal_comes_between(function: Any, look: str, act: str) -> None:
+    # These looks are true when the act follows only because Python hands over the GIL, and looks for signals, at calls,
+    # at the start of functions and at turns of loops, and nowhere else.
+    steps = []
+    for step in dis.get_instructions(function):
+        names = step.argval if isinstance(step.argval, tuple) else (step.argval,)  # 3.13 loads two variables at once
+        steps.append((step.opname, f"{step.opname} {step.argval}", *names))
+    acts = [at for at, step in enumerate(steps) if act in step[1:]]
+    assert acts
+    gaps = []
+    for at in acts:
+        before = [index for index in range(at) if look in steps[index][1:]]
+        if before:
+            gaps.append([name for name, *_ in steps[before[-1] + 1 : at] if name in CHECKS])
+    assert [] in gaps, gaps
+
+
+LOOPS = (ast.While, ast.For, ast.ListComp, ast.SetComp, ast.DictComp)
+
+
+def loops_in_a_try(tree: ast.AST, inside: bool = False) -> Iterator[int]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.Lambda | ast.GeneratorExp):
+            yield from loops_in_a_try(node)
+        else:
+            if inside and isinstance(node, LOOPS):
+                yield node.lineno
+            yield from loops_in_a_try(node, inside or isinstance(node, ast.Try | ast.With))
+
+
+@pytest.mark.parametrize("name", ["client", "functions", "future", "launch", "mapping", "reader", "waiting", "worker"])
+def test_no_turn_of_a_loop_escapes_a_finally(name: str) -> None:
+    # Why: `mpworker.reader`. Whether one does depends on the version of Python, and on when a signal comes.
+    module = importlib.import_module(f"mpworker.{name}")
+    # The background thread is never the main one, which alone handles signals.
+    exempt = inspect.getsourcelines(Reader._read_in_background)[1] if name == "reader" else 0
+    found = [line for line in loops_in_a_try(ast.parse(inspect.getsource(module))) if not 0 < line - exempt < 10]
+    assert not found, f"loops in mpworker.{name} at lines {found}"
+
+
+# ------------------------------------------------------------ interrupts
+
+
+@pytest.mark.parametrize("company", ["alone", "followed", "company"])
+def test_a_hundred_interrupts_lose_nothing(company: str) -> None:
+    count = 150
+    rng = random.Random(random.randrange(1 << 32))
+    with script("interrupted", str(count), company) as process:
+        answers = lines(process)
+        assert next(answers) == ["ready"]
+        for _ in range(count):
+            until = time.monotonic_ns() + rng.randrange(3_000_000)
+            while time.monotonic_ns() < until:
+                pass
+            process.send_signal(signal.SIGINT)
+            assert next(answers) == ["interrupted"]
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "beside another thread"])
+def test_an_interrupt_at_any_point_leaves_the_client_whole(alone: bool) -> None:
+    # Results that the main thread reads itself, in parts and whole; calls in parts; new functions; callbacks, for which
+    # the background thread leads; a map. The other thread asks for the processes all the time: it leads and follows.
+    numbers = itertools.count()
+    functions = [a_function(0)]
+    with ProcessWorker(n=2, client_ring_bytes=8192) as pool:
+        client = pool._client
+        futures: list[Any] = []
+        called: list[int] = []
+        expected = 0
+        answers = 0
+        over = threading.Event()
+
+        def submit(right: Any, function: Any, *arguments: Any) -> Any:
+            future = pool.submit(function, *arguments)
+            futures.append((future, right))
+            return future
+
+        def scenario() -> None:
+            nonlocal expected
+            submit(tasks.grow(5, 12_000), tasks.grow, 5, 12_000).result(GUARD)
+            value = next(numbers)
+            functions.append(a_function(value))
+            submit(1000 + value, functions[-1], 1).result(GUARD)
+            submit((12_000, 84_000), tasks.size_of, bytes([7]) * 12_000).result(GUARD)
+            slow = submit((2, 1), tasks.pause, 0.004, 2)
+            slow.add_done_callback(lambda _: called.append(1))
+            expected += 1
+            slow.result(GUARD)
+            assert list(pool.map(tasks.square, range(5), chunksize=2)) == [0, 1, 4, 9, 16]
+
+        def check() -> None:
+            # By another thread, which would wait for ever for what this one has left locked or has not handed over.
+            together(look)
+            eventually(lambda: len(called) >= expected)
+
+        def look() -> None:
+            for lock in (client.mutex, client._submit_lock, client.functions.lock):
+                assert lock.acquire(timeout=GUARD / 2), f"{lock} stays locked"
+                lock.release()
+            for future, right in futures:
+                assert future.result(GUARD / 2) == right
+            futures.clear()
+            before = answers
+            eventually(lambda: alone or answers > before + 1)
+            eventually(lambda: client.watched == 0)
+            assert pool.submit(functions[-1], 2).result(GUARD / 2) == functions[-1](2)
+            eventually(lambda: client.poll() or not client.pending)
+
+        def ask() -> None:
+            nonlocal answers
+            while not over.is_set():
+                assert pool.processes()["supervisor"]
+                answers += 1
+
+        asker = threading.Thread(target=ask)
+        if not alone:
+            asker.start()
+        scenario()  # imports and the like
+        check()
+        try:
+            points = sweep(scenario, check)
+        finally:
+            over.set()
+        if not alone:
+            asker.join(GUARD)
+            assert not asker.is_alive()
+        assert points > 300
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "beside another thread"])
+def test_a_signal_handler_may_wait_for_results_at_any_point(alone: bool) -> None:
+    # On top of any frame of the client: one that settles, that sends a payload in parts, that holds a lock.
+    with ProcessWorker(n=2, client_ring_bytes=8192) as pool:
+        values = itertools.count()
+        called: list[int] = []
+        handled: list[int] = []
+        over = threading.Event()
+
+        def scenario() -> None:
+            began = time.monotonic()
+            futures = [pool.submit(tasks.grow, number, 12_000) for number in range(2)]
+            futures[0].add_done_callback(lambda _: called.append(1))
+            value = next(values)
+            assert pool.submit(a_function(value), 1).result(GUARD) == 1000 + value
+            assert pool.submit(tasks.size_of, bytes([7]) * 12_000).result(GUARD) == (12_000, 84_000)
+            for number, future in enumerate(futures):
+                assert future.result(GUARD) == tasks.grow(number, 12_000)
+            assert list(pool.map(tasks.square, range(5), chunksize=2)) == [0, 1, 4, 9, 16]
+            assert time.monotonic() - began < GUARD / 2, "it slept for what the handler had read"
+
+        def handle() -> None:
+            future = pool.submit(tasks.size_of, bytes([3]) * 20_000)
+            value = next(values)
+            assert pool.submit(a_function(value), 2).result(GUARD) == 2000 + value
+            assert future.result(GUARD) == (20_000, 60_000)
+            handled.append(1)
+
+        scenario()  # imports and the like
+        eventually(lambda: called)
+        called.clear()
+
+        def ask() -> None:
+            while not over.is_set():
+                assert pool.processes()["supervisor"]
+
+        asker = threading.Thread(target=ask)
+        if not alone:
+            asker.start()
+        try:
+            points = sweep(scenario, lambda: None, handle)
+        finally:
+            over.set()
+        if not alone:
+            asker.join(GUARD)
+            assert not asker.is_alive()
+        assert points == len(handled)
+        assert points > 300
+        eventually(lambda: len(called) == points + 1)  # the last run has no point left
+        eventually(lambda: pool._client.poll() or not pool._client.pending)
+
+
+@pytest.mark.parametrize("verb", ["stop_graceful", "stop_now"])
+def test_a_signal_handler_may_stop_the_pool_at_any_point(verb: str) -> None:
+    points, at = 400, random.randrange(20)
+    while at < points:
+        futures: list[Any] = []
+        called: list[int] = []
+        with ProcessWorker(n=1, client_ring_bytes=8192) as pool:
+            warm = pool.submit(tasks.square, 2).result(GUARD)
+
+            def submit(function: Any, *arguments: Any, pool: ProcessWorker = pool, futures: Any = futures) -> Any:
+                futures.append(pool.submit(function, *arguments))
+                return futures[-1]
+
+            def scenario(submit: Any = submit, called: Any = called, futures: Any = futures) -> None:
+                for number in range(3):
+                    submit(tasks.grow, number, 12_000)
+                submit(tasks.pause, 0.002, 1).add_done_callback(called.append)
+                submit(a_function(3), 1).result(GUARD)
+                submit(tasks.size_of, bytes([7]) * 12_000)
+                for future in futures:
+                    future.result(GUARD)
+
+            point = AtPoint(at, getattr(pool, verb))
+            try:
+                with point, contextlib.suppress(WorkerStopped, TaskCancelled):
+                    scenario()
+                for future in futures:
+                    assert future._state != "PENDING", "every future is settled"
+                    assert verb == "stop_now" or not future.cancelled(), "what a drain had accepted it runs"
+                eventually(lambda called=called, futures=futures: len(called) >= (len(futures) > 3))
+            except BaseException as error:
+                error.add_note(f"handled at point {at}: {point.where}")
+                raise
+        assert warm == 4
+        points = points if point.done else at
+        at += 20
+    assert points > 100
+
+
+@pytest.mark.parametrize("verb", ["stop_graceful", "stop_now"])
+def test_a_signal_handler_may_stop_the_pool_while_its_thread_waits(verb: str, tmp_path: Path) -> None:
+    gate, others = tmp_path / "gate", []
+
+    def handle(*_: object) -> None:
+        gate.touch()
+        getattr(pool, verb)()
+        others.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(8))  # the numbers of what was closed
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        with ProcessWorker(n=1) as pool:
+            task = tasks.hold if verb == "stop_graceful" else tasks.pause
+            future = pool.submit(task, *((str(tmp_path / "begun"), str(gate)) if task is tasks.hold else (GUARD, 1)))
+            eventually(future.running)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            if verb == "stop_graceful":
+                future.result(GUARD)
+            else:
+                with pytest.raises(TaskCancelled):
+                    future.result(GUARD)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        for fd in others:
+            os.close(fd)
