@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import signal
 from collections.abc import Iterator
 
 import leaks
@@ -8,6 +9,8 @@ import pytest
 
 def pytest_sessionstart() -> None:
     leaks.begin_session()
+    # A shell has what it starts in the background ignore Ctrl-C, and programs pass that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
