@@ -10,6 +10,7 @@ from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.ipc.codec import MAX_SLOTS
 
 N_MAX: Final = 256
+LEASE_TTL_MIN: Final = 0.01
 _SECONDS_MAX: Final = 1e9
 
 
@@ -149,6 +150,8 @@ class WorkerOptions:
             plain(self, name, check_int(name, getattr(self, name), low, high))
         for name in ("grace", "lease_ttl", "start_timeout", "kill_timeout"):
             plain(self, name, check_seconds(name, getattr(self, name)))
+        if self.lease_ttl < LEASE_TTL_MIN:
+            raise ConfigurationError(f"lease_ttl must be at least {LEASE_TTL_MIN} seconds, not {self.lease_ttl!r}")
         for name in ("child_ring_bytes", "client_ring_bytes"):
             size = getattr(self, name)
             if size & (size - 1):

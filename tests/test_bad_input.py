@@ -77,6 +77,12 @@ def test_an_option_in_seconds(option: str) -> None:
         refuse(ProcessWorker, **{option: value}, kind=InvalidArgument, says=[option, "seconds above 0", repr(value)])
 
 
+def test_a_lease_that_no_heartbeat_can_keep() -> None:
+    refuse(ProcessWorker, lease_ttl=0.009, says=["lease_ttl", "0.01", "0.009"])
+    with ProcessWorker(n=1, lease_ttl=0.01, crash_retries=1000) as pool:
+        assert pool.submit(abs, -1).result() == 1
+
+
 def test_a_ring_of_a_size_that_is_no_power_of_two() -> None:
     for option in ("child_ring_bytes", "client_ring_bytes"):
         refuse(ProcessWorker, **{option: 5000}, says=[option, "power of two", "5000"])

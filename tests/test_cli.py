@@ -10,6 +10,7 @@ import random
 import re
 import resource
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -34,6 +35,11 @@ import os, signal
 
 def square(line):
     return {"square": int(line) ** 2}
+
+def deadly(line):
+    if int(line) % 500 == 499:
+        os._exit(3)
+    return int(line)
 
 def echo(line):
     return line
@@ -201,6 +207,19 @@ def test_files_are_items_of_their_own(here: Path) -> None:
     [failed] = lines("sizes.failed.jsonl")
     assert failed.keys() == {"index", "input", "error", "message"}
     assert (failed["input"], failed["error"]) == ("tasks.py", "NotADirectoryError")
+
+
+def test_a_crash_costs_the_items_that_crash_and_no_other(here: Path) -> None:
+    done = run("map", "tasks:deadly", numbers(3000), "-o", "out.jsonl", "-n", 2)
+    assert done.returncode == ExitCode.SOME_FAILED
+    assert [entry["index"] for entry in lines("out.failed.jsonl")] == list(range(499, 3000, 500))
+
+
+def test_standard_input_that_is_closed(here: Path) -> None:
+    shell = f"{shlex.join(str(word) for word in command('map', 'tasks:echo', '-', '-o', 'out.jsonl'))} <&-"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (ExitCode.USAGE, "mpworker: standard input (-) is closed\n")
+    assert not Path("out.jsonl").exists()
 
 
 def test_what_json_cannot_express_fails_and_the_run_goes_on(here: Path) -> None:
@@ -718,7 +737,7 @@ class InProcess:
         (["-n", "7"], {"n": 7}),
         (["--processes", "7"], {"n": 7}),
         (["--timeout", "1.5"], {"timeout": 1.5}),
-        (["--retries", "2"], {"retries": 2}),
+        (["--retries", "2"], {"retries": 2, "crash_retries": 2}),
         (["--chunksize", "9"], {"chunksize": 9}),
         (["--preload", "json", "--preload", "xml.dom"], {"preload": ("json", "xml.dom")}),
     ],
@@ -729,8 +748,8 @@ def test_options_reach_the_pool(
     monkeypatch.setattr(InProcess, "made", {})
     monkeypatch.setattr(map_module, "ProcessWorker", InProcess)
     assert app.run(["map", "tasks:echo", numbers(3), "-o", "out.jsonl", *arguments]) == ExitCode.OK
-    defaults = {"n": None, "timeout": None, "retries": 0, "chunksize": None, "preload": (), "return_exceptions": True}
-    assert InProcess.made == defaults | options
+    pool = {"n": None, "timeout": None, "retries": 0, "crash_retries": 1, "preload": ()}
+    assert InProcess.made == pool | {"chunksize": None, "return_exceptions": True} | options
 
 
 def test_a_pool_that_is_lost_fails_no_items(

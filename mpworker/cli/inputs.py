@@ -129,6 +129,8 @@ class Lines(Inputs):
         super().__init__(names, directories=False)
         if self.names.count(STDIN) > 1:
             raise CommandError("standard input (-) is given more than once")
+        if STDIN in self.names and sys.stdin is None:
+            raise CommandError("standard input (-) is closed")
         sizes = [identity.size for identity in self.fingerprint if identity.kind == "file"]
         self.total = sum(sizes) if len(sizes) == len(self.names) else None
         self._first_items: list[int] = []  # for each input begun, the index of its first item

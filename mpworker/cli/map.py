@@ -99,7 +99,11 @@ def map_command(
             apply = partial(apply_to_path if files else apply_to_line, target)
             try:
                 with (
-                    ProcessWorker(processes, timeout=timeout, retries=retries, preload=preload) as worker,
+                    # At least one further attempt after a crash: else the items that had ended in the dead child, and
+                    # were not told yet, would fail for what another one has done.
+                    ProcessWorker(
+                        processes, timeout=timeout, retries=retries, crash_retries=max(1, retries), preload=preload
+                    ) as worker,
                     RunProgress(inputs.total, quiet=quiet) as progress,
                 ):
                     outcomes = worker.map(apply, inputs, chunksize=chunksize, return_exceptions=True)
