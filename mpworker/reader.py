@@ -305,8 +305,10 @@ class Reader:
     def _settle_each(self) -> None:
         inbox = self._inbox
         pending = self.pending
-        while inbox:
-            record = inbox[0]
+        while True:
+            record = inbox[0] if inbox else None  # one look: a signal handler may empty it at a turn of the loop
+            if record is None:
+                return
             kind, flags, a, b, c, data = record
             if flags & codec.FRAGMENTED:
                 whole = (kind, flags & ~codec.FRAGMENTED, a, b, c, b"".join((*self._parts, data)))
