@@ -60,11 +60,12 @@ class Supervisor:
         return ended is not None and ended.si_code == os.CLD_EXITED and ended.si_status == 0
 
     def close(self) -> None:
-        """Reap the dead process and close everything; it may be interrupted, and called again."""
+        """Reap the dead process and close everything. It may be interrupted and called again, also by two threads."""
         try:
-            os.waitpid(self.pid, 0)
+            if self.pidfd >= 0:  # and not by its number, which may be another child's once somebody has reaped it
+                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         except ChildProcessError:
-            pass  # the program waited for all its children itself
+            pass  # another thread has, or the program waited for all its children itself
         self._sock.close()
         self.channel.close()
         pidfd, self.pidfd = self.pidfd, -1

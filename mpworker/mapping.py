@@ -33,7 +33,7 @@ WINDOW_MIN: Final = 32
 class _Chunk:
     """One chunk under way: what has come of it, and who waits."""
 
-    __slots__ = ("_left", "_starts", "_waiters", "at", "items", "key", "runs", "singles", "splits", "stop")
+    __slots__ = ("_ended", "_left", "_waiters", "at", "items", "key", "runs", "singles", "splits", "stop")
     _slow = False
 
     def __init__(self, items: list[Any]) -> None:
@@ -45,7 +45,7 @@ class _Chunk:
         self.splits: dict[int, int] = {}  # start: stop
         self.singles: deque[_Chunk] = deque()  # items that were sent again one by one, to be taken before the rest
         self._left = self.stop
-        self._starts: dict[int, None] = {}  # of all runs and splits that were settled
+        self._ended: dict[int, int] = {}  # start: stop of all runs and splits that were settled
         self._waiters: list[Any] = []
 
     @property
@@ -54,30 +54,28 @@ class _Chunk:
 
     def settle_items(self, status: int, start: int, stop: int, duration_ns: int, data: bytes) -> bool:
         """A run of items has ended; True when it was the last."""
-        if start not in self._starts:  # it may be told again: see `mpworker.reader`
-            self.runs[start] = (stop, status, data, duration_ns)
+        run = (stop, status, data, duration_ns)
+        if start not in self._ended:  # it may be told again, and at once: see `mpworker.reader`. No call from here on.
+            self.runs[start] = run
             self._left -= stop - start
-            self._starts[start] = None
+            self._ended[start] = stop
         return self._settled()
 
     def split(self, start: int, stop: int) -> bool:
         """These items must be sent one by one; True when there are no others left."""
-        if start not in self._starts:
+        if start not in self._ended:
             self.splits[start] = stop
             self._left -= stop - start
-            self._starts[start] = None
+            self._ended[start] = stop
         return self._settled()
 
     def settle(self, status: int, data: bytes) -> None:
         """Nothing more will come: what is left ends like this."""
-        starts = sorted((*self.runs, *self.splits, self.stop))
-        at = self.at
-        for start in starts:
+        at = 0
+        for start, stop in (*sorted(self._ended.items()), (self.stop, self.stop)):
             if at < start:
-                self.runs[at] = (start, status, data, 0)
-            at = max(at, self.runs[start][0] if start in self.runs else self.splits.get(start, at))
-        self._left = 0
-        self._settled()
+                self.settle_items(status, at, start, 0, data)
+            at = max(at, stop)
 
     def _settled(self) -> bool:
         wake_all(self._waiters)

@@ -209,6 +209,26 @@ def test_payloads_in_parts_are_not_mixed_with_those_of_callbacks(hasty: None) ->
         assert set(called) == {(30_000, 90_000)}
 
 
+def test_more_threads_send_payloads_in_parts_than_there_are_streams(hasty: None) -> None:
+    def run(value: int) -> None:
+        for _ in range(5):
+            assert pool.submit(tasks.size_of, bytes([value]) * 30_000).result(GUARD) == (30_000, 30_000 * value)
+
+    with ProcessWorker(n=2, client_ring_bytes=4096) as pool:
+        together(*(lambda value=value: run(value) for value in range(codec.MAX_STREAMS + 5)))
+        assert not any(pool._client._streams)
+
+
+def test_handlers_on_top_of_each_other_run_out_of_streams() -> None:
+    with ProcessWorker(n=1, client_ring_bytes=4096) as pool:
+        streams = pool._client._streams
+        streams[:] = [threading.get_ident()] * codec.MAX_STREAMS  # as if each frame below sent a large payload
+        with pytest.raises(RuntimeError, match=f"on top of {codec.MAX_STREAMS} others"):
+            pool.submit(tasks.size_of, bytes(30_000))
+        streams[:] = [0] * codec.MAX_STREAMS
+        assert pool.submit(tasks.size_of, bytes(30_000)).result(GUARD) == (30_000, 0)
+
+
 def test_a_submit_that_waits_for_room_while_another_thread_reads(tmp_path: Path) -> None:
     # No event comes for as long as the task runs, so only the room itself can wake the submitter.
     gate = tmp_path / "gate"
