@@ -170,7 +170,8 @@ class Client(Reader):
             if len(pending) >= self._options.max_pending:
                 self.wait_for(self.when(lambda: len(pending) < self._options.max_pending or bool(self._closed)), None)
                 self.refuse_if_closed()
-            future: TaskFuture[Any] = TaskFuture(self, key)
+            name = live.get(function_key) or payload.name_of_callable(function)
+            future: TaskFuture[Any] = TaskFuture(self, key, name)
             large = len(data) > self._max_record
             pending[key] = future
             self._last_key = key

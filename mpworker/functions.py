@@ -170,7 +170,8 @@ class FunctionTable:
         forget: Called with the key of a function that no later task will use.
 
     Attributes:
-        live: The keys that a task may name; 0 is always one.
+        live: The keys that a task may name, each with its function's name for messages; 0, which stands for a function
+            that goes with its task, is always one and has none.
     """
 
     def __init__(self, send: Callable[[int, bytes], None], forget: Callable[[int], None]) -> None:
@@ -180,7 +181,7 @@ class FunctionTable:
         self._keys = itertools.count(1)
         self.lock = threading.RLock()  # of all that changes; a look-up needs none
         self._pins: dict[int, int] = {}  # key: the maps that use it
-        self.live = {0}
+        self.live = {0: ""}
 
     def key(self, function: Any) -> int:
         """The key under which the children know this function, or 0: it must go with the task."""
@@ -247,7 +248,7 @@ class FunctionTable:
         if len(self._entries) >= _CACHED_MAX:
             self._drop(*list(self._entries)[:1])
         self._send(key, blob)
-        self.live.add(key)
+        self.live[key] = payload.name_of_callable(function)
         self._entries[identity or -key] = _Entry(function, key, guard)
         return key
 
@@ -257,5 +258,5 @@ class FunctionTable:
             self._end(entry.key)
 
     def _end(self, key: int) -> None:
-        self.live.discard(key)
+        self.live.pop(key, None)
         self._forget(key)

@@ -45,7 +45,7 @@ def make_error(status: int, data: bytes, subject: str) -> BaseException:
     Args:
         status: A status of `mpworker.ipc.codec`, or LOST or BROKEN.
         data: Its payload.
-        subject: What failed, for the message, such as "task 4f-3".
+        subject: What failed, for the message, such as 'task 4f-3 ("score")'.
     """
     if status == codec.ERROR:
         try:
@@ -85,7 +85,7 @@ _CAUSES = {
     "lease": "it gave no heartbeat within lease_ttl and was killed",
     "corrupt": "it wrote nonsense into the memory it shares with the supervisor and was killed",
     "nursery": "the process that forks the children died",
-    "lost": "the item had ended, but its result was lost with the child",
+    "lost": "the item had ended, but its result was lost with the child: crash_retries=1 runs it again",
     "unkillable": "it survives SIGKILL",
 }
 
@@ -103,14 +103,18 @@ def _crashed(report: dict[str, Any], subject: str) -> BaseException:
         how = f"ended with exit code {code}"
     why = _CAUSES.get(report["cause"])
     detail = f" ({why})" if why else ""
-    message = f"{subject}: child {pid} {how}{detail} on attempt {report['attempt']}"
+    message = f"{subject}: child {pid} {how}{detail} {_attempt(report)}"
     return WorkerCrashed(message, pid, number, code, report["cause"], report["attempt"])
 
 
 def _timed_out(report: dict[str, Any], subject: str) -> BaseException:
     stack = json.loads(report["interrupted"])["stack"] if report["interrupted"] else ""
     how = "; it did not react to the interrupt and its child was killed" if report["killed"] else ""
-    return TaskTimeout(f"{subject} ran for over {report['timeout']:g} s on attempt {report['attempt']}{how}", stack)
+    return TaskTimeout(f"{subject} ran for over {report['timeout']:g} s {_attempt(report)}{how}", stack)
+
+
+def _attempt(report: dict[str, Any]) -> str:
+    return f"on attempt {report['attempt']} of {report['attempts']}"
 
 
 def _broken(report: dict[str, Any], subject: str) -> BaseException:
@@ -160,10 +164,11 @@ class TaskFuture(Future[T]):
     _slow = False  # has waiters or callbacks
     _watched = False  # and somebody needs the background reader for it
 
-    def __init__(self, client: "Client", key: int) -> None:
+    def __init__(self, client: "Client", key: int, name: str) -> None:
         # Not Future.__init__, on purpose: see the module's docstring.
         self._client = client
         self._key = key
+        self._name = name  # of the function, for messages
 
     def __getattr__(self, name: str) -> Any:
         # The library's `wait` and `as_completed` append to _waiters, and need the background thread. What is appended
@@ -189,7 +194,11 @@ class TaskFuture(Future[T]):
         return f"{self._client.prefix}{self._key}"
 
     def __repr__(self) -> str:
-        return f"<TaskFuture {self.task_id} {self._state.lower()}>"
+        return f'<TaskFuture {self.task_id} ("{self._name}") {self._state.lower()}>'
+
+    @property
+    def _subject(self) -> str:
+        return f'task {self.task_id} ("{self._name}")'
 
     # ------------------------------------------------------------ state
 
@@ -234,7 +243,7 @@ class TaskFuture(Future[T]):
             Exception: What the task raised, with the child's traceback as its cause, or one of `mpworker.errors`.
         """
         if self._state is PENDING and not self._client.wait_for(self, timeout):
-            raise TimeoutError(f"task {self.task_id} has not ended within {timeout} s")
+            raise TimeoutError(f"{self._subject} has not ended within {timeout} s")
         if self._payload is not None:
             self._decode()
         if self._exception is not None:
@@ -247,7 +256,7 @@ class TaskFuture(Future[T]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the task raised, or None if it has a value. See `result`."""
         if self._state is PENDING and not self._client.wait_for(self, timeout):
-            raise TimeoutError(f"task {self.task_id} has not ended within {timeout} s")
+            raise TimeoutError(f"{self._subject} has not ended within {timeout} s")
         if self._payload is not None:
             self._decode()
         if self._state is CANCELLED_AND_NOTIFIED and self._exception is not None:
@@ -264,12 +273,10 @@ class TaskFuture(Future[T]):
             try:
                 value = payload.loads_known(data)
             except (Exception, SystemExit) as broken:  # noqa: BLE001  # a value's own code may raise anything
-                error = SerializationError(
-                    f"task {self.task_id}: its result cannot be unpickled here: {_brief(broken)}"
-                )
+                error = SerializationError(f"{self._subject}: its result cannot be unpickled here: {_brief(broken)}")
                 error.__cause__ = broken
         else:
-            error = make_error(status, data, f"task {self.task_id}")
+            error = make_error(status, data, self._subject)
         with self._client.mutex:
             if self._payload is not None:  # the first thread's value is everybody's
                 self._result, self._exception = value, error

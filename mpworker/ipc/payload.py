@@ -39,10 +39,9 @@ def name_of_type(value: object) -> str:
 
 def name_of_callable(function: object) -> str:
     """A callable's name for messages; that of the function inside a `functools.partial`."""
-    inner = getattr(function, "func", None)
-    if callable(inner) and not hasattr(function, "__qualname__"):
-        return name_of_callable(inner)
     name = getattr(function, "__qualname__", None)
+    if name is None and isinstance(function, functools.partial):
+        return name_of_callable(function.func)
     return name if isinstance(name, str) else name_of_type(function)
 
 
