@@ -27,6 +27,7 @@ from mpworker.errors import (
     WorkerCrashed,
 )
 from mpworker.ipc import codec, payload
+from mpworker.ipc.failures import brief
 from mpworker.waiting import wake_all
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def make_error(status: int, data: bytes, subject: str) -> BaseException:
         try:
             error, text = payload.loads_known(data)
         except (Exception, SystemExit) as broken:  # noqa: BLE001  # an exception's class may do anything
-            return SerializationError(f"{subject}: the exception of the task cannot be unpickled: {_brief(broken)}")
+            return SerializationError(f"{subject}: the exception of the task cannot be unpickled: {brief(broken)}")
         if not isinstance(error, BaseException):
             return SerializationError(f"{subject}: the exception came back as {payload.name_of_type(error)}")
         error.__cause__ = RemoteTraceback(text)
@@ -117,8 +118,13 @@ def _attempt(report: dict[str, Any]) -> str:
     return f"on attempt {report['attempt']} of {report['attempts']}"
 
 
-def _broken(report: dict[str, Any], subject: str) -> BaseException:
-    return StartFailed(f"{subject}: the children cannot start ({report['what']}): {report['why']}", cause="start")
+def start_failed(report: dict[str, Any], subject: str = "") -> StartFailed:
+    """The error of a pool whose children cannot start; the subject is a task or item that it takes along."""
+    of = f"{subject}: " if subject else ""
+    error = StartFailed(f"{of}the children cannot start: {report['why']}", cause="start")
+    if report["traceback"]:
+        error.__cause__ = RemoteTraceback(report["traceback"])
+    return error
 
 
 _DECIDED: dict[int, Callable[[dict[str, Any], str], BaseException]] = {
@@ -129,15 +135,8 @@ _DECIDED: dict[int, Callable[[dict[str, Any], str], BaseException]] = {
     codec.TIMED_OUT: _timed_out,
     codec.CANCELLED: lambda _, subject: TaskCancelled(f"{subject} was cancelled"),
     LOST: lambda _, subject: SupervisorLost(f"{subject}: the supervisor died before it had ended"),
-    BROKEN: _broken,
+    BROKEN: start_failed,
 }
-
-
-def _brief(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001  # the __str__ of a stranger
-        return type(error).__name__
 
 
 class _Waiters(list[Any]):
@@ -273,7 +272,7 @@ class TaskFuture(Future[T]):
             try:
                 value = payload.loads_known(data)
             except (Exception, SystemExit) as broken:  # noqa: BLE001  # a value's own code may raise anything
-                error = SerializationError(f"{self._subject}: its result cannot be unpickled here: {_brief(broken)}")
+                error = SerializationError(f"{self._subject}: its result cannot be unpickled here: {brief(broken)}")
                 error.__cause__ = broken
         else:
             error = make_error(status, data, self._subject)

@@ -15,7 +15,14 @@ import programs
 import pytest
 
 from mpworker import ProcessWorker
-from mpworker.errors import ConfigurationError, InvalidArgument, MPWorkerError, StartFailed, WorkerStopped
+from mpworker.errors import (
+    ConfigurationError,
+    InvalidArgument,
+    MPWorkerError,
+    RemoteTraceback,
+    StartFailed,
+    WorkerStopped,
+)
 
 
 @pytest.fixture(scope="module")
@@ -108,23 +115,60 @@ def test_preload_and_initializer() -> None:
     refuse(ProcessWorker, initializer=print, initargs=(lock,), kind=MPWorkerError, says=["initializer", "lock"])
 
 
-def test_a_module_that_cannot_be_preloaded_is_told_with_its_traceback() -> None:
-    with ProcessWorker(n=1, preload=["json", "no_such_module_at_all"]) as pool:
-        with pytest.raises(StartFailed, match="No module named 'no_such_module_at_all'"):
-            pool.submit(pow, 2, 3).result()
-        with pytest.raises(StartFailed, match="preload"):
+def fails_to_start(why: str, first_frame: str, **options: Any) -> None:
+    """Task and refusal say why on one line; their cause is the traceback, of the user's frames alone."""
+    with ProcessWorker(**options) as pool:
+        future = pool.submit(pow, 2, 3)
+        error = future.exception()
+        assert isinstance(error, StartFailed)
+        assert str(error) == f'task {future.task_id} ("pow"): the children cannot start: {why}'
+        with pytest.raises(StartFailed) as caught:
             pool.submit(pow, 2, 3)
+        assert str(caught.value) == f"the children cannot start: {why}"
+    for each in (error, caught.value):
+        assert isinstance(each.__cause__, RemoteTraceback)
+        text = each.__cause__.text
+        if first_frame:
+            assert text.splitlines()[0] == "Traceback (most recent call last):"
+            assert first_frame in text.splitlines()[1]
+        assert "mpworker/" not in text
 
 
-def test_an_initializer_that_raises_is_told_with_its_traceback() -> None:
+def test_a_module_that_cannot_be_preloaded_is_told_in_a_line_and_its_traceback_is_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = "preload of 'no_such_module' raised ModuleNotFoundError: No module named 'no_such_module'"
+    fails_to_start(missing, "", n=1, preload=["json", "no_such_module"])
+    (tmp_path / "needy.py").write_text("import json\nimport no_such_module\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    needy = "preload of 'needy' raised ModuleNotFoundError: No module named 'no_such_module'"
+    fails_to_start(needy, 'needy.py", line 2', n=1, preload=["needy"])
+
+
+def test_an_initializer_that_raises_is_told_in_a_line_and_its_traceback_is_the_cause() -> None:
     def initializer(number: int) -> None:
-        raise LookupError(f"no such thing: {number}")
+        raise LookupError(f"no such thing:\n{number}")
 
-    with ProcessWorker(n=2, initializer=initializer, initargs=(7,)) as pool:
-        with pytest.raises(StartFailed, match="LookupError: no such thing: 7"):
-            pool.submit(pow, 2, 3).result()
-        with pytest.raises(StartFailed, match="initializer"):
-            pool.submit(pow, 2, 3)
+    why = "3 starts in a row failed, the last one so: the initializer raised LookupError: no such thing: 7"
+    fails_to_start(why, "in initializer", n=1, initializer=initializer, initargs=(7,))
+
+
+class OnlyHere:
+    def __reduce__(self) -> Any:
+        return __import__, ("no_such_module",)
+
+
+def test_an_initializer_that_cannot_be_unpickled_says_so() -> None:
+    why = (
+        "3 starts in a row failed, the last one so: the initializer or its initargs cannot be unpickled in the child: "
+    )
+    fails_to_start(
+        f"{why}ModuleNotFoundError: No module named 'no_such_module'",
+        "",
+        n=1,
+        initializer=print,
+        initargs=(OnlyHere(),),
+    )
 
 
 def test_python_that_is_no_interpreter(tmp_path: Path) -> None:

@@ -112,3 +112,28 @@ def test_what_a_lost_supervisor_takes_along_is_named() -> None:
         lost = w.submit(time.sleep, LIMIT)
         os.kill(w.processes()["supervisor"], signal.SIGKILL)
         said(lost, "sleep", ": the supervisor died before it had ended", SupervisorLost)
+
+
+def nap() -> None:
+    time.sleep(LIMIT)
+
+
+def nap_for_an_item(_: int) -> None:
+    nap()
+
+
+def test_the_stack_of_a_timeout_begins_with_the_function_of_the_task() -> None:
+    with ProcessWorker(n=1) as w:
+        assert w.submit(crash_at_two, 1).result(LIMIT) == 1  # the import of this module is no part of the tasks below
+        view = w.options(timeout=0.1)
+        error = view.submit(nap).exception(LIMIT)
+        assert isinstance(error, TaskTimeout)
+        assert re.findall(r"^  File .*, in (\w+)$", error.stack, re.MULTILINE) == ["nap"]
+        assert "time.sleep(LIMIT)" in error.stack
+        (error,) = view.map(nap_for_an_item, [1], return_exceptions=True)
+        assert isinstance(error, TaskTimeout)
+        assert re.findall(r"^  File .*, in (\w+)$", error.stack, re.MULTILINE) == ["nap_for_an_item", "nap"]
+        error = view.submit(time.sleep, LIMIT).exception(LIMIT)
+        assert isinstance(error, TaskTimeout)
+        assert error.stack == "", "no frame of Python"
+        assert w.submit(abs, -1).result(LIMIT) == 1

@@ -28,6 +28,7 @@ BROKEN   supervisor > client              0                     0               
 ======== ================================ ===================== ======================= ============================
 
 FUNCTION, TASK, RANGE, SUBMIT and CHUNK carry a pickle, as do DONE, ITEMS, RESULT and RESULTS when their status says so.
+REFUSED and BROKEN carry JSON: {"why", "traceback"}, a line and what a failed initializer or preload printed.
 """
 
 import signal

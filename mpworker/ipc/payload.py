@@ -16,6 +16,8 @@ import sys
 from types import CodeType
 from typing import Any
 
+from mpworker.ipc.failures import brief
+
 PROTOCOL = 5
 
 
@@ -28,7 +30,7 @@ class Unserializable(Exception):
 
     def __init__(self, value: object, error: BaseException) -> None:
         self.type_name = name_of_type(value)
-        super().__init__(f"{type(error).__name__}: {error}")
+        super().__init__(brief(error))
 
 
 def name_of_type(value: object) -> str:
