@@ -22,7 +22,7 @@ class ConfigurationError(MPWorkerError, ValueError):
 
 
 class InvalidArgument(ConfigurationError, TypeError):
-    """An argument has the wrong type, such as a task that is not callable."""
+    """An argument has the wrong type, such as a task that is not callable, or there is none of its name."""
 
 
 class TaskNotFound(MPWorkerError, KeyError):
