@@ -61,6 +61,15 @@ def make_error(status: int, data: bytes, subject: str) -> BaseException:
     return _DECIDED[status](report, subject)
 
 
+_ASYNCHRONOUS = "; give a function that runs it, such as lambda x: asyncio.run(f(x))"
+# What to do about a result that cannot be sent back, by its type.
+_HINTS = {
+    "coroutine": _ASYNCHRONOUS,
+    "async_generator": _ASYNCHRONOUS,
+    "generator": "; return a list of what it yields",
+}
+
+
 def _unserializable(report: dict[str, Any], subject: str) -> BaseException:
     type_name, message = report["type"], report["message"]
     if report["what"] == "item":
@@ -68,7 +77,8 @@ def _unserializable(report: dict[str, Any], subject: str) -> BaseException:
     elif report["what"] == "call":
         text = f"{subject}: the function or its arguments cannot be unpickled in the child: {message}"
     else:
-        text = f"{subject}: the {report['what']} of type {type_name} cannot be sent back: {message}"
+        hint = _HINTS.get(type_name, "") if report["what"] == "result" else ""
+        text = f"{subject}: the {report['what']} of type {type_name} cannot be sent back: {message}{hint}"
     error = SerializationError(text)
     if report["traceback"]:
         error.__cause__ = RemoteTraceback(report["traceback"])

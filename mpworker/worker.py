@@ -52,7 +52,7 @@ class TaskView(Executor):
             The future of its result.
 
         Raises:
-            InvalidArgument: `fn` is not callable.
+            InvalidArgument: `fn` is not callable, or asynchronous.
             SerializationError: It, or an argument, cannot be pickled.
             WorkerStopped: The worker was stopped, or made before this process was forked.
 
@@ -122,7 +122,7 @@ class TaskView(Executor):
             An iterator over the results; a generator, so `close()` ends the map.
 
         Raises:
-            InvalidArgument: `fn` is not callable, there is no iterable, or an option has a wrong type.
+            InvalidArgument: `fn` is not callable or asynchronous, there is no iterable, or an option has a wrong type.
             ConfigurationError: An option is out of its bounds.
             SerializationError: `fn` cannot be pickled.
             WorkerStopped: The worker was stopped, or made before this process was forked.

@@ -1,11 +1,13 @@
 """What a caller gets wrong is told where it was done: one line, the value and the bound in it, an error of ours."""
 
+import asyncio
+import functools
 import inspect
 import math
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +23,7 @@ from mpworker.errors import (
     InvalidArgument,
     MPWorkerError,
     RemoteTraceback,
+    SerializationError,
     StartFailed,
     WorkerStopped,
 )
@@ -236,6 +239,48 @@ def test_submit_and_map_of_what_cannot_be_called(pool: ProcessWorker) -> None:
     for value in (5, "len", None, [len]):
         refuse(pool.submit, value, kind=InvalidArgument, says=[f"submit needs a callable, not {value!r}: write"])
         refuse(pool.map, value, [1], kind=InvalidArgument, says=[f"map needs a callable, not {value!r}: write"])
+
+
+async def fetch(_: int) -> int:
+    return 1
+
+
+async def fetch_each(_: int) -> AsyncIterator[int]:
+    yield 1
+
+
+def count_up(_: int) -> Iterator[int]:
+    yield 1
+
+
+class Fetcher:
+    async def fetch(self, _: int) -> int:
+        return 1
+
+
+def test_an_asynchronous_function_is_refused_where_it_is_given(pool: ProcessWorker) -> None:
+    async def local(_: int) -> int:
+        return len(functions)
+
+    functions = [fetch, fetch_each, local]
+    for function in functions:
+        says = [f"{function.__qualname__!r} is asynchronous", "asyncio.run(f(x))"]
+        refuse(pool.submit, function, 1, kind=InvalidArgument, says=says)
+        refuse(pool.map, function, [1], kind=InvalidArgument, says=says)
+        refuse(ProcessWorker, initializer=function, kind=InvalidArgument, says=says)
+    for initializer in (functools.partial(fetch, 1), Fetcher().fetch):
+        refuse(ProcessWorker, initializer=initializer, kind=InvalidArgument, says=["fetch' is asynchronous"])
+    assert pool.submit(lambda x: asyncio.run(fetch(x)), 1).result() == 1
+
+
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_what_cannot_be_sent_back_comes_with_a_hint(pool: ProcessWorker) -> None:
+    for function in (Fetcher().fetch, functools.partial(fetch)):
+        says = ["result of type coroutine", "asyncio.run(f(x))"]
+        refuse(pool.submit(function, 1).result, kind=SerializationError, says=says)
+        refuse(list, pool.map(function, [1]), kind=SerializationError, says=says)
+    says = ["result of type generator", "return a list"]
+    refuse(pool.submit(count_up, 1).result, kind=SerializationError, says=says)
 
 
 def test_map_over_nothing_or_over_what_is_no_iterable(pool: ProcessWorker) -> None:
