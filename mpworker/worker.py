@@ -304,7 +304,8 @@ class ProcessWorker(TaskView):
         """The process ids of the supervisor, the nursery and the children, for a look from outside.
 
         Returns:
-            {"supervisor": pid, "nursery": pid, "children": [{"pid", "ready", "offers"}, ...]}; empty after the stop.
+            A dictionary of "supervisor" and "nursery", which are process ids, and "children", a list of dictionaries
+            of "pid", "ready" and "offers". Empty after the stop.
         """
         return self._client.request({"verb": "children"}) or {}
 
