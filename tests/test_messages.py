@@ -76,7 +76,12 @@ def test_every_other_error_of_a_task_names_it_too() -> None:
         late = w.options(timeout=0.1, retries=1).submit(time.sleep, LIMIT)
         said(late, "sleep", r" ran for over 0\.1 s on attempt 2 of 2", TaskTimeout)
         said(w.submit(sys.exit, 3), "exit", r" raised SystemExit\(3\)", TaskExited)
-        said(w.submit(threading.Lock), "allocate_lock", r": the result of type _thread\.lock .*", SerializationError)
+        said(
+            w.submit(threading.Lock),
+            threading.Lock.__qualname__,
+            r": the result of type _thread\.lock .*",
+            SerializationError,
+        )
         running = w.submit(time.sleep, LIMIT)
         with pytest.raises(TimeoutError, match=f'^task {running.task_id} \\("sleep"\\) has not ended within 0 s$'):
             running.result(0)
