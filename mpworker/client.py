@@ -20,7 +20,7 @@ from mpworker.errors import (
     WorkerStopped,
 )
 from mpworker.functions import FunctionTable
-from mpworker.future import TaskFuture
+from mpworker.future import TaskFuture, start_failed
 from mpworker.ipc import codec, payload
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
@@ -144,9 +144,7 @@ class Client(Reader):
         if self._forked:
             raise WorkerStopped("this worker was made before fork: make a new one in this process")
         if self._broken is not None:
-            raise StartFailed(
-                f"the children cannot start ({self._broken['what']}): {self._broken['why']}", cause="start"
-            )
+            raise start_failed(self._broken)
         if self._closed == "lost":
             raise SupervisorLost(f"the supervisor (pid {self.supervisor.pid}) has died")
         if self._closed:
@@ -170,7 +168,8 @@ class Client(Reader):
             if len(pending) >= self._options.max_pending:
                 self.wait_for(self.when(lambda: len(pending) < self._options.max_pending or bool(self._closed)), None)
                 self.refuse_if_closed()
-            future: TaskFuture[Any] = TaskFuture(self, key)
+            name = live.get(function_key) or payload.name_of_callable(function)
+            future: TaskFuture[Any] = TaskFuture(self, key, name)
             large = len(data) > self._max_record
             pending[key] = future
             self._last_key = key

@@ -31,6 +31,7 @@ from mpworker.errors import (
     WorkerCrashed,
 )
 from mpworker.ipc import codec, payload
+from mpworker.ipc.failures import brief
 from mpworker.waiting import taken, wake_all
 
 if TYPE_CHECKING:
@@ -49,19 +50,28 @@ def make_error(status: int, data: bytes, subject: str) -> BaseException:
     Args:
         status: A status of `mpworker.ipc.codec`, or LOST or BROKEN.
         data: Its payload.
-        subject: What failed, for the message, such as "task 4f-3".
+        subject: What failed, for the message, such as 'task 4f-3 ("score")'.
     """
     if status == codec.ERROR:
         try:
             error, text = payload.loads_known(data)
         except (Exception, SystemExit) as broken:  # noqa: BLE001  # an exception's class may do anything
-            return SerializationError(f"{subject}: the exception of the task cannot be unpickled: {_brief(broken)}")
+            return SerializationError(f"{subject}: the exception of the task cannot be unpickled: {brief(broken)}")
         if not isinstance(error, BaseException):
             return SerializationError(f"{subject}: the exception came back as {payload.name_of_type(error)}")
         error.__cause__ = RemoteTraceback(text)
         return error
     report: dict[str, Any] = json.loads(data) if data else {}
     return _DECIDED[status](report, subject)
+
+
+_ASYNCHRONOUS = "; give a function that runs it, such as lambda x: asyncio.run(f(x))"
+# What to do about a result that cannot be sent back, by its type.
+_HINTS = {
+    "coroutine": _ASYNCHRONOUS,
+    "async_generator": _ASYNCHRONOUS,
+    "generator": "; return a list of what it yields",
+}
 
 
 def _unserializable(report: dict[str, Any], subject: str) -> BaseException:
@@ -71,7 +81,8 @@ def _unserializable(report: dict[str, Any], subject: str) -> BaseException:
     elif report["what"] == "call":
         text = f"{subject}: the function or its arguments cannot be unpickled in the child: {message}"
     else:
-        text = f"{subject}: the {report['what']} of type {type_name} cannot be sent back: {message}"
+        hint = _HINTS.get(type_name, "") if report["what"] == "result" else ""
+        text = f"{subject}: the {report['what']} of type {type_name} cannot be sent back: {message}{hint}"
     error = SerializationError(text)
     if report["traceback"]:
         error.__cause__ = RemoteTraceback(report["traceback"])
@@ -89,7 +100,7 @@ _CAUSES = {
     "lease": "it gave no heartbeat within lease_ttl and was killed",
     "corrupt": "it wrote nonsense into the memory it shares with the supervisor and was killed",
     "nursery": "the process that forks the children died",
-    "lost": "the item had ended, but its result was lost with the child",
+    "lost": "the item had ended, but its result was lost with the child: crash_retries=1 runs it again",
     "unkillable": "it survives SIGKILL",
 }
 
@@ -107,18 +118,27 @@ def _crashed(report: dict[str, Any], subject: str) -> BaseException:
         how = f"ended with exit code {code}"
     why = _CAUSES.get(report["cause"])
     detail = f" ({why})" if why else ""
-    message = f"{subject}: child {pid} {how}{detail} on attempt {report['attempt']}"
+    message = f"{subject}: child {pid} {how}{detail} {_attempt(report)}"
     return WorkerCrashed(message, pid, number, code, report["cause"], report["attempt"])
 
 
 def _timed_out(report: dict[str, Any], subject: str) -> BaseException:
     stack = json.loads(report["interrupted"])["stack"] if report["interrupted"] else ""
     how = "; it did not react to the interrupt and its child was killed" if report["killed"] else ""
-    return TaskTimeout(f"{subject} ran for over {report['timeout']:g} s on attempt {report['attempt']}{how}", stack)
+    return TaskTimeout(f"{subject} ran for over {report['timeout']:g} s {_attempt(report)}{how}", stack)
 
 
-def _broken(report: dict[str, Any], subject: str) -> BaseException:
-    return StartFailed(f"{subject}: the children cannot start ({report['what']}): {report['why']}", cause="start")
+def _attempt(report: dict[str, Any]) -> str:
+    return f"on attempt {report['attempt']} of {report['attempts']}"
+
+
+def start_failed(report: dict[str, Any], subject: str = "") -> StartFailed:
+    """The error of a pool whose children cannot start; the subject is a task or item that it takes along."""
+    of = f"{subject}: " if subject else ""
+    error = StartFailed(f"{of}the children cannot start: {report['why']}", cause="start")
+    if report["traceback"]:
+        error.__cause__ = RemoteTraceback(report["traceback"])
+    return error
 
 
 _DECIDED: dict[int, Callable[[dict[str, Any], str], BaseException]] = {
@@ -129,15 +149,8 @@ _DECIDED: dict[int, Callable[[dict[str, Any], str], BaseException]] = {
     codec.TIMED_OUT: _timed_out,
     codec.CANCELLED: lambda _, subject: TaskCancelled(f"{subject} was cancelled"),
     LOST: lambda _, subject: SupervisorLost(f"{subject}: the supervisor died before it had ended"),
-    BROKEN: _broken,
+    BROKEN: start_failed,
 }
-
-
-def _brief(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001  # the __str__ of a stranger
-        return type(error).__name__
 
 
 _UNSETTLED: Final = -1
@@ -158,10 +171,11 @@ class TaskFuture(Future[T]):
     _slow = False  # has followers or an audience
     _watched = False  # and somebody needs the background reader for it
 
-    def __init__(self, client: "Client", key: int) -> None:
+    def __init__(self, client: "Client", key: int, name: str) -> None:
         # Not Future.__init__, on purpose: see the module's docstring.
         self._client = client
         self._key = key
+        self._name = name  # of the function, for messages
 
     # What the library's own code looks at. It never sets any of it.
     @property
@@ -190,7 +204,11 @@ class TaskFuture(Future[T]):
         return f"{self._client.prefix}{self._key}"
 
     def __repr__(self) -> str:
-        return f"<TaskFuture {self.task_id} {self.state.lower()}>"
+        return f'<TaskFuture {self.task_id} ("{self._name}") {self.state.lower()}>'
+
+    @property
+    def _subject(self) -> str:
+        return f'task {self.task_id} ("{self._name}")'
 
     # ------------------------------------------------------------ state
 
@@ -242,7 +260,7 @@ class TaskFuture(Future[T]):
             Exception: What the task raised, with the child's traceback as its cause, or one of `mpworker.errors`.
         """
         if self.status < 0 and not self._client.wait_for(self, timeout):
-            raise TimeoutError(f"task {self.task_id} has not ended within {timeout} s")
+            raise TimeoutError(f"{self._subject} has not ended within {timeout} s")
         if self._payload is not None:
             self._decode()
         if self._exception is not None:
@@ -255,7 +273,7 @@ class TaskFuture(Future[T]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the task raised, or None if it has a value. See `result`."""
         if self.status < 0 and not self._client.wait_for(self, timeout):
-            raise TimeoutError(f"task {self.task_id} has not ended within {timeout} s")
+            raise TimeoutError(f"{self._subject} has not ended within {timeout} s")
         if self._payload is not None:
             self._decode()
         if self.status == codec.CANCELLED and self._exception is not None:
@@ -272,12 +290,10 @@ class TaskFuture(Future[T]):
             try:
                 value = payload.loads_known(data)
             except (Exception, SystemExit) as broken:  # noqa: BLE001  # a value's own code may raise anything
-                error = SerializationError(
-                    f"task {self.task_id}: its result cannot be unpickled here: {_brief(broken)}"
-                )
+                error = SerializationError(f"{self._subject}: its result cannot be unpickled here: {brief(broken)}")
                 error.__cause__ = broken
         else:
-            error = make_error(status, data, f"task {self.task_id}")
+            error = make_error(status, data, self._subject)
         if self._payload is not None:  # the first thread's value is everybody's: no call from here on
             self._result = value
             self._exception = error

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import mpworker
 from mpworker.errors import ConfigurationError, InvalidArgument, SerializationError
+from mpworker.functions import refuse_asynchronous
 from mpworker.ipc import frames, payload
 from mpworker.ipc.channel import Channel, close_all, make_channel, make_segment
 from mpworker.options import WorkerOptions, available_cores
@@ -112,6 +113,7 @@ def _pickle_initializer(initializer: Callable[..., object] | None, initargs: tup
         return b""
     if not callable(initializer):
         raise InvalidArgument(f"initializer must be callable, not {initializer!r}")
+    refuse_asynchronous(initializer)
     try:
         return payload.dumps((initializer, tuple(initargs)))
     except payload.Unserializable as error:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mpworker.errors import SerializationError
 from mpworker.future import make_error
 from mpworker.ipc import codec, payload
+from mpworker.ipc.failures import brief
 from mpworker.waiting import wake_all
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ class Mapping:
 
     def _unreadable(self, error: BaseException, count: int) -> Iterator[Any]:
         for _ in range(count):  # all of a run, but the child has tried: only what fails here and not there
-            text = f"{self._subject()}: its result cannot be unpickled here: {type(error).__name__}: {error}"
+            text = f"{self._subject()}: its result cannot be unpickled here: {brief(error)}"
             yield from self._raise_or_return(SerializationError(text))
 
     def _subject(self) -> str:

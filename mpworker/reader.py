@@ -294,15 +294,18 @@ class Reader:
             if self.watched:
                 self.wait_for(something, RETRY_SECONDS if held_up else None)
             else:
-                self._resting = True  # first: who needs this thread says so first, too, and looks at this afterwards
-                if not self.watched and not self._due and not self._over:
-                    self._rest.wait(RETRY_SECONDS if held_up else _FOREVER)
-                self._resting = False
+                self._sleep_until_needed(RETRY_SECONDS if held_up else _FOREVER)
             self._due.extend(held_up)
             if self._over and not self._due:
                 self._in_background = False  # no call since the look: what is due from now on starts another one
                 wake_all(self._joining)
                 return
+
+    def _sleep_until_needed(self, seconds: float) -> None:
+        self._resting = True  # first: who needs this thread says so first, too, and looks at this afterwards
+        if not self.watched and not self._due and not self._over:
+            self._rest.wait(seconds)
+        self._resting = False
 
     def _tell_audiences(self) -> list[Any]:
         """Tell what is due; those that could not be told yet."""

@@ -28,6 +28,7 @@ BROKEN   supervisor > client              0                     0               
 ======== ================================ ===================== ======================= ============================
 
 FUNCTION, TASK, RANGE, SUBMIT and CHUNK carry a pickle, as do DONE, ITEMS, RESULT and RESULTS when their status says so.
+REFUSED and BROKEN carry JSON: {"why", "traceback"}, a line and what a failed initializer or preload printed.
 """
 
 import signal
@@ -70,8 +71,8 @@ ERROR: Final = 1  # a pickled (exception, traceback text)
 UNSERIALIZABLE: Final = 2  # JSON: {"what", "type", "message", "traceback"}
 EXITED: Final = 3  # JSON: {"type", "code", "traceback"}: the task raised SystemExit or KeyboardInterrupt
 INTERRUPTED: Final = 4  # JSON: {"stack"}: the interrupt that the supervisor sent was taken
-CRASHED: Final = 5  # JSON: {"pid", "signal", "exit_code", "cause", "attempt"}
-TIMED_OUT: Final = 6  # JSON: {"timeout", "attempt", "stack", "killed"}
+CRASHED: Final = 5  # JSON: {"pid", "signal", "exit_code", "cause", "attempt", "attempts"}
+TIMED_OUT: Final = 6  # JSON: {"timeout", "attempt", "attempts", "interrupted", "killed"}
 CANCELLED: Final = 7  # no payload
 
 # Sent to a child after its slot's halt word was set. C libraries and systemd take the first few real-time signals.

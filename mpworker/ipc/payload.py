@@ -16,6 +16,8 @@ import sys
 from types import CodeType
 from typing import Any
 
+from mpworker.ipc.failures import brief
+
 PROTOCOL = 5
 
 
@@ -28,7 +30,7 @@ class Unserializable(Exception):
 
     def __init__(self, value: object, error: BaseException) -> None:
         self.type_name = name_of_type(value)
-        super().__init__(f"{type(error).__name__}: {error}")
+        super().__init__(brief(error))
 
 
 def name_of_type(value: object) -> str:
@@ -39,10 +41,9 @@ def name_of_type(value: object) -> str:
 
 def name_of_callable(function: object) -> str:
     """A callable's name for messages; that of the function inside a `functools.partial`."""
-    inner = getattr(function, "func", None)
-    if callable(inner) and not hasattr(function, "__qualname__"):
-        return name_of_callable(inner)
     name = getattr(function, "__qualname__", None)
+    if name is None and isinstance(function, functools.partial):
+        return name_of_callable(function.func)
     return name if isinstance(name, str) else name_of_type(function)
 
 

@@ -55,7 +55,7 @@ class Child:
         self.ready = False  # has been so in time
         self.ended = False  # is dead, and is still to be reaped
         self.stopping = False  # told to exit
-        self.refusal = ""  # what the initializer raised
+        self.refusal: tuple[str, str] | None = None  # what the initializer raised, and its traceback
 
     @property
     def pid(self) -> int:

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from mpworker.ipc import frames
 from mpworker.ipc.channel import Channel, map_claims
+from mpworker.ipc.failures import brief, cut, full
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -241,16 +242,27 @@ def _move_high(fds: list[int]) -> list[int]:
     return moved
 
 
+class _PreloadFailed(Exception):
+    """A module cannot be preloaded. Its cause, if it has one, is what the module raised."""
+
+
 def _preload(modules: list[str]) -> None:
-    """Import what the user asked for, with BLAS and OpenMP limited to one thread: a fork with threads is a hang."""
+    """Import what the user asked for, with BLAS and OpenMP limited to one thread: a fork with threads is a hang.
+
+    Raises:
+        _PreloadFailed: One cannot be, or must not.
+    """
     limited = [name for name in _BLAS_VARIABLES if name not in os.environ]
     os.environ.update(dict.fromkeys(limited, "1"))
     try:
         for module in modules:
-            __import__(module)
+            try:
+                __import__(module)
+            except BaseException as error:
+                raise _PreloadFailed(f"preload of {module!r} raised {brief(error)}") from error
             threads = os.listdir("/proc/self/task")
             if len(threads) > 1:
-                raise RuntimeError(
+                raise _PreloadFailed(
                     f"preload of {module!r} left {len(threads) - 1} running thread(s); a process with threads cannot "
                     f"be forked safely: import it in the initializer instead"
                 )
@@ -287,8 +299,10 @@ def main(fd: int) -> None:
         sys.path[:] = blob["path"]
         _preload(blob["preload"])
     except BaseException as error:  # noqa: BLE001  # an import runs anything
-        text = "".join(traceback.format_exception(error))
-        supervisor.send({"op": "failed", "error": text})
+        cause = error.__cause__
+        why = str(error) if isinstance(error, _PreloadFailed) else brief(error)
+        text = "" if cause is None else cut(full(cause))
+        supervisor.send({"op": "failed", "why": why, "traceback": text})
         return
     settings = config["child"] | {"nursery_pid": os.getpid()}
     nursery = Nursery(supervisor, settings, bytes.fromhex(blob["initializer"]))
