@@ -9,6 +9,8 @@ import itertools
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from typing import Any
 import campaign_tasks as tasks
 import pytest
 from concurrently import GUARD, a_function, eventually, lines, script, together
+from mixed import Mixed
 from points import CHECKS, CLIENT, LIBRARY, AtPoint, sweep
 
 from mpworker import ProcessWorker, TaskFuture
@@ -477,3 +480,73 @@ def test_a_signal_handler_may_stop_the_pool_while_its_thread_waits(verb: str, tm
         signal.signal(signal.SIGALRM, before)
         for fd in others:
             os.close(fd)
+
+
+def test_a_signal_handler_may_submit_while_its_thread_imports_what_it_needs(tmp_path: Path) -> None:
+    # A program that has not sent anything by value yet, and a module that takes its time to be imported.
+    (tmp_path / "pause_import.py").write_text(
+        "import importlib.abc, sys, threading, signal, os\n"
+        "class Slow(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'cloudpickle.cloudpickle' and not handled:\n"
+        "            os.kill(os.getpid(), signal.SIGALRM)\n"
+        "            threading.Event().wait(0.2)\n"
+        "handled = []\n"
+        "sys.meta_path.insert(0, Slow())\n"
+    )
+    (tmp_path / "program.py").write_text(
+        "import pause_import, signal\n"
+        "from mpworker import ProcessWorker\n"
+        "def handle(*_):\n"
+        "    pause_import.handled.append(w.submit(lambda: 3).result(30))\n"
+        "signal.signal(signal.SIGALRM, handle)\n"
+        "with ProcessWorker(n=1) as w:\n"
+        "    print(w.submit(lambda: 4).result(30), pause_import.handled)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"], capture_output=True, text=True, timeout=GUARD, check=False
+    )
+    assert (done.stdout, done.stderr) == ("4 [3]\n", "")
+
+
+@pytest.mark.parametrize("ring", [4096, 1 << 20], ids=["small ring", "large ring"])
+def test_signal_handlers_that_do_everything_at_random_moments(hasty: None, ring: int) -> None:
+    # Real signals, which also come while C code runs, and on top of handlers; and other threads at work meanwhile.
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    depth = deepest = handled = 0
+
+    def handle(*_: object) -> None:
+        nonlocal depth, deepest, handled
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 3e-3))
+        if depth == 3:
+            return
+        depth += 1
+        deepest = max(deepest, depth)
+        in_handler.one()
+        handled += 1
+        depth -= 1
+
+    rng = random.Random(seed)
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        with ProcessWorker(n=2, client_ring_bytes=ring) as pool:
+            in_handler = Mixed(pool, seed, 0)
+            others = [threading.Thread(target=Mixed(pool, seed + number, 40), daemon=True) for number in range(1, 4)]
+            for thread in others:
+                thread.start()
+            signal.setitimer(signal.ITIMER_REAL, 1e-3)
+            below = Mixed(pool, seed + 9, 1)
+            while handled < 500:
+                below()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            in_handler()  # waits for its callbacks
+            for thread in others:
+                thread.join(GUARD)
+                assert not thread.is_alive(), "a thread hangs"
+            assert not pool._client.pending
+            assert not any(pool._client._streams)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert deepest > 1

@@ -13,6 +13,7 @@ import functools
 import io
 import pickle
 import sys
+import threading
 from types import CodeType
 from typing import Any
 
@@ -62,6 +63,28 @@ def dumps_by_value(value: object) -> bytes:
 
 
 @functools.cache
+def _cloudpickle() -> Any:
+    """The module, whole. A signal handler on top of an import of it in the main thread would get half of it."""
+    if threading.current_thread() is threading.main_thread():
+        importer = threading.Thread(target=_try_cloudpickle, name="mpworker-import", daemon=True)
+        try:
+            importer.start()
+            importer.join()
+        except RuntimeError:
+            pass  # no thread can be started
+    from cloudpickle import cloudpickle
+
+    return cloudpickle
+
+
+def _try_cloudpickle() -> None:
+    try:
+        import cloudpickle  # noqa: F401
+    except ImportError:
+        pass  # whoever waits for this says so
+
+
+@functools.cache
 def _by_value_pickler() -> Any:
     """Cloudpickle's pickler, which is imported late, and what it leaves out of what is not importable.
 
@@ -69,12 +92,12 @@ def _by_value_pickler() -> Any:
     that holds a lock (before 3.12), and a `singledispatch` never, for the weak references in its cache. The copies
     begin with empty caches. And it hides the file of a function, whose lines a traceback shall show.
     """
-    from cloudpickle import cloudpickle
+    cloudpickle = _cloudpickle()
 
     some: Any = functools.singledispatch(_unset)
     dispatching = some.__code__  # of every function that it makes
 
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc, name-defined]
         def reducer_override(self, value: Any) -> Any:
             if type(value) is functools._lru_cache_wrapper:
                 if cloudpickle._lookup_module_and_qualname(value) is None:
@@ -194,7 +217,7 @@ class _KnownClasses(pickle.Unpickler):
         return super().find_class(module, name)
 
     def _maker(self, make: Any) -> Any:
-        from cloudpickle import cloudpickle
+        cloudpickle = _cloudpickle()
 
         def make_skeleton(*args: Any) -> type:
             # (constructor, name, bases, ..., tracker id, extra): both makers end with the same two.
@@ -208,7 +231,7 @@ class _KnownClasses(pickle.Unpickler):
         return make_skeleton
 
     def _set_state(self, kind: type, state: Any) -> type:
-        from cloudpickle import cloudpickle
+        cloudpickle = _cloudpickle()
 
         if any(made is kind for made in self._made):
             cloudpickle._class_setstate(kind, state)
