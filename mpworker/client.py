@@ -193,9 +193,6 @@ class Client(Reader):
     def _is_closed(self) -> bool:
         return bool(self._closed)
 
-    def _is_gone(self) -> bool:
-        return self._over
-
     def refuse_if_closed(self) -> None:
         """Raise if nothing more is accepted."""
         if self._closed:
@@ -300,7 +297,7 @@ class Client(Reader):
             if self._push(*record):  # no call between the looks and this, as in submit
                 return True
             self._ring()
-            over = self._is_gone if kind == codec.REQUEST else self._is_closed
+            over = self.is_over if kind == codec.REQUEST else self._is_closed
             self.wait_for(self.when(lambda: self._fits(size) or over()), None, size)  # noqa: B023
 
     # ------------------------------------------------------------ requests
@@ -380,7 +377,7 @@ class Client(Reader):
 
         if not self._say_drain():
             self._say_drain_when_there_is_room(left())
-        if self.wait_for(self.when(self._is_gone), left()):
+        if self.wait_for(self.when(self.is_over), left()):
             self._join_background(left())
             return self._closed == "stopped" and not self._cut_short
         self.stop_now()
@@ -397,7 +394,7 @@ class Client(Reader):
             self._ring()
         else:
             self.supervisor.hang_up()
-        gone = self.when(self._is_gone)
+        gone = self.when(self.is_over)
         if not self.wait_for(gone, _EXIT_SECONDS):
             self.supervisor.kill()
             self.wait_for(gone, _EXIT_SECONDS)
@@ -407,12 +404,12 @@ class Client(Reader):
         """Wait until all callbacks have been called, if none of them can be waiting for this thread."""
         lock: Any = self.functions.lock
         if not lock._is_owned():  # else this is a handler, on top of a frame that holds what a callback may want
-            self.join_background(timeout)
+            self.background.join(timeout)
 
     def reap(self) -> None:
         """If a dropped worker's supervisor has ended, take note."""
         if self._stop_asked and not self._over:
-            self.wait_for(self.when(self._is_gone), 0.0)
+            self.wait_for(self.when(self.is_over), 0.0)
 
     def ask_drain(self) -> None:
         """Finish what was accepted and end, without waiting for it."""
@@ -426,9 +423,9 @@ class Client(Reader):
         if not self._reaping and not self._over:
             # Somebody must reap the supervisor, though nobody may ask for a result again.
             self._reaping = True
-            self.watched += 1
+            self.background.watched += 1
             try:
-                self.need_background()
+                self.background.need()
             except RuntimeError:
                 pass  # the interpreter is at its end and starts no thread; the exit handler waits
 

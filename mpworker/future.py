@@ -324,10 +324,10 @@ class TaskFuture(Future[T]):
         self._slow = True
         if not self._watched and self.status < 0:
             self._watched = True
-            self._client.watched += 1  # no call since the look: see `mpworker.reader`
+            self._client.background.watched += 1  # no call since the look: see `mpworker.reader`
         if self.status >= 0:
-            self._client.announce(self)
-        self._client.need_background()
+            self._client.background.announce(self)
+        self._client.background.need()
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call `fn(self)` when the task has ended, in a thread of the worker's, or now and here if it has."""
@@ -350,10 +350,12 @@ class TaskFuture(Future[T]):
             self.status = status
         if self._slow:
             if self.__dict__.get("_waiting") or self.__dict__.get("_callbacks"):
-                self._client.announce(self)  # first: this may be the last future to need the background thread
+                self._client.background.announce(
+                    self
+                )  # first: this may be the last future to need the background thread
             if self._watched:
                 self._watched = False
-                self._client.watched -= 1  # no call since the look: see `mpworker.reader`
+                self._client.background.watched -= 1  # no call since the look: see `mpworker.reader`
             wake_all(self.__dict__.get("_followers", ()))
 
     def tell_waiters(self) -> bool:

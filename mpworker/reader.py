@@ -5,10 +5,7 @@ Who reads the event ring
 The thread that waits reads it: no reader thread to wake, no GIL to hand over. One thread at a time is the *leader*:
 it pops events, settles futures, and sleeps on the bell. Others that wait meanwhile are *followers*: each sleeps on a
 lock of its own, which the leader releases when the follower's future has ended, or when the leader leaves and the
-follower must lead. `concurrent.futures.wait`, `as_completed`, callbacks and event loops wait in places that know
-nothing of this: while such a future is pending, a background thread leads. It also tells those waiters and calls the
-callbacks, as the standard library's own thread does: a callback may wait, submit and take locks, so no thread may call
-it that leads, or that is in the middle of a submit.
+follower must lead. Those that wait in places which know nothing of this have a thread in `mpworker.background`.
 
 What may come in between
 ------------------------
@@ -35,25 +32,23 @@ for as long as the second takes. So nothing here takes one:
 No user code runs here but such handlers: results are unpickled by whoever asks for them.
 """
 
-import _thread
 import json
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from mpworker.background import Background
 from mpworker.future import BROKEN, LOST
 from mpworker.ipc import codec
 from mpworker.ipc._native import RECORD_HEADER_BYTES, Bell
 from mpworker.ipc.codec import Record
 from mpworker.launch import Supervisor
-from mpworker.waiting import Condition, Follower, Reply, Waitable, taken, wake_all
+from mpworker.waiting import Condition, Follower, Reply, Waitable, wake_all
 
 _BATCH: Final = 512
 _FOREVER: Final = -1.0
 FOLLOW_SECONDS: Final = 0.5
-RETRY_SECONDS: Final = 0.02  # until the background thread tries again to tell somebody who cannot be told now
 
 
 class Reader:
@@ -71,8 +66,6 @@ class Reader:
         self._settled = 0  # how often something has been settled
         self._parts: list[bytes] = []  # of a payload that comes in fragments
         self._replies: dict[int, Reply] = {}
-        self.watched = 0  # pending futures that need the background thread
-        self._due: deque[Any] = deque()  # ended futures whose audience is to be told
         self._closed = ""  # why nothing more is accepted: "stopped", "lost", "broken" or "forked"; "" while open
         self._broken: dict[str, Any] | None = None
         self._exited = False  # the supervisor is dead
@@ -98,12 +91,7 @@ class Reader:
         self._followers: dict[Follower, None] = {}
         self._any_event: list[Follower] = []
         self._room: dict[Follower, int] = {}  # those that wait for room in the ring to the supervisor: how much
-        self._in_background = False  # is there a background thread?
-        self._background: int | None = None
-        self._rest = Follower()  # what it sleeps on when it is not needed
-        self._resting = False
-        self._held_up = False  # is there somebody whom it could not tell?
-        self._joining: list[Follower] = []  # those that wait for its end
+        self.background = Background(self)
 
     def _refuse(self) -> None:
         """Raise why nothing more is accepted."""
@@ -237,6 +225,21 @@ class Reader:
         if bell is not None:
             bell.wake()
 
+    def is_over(self) -> bool:
+        """Has the supervisor ended, and all that was pending with it?"""
+        return self._over
+
+    def leads_below(self) -> bool:
+        """Is this a signal handler, on top of the frame that leads?"""
+        return self._leader == threading.get_ident()
+
+    def wake_everybody(self) -> None:
+        """Have each thread that waits look again, and lead if the one that does is below this handler."""
+        if self._leader == threading.get_ident():
+            self._leader = None
+        wake_all(self._any_event)
+        self._wake_leader()
+
     def poll(self) -> None:
         """Read what has come, without waiting."""
         thread = threading.get_ident()
@@ -249,93 +252,6 @@ class Reader:
                 if self._leader == thread and not nested:
                     self._leader = None
                 self._hand_over()
-
-    # ------------------------------------------------------------ the background thread
-
-    def announce(self, future: Any) -> None:
-        """Have the background thread tell the audience of a future that has ended."""
-        self._due.append(future)
-
-    def need_background(self) -> None:
-        """Something is watched, or due: see to it that the background thread knows.
-
-        Raises:
-            RuntimeError: No thread can be started.
-        """
-        if not self._in_background:
-            self._in_background = True
-            try:
-                _thread.start_new_thread(self._begin_background, ())  # no call since the look
-            except RuntimeError:
-                self._in_background = False
-                raise
-        if self._resting:
-            self._rest.wake()
-        below = self._leader == threading.get_ident()
-        if below:
-            self._leader = None  # this is a handler, on top of a frame that will not read before it is over
-        if below or self._due:
-            wake_all(self._any_event)
-            self._wake_leader()
-
-    def _begin_background(self) -> None:
-        # In a thread that handles no signals: a handler in the middle of Thread.start could neither start it nor wait.
-        try:
-            threading.Thread(target=self._read_in_background, name="mpworker-reader", daemon=True).start()
-        except RuntimeError:  # no room for a second one, or the interpreter is at its end
-            self._read_in_background()
-
-    def _read_in_background(self) -> None:
-        self._background = threading.get_ident()
-        something = self.when(lambda: bool(self._due) or not self.watched)
-        while True:
-            held_up = self._tell_audiences()
-            self._held_up = bool(held_up)
-            if self.watched:
-                self.wait_for(something, RETRY_SECONDS if held_up else None)
-            else:
-                self._sleep_until_needed(RETRY_SECONDS if held_up else _FOREVER)
-            self._due.extend(held_up)
-            if self._over and not self._due:
-                self._in_background = False  # no call since the look: what is due from now on starts another one
-                wake_all(self._joining)
-                return
-
-    def _sleep_until_needed(self, seconds: float) -> None:
-        self._resting = True  # first: who needs this thread says so first, too, and looks at this afterwards
-        if not self.watched and not self._due and not self._over:
-            self._rest.wait(seconds)
-        self._resting = False
-
-    def _tell_audiences(self) -> list[Any]:
-        """Tell what is due; those that could not be told yet."""
-        held_up = []
-        for future in taken(self._due):
-            if not future.tell_waiters():
-                held_up.append(future)
-            for call in future.callbacks():
-                _call_back(future, call)
-        return held_up
-
-    def join_background(self, timeout: float | None) -> None:
-        """Wait until every audience has been told, for `timeout` seconds at most.
-
-        Not in a callback. Nor for long for a waiter that cannot be told: the frame that holds its lock may be the one
-        below this handler.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        follower = Follower()
-        self._joining.append(follower)
-        try:
-            self._join(follower, deadline)
-        finally:
-            self._joining.remove(follower)
-
-    def _join(self, follower: Follower, deadline: float | None) -> None:
-        while self._in_background and self._background != threading.get_ident():
-            left = FOLLOW_SECONDS if deadline is None else min(FOLLOW_SECONDS, deadline - time.monotonic())
-            if left <= 0 or (not follower.wait(left) and self._held_up):
-                return
 
     # ------------------------------------------------------------ read
 
@@ -363,8 +279,7 @@ class Reader:
         try:
             self._settle_each()
         finally:
-            if self._due:
-                self._rest.wake()
+            self.background.look()
             wake_all(self._any_event)
 
     def _settle_each(self) -> None:
@@ -458,7 +373,8 @@ class Reader:
         self._ring = self._ring_room = _ring_nowhere
         self.supervisor.close()
         self._over = True
-        wake_all((*self._any_event, *self._followers, self._rest))
+        wake_all((*self._any_event, *self._followers))
+        self.background.wake()
 
 
 def _always(*_: object) -> bool:
@@ -471,13 +387,3 @@ def _nothing(*_: object) -> int:
 
 def _ring_nowhere() -> None:
     pass
-
-
-def _call_back(future: Any, call: Callable[[Any], object]) -> None:
-    try:
-        call(future)
-    except BaseException:  # noqa: BLE001  # as the standard library: logged, never raised
-        # A SystemExit too: raised, it would end the reading thread, and whoever waits would wait for ever.
-        from concurrent.futures._base import LOGGER
-
-        LOGGER.exception("exception calling callback for %r", future)

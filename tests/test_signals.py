@@ -25,6 +25,7 @@ from mixed import Mixed
 from points import CHECKS, CLIENT, LIBRARY, AtPoint, sweep
 
 from mpworker import ProcessWorker, TaskFuture
+from mpworker.background import Background
 from mpworker.client import Client
 from mpworker.errors import TaskCancelled, WorkerStopped
 from mpworker.mapping import _Chunk
@@ -41,8 +42,8 @@ from mpworker.reader import Reader
         (Reader._read_some, "_leader", "_pop"),
         (Reader._follow, "waiting", "STORE_ATTR _leader"),
         (Reader.poll, "_leader", "STORE_ATTR _leader"),
-        (Reader.need_background, "_in_background", "start_new_thread"),
-        (Reader._read_in_background, "_due", "STORE_ATTR _in_background"),
+        (Background.need, "running", "start_new_thread"),
+        (Background._run, "_due", "STORE_ATTR running"),
         (Client.submit, "_closed", "_push"),
         (Client.submit, "live", "_push"),
         (Client._send_forgotten, "_sending", "_push"),
@@ -85,13 +86,14 @@ def loops_in_a_try(tree: ast.AST, inside: bool = False) -> Iterator[int]:
             yield from loops_in_a_try(node, inside or isinstance(node, ast.Try | ast.With))
 
 
-@pytest.mark.parametrize("name", ["client", "functions", "future", "launch", "mapping", "reader", "waiting", "worker"])
+@pytest.mark.parametrize(
+    "name",
+    ["audience", "background", "client", "functions", "future", "launch", "mapping", "reader", "waiting", "worker"],
+)
 def test_no_turn_of_a_loop_escapes_a_finally(name: str) -> None:
     # Why: `mpworker.reader`. Whether one does depends on the version of Python, and on when a signal comes.
     module = importlib.import_module(f"mpworker.{name}")
-    # The background thread is never the main one, which alone handles signals.
-    exempt = inspect.getsourcelines(Reader._read_in_background)[1] if name == "reader" else 0
-    found = [line for line in loops_in_a_try(ast.parse(inspect.getsource(module))) if not 0 < line - exempt < 10]
+    found = list(loops_in_a_try(ast.parse(inspect.getsource(module))))
     assert not found, f"loops in mpworker.{name} at lines {found}"
 
 
@@ -160,7 +162,7 @@ def test_an_interrupt_at_any_point_leaves_the_client_whole(alone: bool) -> None:
             futures.clear()
             before = answers
             eventually(lambda: alone or answers > before + 1)
-            eventually(lambda: client.watched == 0)
+            eventually(lambda: client.background.watched == 0)
             assert pool.submit(functions[-1], 2).result(GUARD / 2) == functions[-1](2)
             eventually(lambda: client.poll() or not client.pending)
 
@@ -210,7 +212,7 @@ def test_an_interrupt_at_any_point_of_the_librarys_waits_leaves_the_client_whole
             called = threading.Event()
             pool.submit(tasks.square, 3).add_done_callback(lambda _: called.set())
             assert called.wait(GUARD)
-            eventually(lambda: pool._client.watched == 0)
+            eventually(lambda: pool._client.background.watched == 0)
 
         scenario()  # imports and the like
         check()
