@@ -2,8 +2,8 @@
 
 `concurrent.futures.wait`, `as_completed`, callbacks and event loops are the *audience* of a future: they wait in places
 that know nothing of the ring. While a future with an audience is pending, it is *watched*, and this thread takes part in
-reading; when it has ended it is *due*, and this thread tells its audience, as the standard library's own thread does. A
-callback may wait, submit and take locks, so nobody else may call it: no thread that leads or is in the middle of a submit.
+reading; when it has ended it is *due*, and this thread tells its audience, as the standard library's own thread does.
+A callback may wait, submit and take locks, so no other thread calls it: none that leads or is in the middle of a submit.
 
 The thread is started when it is first needed and lives until the worker is over. What may come in between is said in
 `mpworker.reader`; this thread itself handles no signals.
