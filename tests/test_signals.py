@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dis
+import functools
 import importlib
 import inspect
 import itertools
@@ -284,6 +285,15 @@ def test_a_signal_handler_may_stop_the_pool_on_top_of_the_librarys_waits(tmp_pat
     assert at > 40
 
 
+def read_much(pool: ProcessWorker) -> None:
+    """Results and calls in parts and whole, and a map."""
+    futures = [pool.submit(tasks.grow, number, 12_000) for number in range(2)]
+    assert pool.submit(tasks.size_of, bytes([7]) * 12_000).result(GUARD) == (12_000, 84_000)
+    for number, future in enumerate(futures):
+        assert future.result(GUARD) == tasks.grow(number, 12_000)
+    assert list(pool.map(tasks.square, range(5), chunksize=2)) == [0, 1, 4, 9, 16]
+
+
 def in_every_way(pool: ProcessWorker, how: str) -> None:
     futures = [pool.submit(tasks.square, number) for number in range(2)]
     if how == "wait":
@@ -307,14 +317,7 @@ def test_a_signal_handler_may_wait_in_every_way_on_top_of_any_frame_of_the_clien
     # until the frame is seen to do nothing.
     monkeypatch.setattr("mpworker.reader.FOLLOW_SECONDS", 10 * GUARD)
     with ProcessWorker(n=2, client_ring_bytes=8192) as pool:
-
-        def scenario() -> None:
-            futures = [pool.submit(tasks.grow, number, 12_000) for number in range(2)]
-            assert pool.submit(tasks.size_of, bytes([7]) * 12_000).result(GUARD) == (12_000, 84_000)
-            for number, future in enumerate(futures):
-                assert future.result(GUARD) == tasks.grow(number, 12_000)
-            assert list(pool.map(tasks.square, range(5), chunksize=2)) == [0, 1, 4, 9, 16]
-
+        scenario = functools.partial(read_much, pool)
         scenario()  # imports and the like
         in_every_way(pool, how)
         assert sweep(scenario, lambda: None, lambda: in_every_way(pool, how), (CLIENT,)) > 150
@@ -323,13 +326,7 @@ def test_a_signal_handler_may_wait_in_every_way_on_top_of_any_frame_of_the_clien
 def test_other_threads_go_on_while_a_handler_holds_up_the_one_that_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mpworker.reader.FOLLOW_SECONDS", 0.02)
     with ProcessWorker(n=2, client_ring_bytes=8192) as pool:
-
-        def scenario() -> None:
-            futures = [pool.submit(tasks.grow, number, 12_000) for number in range(2)]
-            assert pool.submit(tasks.size_of, bytes([7]) * 12_000).result(GUARD) == (12_000, 84_000)
-            for number, future in enumerate(futures):
-                assert future.result(GUARD) == tasks.grow(number, 12_000)
-            assert list(pool.map(tasks.square, range(5), chunksize=2)) == [0, 1, 4, 9, 16]
+        scenario = functools.partial(read_much, pool)
 
         def others() -> None:
             assert pool.submit(tasks.square, 3).result(GUARD) == 9
