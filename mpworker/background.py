@@ -1,9 +1,10 @@
 """The background thread of a client: it reads for those that cannot, and tells them.
 
 `concurrent.futures.wait`, `as_completed`, callbacks and event loops are the *audience* of a future: they wait in places
-that know nothing of the ring. While a future with an audience is pending, it is *watched*, and this thread takes part in
-reading; when it has ended it is *due*, and this thread tells its audience, as the standard library's own thread does.
-A callback may wait, submit and take locks, so no other thread calls it, least of all one that leads or submits.
+that know nothing of the ring. While a future with an audience is pending, it is *watched*, and this thread takes part
+in reading; when it has ended it is *due*, and this thread tells its audience, as the own thread of the standard
+library does. A callback may wait, submit and take locks, so no other thread calls it, least of all one that leads or
+submits.
 
 The thread is started when it is first needed and lives until the worker is over. What may come in between is said in
 `mpworker.reader`; this thread itself handles no signals.
