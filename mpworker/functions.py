@@ -62,8 +62,10 @@ def _is_immutable(value: object) -> bool:
 
 
 def _by_value_modules() -> set[str]:
-    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
-    return cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else set()
+    """What the program has told cloudpickle to write by value."""
+    # Not imported for this; and while somebody else does, nothing can have been told yet.
+    registered = getattr(sys.modules.get("cloudpickle.cloudpickle"), "list_registry_pickle_by_value", set)
+    return registered()  # type: ignore[no-any-return]
 
 
 def is_importable(value: Any) -> bool:
