@@ -65,7 +65,7 @@ def _by_value_modules() -> set[str]:
     """What the program has told cloudpickle to write by value."""
     # Not imported for this; and while somebody else does, nothing can have been told yet.
     registered = getattr(sys.modules.get("cloudpickle.cloudpickle"), "list_registry_pickle_by_value", set)
-    return registered()  # type: ignore[no-any-return]
+    return registered()
 
 
 def is_importable(value: Any) -> bool:
