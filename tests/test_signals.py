@@ -514,9 +514,12 @@ def test_signal_handlers_that_do_everything_at_random_moments(hasty: None, ring:
     seed = random.randrange(1 << 32)
     print("seed", seed)
     depth = deepest = handled = 0
+    enough = False
 
     def handle(*_: object) -> None:
         nonlocal depth, deepest, handled
+        if enough:
+            return  # and do not set the timer, on top of the line that has just stopped it
         signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 3e-3))
         if depth == 3:
             return
@@ -538,7 +541,7 @@ def test_signal_handlers_that_do_everything_at_random_moments(hasty: None, ring:
             below = Mixed(pool, seed + 9, 1)
             while handled < 500:
                 below()
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            enough = True
             in_handler()  # waits for its callbacks
             for thread in others:
                 thread.join(GUARD)
