@@ -35,9 +35,10 @@ class Unserializable(Exception):
 
 
 def name_of_type(value: object) -> str:
-    """The qualified name of a value's type."""
+    """The qualified name of a value's type, as a traceback shows it."""
     kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    in_sight = kind.__module__ in ("builtins", "__main__")
+    return kind.__qualname__ if in_sight else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def name_of_callable(function: object) -> str:
