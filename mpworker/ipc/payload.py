@@ -14,6 +14,7 @@ import io
 import pickle
 import sys
 import threading
+from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
@@ -49,15 +50,19 @@ def name_of_callable(function: object) -> str:
     return name if isinstance(name, str) else name_of_type(function)
 
 
-def dumps_by_value(value: object) -> bytes:
+def dumps_by_value(value: object, pickler: Callable[[], Any] | None = None) -> bytes:
     """Pickle with what is not importable written by value.
+
+    Args:
+        value: The value.
+        pickler: Makes the class that pickles, on the base of `by_value_pickler`.
 
     Raises:
         Unserializable: It cannot be pickled at all.
     """
     file = io.BytesIO()
     try:
-        _by_value_pickler()(file, PROTOCOL).dump(value)
+        (pickler or by_value_pickler)()(file, PROTOCOL).dump(value)
     except (Exception, SystemExit) as error:  # a value's own __reduce__ may raise anything
         raise Unserializable(value, error) from error
     return file.getvalue()
@@ -86,7 +91,7 @@ def _try_cloudpickle() -> None:
 
 
 @functools.cache
-def _by_value_pickler() -> Any:
+def by_value_pickler() -> Any:
     """Cloudpickle's pickler, which is imported late, and what it leaves out of what is not importable.
 
     It writes a function under `functools.lru_cache` by name wherever it stands, a `cached_property` not at all where
