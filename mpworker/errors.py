@@ -37,7 +37,15 @@ class WorkerStopped(MPWorkerError, RuntimeError):
 
 
 class SerializationError(MPWorkerError):
-    """A function, argument, result or exception cannot be sent from one process to the other."""
+    """A function, argument, result or exception cannot be sent from one process to the other.
+
+    Attributes:
+        raised_type: Of an exception that the task raised and that cannot be sent: its type. Else empty.
+        raised_message: And what it says.
+    """
+
+    raised_type = ""
+    raised_message = ""
 
 
 class TaskTimeout(MPWorkerError, TimeoutError):

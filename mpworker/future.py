@@ -30,7 +30,7 @@ from mpworker.errors import (
     TaskTimeout,
     WorkerCrashed,
 )
-from mpworker.ipc import codec, payload
+from mpworker.ipc import codec, payload, raised
 from mpworker.ipc.failures import brief
 from mpworker.waiting import taken, wake_all
 
@@ -53,16 +53,27 @@ def make_error(status: int, data: bytes, subject: str) -> BaseException:
         subject: What failed, for the message, such as 'task 4f-3 ("score")'.
     """
     if status == codec.ERROR:
-        try:
-            error, text = payload.loads_known(data)
-        except (Exception, SystemExit) as broken:  # noqa: BLE001  # an exception's class may do anything
-            return SerializationError(f"{subject}: the exception of the task cannot be unpickled: {brief(broken)}")
-        if not isinstance(error, BaseException):
-            return SerializationError(f"{subject}: the exception came back as {payload.name_of_type(error)}")
-        error.__cause__ = RemoteTraceback(text)
-        return error
+        return _raised(raised.loads_report(data), subject)
     report: dict[str, Any] = json.loads(data) if data else {}
     return _DECIDED[status](report, subject)
+
+
+def _raised(report: raised.Raised, subject: str) -> BaseException:
+    why_not = f"sent back: {report.why_not}"
+    error: BaseException | None = None
+    if report.pickled:
+        try:
+            error = raised.checked(payload.loads_known(report.pickled))
+        except (Exception, SystemExit) as broken:  # noqa: BLE001  # an exception's class may do anything
+            why_not = f"unpickled here: {brief(broken)}"
+    if error is None:
+        message = " ".join(report.message.split())
+        what = f"{report.type_name}: {message}" if message else report.type_name
+        error = SerializationError(f"{subject} raised {what}; the exception cannot be {why_not}")
+        error.raised_type, error.raised_message = report.type_name, report.message
+    # Not by the attribute, which a frozen dataclass refuses to set.
+    BaseException.__cause__.__set__(error, RemoteTraceback(report.traceback))  # type: ignore[union-attr]
+    return error
 
 
 _ASYNCHRONOUS = "; give a function that runs it, such as lambda x: asyncio.run(f(x))"
@@ -81,8 +92,7 @@ def _unserializable(report: dict[str, Any], subject: str) -> BaseException:
     elif report["what"] == "call":
         text = f"{subject}: the function or its arguments cannot be unpickled in the child: {message}"
     else:
-        hint = _HINTS.get(type_name, "") if report["what"] == "result" else ""
-        text = f"{subject}: the {report['what']} of type {type_name} cannot be sent back: {message}{hint}"
+        text = f"{subject}: the result of type {type_name} cannot be sent back: {message}{_HINTS.get(type_name, '')}"
     error = SerializationError(text)
     if report["traceback"]:
         error.__cause__ = RemoteTraceback(report["traceback"])

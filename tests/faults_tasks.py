@@ -363,7 +363,7 @@ def return_deep() -> list[Any]:
 
 
 class NeedsTwoError(Exception):
-    """Pickles, and cannot be made again: its constructor wants more than `args`."""
+    """Its constructor wants more than `args`."""
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(f"{first} {second}")

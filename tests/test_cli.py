@@ -32,7 +32,7 @@ from mpworker.cli.output import Output, OutputPaths
 from mpworker.errors import ConfigurationError, StartFailed, SupervisorLost
 
 TASKS = """
-import os, signal
+import os, signal, threading
 
 def square(line):
     return {"square": int(line) ** 2}
@@ -66,7 +66,23 @@ def strange(line):
     if line == "lost":
         from mpworker.errors import SupervisorLost
         raise SupervisorLost("of a pool of my own")
+    if line == "leaving": raise Leaving
+    if line == "locked": raise Locked("no such account")
+    if line == "two": raise Two("a", "b")
     return line
+
+class Leaving(Exception):
+    def __str__(self):
+        raise SystemExit(3)
+
+class Locked(Exception):
+    def __init__(self, message):
+        super().__init__(message)
+        self.lock = threading.Lock()
+
+class Two(Exception):
+    def __init__(self, a, b):
+        super().__init__(f"{a} {b}")
 
 class Unprintable(Exception):
     def __str__(self):
@@ -224,7 +240,9 @@ def test_standard_input_that_is_closed(here: Path) -> None:
 
 
 def test_what_json_cannot_express_fails_and_the_run_goes_on(here: Path) -> None:
-    Path("in.txt").write_text("none\nset\nnan\nloop\nseparator\nquiet\nlong\nunprintable\nexit\nlost\nlast\n")
+    Path("in.txt").write_text(
+        "none\nset\nnan\nloop\nseparator\nquiet\nlong\nunprintable\nexit\nlost\nlast\nlocked\nleaving\ntwo\n"
+    )
     assert run("map", "tasks:strange", "in.txt", "-o", "out.jsonl", "-n", 2).returncode == 1
     assert results() == {0: None, 4: "\u2028\ud800", 10: "last"}
     assert Path("out.jsonl").read_bytes().isascii()
@@ -237,6 +255,9 @@ def test_what_json_cannot_express_fails_and_the_run_goes_on(here: Path) -> None:
     assert failed[7] == ("tasks.Unprintable", "<its __str__ raised RuntimeError>")
     assert failed[8][0] == "TaskExited"
     assert failed[9] == ("SupervisorLost", "of a pool of my own")
+    assert failed[11] == ("tasks.Locked", "no such account")  # what it is, also where it cannot be sent
+    assert failed[12] == ("tasks.Leaving", "<its __str__ raised SystemExit>")
+    assert failed[13] == ("tasks.Two", "a b")
 
 
 def test_a_dead_process_costs_its_item_only(here: Path) -> None:

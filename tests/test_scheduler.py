@@ -487,7 +487,7 @@ def test_what_raises_is_retried_as_often_as_asked(status: int) -> None:
     assert task.attempts == 3
 
 
-def test_what_does_not_pickle_is_not_retried() -> None:
+def test_a_call_or_a_result_that_does_not_pickle_is_not_retried() -> None:
     world = World(1)
     task = world.submit(retries=5)
     start(world).step(rules.UNSERIALIZABLE)

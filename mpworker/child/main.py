@@ -23,11 +23,11 @@ from types import FrameType
 from typing import Any, Final
 
 from mpworker import context
-from mpworker.ipc import codec, payload
+from mpworker.ipc import codec, payload, raised
 from mpworker.ipc._native import Claims, MadeBeforeFork
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import INTERRUPT_SIGNAL, Record
-from mpworker.ipc.failures import brief, cut, full
+from mpworker.ipc.failures import brief, cut, full, said
 from mpworker.ipc.ring import Assembler, split
 
 _BATCH = 128
@@ -119,17 +119,27 @@ class Child:
         """The status and payload that tell of what a task raised."""
         if self._stack is not None:  # whatever it made of the interrupt
             return self._interrupted()
-        text = full(error)
-        if isinstance(error, SystemExit | KeyboardInterrupt):
-            code = str(error.code) if isinstance(error, SystemExit) else ""
-            report = {"type": type(error).__name__, "code": cut(code), "traceback": cut(text)}
-            return codec.EXITED, json.dumps(report).encode()
         try:
-            data = self._dumps((error.with_traceback(None), text))
-            payload.loads(data)  # many exceptions pickle and then cannot be made again: say so now, by name
+            return self._told(error)
+        except BaseException as broken:  # noqa: BLE001  # a metaclass can do that
+            why_not = f"what it is cannot be told: {type(broken).__name__}"
+            return codec.ERROR, raised.dumps_report(raised.Raised("an exception", "", "", b"", why_not))
+
+    def _told(self, error: BaseException) -> tuple[int, bytes]:
+        text = cut(full(error))
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            code = said(error.code) if isinstance(error, SystemExit) else ""
+            exited = {"type": type(error).__name__, "code": cut(code), "traceback": text}
+            return codec.EXITED, json.dumps(exited).encode()
+        type_name, message = payload.name_of_type(error), cut(said(error), codec.MESSAGE_TEXT_MAX)
+        why_not = ""
+        try:
+            data = self._dumps(BaseException.with_traceback(error, None), raised.dumps)
+            # Some cannot be made again, or end the process that tries: that shall not be the client.
+            raised.checked(payload.loads_known(data))
         except BaseException as cause:  # noqa: BLE001  # their code may raise anything, and this child lives on
-            return _unserializable("exception", payload.name_of_type(error), cause, text)
-        return codec.ERROR, data
+            why_not, data = _reason(cause), b""
+        return codec.ERROR, raised.dumps_report(raised.Raised(type_name, message, text, data, why_not))
 
     def _interrupted(self) -> tuple[int, bytes]:
         stack, self._stack = self._stack, None
@@ -345,9 +355,12 @@ def _is_of_task(place: tuple[FrameType, int]) -> bool:
     return place[0].f_code not in (Child._run_task.__code__, Child._run_range.__code__)
 
 
+def _reason(error: BaseException) -> str:
+    return cut(str(error)) if isinstance(error, payload.Unserializable) else brief(error)
+
+
 def _unserializable(what: str, type_name: str, error: BaseException, text: str) -> tuple[int, bytes]:
-    message = cut(str(error)) if isinstance(error, payload.Unserializable) else brief(error)
-    report = {"what": what, "type": type_name, "message": message, "traceback": cut(text)}
+    report = {"what": what, "type": type_name, "message": _reason(error), "traceback": cut(text)}
     return codec.UNSERIALIZABLE, json.dumps(report).encode()
 
 

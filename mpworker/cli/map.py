@@ -25,6 +25,7 @@ from mpworker.cli.target import check_importable, make_current_directory_importa
 from mpworker.errors import (
     ConfigurationError,
     MPWorkerError,
+    SerializationError,
     StartFailed,
     SupervisorLost,
     WorkerStopped,
@@ -171,11 +172,14 @@ def _write(
 def _failed(outcome: object) -> Failed:
     if isinstance(outcome, Failed):
         return outcome
+    if isinstance(outcome, SerializationError) and outcome.raised_type:
+        # What the function raised says more than that it could not be sent, and stays the same when a run is resumed.
+        return Failed(outcome.raised_type, outcome.raised_message)
     kind = type(outcome)
     short = kind.__module__ in ("builtins", MPWorkerError.__module__)
     try:
         message = str(outcome)
-    except Exception as error:  # noqa: BLE001 - the __str__ of a stranger's exception
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the __str__ of a stranger's exception
         message = f"<its __str__ raised {type(error).__name__}>"
     if len(message) > MESSAGE_LENGTH_MAX:
         message = f"{message[:MESSAGE_LENGTH_MAX]}... ({len(message):,} characters)"

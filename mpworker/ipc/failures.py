@@ -21,20 +21,28 @@ def brief(error: BaseException) -> str:
     return cut(f"{name}: {message}" if message else name)
 
 
+def said(value: object) -> str:
+    """What a value says as text; that it says nothing, if so."""
+    try:
+        return "".join(("", str(value)))  # which may be of a class of its own
+    except BaseException as broken:  # noqa: BLE001
+        return f"<its __str__ raised {type(broken).__name__}>"
+
+
 def full(error: BaseException) -> str:
     """The traceback of an exception, which loses the frames of this package that it begins with."""
     trace: TracebackType | None = error.__traceback__
     while trace is not None and str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] == _PACKAGE:
         trace = trace.tb_next
     try:
-        return "".join(traceback.format_exception(error.with_traceback(trace)))
+        return "".join(traceback.format_exception(BaseException.with_traceback(error, trace)))
     except BaseException as broken:  # noqa: BLE001
         return f"{type(error).__qualname__} (its traceback cannot be printed: {type(broken).__qualname__})\n"
 
 
-def cut(text: str) -> str:
+def cut(text: str, most: int = codec.REPORT_TEXT_MAX) -> str:
     """A text without its middle, where it is longer than a report may be."""
-    half = codec.REPORT_TEXT_MAX // 2
+    half = most // 2
     if len(text) <= 2 * half:
         return text
     return f"{text[:half]}\n... {len(text) - 2 * half} characters ...\n{text[-half:]}"

@@ -14,6 +14,7 @@ import io
 import pickle
 import sys
 import threading
+from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
@@ -35,9 +36,10 @@ class Unserializable(Exception):
 
 
 def name_of_type(value: object) -> str:
-    """The qualified name of a value's type."""
+    """The qualified name of a value's type, as a traceback shows it."""
     kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    in_sight = kind.__module__ in ("builtins", "__main__")
+    return kind.__qualname__ if in_sight else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def name_of_callable(function: object) -> str:
@@ -48,15 +50,19 @@ def name_of_callable(function: object) -> str:
     return name if isinstance(name, str) else name_of_type(function)
 
 
-def dumps_by_value(value: object) -> bytes:
+def dumps_by_value(value: object, pickler: Callable[[], Any] | None = None) -> bytes:
     """Pickle with what is not importable written by value.
+
+    Args:
+        value: The value.
+        pickler: Makes the class that pickles, on the base of `by_value_pickler`.
 
     Raises:
         Unserializable: It cannot be pickled at all.
     """
     file = io.BytesIO()
     try:
-        _by_value_pickler()(file, PROTOCOL).dump(value)
+        (pickler or by_value_pickler)()(file, PROTOCOL).dump(value)
     except (Exception, SystemExit) as error:  # a value's own __reduce__ may raise anything
         raise Unserializable(value, error) from error
     return file.getvalue()
@@ -85,7 +91,7 @@ def _try_cloudpickle() -> None:
 
 
 @functools.cache
-def _by_value_pickler() -> Any:
+def by_value_pickler() -> Any:
     """Cloudpickle's pickler, which is imported late, and what it leaves out of what is not importable.
 
     It writes a function under `functools.lru_cache` by name wherever it stands, a `cached_property` not at all where
@@ -191,7 +197,7 @@ def dumps_tried(value: object) -> bytes:
     except _NotPlain:
         data = dumps(value)
         try:
-            pickle.loads(data)  # noqa: S301  # our own
+            loads_known(data)
         except (Exception, SystemExit) as error:
             raise Unserializable(value, error) from error
         return data
@@ -239,7 +245,7 @@ class _KnownClasses(pickle.Unpickler):
 
 
 def loads_known(data: bytes) -> Any:
-    """Unpickle in the process where the classes come from: those that are here keep their attributes."""
+    """Unpickle where the classes come from, or where it is only tried: those that are here stay as they are."""
     if b"cloudpickle" in data:
         return _KnownClasses(data).load()
     return pickle.loads(data)  # noqa: S301  # what our own children sent
