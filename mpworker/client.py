@@ -431,6 +431,7 @@ class Client(Reader):
         """This process is a fork: the rings are not here, the supervisor is not ours."""
         self._forked = True
         self._closed = "forked"
+        self.supervisor.hang_up()  # this process's copy of the socket: it would be warned of as never closed
         self._make_locks()
         self._submit_lock = threading.RLock()
         self.functions = FunctionTable(self._send_function, self._forget_function)

@@ -241,6 +241,14 @@ def _move_high(fds: list[int]) -> list[int]:
     return moved
 
 
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass  # the client runs without them, or a preloaded module has closed or replaced them
+
+
 def _preload(modules: list[str]) -> None:
     """Import what the user asked for, with BLAS and OpenMP limited to one thread: a fork with threads is a hang."""
     limited = [name for name in _BLAS_VARIABLES if name not in os.environ]
@@ -257,11 +265,25 @@ def _preload(modules: list[str]) -> None:
     finally:
         for name in limited:
             os.environ.pop(name, None)
+        _flush_streams()  # what was printed shall not be printed by every fork again
 
 
 def main(fd: int) -> None:
-    """The nursery's whole life, on the socket that it was started with."""
+    """The nursery's whole life, on the socket that it was started with; never returns."""
     supervisor = frames.adopt(fd)
+    status = 1
+    try:
+        _live(supervisor)
+        status = 0
+    except ConnectionError:
+        pass  # the supervisor is gone: nobody is left to be told anything
+    except BaseException:  # noqa: BLE001
+        traceback.print_exc()
+    finally:
+        os._exit(status)  # nothing here needs an orderly end, and stopping should be quick
+
+
+def _live(supervisor: frames.Frames) -> None:
     first = supervisor.receive()
     if first is None:
         return
@@ -298,8 +320,5 @@ def main(fd: int) -> None:
     try:
         supervisor.send({"op": "ready"})
         nursery.serve()
-    except ConnectionError:
-        pass  # the supervisor is gone, as when serve() returns
     finally:
         nursery.kill_all()
-        os._exit(0)  # nothing here needs an orderly end, and stopping should be quick
