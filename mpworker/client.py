@@ -339,7 +339,7 @@ class Client(Reader):
         if self._forked:
             return True
         if self._exited:
-            return self._closed == "stopped" and not self._cut_short
+            return self._all_finished()
         deadline = None if timeout is None else time.monotonic() + timeout
 
         def left() -> float | None:
@@ -349,9 +349,13 @@ class Client(Reader):
             self._say_drain_when_there_is_room(left())
         if self.wait_for(self.when(self._is_gone), left()):
             self._join_background(left())
-            return self._closed == "stopped" and not self._cut_short
-        self.stop_now()
-        return False
+        else:
+            self.stop_now()
+        return self._all_finished()
+
+    def _all_finished(self) -> bool:
+        """Of what was accepted; it may have been though the time was over before all processes had gone."""
+        return self._exited and self._closed == "stopped" and not self._cut_short
 
     def stop_now(self) -> None:
         """End everything at once; what is pending ends cancelled."""

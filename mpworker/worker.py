@@ -308,7 +308,7 @@ class ProcessWorker(TaskView):
             timeout: Seconds; when they are over, the rest is cancelled as by `stop_now`. None waits for every task.
 
         Returns:
-            True if everything accepted was finished.
+            True if everything accepted was finished, False if something was cancelled or the supervisor was lost.
         """
         timeout = check_seconds("timeout", timeout, optional=True)
         return self._client.stop_graceful(timeout)

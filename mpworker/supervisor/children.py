@@ -10,11 +10,11 @@ from mpworker.ipc import codec, frames
 from mpworker.ipc._native import Claims
 from mpworker.ipc.channel import Channel, close_all, make_channel, make_claims
 from mpworker.ipc.ring import Assembler, Outbox, RingCorrupt
-from mpworker.supervisor.nursery import bury, ends, kill_strays
+from mpworker.supervisor.nursery import bury, ends, kill_and_reap, kill_strays
 from mpworker.supervisor.oom import OomKills
 from mpworker.supervisor.registry import Death, Function, Seat, Task
 
-_NURSERY_EXIT_SECONDS = 5.0  # for killing all groups; then it is killed itself
+_KILLED_SECONDS = 5.0  # in which a killed nursery and its children are gone, or hang in the kernel
 
 
 class Child:
@@ -130,19 +130,39 @@ class Children:
         return ours
 
     def nursery_lost(self) -> list[tuple[Child, int, str]]:
-        """The nursery is dead: its children die with it, and are reaped here. Each with its wait status and the cause.
+        """The nursery is dead or of no use: it is killed, its children die with it, and all are reaped here.
 
-        What hangs in the kernel and does not die by SIGKILL is not waited for longer than _NURSERY_EXIT_SECONDS.
+        What hangs in the kernel and does not die by SIGKILL is not waited for longer than _KILLED_SECONDS.
+
+        Returns:
+            Each child with its wait status and the cause.
         """
+        deaths = self._kill_all()
+        kill_strays(set())
+        return deaths
+
+    def end(self) -> None:
+        """Everything below dies; afterwards this process has no descendants.
+
+        The nursery is not asked: it may be frozen, and its death is as sure an end for all that it has forked.
+        """
+        self._kill_all()
+        for child in self.by_number.values():
+            child.close()  # no descriptor might be left to look for strays by
+        kill_strays(set())
+
+    def _kill_all(self) -> list[tuple[Child, int, str]]:
         if self.nursery is not None:
             self.nursery.close()
             self.nursery = None
         self.nursery_ready = False
-        give_up_at = time.monotonic() + _NURSERY_EXIT_SECONDS
+        give_up_at = time.monotonic() + _KILLED_SECONDS
         children = list(self.by_number.values())
         for child in children:
             child.signal(signal.SIGKILL)
-        self._reap_nursery(give_up_at)
+        if self.nursery_pid:
+            kill_and_reap(self.nursery_pid, give_up_at)
+            self.nursery_pid = 0
         deaths = []
         for child in children:
             status, cause = int(signal.SIGKILL), "nursery"
@@ -155,27 +175,7 @@ class Children:
                 except ChildProcessError:
                     pass  # the nursery had reaped it and could not say so any more
             deaths.append((child, status, cause))
-        kill_strays(set())
         return deaths
-
-    def stop_nursery(self) -> None:
-        """Everything below the nursery dies, then it; afterwards this process has no descendants."""
-        if self.nursery is not None:
-            self.nursery.close()
-            self.nursery = None
-            self._reap_nursery(time.monotonic() + _NURSERY_EXIT_SECONDS)
-        kill_strays(set())
-
-    def _reap_nursery(self, give_up_at: float) -> None:
-        """Reap the nursery, whose socket is closed at one of its ends; kill it if it has not ended by then."""
-        pidfd = os.pidfd_open(self.nursery_pid)
-        try:
-            if not ends(pidfd, give_up_at):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                ends(pidfd, time.monotonic() + _NURSERY_EXIT_SECONDS)
-            os.waitpid(self.nursery_pid, os.WNOHANG)
-        finally:
-            os.close(pidfd)
 
     # ------------------------------------------------------------ spawning
 

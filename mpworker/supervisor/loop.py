@@ -300,6 +300,9 @@ class Loop:
 
     def _look_at_nursery(self, now: float) -> None:
         """A nursery that owes a word and is silent for too long is taken for frozen: its death settles the rest."""
+        if not self._world.nursery_pid:
+            self._nursery_lease.next_at = None  # there is none, until it is tried again
+            return
         owing = not self._world.nursery_ready or any(not child.pid or child.ended for child in self._world.everyone)
         self._nursery_lease.begin_look(now, owing)
         if owing and self._nursery_lease.expired(now, self._nursery_heard_at):
@@ -446,11 +449,10 @@ class Loop:
                 if child.seat.state == READY:
                     self._world.tell(child, codec.EXIT, 0, 0, 0, 0, b"")
                     child.stopping = True
-        if not any(child.stopping for child in children) or now >= self._exit_at:
+        # Reaped or not: whoever reaps may be frozen, and at the end all is reaped without it.
+        if not any(child.stopping and not child.ended for child in children) or now >= self._exit_at:
             self._stopping = _NOW
 
     def close(self) -> None:
         """Kill what is left and leave nothing behind."""
-        for child in self._world.by_number.values():
-            child.signal(signal.SIGKILL)
-        self._world.stop_nursery()
+        self._world.end()

@@ -14,6 +14,7 @@ spawn_failed, died. When the supervisor's socket closes, everything is killed an
 """
 
 import ctypes
+import errno
 import json
 import os
 import select
@@ -53,22 +54,25 @@ def become_subreaper() -> None:
 
 
 def own_children() -> list[int]:
-    """The process ids of this (single-threaded) process's children."""
+    """The process ids of this (single-threaded) process's children; none if no descriptor is left to look by."""
     pid = os.getpid()
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             return [int(word) for word in file.read().split()]
-    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
-        found = []
-        for name in os.listdir("/proc"):
-            if name.isdigit():
-                try:
-                    with open(f"/proc/{name}/stat") as file:
-                        if int(file.read().rpartition(")")[2].split()[1]) == pid:
-                            found.append(int(name))
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-        return found
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return []
+    # A kernel without CONFIG_PROC_CHILDREN.
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat") as file:
+                    if int(file.read().rpartition(")")[2].split()[1]) == pid:
+                        found.append(int(name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    return found
 
 
 def ends(pidfd: int, give_up_at: float) -> bool:
@@ -78,30 +82,48 @@ def ends(pidfd: int, give_up_at: float) -> bool:
     return bool(poller.poll(max(0.0, give_up_at - time.monotonic()) * 1000))
 
 
+def kill_and_reap(pid: int, give_up_at: float) -> None:
+    """Kill a child of this process and reap it; one that is still there at that time hangs in the kernel, and stays."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    except OSError:
+        pidfd = -1  # no descriptor is left to watch it by
+    try:
+        while pidfd < 0 and _runs(pid) and time.monotonic() < give_up_at:
+            time.sleep(0.001)
+        if pidfd >= 0:
+            ends(pidfd, give_up_at)
+            os.close(pidfd)
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass  # reaped already: all we want
+
+
+def _runs(pid: int) -> bool:
+    """Is a child of this process neither dead nor reaped?"""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
+
+
 def kill_strays(known: set[int]) -> None:
     """Kill and reap every child of this process that is not `known`, and what those leave behind."""
     give_up_at = time.monotonic() + _STRAY_SECONDS
     while strays := [pid for pid in own_children() if pid not in known]:
         for pid in strays:
-            try:
-                os.kill(pid, signal.SIGKILL)
-                pidfd = os.pidfd_open(pid)
-            except ProcessLookupError:
-                continue
-            try:
-                ends(pidfd, give_up_at)
-            finally:
-                os.close(pidfd)
-            try:
-                os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:
-                pass  # reaped already: all we want
+            kill_and_reap(pid, give_up_at)
         if time.monotonic() > give_up_at:
             return  # an unkillable stray (a hung file system) must not stop the pool; the next death looks again
 
 
 def bury(pid: int) -> tuple[int, Any]:
-    """Kill the dead child's process group and reap it. Its wait status and resource usage."""
+    """Kill the dead child's process group and reap it. Its wait status and resource usage.
+
+    Raises:
+        ChildProcessError: It was reaped before. Its numbers may be somebody else's by now, so nothing was killed.
+    """
+    _runs(pid)
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -293,6 +315,8 @@ def _live(supervisor: frames.Frames) -> None:
         blob = json.loads(file.read())
     signal.signal(signal.SIGINT, signal.default_int_handler)
     become_subreaper()
+    # Stopped, it could not see that its supervisor is gone; and a stopped one may get the SIGHUP of an orphaned group.
+    prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     # What the children import at run time is imported now, before the path is the user's.
     import atexit
     import resource
