@@ -20,7 +20,7 @@ from mpworker.errors import (
     WorkerStopped,
 )
 from mpworker.functions import FunctionTable
-from mpworker.future import TaskFuture
+from mpworker.future import TaskFuture, start_failed
 from mpworker.ipc import codec, payload
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
@@ -144,9 +144,7 @@ class Client(Reader):
         if self._forked:
             raise WorkerStopped("this worker was made before fork: make a new one in this process")
         if self._broken is not None:
-            raise StartFailed(
-                f"the children cannot start ({self._broken['what']}): {self._broken['why']}", cause="start"
-            )
+            raise start_failed(self._broken)
         if self._closed == "lost":
             raise SupervisorLost(f"the supervisor (pid {self.supervisor.pid}) has died")
         if self._closed:
@@ -428,6 +426,10 @@ class Client(Reader):
                 return
 
     def _supervisor_died(self) -> None:
+        if not self._exited and not self._stop_now:
+            self._broken = self._broken or self.supervisor.start_failure()
+            if self._broken is not None:
+                self._closed = "broken"
         super()._supervisor_died()
         _live.discard(self)
 

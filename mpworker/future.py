@@ -17,6 +17,7 @@ from threading import Condition
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpworker.errors import (
+    ConfigurationError,
     RemoteTraceback,
     SerializationError,
     StartFailed,
@@ -113,8 +114,12 @@ def _timed_out(report: dict[str, Any], subject: str) -> BaseException:
     return TaskTimeout(f"{subject} ran for over {report['timeout']:g} s on attempt {report['attempt']}{how}", stack)
 
 
-def _broken(report: dict[str, Any], subject: str) -> BaseException:
-    return StartFailed(f"{subject}: the children cannot start ({report['what']}): {report['why']}", cause="start")
+def start_failed(report: dict[str, Any], subject: str = "") -> BaseException:
+    """The exception for a pool that cannot start: what a BROKEN event says."""
+    prefix = f"{subject}: " if subject else ""
+    if report["what"] == "python":
+        return ConfigurationError(prefix + report["why"])
+    return StartFailed(f"{prefix}the children cannot start ({report['what']}): {report['why']}", cause="start")
 
 
 _DECIDED: dict[int, Callable[[dict[str, Any], str], BaseException]] = {
@@ -125,7 +130,7 @@ _DECIDED: dict[int, Callable[[dict[str, Any], str], BaseException]] = {
     codec.TIMED_OUT: _timed_out,
     codec.CANCELLED: lambda _, subject: TaskCancelled(f"{subject} was cancelled"),
     LOST: lambda _, subject: SupervisorLost(f"{subject}: the supervisor died before it had ended"),
-    BROKEN: _broken,
+    BROKEN: start_failed,
 }
 
 

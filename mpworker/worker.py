@@ -206,11 +206,14 @@ class ProcessWorker(TaskView):
         lease_ttl: Seconds without a heartbeat (it beats even while C code runs) after which a child counts as frozen.
         start_timeout: Seconds a child may take until it is ready.
         kill_timeout: Seconds after SIGKILL until a child counts as unkillable and is replaced.
-        python: The interpreter to start, None for this one.
+        python: The interpreter to start, None for this one. It must be of the same version (such as 3.11): functions
+            travel as byte code.
         **others: `child_ring_bytes`, `client_ring_bytes`, `slots`, `max_payload_bytes`: see the table of defaults.
 
     Raises:
-        ConfigurationError: An option is unknown or out of its bounds.
+        ConfigurationError: An option is unknown or out of its bounds. A `python` that starts and then proves to be none
+            is told by the first use.
+        OSError: No memory, descriptor or process is left.
 
     Example:
         >>> from mpworker import ProcessWorker

@@ -296,8 +296,7 @@ def test_the_group_of_a_dead_child_is_killed_before_its_number_is_free(tmp_path:
     leader = os.posix_spawn("/bin/sh", ["/bin/sh", "-c", script], os.environ, setpgroup=0)
     until(lambda: not alive(leader), "the leader is dead")
     left = int((tmp_path / "left").read_text())  # of its group, and nobody's descendant that a look would find
-    status, _ = bury(leader)
-    assert os.waitstatus_to_exitcode(status) == 3
+    assert os.waitstatus_to_exitcode(bury(leader)) == 3
     gone([left])
 
 

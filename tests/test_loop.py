@@ -29,6 +29,7 @@ from mpworker.supervisor.registry import READY, Seat
 
 _CONFIG = {
     "n": 1,
+    "descriptors": 0,
     "slots": 8,
     "lease_ttl": 10.0,
     "grace": 1.0,
@@ -36,6 +37,9 @@ _CONFIG = {
     "kill_timeout": 10.0,
     "child_ring_bytes": 4096,
     "child": {"max_payload_bytes": 1 << 20},
+    "nursery_argv": ["/bin/true"],
+    "hash_seed": "0",
+    "ignore_environment": False,
 }
 
 

@@ -26,6 +26,7 @@ from mpworker.ipc import codec, payload
 from mpworker.ipc._native import Claims, MadeBeforeFork
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import INTERRUPT_SIGNAL, Record
+from mpworker.ipc.limits import explained
 from mpworker.ipc.ring import Assembler, split
 
 _BATCH = 128
@@ -319,14 +320,22 @@ class Child:
                     return
             batch.clear()
 
-    def initialize(self, data: bytes) -> bool:
-        """Run the user's initializer, and say whether this child is ready."""
+    def _refuse(self, why: str) -> None:
+        self._answer(codec.REFUSED, 0, 0, 0, 0, why.encode(errors="replace"))
+
+    def initialize(self, data: bytes, heartbeat_interval: float) -> bool:
+        """Start the heartbeat, run the user's initializer, and say whether this child is ready."""
+        try:
+            self._claims.start_heartbeat(heartbeat_interval)
+        except OSError as error:  # no thread is left
+            self._refuse(str(explained(error, "a child cannot start its heartbeat")))
+            return False
         if data:
             try:
                 call, args = payload.loads(data)
                 payload.call_initializer(call, args)
             except BaseException as error:  # noqa: BLE001
-                self._answer(codec.REFUSED, 0, 0, 0, 0, _format(error).encode(errors="replace"))
+                self._refuse(f"the initializer raised:\n{_format(error)}")
                 return False
         self._answer(codec.READY, 0, 0, 0, 0, b"")
         return True
@@ -374,7 +383,6 @@ def run(channel: Channel, claims: Claims, settings: dict[str, Any], initializer:
     """Be a child until told to exit; never returns."""
     status = 1
     try:
-        claims.start_heartbeat(settings["heartbeat_interval"])
         child = Child(channel, claims, settings)
         context._source = child.context
         signal.signal(INTERRUPT_SIGNAL, child.on_interrupt)
@@ -387,7 +395,7 @@ def run(channel: Channel, claims: Claims, settings: dict[str, Any], initializer:
         # CPython 3.12 and later warn when a process with threads forks. Ours has one that holds no lock and runs no
         # Python; the warning would come for every task that uses multiprocessing.
         warnings.filterwarnings("ignore", r".*use of fork\(\) may lead to deadlocks", DeprecationWarning)
-        if child.initialize(initializer):
+        if child.initialize(initializer, settings["heartbeat_interval"]):
             child.serve()
             import atexit
 

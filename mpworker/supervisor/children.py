@@ -17,6 +17,21 @@ from mpworker.supervisor.registry import Death, Function, Seat, Task
 _KILLED_SECONDS = 5.0  # in which a killed nursery and its children are gone, or hang in the kernel
 
 
+def _raise_limit(descriptors: int) -> tuple[int, int] | None:
+    """Let this process open so many, if it may not; the limits that it had, for those who run the user's code.
+
+    Raises:
+        ValueError: The hard limit is below that. The client has looked.
+    """
+    if not descriptors:
+        return None
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
+    return soft, hard
+
+
 class Child:
     """One child process and what is shared with it."""
 
@@ -55,7 +70,7 @@ class Child:
         self.ready = False  # has been so in time
         self.ended = False  # is dead, and is still to be reaped
         self.stopping = False  # told to exit
-        self.refusal = ""  # what the initializer raised
+        self.refusal = ""  # why it is not used
 
     @property
     def pid(self) -> int:
@@ -105,12 +120,16 @@ class Children:
         self.nursery: frames.Frames | None = None
         self.nursery_pid = 0
         self.nursery_ready = False
+        self._own_limits = _raise_limit(config["descriptors"])
 
     # ------------------------------------------------------------ the nursery
 
     def start_nursery(self) -> frames.Frames:
-        """Exec a nursery. It reports "ready", or "failed" when a preload cannot be imported."""
-        ours, theirs = frames.pair()
+        """Exec a nursery. It reports "ready", or "failed" when a preload cannot be imported.
+
+        Raises:
+            OSError: No memory, descriptor or process is left; `nursery_lost` clears away what was begun.
+        """
         # The nursery sets the client's path and environment after its own imports.
         environment = dict(os.environ)
         for name in os.environ:
@@ -120,14 +139,20 @@ class Children:
                 del environment[name]
         environment["PYTHONHASHSEED"] = self._config["hash_seed"]
         argv = self._config["nursery_argv"]
-        self.nursery_pid = os.posix_spawn(
-            argv[0], argv, environment, file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
-        )
-        theirs.close()
-        ours.send({"child": self._config["child"]}, [self._blob_fd])
-        self.nursery = ours
         self.nursery_ready = False
-        return ours
+        self.nursery, theirs = frames.pair()
+        try:
+            self.nursery_pid = os.posix_spawn(
+                argv[0], argv, environment, file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
+            )
+        finally:
+            theirs.close()
+        if self._own_limits is not None:
+            import resource
+
+            resource.prlimit(self.nursery_pid, resource.RLIMIT_NOFILE, self._own_limits)
+        self.nursery.send({"child": self._config["child"]}, [self._blob_fd])
+        return self.nursery
 
     def nursery_lost(self) -> list[tuple[Child, int, str]]:
         """The nursery is dead or of no use: it is killed, its children die with it, and all are reaped here.
@@ -171,7 +196,7 @@ class Children:
             elif child.pid:
                 try:
                     # Re-parented to us: the supervisor is a subreaper.
-                    status, _ = bury(child.pid)
+                    status = bury(child.pid)
                 except ChildProcessError:
                     pass  # the nursery had reaped it and could not say so any more
             deaths.append((child, status, cause))
@@ -204,6 +229,11 @@ class Children:
         self.by_number[seat.number] = child
         self.everyone = tuple(self.by_number.values())
         return child
+
+    def kill_unwatched(self, number: int) -> None:
+        """Have the nursery kill a child whose pidfd did not arrive."""
+        if self.nursery is not None:
+            self.nursery.send({"op": "kill", "id": number})
 
     def remove(self, child: Child) -> None:
         """Forget a child that is dead."""

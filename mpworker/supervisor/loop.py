@@ -17,6 +17,7 @@ from mpworker.ipc import codec, frames
 from mpworker.ipc._native import RECORD_HEADER_BYTES
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import Record
+from mpworker.ipc.limits import explained
 from mpworker.ipc.ring import RingCorrupt
 from mpworker.supervisor.children import Child, Children
 from mpworker.supervisor.fanout import ClientPort
@@ -79,6 +80,8 @@ class Loop:
         self._nursery_lease = Leases(self._start_timeout)  # looked at while it owes us a word
         self._nursery_heard_at = 0.0
         self._nursery_late = False  # and so killed
+        self._nursery_served = False  # a child of it was ready
+        self._nursery_error = ""  # what it could not have
         self._asked: list[int] = []  # requests for a list of the children
         self._epoll = select.epoll()
         self._handlers: dict[int, Any] = {}
@@ -112,8 +115,8 @@ class Loop:
                 bell.disarm()
 
     def _watch(self, fd: int, handler: Any) -> None:
-        self._handlers[fd] = handler
         self._epoll.register(fd, select.EPOLLIN)
+        self._handlers[fd] = handler
 
     def _watch_bell(self, channel: Channel) -> None:
         # Level-triggered: a byte that is still there keeps the loop from sleep, whatever makes an edge (before Linux
@@ -143,7 +146,7 @@ class Loop:
         if self._spawn_at is not None and now >= self._spawn_at:
             found += 1
             self._spawn_at = None
-            self._spawn_missing()
+            self._start_missing()
         at = self._nursery_lease.next_at
         if at is not None and now >= at:
             found += 1
@@ -280,6 +283,7 @@ class Loop:
                 scheduler.child_ready(seat)
                 if seat.state == READY:
                     self._start_failures = 0
+                    self._nursery_served = True
                     child.ready = True
             elif kind == codec.REFUSED:
                 child.refusal = data.decode(errors="replace")
@@ -287,11 +291,19 @@ class Loop:
                 raise ProtocolViolation(f"record kind {kind}")
 
     def _start_nursery(self) -> None:
-        nursery = self._world.start_nursery()
-        self._nursery_late = False
+        if self._ending():
+            return
+        self._nursery_late = self._nursery_served = False
+        self._nursery_error = ""
         self._nursery_lease = Leases(self._start_timeout)
-        self._nursery_owes(time.monotonic())
-        self._watch(nursery.fileno(), self._nursery_speaks)
+        try:
+            nursery = self._world.start_nursery()
+            self._watch(nursery.fileno(), self._nursery_speaks)
+        except OSError as error:
+            self._world.nursery_lost()
+            self._start_failed(str(explained(error, "no process that forks the children can be started")))
+        else:
+            self._nursery_owes(time.monotonic())
 
     def _nursery_owes(self, now: float) -> None:
         """The nursery has a word to say: that it is ready, what became of an order, or that it has reaped a child."""
@@ -315,7 +327,11 @@ class Loop:
             return
         try:
             while True:
-                frame = nursery.receive(wait=False)
+                try:
+                    frame = nursery.receive(wait=False)
+                except frames.DescriptorsLost as lost:
+                    self._unwatched(lost.message["id"], lost)
+                    continue
                 if frame is None:
                     self._nursery_lost()
                     return
@@ -341,16 +357,37 @@ class Loop:
                 return
             child.seat.pid = report["pid"]
             child.pidfd = fds[0]
-            self._watch(child.pidfd, partial(self._child_ended, child))
-            self._watch_bell(child.channel)
+            try:
+                self._watch_bell(child.channel)
+                self._watch(child.pidfd, partial(self._child_ended, child))
+            except OSError as error:
+                self._unwatched(child.seat.number, error)
+                return
             if child.seat.state >= DYING:
                 child.signal(signal.SIGKILL)  # it was given up before it had a pid
         elif op == "spawn_failed" and child is not None:
             self._remove(child)
             self._scheduler.child_died(child.seat, self._world.death(child, 0))
-            self._start_failed(f"fork failed: {report['error']}")
+            self._start_failed(report["error"])
+        elif op == "unable":
+            self._nursery_error = f": {report['error']}"
         elif op == "died" and child is not None:
             self._child_died(child, report["status"])
+
+    def _unwatched(self, number: int, error: OSError) -> None:
+        """A child was forked, and nothing is left to see its death by: another is made later."""
+        child = self._world.by_number.get(number)
+        if child is not None:
+            child.refusal = str(explained(error, "no child can be watched"))
+            self._scheduler.child_ended(child.seat)
+        self._world.kill_unwatched(number)
+
+    def _start_missing(self) -> None:
+        """What failed is tried again."""
+        if self._world.nursery is None:
+            self._start_nursery()
+        else:
+            self._spawn_missing()
 
     def _spawn_missing(self) -> None:
         if self._ending() or not self._world.nursery_ready or self._spawn_at is not None:
@@ -359,9 +396,10 @@ class Loop:
         while len(self._world.by_number) < self._children_wanted:
             try:
                 child = self._world.spawn()
+            except ConnectionError:
+                return  # the nursery's end is told by its socket
             except OSError as error:
-                if self._world.nursery is not None:
-                    self._start_failed(f"no child can be made: {error}")
+                self._start_failed(str(explained(error, "no child can be made")))
                 return
             self._scheduler.child_starting(child.seat, now)
             self._nursery_owes(now)
@@ -385,8 +423,7 @@ class Loop:
         if not child.ready and not self._ending() and cause not in ("nursery", "unkillable"):
             how = f"signal {death.signal}" if death.signal else f"exit code {death.exit_code}"
             why = " (it took longer than start_timeout)" if child.seat.kill_cause == "start" else ""
-            refused = f"the initializer raised:\n{child.refusal}" if child.refusal else ""
-            self._start_failed(refused or f"child {child.pid} ended by {how} before it was ready{why}")
+            self._start_failed(child.refusal or f"child {child.pid} ended by {how} before it was ready{why}")
         self._spawn_missing()
 
     def _remove(self, child: Child) -> None:
@@ -406,14 +443,14 @@ class Loop:
         nursery = self._world.nursery
         if nursery is not None:
             self._unwatch(nursery.fileno())
-        was_ready = self._world.nursery_ready
+        when = "before a child was ready" if self._world.nursery_ready else "while it imported what to preload"
         for child, status, cause in self._world.nursery_lost():
             self._child_died(child, status, cause)
-        if not was_ready:
-            why = " (it took longer than start_timeout)" if self._nursery_late else ""
-            self._start_failed(f"the process that forks the children ended while it imported what to preload{why}")
-        if not self._ending():
+        if self._nursery_served:
             self._start_nursery()
+        elif not self._ending():
+            why = " (it took longer than start_timeout)" if self._nursery_late else self._nursery_error
+            self._start_failed(f"the process that forks the children ended {when}{why}")
 
     def _start_failed(self, why: str) -> None:
         """Count a child that never ran; too many in a row, with no other there, end the pool with a clear error."""

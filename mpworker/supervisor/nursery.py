@@ -7,10 +7,11 @@ so: milliseconds each, with the preloaded modules shared copy-on-write. Only a p
 2. its process group is killed (what the task started dies with it);
 3. it is reaped, and what it started in other groups or sessions, now re-parented to this process (children and nursery
    are both subreapers), is killed and reaped too;
-4. the supervisor is told (id, status, resource usage).
+4. the supervisor is told (id, status).
 
-Orders: {"op": "spawn", "id": n} with the child's descriptors. Reports: ready, failed, spawned (with a pidfd),
-spawn_failed, died. When the supervisor's socket closes, everything is killed and the nursery exits.
+Orders: {"op": "spawn", "id": n} with the child's descriptors, and {"op": "kill", "id": n} for one whose pidfd did not
+arrive. Reports: ready, failed, unable, spawned (with a pidfd), spawn_failed, died. When the supervisor's socket closes,
+everything is killed and the nursery exits.
 """
 
 import ctypes
@@ -26,6 +27,7 @@ from typing import Any, NoReturn
 
 from mpworker.ipc import frames
 from mpworker.ipc.channel import Channel, map_claims
+from mpworker.ipc.limits import explained
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -117,8 +119,8 @@ def kill_strays(known: set[int]) -> None:
             return  # an unkillable stray (a hung file system) must not stop the pool; the next death looks again
 
 
-def bury(pid: int) -> tuple[int, Any]:
-    """Kill the dead child's process group and reap it. Its wait status and resource usage.
+def bury(pid: int) -> int:
+    """Kill the dead child's process group and reap it. Its wait status.
 
     Raises:
         ChildProcessError: It was reaped before. Its numbers may be somebody else's by now, so nothing was killed.
@@ -128,8 +130,8 @@ def bury(pid: int) -> tuple[int, Any]:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass  # no one is left in it
-    _, status, usage = os.wait4(pid, 0)
-    return status, usage
+    # `wait4` imports a module for what it tells more, and no descriptor may be left for that.
+    return os.waitpid(pid, 0)[1]
 
 
 class Nursery:
@@ -156,10 +158,26 @@ class Nursery:
                 if fd in self._children:
                     self._died(fd)
                 elif fd == self._supervisor.fileno():
-                    order = self._supervisor.receive()
+                    try:
+                        order = self._supervisor.receive()
+                    except frames.DescriptorsLost as lost:
+                        self._cannot_spawn(lost.message["id"], lost)
+                        continue
                     if order is None:
                         return
-                    self._spawn(order[0], order[1])
+                    self._obey(order[0], order[1])
+
+    def _obey(self, order: dict[str, Any], fds: list[int]) -> None:
+        if order["op"] == "spawn":
+            self._spawn(order, fds)
+        else:
+            for pid, child in self._children.values():
+                if child == order["id"]:
+                    os.kill(pid, signal.SIGKILL)  # ours to reap, so the number is its own
+
+    def _cannot_spawn(self, child: int, error: OSError) -> None:
+        why = str(explained(error, "fork failed"))
+        self._supervisor.send({"op": "spawn_failed", "id": child, "error": why})
 
     def _spawn(self, order: dict[str, Any], fds: list[int]) -> None:
         pid = pidfd = -1
@@ -177,7 +195,7 @@ class Nursery:
             if pid > 0 and pidfd < 0:
                 os.kill(pid, signal.SIGKILL)
                 bury(pid)
-            self._supervisor.send({"op": "spawn_failed", "id": order["id"], "error": str(error)})
+            self._cannot_spawn(order["id"], error)
             return
         self._children[pidfd] = (pid, order["id"])
         self._poller.register(pidfd, select.POLLIN)
@@ -187,19 +205,9 @@ class Nursery:
         pid, child = self._children.pop(pidfd)
         self._poller.unregister(pidfd)
         os.close(pidfd)
-        status, usage = bury(pid)
+        status = bury(pid)
         kill_strays({other for other, _ in self._children.values()})
-        self._supervisor.send(
-            {
-                "op": "died",
-                "id": child,
-                "pid": pid,
-                "status": status,
-                "user_s": usage.ru_utime,
-                "system_s": usage.ru_stime,
-                "max_rss_bytes": usage.ru_maxrss * 1024,
-            }
-        )
+        self._supervisor.send({"op": "died", "id": child, "status": status})
 
     def kill_all(self) -> None:
         """Kill every child and whatever they started."""
@@ -299,10 +307,19 @@ def main(fd: int) -> None:
         status = 0
     except ConnectionError:
         pass  # the supervisor is gone: nobody is left to be told anything
+    except OSError as error:
+        _say_unable(supervisor, error)
     except BaseException:  # noqa: BLE001
         traceback.print_exc()
     finally:
         os._exit(status)  # nothing here needs an orderly end, and stopping should be quick
+
+
+def _say_unable(supervisor: frames.Frames, error: OSError) -> None:
+    try:
+        supervisor.send({"op": "unable", "error": str(error)})
+    except OSError:
+        pass  # the end of the socket says as much
 
 
 def _live(supervisor: frames.Frames) -> None:
