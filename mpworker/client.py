@@ -8,7 +8,8 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from mpworker.errors import (
@@ -100,6 +101,12 @@ class Client(Reader):
         self._last_key = 0
         self._slow_sends = 0
         self._reaping = False
+        self.split: dict[
+            Any, Any
+        ] = {}  # chunk: its map; items that are to be sent one by one, and that a drain waits for
+        self._resending: list[tuple[int, int]] = []  # (thread, chunk) of those who do so
+        self._cancels = False  # what has not begun shall not
+        self.end: tuple[int, bytes] | None = None  # what became of all that was pending
         self._forgotten: deque[int] = deque()  # functions that the supervisor is still to be told of
         self._option_keys: dict[TaskDefaults, int] = {}
         # What is larger goes by `_send_slowly`, in parts or not at all.
@@ -205,29 +212,65 @@ class Client(Reader):
         cause = error.__cause__ if error.__cause__ is not None else error
         return SerializationError(f"the call of {name!r} cannot be pickled: {type(cause).__name__}: {cause}")
 
-    def send_chunk(self, chunk: Any, flags: int, function: int, options: int, items: int, data: bytes) -> int:
-        """Send a chunk of a map."""
+    def send_chunk(
+        self, chunk: Any, flags: int, function: int, options: int, items: int, data: bytes, again: bool = False
+    ) -> int:
+        """Send a chunk of a map; `again`: its items have been accepted before, and go until the end."""
         key = next(self._keys)
         c = options | items << 32
         large = len(data) > self._max_record
         self.pending[key] = chunk
         try:
-            if self._closed:
+            if self._closed and not again:
                 self._refuse()
-            if large or not self._push(codec.CHUNK, flags, key, function, c, data):
-                self._send_slowly(codec.CHUNK, flags, key, function, c, data)
+            if again and (self.end or self._cancels):  # if not yet, then what is pending is settled at the end
+                self.pending.pop(key, None)
+                chunk.settle(*(self.end or (codec.CANCELLED, b"")))
+            elif large or not self._push(codec.CHUNK, flags, key, function, c, data):
+                self._send_slowly(codec.CHUNK, flags, key, function, c, data, again)
         except BaseException:
             self.pending.pop(key, None)
             raise
         self._ring()
         return key
 
+    @contextmanager
+    def resending(self, key: int) -> Iterator[None]:
+        """While items of a chunk are sent again: a handler on top of it must not wait for that."""
+        mark = (threading.get_ident(), key)
+        self._resending.append(mark)
+        try:
+            yield
+        finally:
+            self._resending.remove(mark)
+
+    def sent_again(self, chunk: Any, start: int, stop: int, line: Any) -> None:
+        """Some items of a chunk have been sent one by one."""
+        with self.mutex:
+            if chunk.sent_again(start, stop, line):
+                self.pending.pop(chunk.key, None)
+        self._say_resent(chunk.key, every=False)
+
+    def _say_resent(self, key: int, every: bool) -> None:
+        if not self._exited:
+            data = json.dumps({"verb": "resent", "task": key, "every": every}).encode()
+            self._send(codec.REQUEST, 0, 0, 0, 0, data)
+
+    def _resend_splits(self) -> None:
+        while self.split:
+            chunk, mapping = self.split.popitem()
+            mapping.resend(chunk)
+
+    def _fail_all(self, status: int, data: bytes) -> None:
+        self.end = (status, data)
+        super()._fail_all(status, data)
+
     def _send(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
         if len(data) > self._max_record or not self._push(kind, flags, a, b, c, data):
-            self._send_slowly(kind, flags, a, b, c, data)
+            self._send_slowly(kind, flags, a, b, c, data, kind == codec.REQUEST)  # answered until the end
         self._ring()
 
-    def _send_slowly(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> bool:
+    def _send_slowly(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes, until_end: bool = False) -> bool:
         """Send a record that must wait for room or go in parts, reading events meanwhile.
 
         Returns:
@@ -249,23 +292,23 @@ class Client(Reader):
                 if kind in (codec.SUBMIT, codec.CHUNK) and b not in self.functions.live:
                     return False
                 large = len(data) > self._max_record
-                self._push_each(split(record, self._max_record // 2, stream) if large else (record,), kind)
+                self._push_each(split(record, self._max_record // 2, stream) if large else (record,), until_end)
             finally:
                 self._slow_sends -= 1
         if self._forgotten:
             self._send_forgotten()
         return True
 
-    def _push_each(self, parts: Iterable[Record], kind: int) -> None:
+    def _push_each(self, parts: Iterable[Record], until_end: bool) -> None:
         for part in parts:
             size = len(part[5])
             while True:
-                if self._closed and kind != codec.REQUEST:  # questions are answered until the end
+                if self._closed and not until_end:
                     self._refuse()
                 if self._push(*part):  # no call between the look and this, as in submit
                     break
                 self._ring()
-                over = self._is_gone if kind == codec.REQUEST else self._is_closed
+                over = self._is_gone if until_end else self._is_closed
                 self.wait_for(self.when(lambda: self._fits(size) or over()), None, size)  # noqa: B023
 
     # ------------------------------------------------------------ requests
@@ -297,7 +340,7 @@ class Client(Reader):
 
     def abandon(self, key: int) -> None:
         """Nobody wants the rest of this chunk any more."""
-        if self.pending.pop(key, None) is not None and not self._closed:
+        if self.pending.pop(key, None) is not None and not (self._exited or self._forked):
             # The reply is an event, by which a submit that waits for max_pending sees that there is room.
             self._send(codec.REQUEST, 0, 0, 0, 0, json.dumps({"verb": "cancel", "task": key}).encode())
 
@@ -329,6 +372,7 @@ class Client(Reader):
     def cancel_unstarted(self) -> None:
         """Accept nothing more, and cancel what no child has begun."""
         self.close_submit()
+        self._cancels = True
         if not self._forked:
             self.request({"verb": "cancel_unstarted"})
 
@@ -345,7 +389,13 @@ class Client(Reader):
 
         if not self._say_drain():
             self._say_drain_when_there_is_room(left())
-        if self.wait_for(self.when(self._is_gone), left()):
+        thread = threading.get_ident()
+        for key in [key for who, key in self._resending if who == thread]:
+            self._say_resent(key, every=True)  # this is a signal handler on top of a frame that cannot go on
+        told = self.when(lambda: self._exited or bool(self.split))
+        while self.wait_for(told, left()) and not self._is_gone():
+            self._resend_splits()
+        if self._is_gone():
             self._join_background(left())
         else:
             self.stop_now()

@@ -217,7 +217,11 @@ class Loop:
             if seat is not None:
                 # An answer that is already in the ring came before the cancel.
                 self._read_child(self._world.by_number[seat.number], whole=True)
+            self._world.resent(message["task"], True)
             answer = {"cancelled": self._scheduler.cancel(message["task"], now)}
+        elif verb == "resent":
+            self._world.resent(message["task"], message["every"])
+            answer = {}
         elif verb == "cancel_unstarted":
             self._scheduler.cancel_unstarted()
             answer = {}
@@ -479,7 +483,7 @@ class Loop:
         """All done? Then the children exit, and then we."""
         children = self._world.by_number.values()
         if self._exit_at is None:
-            if self._scheduler.unfinished() or self._world.outbox.waiting:
+            if self._scheduler.unfinished() or self._world.splits or self._world.outbox.waiting:
                 return
             self._exit_at = now + self._exit_grace
             for child in children:
