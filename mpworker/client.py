@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from mpworker import context
 from mpworker.errors import (
     InvalidArgument,
     SerializationError,
@@ -481,6 +482,8 @@ class Client(Reader):
             if self._broken is not None:
                 self._closed = "broken"
         super()._supervisor_died()
+        if self._closed == "lost":
+            context._orphans = True
         _live.discard(self)
 
     def forked(self) -> None:

@@ -293,7 +293,7 @@ class Child:
     # ------------------------------------------------------------ the loop
 
     def serve(self) -> None:
-        """Run tasks until EXIT."""
+        """Run tasks until EXIT, or until a task has left what only the end of this process can clear away."""
         inbound, bell = self._channel.inbound, self._channel.bell
         peer_bell = self._channel.peer_bell
         batch: list[Record] = []
@@ -318,6 +318,8 @@ class Child:
                     self._functions.pop(a, None)
                 elif kind == codec.EXIT:
                     return
+                if context._orphans:
+                    return  # they die with this process; what it has not begun goes elsewhere
             batch.clear()
 
     def _refuse(self, why: str) -> None:
