@@ -8,9 +8,11 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
+from mpworker import context
 from mpworker.errors import (
     InvalidArgument,
     SerializationError,
@@ -100,6 +102,10 @@ class Client(Reader):
         self._streams = [0] * codec.MAX_STREAMS  # which thread sends a payload in parts as this stream, or 0
         self._sending = 0  # how many do
         self._reaping = False
+        self.split: dict[Any, Any] = {}  # chunk: its map; has items to be sent one by one, for which a drain waits
+        self._resending: list[tuple[int, int]] = []  # (thread, chunk) of those who do so
+        self._cancels = False  # what has not begun shall not
+        self.end: tuple[int, bytes] | None = None  # what became of all that was pending
         self._forgotten: deque[int] = deque()  # functions that the supervisor is still to be told of
         self._option_keys: dict[TaskDefaults, int] = {}
         self._option_numbers = itertools.count(1)
@@ -203,29 +209,64 @@ class Client(Reader):
         cause = error.__cause__ if error.__cause__ is not None else error
         return SerializationError(f"the call of {name!r} cannot be pickled: {type(cause).__name__}: {cause}")
 
-    def send_chunk(self, chunk: Any, flags: int, function: int, options: int, items: int, data: bytes) -> int:
-        """Send a chunk of a map."""
+    def send_chunk(
+        self, chunk: Any, flags: int, function: int, options: int, items: int, data: bytes, again: bool = False
+    ) -> int:
+        """Send a chunk of a map; `again`: its items have been accepted before, and go until the end."""
         key = next(self._keys)
         c = options | items << 32
         large = len(data) > self._max_record
         self.pending[key] = chunk
         try:
-            if self._closed:
+            if self._closed and not again:
                 self._refuse()
-            if large or not self._push(codec.CHUNK, flags, key, function, c, data):
-                self._send_slowly(codec.CHUNK, flags, key, function, c, data)
+            if again and (self.end or self._cancels):  # if not yet, then what is pending is settled at the end
+                self.pending.pop(key, None)
+                chunk.settle(*(self.end or (codec.CANCELLED, b"")))
+            elif large or not self._push(codec.CHUNK, flags, key, function, c, data):
+                self._send_slowly(codec.CHUNK, flags, key, function, c, data, again)
         except BaseException:
             self.pending.pop(key, None)
             raise
         self._ring()
         return key
 
+    @contextmanager
+    def resending(self, key: int) -> Iterator[None]:
+        """While items of a chunk are sent again: a handler on top of it must not wait for that."""
+        mark = (threading.get_ident(), key)
+        self._resending.append(mark)
+        try:
+            yield
+        finally:
+            self._resending.remove(mark)
+
+    def sent_again(self, chunk: Any, start: int, stop: int, line: Any) -> None:
+        """Some items of a chunk have been sent one by one."""
+        if chunk.sent_again(start, stop, line):
+            self.pending.pop(chunk.key, None)
+        self._say_resent(chunk.key, every=False)
+
+    def _say_resent(self, key: int, every: bool) -> None:
+        if not self._exited:
+            data = json.dumps({"verb": "resent", "task": key, "every": every}).encode()
+            self._send(codec.REQUEST, 0, 0, 0, 0, data)
+
+    def _resend_splits(self) -> None:
+        while self.split:
+            chunk, mapping = self.split.popitem()
+            mapping.resend(chunk)
+
+    def _fail_all(self, status: int, data: bytes) -> None:
+        self.end = (status, data)
+        super()._fail_all(status, data)
+
     def _send(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
         if len(data) > self._max_record or not self._push(kind, flags, a, b, c, data):
-            self._send_slowly(kind, flags, a, b, c, data)
+            self._send_slowly(kind, flags, a, b, c, data, kind == codec.REQUEST)  # answered until the end
         self._ring()
 
-    def _send_slowly(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> bool:
+    def _send_slowly(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes, until_end: bool = False) -> bool:
         """Send a record that must wait for room or go in parts, reading events meanwhile.
 
         Returns:
@@ -237,13 +278,13 @@ class Client(Reader):
             )
         record = (kind, flags, a, b, c, data)
         if len(data) <= self._max_record:
-            return self._push_when_there_is_room(record)
+            return self._push_when_there_is_room(record, until_end)
         taken = [-1]
         try:
             self._take_stream(taken)  # from here on no function is forgotten
             if self._is_dropped(kind, b):
                 return False
-            self._push_each(split(record, self._max_record // 2, taken[0]))
+            self._push_each(split(record, self._max_record // 2, taken[0]), until_end)
         finally:
             if taken[0] >= 0:
                 self._streams[taken[0]] = 0
@@ -280,24 +321,24 @@ class Client(Reader):
         if self._forgotten:
             self._send_forgotten()
 
-    def _push_each(self, parts: Iterable[Record]) -> None:
+    def _push_each(self, parts: Iterable[Record], until_end: bool) -> None:
         for part in parts:
-            self._push_when_there_is_room(part)
+            self._push_when_there_is_room(part, until_end)
 
-    def _push_when_there_is_room(self, record: Record) -> bool:
+    def _push_when_there_is_room(self, record: Record, until_end: bool) -> bool:
         """Push a record, reading events while the ring is full; False if it names a function that was dropped."""
         kind, function, size = record[0], record[3], len(record[5])
         names_one = kind in (codec.SUBMIT, codec.CHUNK) and not record[1] & codec.FRAGMENTED
         live = self.functions.live
         while True:
-            if self._closed and kind != codec.REQUEST:  # questions are answered until the end
+            if self._closed and not until_end:
                 self._refuse()
             if names_one and function not in live:
                 return False
             if self._push(*record):  # no call between the looks and this, as in submit
                 return True
             self._ring()
-            over = self.is_over if kind == codec.REQUEST else self._is_closed
+            over = self.is_over if until_end else self._is_closed
             self.wait_for(self.when(lambda: self._fits(size) or over()), None, size)  # noqa: B023
 
     # ------------------------------------------------------------ requests
@@ -329,7 +370,7 @@ class Client(Reader):
 
     def abandon(self, key: int) -> None:
         """Nobody wants the rest of this chunk any more."""
-        if self.pending.pop(key, None) is not None and not self._closed:
+        if self.pending.pop(key, None) is not None and not (self._exited or self._forked):
             # The reply is an event, by which a submit that waits for max_pending sees that there is room.
             self._send(codec.REQUEST, 0, 0, 0, 0, json.dumps({"verb": "cancel", "task": key}).encode())
 
@@ -361,6 +402,7 @@ class Client(Reader):
     def cancel_unstarted(self) -> None:
         """Accept nothing more, and cancel what no child has begun."""
         self.close_submit()
+        self._cancels = True
         if not self._forked:
             self.request({"verb": "cancel_unstarted"})
 
@@ -369,7 +411,7 @@ class Client(Reader):
         if self._forked:
             return True
         if self._over:
-            return self._closed == "stopped" and not self._cut_short
+            return self._all_finished()
         deadline = None if timeout is None else time.monotonic() + timeout
 
         def left() -> float | None:
@@ -377,11 +419,21 @@ class Client(Reader):
 
         if not self._say_drain():
             self._say_drain_when_there_is_room(left())
-        if self.wait_for(self.when(self.is_over), left()):
+        thread = threading.get_ident()
+        for key in [key for who, key in list(self._resending) if who == thread]:
+            self._say_resent(key, every=True)  # this is a signal handler on top of a frame that cannot go on
+        told = self.when(lambda: self._over or bool(self.split))
+        while self.wait_for(told, left()) and not self.is_over():
+            self._resend_splits()
+        if self.is_over():
             self._join_background(left())
-            return self._closed == "stopped" and not self._cut_short
-        self.stop_now()
-        return False
+        else:
+            self.stop_now()
+        return self._all_finished()
+
+    def _all_finished(self) -> bool:
+        """Of what was accepted; it may have been though the time was over before all processes had gone."""
+        return self._over and self._closed == "stopped" and not self._cut_short
 
     def stop_now(self) -> None:
         """End everything at once; what is pending ends cancelled."""
@@ -445,12 +497,19 @@ class Client(Reader):
                 return
 
     def _supervisor_died(self) -> None:
+        if not self._exited and not self._stop_now:
+            self._broken = self._broken or self.supervisor.start_failure()
+            if self._broken is not None:
+                self._closed = "broken"
         super()._supervisor_died()
+        if self._closed == "lost":
+            context._orphans = True
         _live.discard(self)
 
     def forked(self) -> None:
         """This process is a fork: the rings are not here, the supervisor is not ours."""
         self._forked = True
         self._closed = "forked"
+        self.supervisor.hang_up()  # this process's copy of the socket: it would be warned of as never closed
         self._forget_threads()
         self.functions = FunctionTable(self._send_function, self._forget_function)

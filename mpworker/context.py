@@ -22,6 +22,9 @@ class TaskContext:
 # Set by the child's main loop: makes the context of what runs now, or None between tasks. Made when asked for, not per
 # task: most tasks never ask.
 _source: Callable[[], TaskContext | None] | None = None
+# A pool that a task of this process had opened was lost. If its nursery died as well, then what its tasks had started
+# has no keeper but this process, a subreaper, and cannot be told from what the task itself started.
+_orphans = False
 
 
 def current() -> TaskContext:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mpworker.audience import Look, Waiters, state_seen, tell
 from mpworker.errors import (
+    ConfigurationError,
     RemoteTraceback,
     SerializationError,
     StartFailed,
@@ -142,10 +143,12 @@ def _attempt(report: dict[str, Any]) -> str:
     return f"on attempt {report['attempt']} of {report['attempts']}"
 
 
-def start_failed(report: dict[str, Any], subject: str = "") -> StartFailed:
-    """The error of a pool whose children cannot start; the subject is a task or item that it takes along."""
+def start_failed(report: dict[str, Any], subject: str = "") -> StartFailed | ConfigurationError:
+    """The error of a pool that cannot start; the subject is a task or item that it takes along."""
     of = f"{subject}: " if subject else ""
-    error = StartFailed(f"{of}the children cannot start: {report['why']}", cause="start")
+    if report["what"] == "python":
+        return ConfigurationError(of + report["why"])
+    error = StartFailed(f"{of}{report['what']} cannot start: {report['why']}", cause="start")
     if report["traceback"]:
         error.__cause__ = RemoteTraceback(report["traceback"])
     return error

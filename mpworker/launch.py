@@ -12,8 +12,9 @@ from typing import Any, Final
 import mpworker
 from mpworker.errors import ConfigurationError, InvalidArgument, SerializationError
 from mpworker.functions import refuse_asynchronous
-from mpworker.ipc import frames, payload
+from mpworker.ipc import codec, frames, payload
 from mpworker.ipc.channel import Channel, close_all, make_channel, make_segment
+from mpworker.ipc.limits import explained
 from mpworker.options import WorkerOptions, available_cores
 
 _CLIENT_SPIN_NS: Final = 50_000
@@ -22,8 +23,29 @@ _CHILD_SPIN_NS: Final = 20_000
 # runs, and no other file of that folder can stand in for a module of the standard library.
 _BOOTSTRAP: Final = (
     "import sys; sys.path[:], sys.path_was = [{!r}], sys.path[:]; import mpworker; sys.path[:] = sys.path_was; "
-    "del sys.path_was, mpworker; __import__({!r}, fromlist=['main']).main(3)"
+    "del sys.path_was, mpworker; main = __import__({!r}, fromlist=['main']).main"
 )
+# The same for a supervisor, which may run on an interpreter that cannot do it. What it then says: mpworker.ipc.codec.
+# Of another version it would crash: functions travel as byte code, and the children have the path of this process.
+_SUPERVISOR_BOOTSTRAP: Final = """
+try:
+    import sys
+    if sys.version_info[:2] != {!r}:
+        raise ImportError("it is a Python " + sys.version.split()[0])
+    {}
+except Exception as error:
+    import posix  # built in: no path leads to `os` here
+    word = {!r} if isinstance(error, OSError) else {!r}
+    try:
+        posix.write(3, word + (type(error).__name__ + ": " + str(error)).encode("utf-8", "replace"))
+    finally:
+        posix._exit(1)
+main(3)
+"""
+# What a supervisor has open: once, for each child, and while it makes the last one. tests/test_starts.py counts.
+_FDS_OWN: Final = 12
+_FDS_OF_A_CHILD: Final = 5
+_FDS_TO_MAKE_A_CHILD: Final = 8
 
 
 class Supervisor:
@@ -36,12 +58,14 @@ class Supervisor:
         spin_ns: How long a thread that waits for an event spins before it sleeps.
     """
 
-    def __init__(self, channel: Channel, sock: frames.Frames, pid: int, pidfd: int, spin_ns: int) -> None:
+    def __init__(self, python: str, channel: Channel, sock: frames.Frames, pid: int, pidfd: int, spin_ns: int) -> None:
         self.channel = channel
         self.pid = pid
         self.pidfd = pidfd
         self.spin_ns = spin_ns
+        self._python = python
         self._sock = sock
+        self._words: bytes | None = None  # what it said, once somebody has looked
 
     def hang_up(self) -> None:
         """Close the socket: the supervisor stops at once."""
@@ -59,6 +83,24 @@ class Supervisor:
         except ChildProcessError:
             return True  # the program waited for all its children itself: nobody knows any more
         return ended is not None and ended.si_code == os.CLD_EXITED and ended.si_status == 0
+
+    def start_failure(self) -> dict[str, str] | None:
+        """Why the dead process never served, in the words of a BROKEN event; None if it did, or nobody knows."""
+        if self._words is None:
+            self._words = self._sock.words()
+        word, text = self._words[:1], self._words[1:].decode(errors="replace")
+        if word == codec.CANNOT:
+            return {"what": "the supervisor", "why": text, "traceback": ""}
+        if word == codec.CANNOT_IMPORT:
+            return {"what": "python", "why": _no_python(self._python, text)}
+        if not word:
+            try:
+                ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+            except ChildProcessError:
+                ended = None
+            if ended is not None and ended.si_code == os.CLD_EXITED:
+                return {"what": "python", "why": _no_python(self._python, f"it ended with code {ended.si_status}")}
+        return None
 
     def close(self) -> None:
         """Reap the dead process and close everything. It may be interrupted and called again, also by two threads."""
@@ -95,6 +137,32 @@ def _interpreter_flags() -> list[str]:
     if flags.no_site:
         found.append("-S")
     return found
+
+
+def _no_python(python: str, how: str) -> str:
+    version = "{}.{}".format(*sys.version_info)
+    return f"python={python!r} must be a Python {version}, as this one is, that can import mpworker: {how}"
+
+
+def _descriptors(n: int) -> int:
+    """The limit of descriptors that a supervisor must raise its own to, 0 if what this process may open is enough.
+
+    Raises:
+        OSError: It may not.
+    """
+    needed = _FDS_OWN + _FDS_OF_A_CHILD * (n - 1) + _FDS_TO_MAKE_A_CHILD
+    if not 0 <= os.sysconf("SC_OPEN_MAX") < needed:  # the soft limit; -1 is none
+        return 0
+    import resource  # costs an import, and few programs come here
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise OSError(
+            errno.EMFILE,
+            f"the supervisor of n={n} children needs {needed} open descriptors: {os.strerror(errno.EMFILE)} "
+            f"(RLIMIT_NOFILE allows {hard})",
+        )
+    return needed
 
 
 def _interpreter(options: WorkerOptions) -> str:
@@ -150,11 +218,13 @@ def launch(
         initargs: Its arguments.
 
     Raises:
-        ConfigurationError: There is no interpreter to start, or it ends at once.
+        ConfigurationError: There is no interpreter to start, or it ends at once. Nobody waits here for one that ends a
+            little later: `Supervisor.start_failure` tells.
         SerializationError: The initializer cannot be pickled.
         OSError: No memory, descriptor or process is left. Nothing is left behind.
     """
     python = _interpreter(options)
+    descriptors = _descriptors(options.n)
     blob = _blob(options, _pickle_initializer(initializer, initargs))
     root = os.path.dirname(os.path.dirname(os.path.abspath(mpworker.__file__)))
     cores = available_cores()
@@ -162,6 +232,7 @@ def launch(
     capacities = (options.client_ring_bytes, options.client_ring_bytes)
     config = {
         "n": options.n,
+        "descriptors": descriptors,
         "slots": options.slots,
         "lease_ttl": options.lease_ttl,
         "grace": options.grace,
@@ -172,7 +243,7 @@ def launch(
         # -P: no folder of the user's on the path until the nursery's own imports are done.
         "nursery_argv": [
             *(python, "-P", *_interpreter_flags()),
-            *("-c", _BOOTSTRAP.format(root, "mpworker.supervisor.nursery")),
+            *("-c", _BOOTSTRAP.format(root, "mpworker.supervisor.nursery") + "; main(3)"),
         ],
         # Chosen here, so that a nursery that replaces another one has the same.
         "hash_seed": str(secrets.randbelow(1 << 32)) if seed in ("", "random") else seed,
@@ -185,6 +256,29 @@ def launch(
             "spin_ns": _CHILD_SPIN_NS if cores > options.n + 1 else 0,
         },
     }
+    bootstrap = _BOOTSTRAP.format(root, "mpworker.supervisor.__main__")
+    words = (sys.version_info[:2], bootstrap, codec.CANNOT, codec.CANNOT_IMPORT)
+    try:
+        channel, sock, pid, pidfd = _start(
+            python,
+            [python, "-I", "-S", "-c", _SUPERVISOR_BOOTSTRAP.format(*words)],
+            capacities,
+            config,
+            blob,
+        )
+    except OSError as error:
+        explanation = explained(error, "no supervisor can be started")
+        if explanation is error:
+            raise
+        raise explanation from error
+    # Who waits in the client spins, for it has nothing else to do; with one core there is somebody else who has.
+    return Supervisor(python, channel, sock, pid, pidfd, _CLIENT_SPIN_NS if cores > 1 else 0)
+
+
+def _start(
+    python: str, command: list[str], capacities: tuple[int, int], config: dict[str, Any], blob: bytes
+) -> tuple[Channel, frames.Frames, int, int]:
+    """Start the process and send it its configuration; nothing is left behind if that fails."""
     fds, channel = make_channel("mpworker-client", capacities)
     sock: frames.Frames | None = None
     pid = pidfd = -1
@@ -193,7 +287,7 @@ def launch(
         try:
             pid = os.posix_spawn(
                 python,
-                [python, "-I", "-S", "-c", _BOOTSTRAP.format(root, "mpworker.supervisor.__main__")],
+                command,
                 os.environ,
                 file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
                 setpgroup=0,  # Ctrl-C in a terminal is for the client alone
@@ -201,8 +295,10 @@ def launch(
                 setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT],
             )
         except OSError as error:
-            if error.errno == errno.ENOEXEC:
-                raise ConfigurationError(f"{python!r} is no program: pass python=PATH of an interpreter") from error
+            if error.errno in (errno.ENOEXEC, errno.ENOENT, errno.EACCES):
+                raise ConfigurationError(
+                    f"{python!r} is no program ({error.strerror}): pass python=PATH of an interpreter"
+                ) from error
             raise
         finally:
             theirs.close()
@@ -212,7 +308,7 @@ def launch(
             os.pwrite(blob_fd, blob, 0)
             sock.send(config, [*fds, blob_fd])
         except ConnectionError as error:
-            raise ConfigurationError(f"{python!r} ended at once: it is no Python, or cannot import mpworker") from error
+            raise ConfigurationError(_no_python(python, "it ended at once")) from error
         finally:
             os.close(blob_fd)
     except BaseException:
@@ -227,5 +323,4 @@ def launch(
         raise
     finally:
         close_all(fds)
-    # Who waits in the client spins, for it has nothing else to do; with one core there is somebody else who has.
-    return Supervisor(channel, sock, pid, pidfd, _CLIENT_SPIN_NS if cores > 1 else 0)
+    return channel, sock, pid, pidfd

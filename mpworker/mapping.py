@@ -6,12 +6,12 @@ memory. The size of a chunk follows what was measured: about CHUNK_NS of work, s
 small beside it.
 """
 
+import itertools
 import json
 import operator
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.errors import SerializationError
@@ -34,16 +34,33 @@ WINDOW_MIN: Final = 32
 class _Chunk:
     """One chunk under way: what has come of it, and who waits."""
 
-    __slots__ = ("_ended", "_left", "_waiters", "at", "items", "key", "runs", "singles", "splits", "stop")
+    __slots__ = (
+        "_ended",
+        "_left",
+        "_map",
+        "_waiters",
+        "at",
+        "items",
+        "key",
+        "resent",
+        "runs",
+        "sending",
+        "singles",
+        "splits",
+        "stop",
+    )
     _slow = False
 
-    def __init__(self, items: list[Any]) -> None:
+    def __init__(self, mapping: "Mapping", items: list[Any]) -> None:
+        self._map = mapping
         self.items: list[Any] = items  # until all are settled: a chunk that cannot be unpickled is sent again in pieces
         self.stop = len(items)
         self.at = 0  # the next item to be taken
         self.key = 0
         self.runs: dict[int, tuple[int, int, bytes, int]] = {}  # start: (stop, status, payload, duration_ns)
-        self.splits: dict[int, int] = {}  # start: stop
+        self.splits: dict[int, int] = {}  # start: stop, of what is to be sent again
+        self.sending: dict[int, int] = {}  # the same while somebody does it
+        self.resent: dict[int, tuple[int, deque[_Chunk]]] = {}  # start: stop and the items, each in a chunk of its own
         self.singles: deque[_Chunk] = deque()  # items that were sent again one by one, to be taken before the rest
         self._left = self.stop
         self._ended: dict[int, int] = {}  # start: stop of all runs and splits that were settled
@@ -51,7 +68,7 @@ class _Chunk:
 
     @property
     def ready(self) -> bool:
-        return self.at in self.runs or self.at in self.splits
+        return self.at in self.runs or self.at in self.splits or self.at in self.resent
 
     def settle_items(self, status: int, start: int, stop: int, duration_ns: int, data: bytes) -> bool:
         """A run of items has ended; True when it was the last."""
@@ -63,11 +80,18 @@ class _Chunk:
         return self._settled()
 
     def split(self, start: int, stop: int) -> bool:
-        """These items must be sent one by one; True when there are no others left."""
+        """These items must be sent one by one, by who takes them or stops the worker. False: they are unfinished."""
         if start not in self._ended:
             self.splits[start] = stop
-            self._left -= stop - start
             self._ended[start] = stop
+            self._map.client.split[self] = self._map
+        self._settled()
+        return False
+
+    def sent_again(self, start: int, stop: int, line: "deque[_Chunk]") -> bool:
+        """These items have been sent one by one; True when all others are settled."""
+        self.resent[start] = (stop, line)
+        self._left -= stop - start
         return self._settled()
 
     def settle(self, status: int, data: bytes) -> None:
@@ -77,6 +101,13 @@ class _Chunk:
             if at < start:
                 self.settle_items(status, at, start, 0, data)
             at = max(at, stop)
+        for start, stop in list(self.splits.items()):
+            run = (stop, status, data, 0)
+            if start in self.splits:  # nobody has begun to send them again; no call from here on
+                self.runs[start] = run
+                del self.splits[start]
+        self._left = 0
+        self._settled()
 
     def _settled(self) -> bool:
         wake_all(self._waiters)
@@ -117,7 +148,7 @@ class Mapping:
         timeout: float | None,
         return_exceptions: bool,
     ) -> None:
-        self._client = client
+        self.client = client
         client.refuse_if_closed()
         self._name = payload.name_of_callable(function)
         try:
@@ -159,7 +190,7 @@ class Mapping:
             slow = False
             try:
                 try:
-                    items.extend(islice(self._source, size))  # what came before a failure is in it
+                    items.extend(itertools.islice(self._source, size))  # what came before a failure is in it
                     self._exhausted = len(items) < size
                 finally:
                     slow = time.monotonic() - began > SLOW_INPUT
@@ -173,30 +204,30 @@ class Mapping:
                 return
 
     def _has_result(self) -> bool:
-        self._client.poll()
+        self.client.poll()
         return bool(self._chunks) and self._chunks[0].ready
 
-    def _send(self, items: list[Any], into: deque[_Chunk]) -> None:
-        chunk = _Chunk(items)
+    def _send(self, items: list[Any], into: deque[_Chunk], again: bool = False) -> None:
+        chunk = _Chunk(self, items)
         try:
             data = payload.dumps(items)
             if self._chunksize is None:
                 fit = CHUNK_BYTES * len(items) // (len(data) or 1)
                 self._size = max(1, min(self._size, fit))
             flags = codec.SPREAD if self._spread else 0
-            chunk.key = self._client.send_chunk(chunk, flags, self._function, self._options, len(items), data)
+            chunk.key = self.client.send_chunk(chunk, flags, self._function, self._options, len(items), data, again)
         except (payload.Unserializable, SerializationError) as error:
             if len(items) > 1:  # each goes alone, and only the one at fault fails
-                self._send_each(items, into)
+                self._send_each(items, into, again)
                 return
             report = {"what": "item", "type": payload.name_of_type(items[0]), "message": str(error), "traceback": ""}
             chunk.settle(codec.UNSERIALIZABLE, json.dumps(report).encode())
         self._items += len(items)
         into.append(chunk)
 
-    def _send_each(self, items: list[Any], into: deque[_Chunk]) -> None:
+    def _send_each(self, items: list[Any], into: deque[_Chunk], again: bool) -> None:
         for item in items:
-            self._send([item], into)
+            self._send([item], into, again)
 
     def _adapt(self, duration_ns: int, items: int) -> None:
         if self._chunksize is None and duration_ns and items:
@@ -227,9 +258,11 @@ class Mapping:
                 self.fill()
                 continue
             self._wait(chunk)
-            stop = chunk.splits.pop(chunk.at, 0)
-            if stop:
-                self._resend(chunk, stop)
+            if chunk.at not in chunk.runs:
+                if chunk.at in chunk.splits:
+                    self.resend(chunk)
+                elif chunk.at in chunk.resent:
+                    chunk.at, chunk.singles = chunk.resent.pop(chunk.at)
                 continue
             stop, status, data, duration_ns = chunk.runs.pop(chunk.at)
             count = stop - chunk.at
@@ -247,7 +280,11 @@ class Mapping:
         if chunk.ready:
             return
         left = None if self._deadline is None else self._deadline - time.monotonic()
-        if not self._client.wait_for(chunk, left):
+        if not self.client.wait_for(chunk, left):
+            if self.client.end is not None:  # another thread sends some again, too late
+                chunk.splits.update(chunk.sending)
+                chunk.settle(*self.client.end)
+                return
             raise TimeoutError(f"map({self._name}) was not done within {self._timeout} s")
 
     def _values(self, data: bytes, count: int) -> Iterable[Any]:
@@ -275,15 +312,37 @@ class Mapping:
             raise error
         yield error
 
-    def _resend(self, chunk: _Chunk, stop: int) -> None:
-        """Items that cannot be unpickled together: each goes alone, to find the one that is at fault."""
-        self._send_each(chunk.items[chunk.at : stop], chunk.singles)
-        chunk.at = stop
+    def resend(self, chunk: _Chunk) -> None:
+        """Items that cannot be unpickled together: each goes alone, to find the one that is at fault.
+
+        They were accepted, so they go although the worker stops, and whoever stops it calls this too.
+        """
+        for start in list(chunk.splits):
+            self._resend_run(chunk, start)
+
+    def _resend_run(self, chunk: _Chunk, start: int) -> None:
+        line: deque[_Chunk] = deque()
+        stop = start
+        with self.client.resending(chunk.key):
+            try:
+                stop = chunk.splits.pop(start, start)  # for one of two threads
+                chunk.sending[start] = stop
+                self._send_each(chunk.items[start:stop], line, again=True)
+            finally:
+                chunk.sending.pop(start, None)
+                if stop > start:
+                    at = start + sum(each.stop for each in line)
+                    if at < stop:  # interrupted
+                        line.append(_Chunk(self, chunk.items[at:stop]))
+                        line[-1].settle(codec.CANCELLED, b"")
+                    self.client.sent_again(chunk, start, stop, line)
 
     def _abandon(self) -> None:
         """The consumer is done: what has not begun never does."""
         for chunk in self._chunks:
-            for each in (chunk, *chunk.singles):
-                self._client.abandon(each.key)
+            self.client.split.pop(chunk, None)
+            lines = [line for _, line in chunk.resent.values()]
+            for each in itertools.chain([chunk], chunk.singles, *lines):
+                self.client.abandon(each.key)
         self._chunks.clear()
-        self._client.functions.drop(self._function)
+        self.client.functions.drop(self._function)

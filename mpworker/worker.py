@@ -208,12 +208,14 @@ class ProcessWorker(TaskView):
         lease_ttl: Seconds without a heartbeat (it beats even while C code runs) after which a child counts as frozen.
         start_timeout: Seconds a child may take until it is ready.
         kill_timeout: Seconds after SIGKILL until a child counts as unkillable and is replaced.
-        python: The interpreter to start, None for this one.
+        python: The interpreter to start, None for this one. It must be of the same version (such as 3.11): functions
+            travel as byte code.
         **others: `child_ring_bytes`, `client_ring_bytes`, `slots`, `max_payload_bytes`: see the table of defaults.
 
     Raises:
         InvalidArgument: There is no such option, or it has a wrong type.
-        ConfigurationError: An option is out of its bounds, or there is no interpreter to start.
+        ConfigurationError: An option is out of its bounds, or there is no interpreter to start. A `python` that starts
+            and then proves to be none is told by the first use.
         SerializationError: The initializer or its arguments cannot be pickled.
         OSError: No memory, descriptor or process is left.
 
@@ -316,7 +318,7 @@ class ProcessWorker(TaskView):
             timeout: Seconds; when they are over, the rest is cancelled as by `stop_now`. None waits for every task.
 
         Returns:
-            True if everything accepted was finished.
+            True if everything accepted was finished, False if something was cancelled or the supervisor was lost.
         """
         timeout = check_seconds("timeout", timeout, optional=True)
         return self._client.stop_graceful(timeout)

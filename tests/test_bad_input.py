@@ -233,6 +233,8 @@ def test_python_that_is_no_interpreter(tmp_path: Path) -> None:
     refuse(ProcessWorker, python=plain, says=["python", "no executable", str(plain)])
     plain.chmod(0o700)
     refuse(ProcessWorker, python=plain, says=["python", "no program", str(plain)])
+    plain.write_text("#!/no/such/interpreter\n")
+    refuse(ProcessWorker, python=plain, says=["python", "no program", str(plain)])
 
 
 def test_submit_and_map_of_what_cannot_be_called(pool: ProcessWorker) -> None:
@@ -359,7 +361,7 @@ def test_a_bad_option_leaves_nothing_behind(tmp_path: Path) -> None:
     script.write_text("#!/bin/sh\nexit 3\n")
     script.chmod(0o700)
     # Whether it ends before or after it is sent anything is a race.
-    with pytest.raises(MPWorkerError, match=r"ended at once|supervisor.* died"):  # noqa: PT012
+    with pytest.raises(ConfigurationError, match=r"must be a Python .* it ended"):  # noqa: PT012
         pool = ProcessWorker(n=1, python=str(script))
         pool.submit(pow, 2, 3).result()
 

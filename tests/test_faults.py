@@ -296,8 +296,7 @@ def test_the_group_of_a_dead_child_is_killed_before_its_number_is_free(tmp_path:
     leader = os.posix_spawn("/bin/sh", ["/bin/sh", "-c", script], os.environ, setpgroup=0)
     until(lambda: not alive(leader), "the leader is dead")
     left = int((tmp_path / "left").read_text())  # of its group, and nobody's descendant that a look would find
-    status, _ = bury(leader)
-    assert os.waitstatus_to_exitcode(status) == 3
+    assert os.waitstatus_to_exitcode(bury(leader)) == 3
     gone([left])
 
 
@@ -820,12 +819,15 @@ def test_a_client_that_ends_by_an_error_leaves_nothing(client: Any) -> None:
     gone(pids)
 
 
-def test_a_lost_supervisor_fails_what_is_pending_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen nursery"])
+def test_a_lost_supervisor_fails_what_is_pending_and_leaves_nothing(tmp_path: Path, frozen: bool) -> None:
     with ProcessWorker(n=2) as w:
         running = [w.submit(tasks.leave_process_and_block, "daemon", tmp_path / name) for name in ("a", "b")]
         queued = [w.submit(tasks.touch, tmp_path / "queued") for _ in range(10)]
         mapping = w.map(tasks.item, range(100))
         pids = all_pids(w) + [json.loads(told(tmp_path / name))[1] for name in ("a", "b")]
+        if frozen:
+            stop(pids[1])
         os.kill(pids[0], signal.SIGKILL)
         for future in running + queued:
             error = future.exception(LIMIT)

@@ -1,18 +1,21 @@
 """Tasks that start processes of their own, by every means, and come back."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import faults_tasks
 import leaks
 import pooljobs
 import programs
 import pytest
 
 from mpworker import ProcessWorker
-from mpworker.errors import WorkerStopped
+from mpworker.errors import WorkerCrashed, WorkerStopped
 
 GUARD = 60.0  # seconds; only a bound for what would hang
 
@@ -94,6 +97,41 @@ def test_a_pool_that_a_task_leaves_open_ends_with_its_child() -> None:
         inner = pool.submit(work).result(GUARD)
         assert Path(f"/proc/{inner['supervisor']}").exists()
     assert leaks.wait_until(lambda: not Path(f"/proc/{inner['supervisor']}").exists(), GUARD)
+
+
+@pytest.mark.parametrize("end", ["task", "child", "pool"])
+def test_what_a_lost_pool_of_a_task_leaves_is_gone_with_the_task(tmp_path: Path, end: str) -> None:
+    # With its supervisor and nursery dead, only the outer child is left above what a task of the inner pool started.
+    def work(folder: Path, blocks: bool) -> str:
+        with ProcessWorker(n=1) as inner:
+            left = [inner.submit(faults_tasks.leave_process, kind).result() for kind in ("plain", "session", "daemon")]
+            (folder / "new").write_text(json.dumps([inner.processes(), left]))
+            (folder / "new").rename(folder / "told")
+            error = inner.submit(signal.pause).exception()
+        if blocks:
+            signal.pause()
+        return type(error).__name__
+
+    with ProcessWorker(n=1) as pool:
+        before = pool.submit(os.getpid).result()
+        future = pool.submit(work, tmp_path, end != "task")
+        behind = [pool.submit(pooljobs.square, number) for number in range(20)]
+        assert leaks.wait_until((tmp_path / "told").exists, GUARD)
+        processes, left = json.loads((tmp_path / "told").read_text())
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # neither can do anything about the other's death
+            for name in ("nursery", "supervisor"):
+                os.kill(processes[name], number)
+        if end == "task":
+            assert future.result(GUARD) == "SupervisorLost"
+        elif end == "child":
+            os.kill(before, signal.SIGKILL)
+            assert isinstance(future.exception(GUARD), WorkerCrashed)
+        else:
+            pool.stop_now()
+        assert leaks.wait_until(lambda: not any(map(leaks.alive, left)), GUARD)
+        if end != "pool":
+            assert [each.result(GUARD) for each in behind] == [number**2 for number in range(20)]
+            assert pool.submit(os.getpid).result(GUARD) != before
 
 
 def test_a_task_that_forks_and_waits(pool: ProcessWorker) -> None:

@@ -30,6 +30,7 @@ from mpworker.supervisor.scheduler import ProtocolViolation
 
 _CONFIG = {
     "n": 1,
+    "descriptors": 0,
     "slots": 8,
     "lease_ttl": 10.0,
     "grace": 1.0,
@@ -37,6 +38,9 @@ _CONFIG = {
     "kill_timeout": 10.0,
     "child_ring_bytes": 4096,
     "child": {"max_payload_bytes": 1 << 20},
+    "nursery_argv": ["/bin/true"],
+    "hash_seed": "0",
+    "ignore_environment": False,
 }
 
 
@@ -194,19 +198,19 @@ def test_a_list_of_the_children_shows_what_was_submitted_before_it(tmp_path: Pat
 
 def test_an_orphan_that_hangs_in_the_kernel_does_not_hold_the_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
     # A process that nobody kills stands for one that does not die by it.
-    monkeypatch.setattr(children, "_NURSERY_EXIT_SECONDS", 0.2)
+    monkeypatch.setattr(children, "_KILLED_SECONDS", 0.2)
     monkeypatch.setattr(children, "kill_strays", lambda _: None)
     with made() as loop, subprocess.Popen(["sleep", "60"]) as hanging:
         child: Any = SimpleNamespace(pid=hanging.pid, pidfd=os.pidfd_open(hanging.pid), signal=lambda _: None)
         loop._world.by_number = {0: child}
-        loop._world.nursery_pid = os.posix_spawn("/bin/true", ["true"], {})
+        nursery = loop._world.nursery_pid = os.posix_spawn("/bin/true", ["true"], {})
         try:
             assert loop._world.nursery_lost() == [(child, signal.SIGKILL, "unkillable")]
         finally:
             os.close(child.pidfd)
             hanging.kill()
     with pytest.raises(ChildProcessError):
-        os.waitpid(loop._world.nursery_pid, os.WNOHANG)  # it was reaped
+        os.waitpid(nursery, os.WNOHANG)  # it was reaped
 
 
 def test_a_refusal_says_why() -> None:

@@ -22,6 +22,7 @@ from mpworker import ProcessWorker
 from mpworker.client import Client
 from mpworker.errors import SupervisorLost, TaskCancelled, WorkerStopped
 from mpworker.ipc import codec
+from mpworker.supervisor.loop import _NURSERY_SILENT_MAX
 
 GUARD = 60.0  # seconds; only a bound for what would hang
 SOON = 20.0  # seconds; what is promised "at once" takes a small part of this on a busy machine
@@ -642,7 +643,7 @@ def test_a_stop_is_bounded_though_the_supervisor_reads_nothing(how: str, monkeyp
     fill(client)
     began = time.monotonic()
     if how == "stop_graceful":
-        assert pool.stop_graceful(0.2) is False
+        assert pool.stop_graceful(0.2) is True, "nothing had been accepted that was not finished"
     elif how == "shutdown":
         pool.shutdown(wait=False)
     else:
@@ -674,3 +675,27 @@ def test_what_is_kept_after_the_stop_keeps_no_shared_memory() -> None:
         "memfd:mpworker" in os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()
     )
     assert next(kept[2]) == 1
+
+
+def test_a_frozen_nursery_delays_no_stop_and_nothing_stays() -> None:
+    # What it owes is waited for elsewhere for 5 s, and the children's end for the grace.
+    for how in ("stop_graceful", "stop_now"):
+        pool = ProcessWorker(n=2, grace=600.0, start_timeout=600.0)
+        futures = [pool.submit(pooljobs.square, number) for number in range(20)]
+        processes = running(pool)
+        os.kill(processes["nursery"], signal.SIGSTOP)
+        began_at = time.monotonic()
+        if how == "stop_graceful":
+            assert pool.stop_graceful(timeout=GUARD) is True
+            assert [future.result(0) for future in futures] == [number**2 for number in range(20)]
+        else:
+            pool.stop_now()
+        assert time.monotonic() - began_at < _NURSERY_SILENT_MAX
+        assert gone(processes)
+
+
+def test_a_stop_whose_time_is_over_when_all_is_finished_says_so() -> None:
+    pool = ProcessWorker(n=1)
+    future = pool.submit(pooljobs.square, 3)
+    assert future.result() == 9
+    assert pool.stop_graceful(timeout=1e-6) is True, "only the processes had still to go"

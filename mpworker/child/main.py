@@ -28,6 +28,7 @@ from mpworker.ipc._native import Claims, MadeBeforeFork
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import INTERRUPT_SIGNAL, Record
 from mpworker.ipc.failures import brief, cut, full, said
+from mpworker.ipc.limits import explained
 from mpworker.ipc.ring import Assembler, split
 
 _BATCH = 128
@@ -302,7 +303,7 @@ class Child:
     # ------------------------------------------------------------ the loop
 
     def serve(self) -> None:
-        """Run tasks until EXIT."""
+        """Run tasks until EXIT, or until a task has left what only the end of this process can clear away."""
         inbound, bell = self._channel.inbound, self._channel.bell
         peer_bell = self._channel.peer_bell
         batch: list[Record] = []
@@ -327,10 +328,20 @@ class Child:
                     self._functions.pop(a, None)
                 elif kind == codec.EXIT:
                     return
+                if context._orphans:
+                    return  # they die with this process; what it has not begun goes elsewhere
             batch.clear()
 
-    def initialize(self, data: bytes) -> bool:
-        """Run the user's initializer, and say whether this child is ready."""
+    def _refuse(self, why: str, traceback: str = "") -> None:
+        self._answer(codec.REFUSED, 0, 0, 0, 0, json.dumps({"why": why, "traceback": traceback}).encode())
+
+    def initialize(self, data: bytes, heartbeat_interval: float) -> bool:
+        """Start the heartbeat, run the user's initializer, and say whether this child is ready."""
+        try:
+            self._claims.start_heartbeat(heartbeat_interval)
+        except OSError as error:  # no thread is left
+            self._refuse(str(explained(error, "a child cannot start its heartbeat")))
+            return False
         if data:
             what = "the initializer or its initargs cannot be unpickled in the child:"
             try:
@@ -338,8 +349,7 @@ class Child:
                 what = "the initializer raised"
                 payload.call_initializer(call, args)
             except BaseException as error:  # noqa: BLE001
-                report = {"why": f"{what} {brief(error)}", "traceback": cut(full(error))}
-                self._answer(codec.REFUSED, 0, 0, 0, 0, json.dumps(report).encode())
+                self._refuse(f"{what} {brief(error)}", cut(full(error)))
                 return False
         self._answer(codec.READY, 0, 0, 0, 0, b"")
         return True
@@ -383,7 +393,6 @@ def run(channel: Channel, claims: Claims, settings: dict[str, Any], initializer:
     """Be a child until told to exit; never returns."""
     status = 1
     try:
-        claims.start_heartbeat(settings["heartbeat_interval"])
         child = Child(channel, claims, settings)
         context._source = child.context
         signal.signal(INTERRUPT_SIGNAL, child.on_interrupt)
@@ -396,7 +405,7 @@ def run(channel: Channel, claims: Claims, settings: dict[str, Any], initializer:
         # CPython 3.12 and later warn when a process with threads forks. Ours has one that holds no lock and runs no
         # Python; the warning would come for every task that uses multiprocessing.
         warnings.filterwarnings("ignore", r".*use of fork\(\) may lead to deadlocks", DeprecationWarning)
-        if child.initialize(initializer):
+        if child.initialize(initializer, settings["heartbeat_interval"]):
             child.serve()
             import atexit
 

@@ -56,6 +56,12 @@ SPLIT: Final = 17
 REPLY: Final = 18
 BROKEN: Final = 20
 
+# What a supervisor says on its socket before anything else, for the client to look at if it dies: that it serves, or
+# why it cannot, with the reason as text. One that says nothing was none.
+STANDS: Final = b"+"
+CANNOT: Final = b"-"  # something could not be had
+CANNOT_IMPORT: Final = b"?"  # this package, by the interpreter that the user chose
+
 # Flags. The low byte is the attempt on its way to a child (255 stands for more) and the status on the way back.
 LOW: Final = 0xFF
 SPREAD: Final = 0x0100  # the items of a chunk are argument tuples, not single arguments

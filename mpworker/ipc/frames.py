@@ -8,6 +8,7 @@ and a user's own `select.py` beside the script would be imported in their place.
 
 import _socket
 import array
+import errno
 import json
 import os
 import struct
@@ -18,6 +19,18 @@ _MAX_FDS = 16
 _MAX_FRAME_BYTES = 64 << 20
 _READ_BYTES = 65536
 _CMSG_BYTES = _socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+
+
+class DescriptorsLost(OSError):
+    """A message came without its descriptors: this process may open no more.
+
+    Attributes:
+        message: The message.
+    """
+
+    def __init__(self, message: dict[str, Any]) -> None:
+        super().__init__(errno.EMFILE, "no descriptor is left for what another process sends")
+        self.message = message
 
 
 class Frames:
@@ -57,6 +70,7 @@ class Frames:
 
         Raises:
             BlockingIOError: See `wait`.
+            DescriptorsLost: The limit of open files is reached. None of the message's descriptors is open.
             ValueError: The peer sent something that is no frame.
         """
         while True:
@@ -65,13 +79,16 @@ class Frames:
                 return frame
             flags = _socket.MSG_CMSG_CLOEXEC | (0 if wait else _socket.MSG_DONTWAIT)
             data, control, message_flags, _ = self._sock.recvmsg(_READ_BYTES, _CMSG_BYTES, flags)
+            received = array.array("i")
             for level, kind, payload in control:
                 if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-                    received = array.array("i")
                     received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
-                    self._fds += received
             if message_flags & _socket.MSG_CTRUNC:
-                raise ValueError("descriptors were cut off on their way: the limit of open files is reached")
+                # Those of the message that ends what was read: Linux returns before the next one that has any.
+                for fd in received:
+                    os.close(fd)
+            else:
+                self._fds += received
             if not data:
                 return None
             self._buffer += data
@@ -88,8 +105,20 @@ class Frames:
             return None
         message = json.loads(bytes(buffer[_HEADER.size : end]))
         del buffer[:end]
+        if len(self._fds) < count:
+            raise DescriptorsLost(message)
         fds, self._fds = self._fds[:count], self._fds[count:]
         return message, fds
+
+    def words(self) -> bytes:
+        """What has come that is no frame, such as a process says that cannot make one; it does not wait."""
+        found = b""
+        try:
+            while data := self._sock.recv(_READ_BYTES, _socket.MSG_DONTWAIT):
+                found += data
+        except OSError:
+            pass  # there is no more, or the socket is closed
+        return found
 
     def close(self) -> None:
         """Close the socket and any descriptor that was not taken."""

@@ -9,8 +9,9 @@ import gc
 import os
 import sys
 
-from mpworker.ipc import frames
+from mpworker.ipc import codec, frames
 from mpworker.ipc.channel import Channel, close_all, open_anew
+from mpworker.ipc.limits import explained
 from mpworker.supervisor.loop import Loop
 from mpworker.supervisor.nursery import become_subreaper
 
@@ -53,8 +54,8 @@ def _open_standard_streams() -> None:
             os.set_inheritable(fd, True)
 
 
-def main(fd: int) -> None:
-    """Be a supervisor until the client is gone."""
+def _stand(fd: int) -> Loop | None:
+    """All that a supervisor needs; None if the client is gone."""
     client_pid = os.getppid()
     _leave_terminal()
     _open_standard_streams()
@@ -63,12 +64,12 @@ def main(fd: int) -> None:
     try:
         client_pidfd = os.pidfd_open(client_pid)
     except ProcessLookupError:
-        return
+        return None
     if os.getppid() != client_pid:
-        return  # it died before the line above
+        return None  # it died before the line above
     hello = client.receive()
     if hello is None:
-        return
+        return None
     config, (segment, *pipes, blob_fd) = hello
     _own_stderr()
     become_subreaper()
@@ -81,7 +82,29 @@ def main(fd: int) -> None:
     # Nothing here forms cycles; without a collector a million queued tasks cost no pause.
     gc.freeze()
     gc.disable()
-    loop = Loop(config, client, channel, blob_fd, client_pidfd)
+    return Loop(config, client, channel, blob_fd, client_pidfd)
+
+
+def _say(fd: int, word: bytes) -> None:
+    """Tell the client whether we stand. It looks only if we die."""
+    try:
+        os.write(fd, word)
+    except OSError:
+        pass  # it is gone, as we shall notice
+
+
+def main(fd: int) -> None:
+    """Be a supervisor until the client is gone; never returns."""
+    try:
+        loop = _stand(fd)
+    except ConnectionError:
+        loop = None  # the client is gone
+    except OSError as error:
+        _say(fd, codec.CANNOT + str(explained(error, "a supervisor cannot start")).encode())
+        os._exit(1)
+    if loop is None:
+        os._exit(0)
+    _say(fd, codec.STANDS)
     status = 1
     try:
         loop.run()

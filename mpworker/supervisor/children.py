@@ -10,11 +10,26 @@ from mpworker.ipc import codec, frames
 from mpworker.ipc._native import Claims
 from mpworker.ipc.channel import Channel, close_all, make_channel, make_claims
 from mpworker.ipc.ring import Assembler, Outbox, RingCorrupt
-from mpworker.supervisor.nursery import bury, ends, kill_strays
+from mpworker.supervisor.nursery import bury, ends, kill_and_reap, kill_strays
 from mpworker.supervisor.oom import OomKills
 from mpworker.supervisor.registry import Death, Function, Seat, Task
 
-_NURSERY_EXIT_SECONDS = 5.0  # for killing all groups; then it is killed itself
+_KILLED_SECONDS = 5.0  # in which a killed nursery and its children are gone, or hang in the kernel
+
+
+def _raise_limit(descriptors: int) -> tuple[int, int] | None:
+    """Let this process open so many, if it may not; the limits that it had, for those who run the user's code.
+
+    Raises:
+        ValueError: The hard limit is below that. The client has looked.
+    """
+    if not descriptors:
+        return None
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
+    return soft, hard
 
 
 class Child:
@@ -55,7 +70,7 @@ class Child:
         self.ready = False  # has been so in time
         self.ended = False  # is dead, and is still to be reaped
         self.stopping = False  # told to exit
-        self.refusal: tuple[str, str] | None = None  # what the initializer raised, and its traceback
+        self.refusal: tuple[str, str] | None = None  # why it is not used, and the traceback of that
 
     @property
     def pid(self) -> int:
@@ -105,12 +120,16 @@ class Children:
         self.nursery: frames.Frames | None = None
         self.nursery_pid = 0
         self.nursery_ready = False
+        self._own_limits = _raise_limit(config["descriptors"])
 
     # ------------------------------------------------------------ the nursery
 
     def start_nursery(self) -> frames.Frames:
-        """Exec a nursery. It reports "ready", or "failed" when a preload cannot be imported."""
-        ours, theirs = frames.pair()
+        """Exec a nursery. It reports "ready", or "failed" when a preload cannot be imported.
+
+        Raises:
+            OSError: No memory, descriptor or process is left; `nursery_lost` clears away what was begun.
+        """
         # The nursery sets the client's path and environment after its own imports.
         environment = dict(os.environ)
         for name in os.environ:
@@ -120,29 +139,55 @@ class Children:
                 del environment[name]
         environment["PYTHONHASHSEED"] = self._config["hash_seed"]
         argv = self._config["nursery_argv"]
-        self.nursery_pid = os.posix_spawn(
-            argv[0], argv, environment, file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
-        )
-        theirs.close()
-        ours.send({"child": self._config["child"]}, [self._blob_fd])
-        self.nursery = ours
         self.nursery_ready = False
-        return ours
+        self.nursery, theirs = frames.pair()
+        try:
+            self.nursery_pid = os.posix_spawn(
+                argv[0], argv, environment, file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
+            )
+        finally:
+            theirs.close()
+        if self._own_limits is not None:
+            import resource
+
+            resource.prlimit(self.nursery_pid, resource.RLIMIT_NOFILE, self._own_limits)
+        self.nursery.send({"child": self._config["child"]}, [self._blob_fd])
+        return self.nursery
 
     def nursery_lost(self) -> list[tuple[Child, int, str]]:
-        """The nursery is dead: its children die with it, and are reaped here. Each with its wait status and the cause.
+        """The nursery is dead or of no use: it is killed, its children die with it, and all are reaped here.
 
-        What hangs in the kernel and does not die by SIGKILL is not waited for longer than _NURSERY_EXIT_SECONDS.
+        What hangs in the kernel and does not die by SIGKILL is not waited for longer than _KILLED_SECONDS.
+
+        Returns:
+            Each child with its wait status and the cause.
         """
+        deaths = self._kill_all()
+        kill_strays(set())
+        return deaths
+
+    def end(self) -> None:
+        """Everything below dies; afterwards this process has no descendants.
+
+        The nursery is not asked: it may be frozen, and its death is as sure an end for all that it has forked.
+        """
+        self._kill_all()
+        for child in self.by_number.values():
+            child.close()  # no descriptor might be left to look for strays by
+        kill_strays(set())
+
+    def _kill_all(self) -> list[tuple[Child, int, str]]:
         if self.nursery is not None:
             self.nursery.close()
             self.nursery = None
         self.nursery_ready = False
-        give_up_at = time.monotonic() + _NURSERY_EXIT_SECONDS
+        give_up_at = time.monotonic() + _KILLED_SECONDS
         children = list(self.by_number.values())
         for child in children:
             child.signal(signal.SIGKILL)
-        self._reap_nursery(give_up_at)
+        if self.nursery_pid:
+            kill_and_reap(self.nursery_pid, give_up_at)
+            self.nursery_pid = 0
         deaths = []
         for child in children:
             status, cause = int(signal.SIGKILL), "nursery"
@@ -151,31 +196,11 @@ class Children:
             elif child.pid:
                 try:
                     # Re-parented to us: the supervisor is a subreaper.
-                    status, _ = bury(child.pid)
+                    status = bury(child.pid)
                 except ChildProcessError:
                     pass  # the nursery had reaped it and could not say so any more
             deaths.append((child, status, cause))
-        kill_strays(set())
         return deaths
-
-    def stop_nursery(self) -> None:
-        """Everything below the nursery dies, then it; afterwards this process has no descendants."""
-        if self.nursery is not None:
-            self.nursery.close()
-            self.nursery = None
-            self._reap_nursery(time.monotonic() + _NURSERY_EXIT_SECONDS)
-        kill_strays(set())
-
-    def _reap_nursery(self, give_up_at: float) -> None:
-        """Reap the nursery, whose socket is closed at one of its ends; kill it if it has not ended by then."""
-        pidfd = os.pidfd_open(self.nursery_pid)
-        try:
-            if not ends(pidfd, give_up_at):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                ends(pidfd, time.monotonic() + _NURSERY_EXIT_SECONDS)
-            os.waitpid(self.nursery_pid, os.WNOHANG)
-        finally:
-            os.close(pidfd)
 
     # ------------------------------------------------------------ spawning
 
@@ -204,6 +229,11 @@ class Children:
         self.by_number[seat.number] = child
         self.everyone = tuple(self.by_number.values())
         return child
+
+    def kill_unwatched(self, number: int) -> None:
+        """Have the nursery kill a child whose pidfd did not arrive."""
+        if self.nursery is not None:
+            self.nursery.send({"op": "kill", "id": number})
 
     def remove(self, child: Child) -> None:
         """Forget a child that is dead."""

@@ -21,6 +21,7 @@ class ClientPort:
     def __init__(self, channel: Channel, max_payload_bytes: int) -> None:
         self.channel = channel
         self.outbox = Outbox(channel.outbound)
+        self.splits: dict[int, int] = {}  # how many runs of a chunk's items the client has still to send again
         self.sent = False  # something that the client's bell must be rung for
         self._push = channel.outbound.push
         self._max_payload = channel.outbound.max_payload
@@ -55,6 +56,12 @@ class ClientPort:
         elif kind == codec.FORGET:
             return self._functions.pop(a, None)
         return None
+
+    def resent(self, key: int, every: bool) -> None:
+        """Items of a chunk have been sent one by one; with `every`, it sends no more of them."""
+        left = self.splits.pop(key, 0) - 1
+        if left > 0 and not every:
+            self.splits[key] = left
 
     # ------------------------------------------------------------ out
 
@@ -92,5 +99,6 @@ class ClientPort:
             self.emit(task, status, payload)
 
     def split(self, task: Task, start: int, stop: int) -> None:
-        """The client shall send these items one by one."""
+        """The client shall send these items one by one, and then say so: a drain waits for it."""
+        self.splits[task.key] = self.splits.get(task.key, 0) + 1
         self.send(codec.SPLIT, 0, task.key, start | stop << 32, 0, b"")

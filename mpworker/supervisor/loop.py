@@ -17,6 +17,7 @@ from mpworker.ipc import codec, frames
 from mpworker.ipc._native import RECORD_HEADER_BYTES
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import Record
+from mpworker.ipc.limits import explained
 from mpworker.ipc.ring import RingCorrupt
 from mpworker.supervisor.children import Child, Children
 from mpworker.supervisor.fanout import ClientPort
@@ -79,6 +80,8 @@ class Loop:
         self._nursery_lease = Leases(self._start_timeout)  # looked at while it owes us a word
         self._nursery_heard_at = 0.0
         self._nursery_late = False  # and so killed
+        self._nursery_served = False  # a child of it was ready
+        self._nursery_error = ""  # what it could not have
         self._asked: list[int] = []  # requests for a list of the children
         self._epoll = select.epoll()
         self._handlers: dict[int, Any] = {}
@@ -112,8 +115,8 @@ class Loop:
                 bell.disarm()
 
     def _watch(self, fd: int, handler: Any) -> None:
-        self._handlers[fd] = handler
         self._epoll.register(fd, select.EPOLLIN)
+        self._handlers[fd] = handler
 
     def _watch_bell(self, channel: Channel) -> None:
         # Level-triggered: a byte that is still there keeps the loop from sleep, whatever makes an edge (before Linux
@@ -143,7 +146,7 @@ class Loop:
         if self._spawn_at is not None and now >= self._spawn_at:
             found += 1
             self._spawn_at = None
-            self._spawn_missing()
+            self._start_missing()
         at = self._nursery_lease.next_at
         if at is not None and now >= at:
             found += 1
@@ -214,7 +217,11 @@ class Loop:
             if seat is not None:
                 # An answer that is already in the ring came before the cancel.
                 self._read_child(self._world.by_number[seat.number], whole=True)
+            self._world.resent(message["task"], True)
             answer = {"cancelled": self._scheduler.cancel(message["task"], now)}
+        elif verb == "resent":
+            self._world.resent(message["task"], message["every"])
+            answer = {}
         elif verb == "cancel_unstarted":
             self._scheduler.cancel_unstarted()
             answer = {}
@@ -280,6 +287,7 @@ class Loop:
                 scheduler.child_ready(seat)
                 if seat.state == READY:
                     self._start_failures = 0
+                    self._nursery_served = True
                     child.ready = True
             elif kind == codec.REFUSED:
                 child.refusal = _refusal(data)
@@ -287,11 +295,19 @@ class Loop:
                 raise ProtocolViolation(f"record kind {kind}")
 
     def _start_nursery(self) -> None:
-        nursery = self._world.start_nursery()
-        self._nursery_late = False
+        if self._ending():
+            return
+        self._nursery_late = self._nursery_served = False
+        self._nursery_error = ""
         self._nursery_lease = Leases(self._start_timeout)
-        self._nursery_owes(time.monotonic())
-        self._watch(nursery.fileno(), self._nursery_speaks)
+        try:
+            nursery = self._world.start_nursery()
+            self._watch(nursery.fileno(), self._nursery_speaks)
+        except OSError as error:
+            self._world.nursery_lost()
+            self._start_failed(str(explained(error, "no process that forks the children can be started")))
+        else:
+            self._nursery_owes(time.monotonic())
 
     def _nursery_owes(self, now: float) -> None:
         """The nursery has a word to say: that it is ready, what became of an order, or that it has reaped a child."""
@@ -300,6 +316,9 @@ class Loop:
 
     def _look_at_nursery(self, now: float) -> None:
         """A nursery that owes a word and is silent for too long is taken for frozen: its death settles the rest."""
+        if not self._world.nursery_pid:
+            self._nursery_lease.next_at = None  # there is none, until it is tried again
+            return
         owing = not self._world.nursery_ready or any(not child.pid or child.ended for child in self._world.everyone)
         self._nursery_lease.begin_look(now, owing)
         if owing and self._nursery_lease.expired(now, self._nursery_heard_at):
@@ -312,7 +331,11 @@ class Loop:
             return
         try:
             while True:
-                frame = nursery.receive(wait=False)
+                try:
+                    frame = nursery.receive(wait=False)
+                except frames.DescriptorsLost as lost:
+                    self._unwatched(lost.message["id"], lost)
+                    continue
                 if frame is None:
                     self._nursery_lost()
                     return
@@ -338,16 +361,37 @@ class Loop:
                 return
             child.seat.pid = report["pid"]
             child.pidfd = fds[0]
-            self._watch(child.pidfd, partial(self._child_ended, child))
-            self._watch_bell(child.channel)
+            try:
+                self._watch_bell(child.channel)
+                self._watch(child.pidfd, partial(self._child_ended, child))
+            except OSError as error:
+                self._unwatched(child.seat.number, error)
+                return
             if child.seat.state >= DYING:
                 child.signal(signal.SIGKILL)  # it was given up before it had a pid
         elif op == "spawn_failed" and child is not None:
             self._remove(child)
             self._scheduler.child_died(child.seat, self._world.death(child, 0))
-            self._start_failed(f"fork failed: {report['error']}")
+            self._start_failed(report["error"])
+        elif op == "unable":
+            self._nursery_error = f": {report['error']}"
         elif op == "died" and child is not None:
             self._child_died(child, report["status"])
+
+    def _unwatched(self, number: int, error: OSError) -> None:
+        """A child was forked, and nothing is left to see its death by: another is made later."""
+        child = self._world.by_number.get(number)
+        if child is not None:
+            child.refusal = (str(explained(error, "no child can be watched")), "")
+            self._scheduler.child_ended(child.seat)
+        self._world.kill_unwatched(number)
+
+    def _start_missing(self) -> None:
+        """What failed is tried again."""
+        if self._world.nursery is None:
+            self._start_nursery()
+        else:
+            self._spawn_missing()
 
     def _spawn_missing(self) -> None:
         if self._ending() or not self._world.nursery_ready or self._spawn_at is not None:
@@ -356,9 +400,10 @@ class Loop:
         while len(self._world.by_number) < self._children_wanted:
             try:
                 child = self._world.spawn()
+            except ConnectionError:
+                return  # the nursery's end is told by its socket
             except OSError as error:
-                if self._world.nursery is not None:
-                    self._start_failed(f"no child can be made: {error}")
+                self._start_failed(str(explained(error, "no child can be made")))
                 return
             self._scheduler.child_starting(child.seat, now)
             self._nursery_owes(now)
@@ -402,14 +447,14 @@ class Loop:
         nursery = self._world.nursery
         if nursery is not None:
             self._unwatch(nursery.fileno())
-        was_ready = self._world.nursery_ready
+        when = "before a child was ready" if self._world.nursery_ready else "while it imported what to preload"
         for child, status, cause in self._world.nursery_lost():
             self._child_died(child, status, cause)
-        if not was_ready:
-            why = " (it took longer than start_timeout)" if self._nursery_late else ""
-            self._start_failed(f"the process that forks the children ended while it imported what to preload{why}")
-        if not self._ending():
+        if self._nursery_served:
             self._start_nursery()
+        elif not self._ending():
+            why = " (it took longer than start_timeout)" if self._nursery_late else self._nursery_error
+            self._start_failed(f"the process that forks the children ended {when}{why}")
 
     def _start_failed(self, why: str, traceback: str = "") -> None:
         """Count a child that never ran; too many in a row, with no other there, end the pool with a clear error."""
@@ -424,7 +469,7 @@ class Loop:
 
     def _broken(self, why: str, traceback: str) -> None:
         if self._stopping != _NOW:
-            report = {"why": why, "traceback": traceback}
+            report = {"what": "the children", "why": why, "traceback": traceback}
             self._world.send(codec.BROKEN, 0, 0, 0, 0, json.dumps(report).encode())
             self._world.channel.peer_bell.ring()
             self._stopping = _NOW
@@ -439,21 +484,20 @@ class Loop:
         """All done? Then the children exit, and then we."""
         children = self._world.by_number.values()
         if self._exit_at is None:
-            if self._scheduler.unfinished() or self._world.outbox.waiting:
+            if self._scheduler.unfinished() or self._world.splits or self._world.outbox.waiting:
                 return
             self._exit_at = now + self._exit_grace
             for child in children:
                 if child.seat.state == READY:
                     self._world.tell(child, codec.EXIT, 0, 0, 0, 0, b"")
                     child.stopping = True
-        if not any(child.stopping for child in children) or now >= self._exit_at:
+        # Reaped or not: whoever reaps may be frozen, and at the end all is reaped without it.
+        if not any(child.stopping and not child.ended for child in children) or now >= self._exit_at:
             self._stopping = _NOW
 
     def close(self) -> None:
         """Kill what is left and leave nothing behind."""
-        for child in self._world.by_number.values():
-            child.signal(signal.SIGKILL)
-        self._world.stop_nursery()
+        self._world.end()
 
 
 def _refusal(data: bytes) -> tuple[str, str]:

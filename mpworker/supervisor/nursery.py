@@ -7,13 +7,15 @@ so: milliseconds each, with the preloaded modules shared copy-on-write. Only a p
 2. its process group is killed (what the task started dies with it);
 3. it is reaped, and what it started in other groups or sessions, now re-parented to this process (children and nursery
    are both subreapers), is killed and reaped too;
-4. the supervisor is told (id, status, resource usage).
+4. the supervisor is told (id, status).
 
-Orders: {"op": "spawn", "id": n} with the child's descriptors. Reports: ready, failed, spawned (with a pidfd),
-spawn_failed, died. When the supervisor's socket closes, everything is killed and the nursery exits.
+Orders: {"op": "spawn", "id": n} with the child's descriptors, and {"op": "kill", "id": n} for one whose pidfd did not
+arrive. Reports: ready, failed, unable, spawned (with a pidfd), spawn_failed, died. When the supervisor's socket closes,
+everything is killed and the nursery exits.
 """
 
 import ctypes
+import errno
 import json
 import os
 import select
@@ -26,6 +28,7 @@ from typing import Any, NoReturn
 from mpworker.ipc import frames
 from mpworker.ipc.channel import Channel, map_claims
 from mpworker.ipc.failures import brief, cut, full
+from mpworker.ipc.limits import explained
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -54,22 +57,25 @@ def become_subreaper() -> None:
 
 
 def own_children() -> list[int]:
-    """The process ids of this (single-threaded) process's children."""
+    """The process ids of this (single-threaded) process's children; none if no descriptor is left to look by."""
     pid = os.getpid()
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             return [int(word) for word in file.read().split()]
-    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
-        found = []
-        for name in os.listdir("/proc"):
-            if name.isdigit():
-                try:
-                    with open(f"/proc/{name}/stat") as file:
-                        if int(file.read().rpartition(")")[2].split()[1]) == pid:
-                            found.append(int(name))
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-        return found
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return []
+    # A kernel without CONFIG_PROC_CHILDREN.
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat") as file:
+                    if int(file.read().rpartition(")")[2].split()[1]) == pid:
+                        found.append(int(name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    return found
 
 
 def ends(pidfd: int, give_up_at: float) -> bool:
@@ -79,36 +85,54 @@ def ends(pidfd: int, give_up_at: float) -> bool:
     return bool(poller.poll(max(0.0, give_up_at - time.monotonic()) * 1000))
 
 
+def kill_and_reap(pid: int, give_up_at: float) -> None:
+    """Kill a child of this process and reap it; one that is still there at that time hangs in the kernel, and stays."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    except OSError:
+        pidfd = -1  # no descriptor is left to watch it by
+    try:
+        while pidfd < 0 and _runs(pid) and time.monotonic() < give_up_at:
+            time.sleep(0.001)
+        if pidfd >= 0:
+            ends(pidfd, give_up_at)
+            os.close(pidfd)
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass  # reaped already: all we want
+
+
+def _runs(pid: int) -> bool:
+    """Is a child of this process neither dead nor reaped?"""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
+
+
 def kill_strays(known: set[int]) -> None:
     """Kill and reap every child of this process that is not `known`, and what those leave behind."""
     give_up_at = time.monotonic() + _STRAY_SECONDS
     while strays := [pid for pid in own_children() if pid not in known]:
         for pid in strays:
-            try:
-                os.kill(pid, signal.SIGKILL)
-                pidfd = os.pidfd_open(pid)
-            except ProcessLookupError:
-                continue
-            try:
-                ends(pidfd, give_up_at)
-            finally:
-                os.close(pidfd)
-            try:
-                os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:
-                pass  # reaped already: all we want
+            kill_and_reap(pid, give_up_at)
         if time.monotonic() > give_up_at:
             return  # an unkillable stray (a hung file system) must not stop the pool; the next death looks again
 
 
-def bury(pid: int) -> tuple[int, Any]:
-    """Kill the dead child's process group and reap it. Its wait status and resource usage."""
+def bury(pid: int) -> int:
+    """Kill the dead child's process group and reap it. Its wait status.
+
+    Raises:
+        ChildProcessError: It was reaped before. Its numbers may be somebody else's by now, so nothing was killed.
+    """
+    _runs(pid)
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass  # no one is left in it
-    _, status, usage = os.wait4(pid, 0)
-    return status, usage
+    # `wait4` imports a module for what it tells more, and no descriptor may be left for that.
+    return os.waitpid(pid, 0)[1]
 
 
 class Nursery:
@@ -135,10 +159,26 @@ class Nursery:
                 if fd in self._children:
                     self._died(fd)
                 elif fd == self._supervisor.fileno():
-                    order = self._supervisor.receive()
+                    try:
+                        order = self._supervisor.receive()
+                    except frames.DescriptorsLost as lost:
+                        self._cannot_spawn(lost.message["id"], lost)
+                        continue
                     if order is None:
                         return
-                    self._spawn(order[0], order[1])
+                    self._obey(order[0], order[1])
+
+    def _obey(self, order: dict[str, Any], fds: list[int]) -> None:
+        if order["op"] == "spawn":
+            self._spawn(order, fds)
+        else:
+            for pid, child in self._children.values():
+                if child == order["id"]:
+                    os.kill(pid, signal.SIGKILL)  # ours to reap, so the number is its own
+
+    def _cannot_spawn(self, child: int, error: OSError) -> None:
+        why = str(explained(error, "fork failed"))
+        self._supervisor.send({"op": "spawn_failed", "id": child, "error": why})
 
     def _spawn(self, order: dict[str, Any], fds: list[int]) -> None:
         pid = pidfd = -1
@@ -156,7 +196,7 @@ class Nursery:
             if pid > 0 and pidfd < 0:
                 os.kill(pid, signal.SIGKILL)
                 bury(pid)
-            self._supervisor.send({"op": "spawn_failed", "id": order["id"], "error": str(error)})
+            self._cannot_spawn(order["id"], error)
             return
         self._children[pidfd] = (pid, order["id"])
         self._poller.register(pidfd, select.POLLIN)
@@ -166,19 +206,9 @@ class Nursery:
         pid, child = self._children.pop(pidfd)
         self._poller.unregister(pidfd)
         os.close(pidfd)
-        status, usage = bury(pid)
+        status = bury(pid)
         kill_strays({other for other, _ in self._children.values()})
-        self._supervisor.send(
-            {
-                "op": "died",
-                "id": child,
-                "pid": pid,
-                "status": status,
-                "user_s": usage.ru_utime,
-                "system_s": usage.ru_stime,
-                "max_rss_bytes": usage.ru_maxrss * 1024,
-            }
-        )
+        self._supervisor.send({"op": "died", "id": child, "status": status})
 
     def kill_all(self) -> None:
         """Kill every child and whatever they started."""
@@ -246,6 +276,14 @@ class _PreloadFailed(Exception):
     """A module cannot be preloaded. Its cause, if it has one, is what the module raised."""
 
 
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass  # the client runs without them, or a preloaded module has closed or replaced them
+
+
 def _preload(modules: list[str]) -> None:
     """Import what the user asked for, with BLAS and OpenMP limited to one thread: a fork with threads is a hang.
 
@@ -269,11 +307,34 @@ def _preload(modules: list[str]) -> None:
     finally:
         for name in limited:
             os.environ.pop(name, None)
+        _flush_streams()  # what was printed shall not be printed by every fork again
 
 
 def main(fd: int) -> None:
-    """The nursery's whole life, on the socket that it was started with."""
+    """The nursery's whole life, on the socket that it was started with; never returns."""
     supervisor = frames.adopt(fd)
+    status = 1
+    try:
+        _live(supervisor)
+        status = 0
+    except ConnectionError:
+        pass  # the supervisor is gone: nobody is left to be told anything
+    except OSError as error:
+        _say_unable(supervisor, error)
+    except BaseException:  # noqa: BLE001
+        traceback.print_exc()
+    finally:
+        os._exit(status)  # nothing here needs an orderly end, and stopping should be quick
+
+
+def _say_unable(supervisor: frames.Frames, error: OSError) -> None:
+    try:
+        supervisor.send({"op": "unable", "error": str(error)})
+    except OSError:
+        pass  # the end of the socket says as much
+
+
+def _live(supervisor: frames.Frames) -> None:
     first = supervisor.receive()
     if first is None:
         return
@@ -283,6 +344,8 @@ def main(fd: int) -> None:
         blob = json.loads(file.read())
     signal.signal(signal.SIGINT, signal.default_int_handler)
     become_subreaper()
+    # Stopped, it could not see that its supervisor is gone; and a stopped one may get the SIGHUP of an orphaned group.
+    prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     # What the children import at run time is imported now, before the path is the user's.
     import atexit
     import resource
@@ -312,8 +375,5 @@ def main(fd: int) -> None:
     try:
         supervisor.send({"op": "ready"})
         nursery.serve()
-    except ConnectionError:
-        pass  # the supervisor is gone, as when serve() returns
     finally:
         nursery.kill_all()
-        os._exit(0)  # nothing here needs an orderly end, and stopping should be quick

@@ -1,0 +1,127 @@
+"""Chunks of a map that cannot be unpickled as a whole, and a stop while their items are still to be sent one by one."""
+
+import gc
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import faults_tasks as tasks
+import pytest
+from leaks import wait_until
+
+from mpworker import ProcessWorker
+from mpworker.errors import SerializationError, SupervisorLost, TaskCancelled, WorkerCrashed
+
+LIMIT = 60.0  # seconds: a guard against a hang, never a measure
+COUNT, GUILTY = 12, 5
+
+
+def items(how: str) -> list[Any]:
+    return [*range(GUILTY), tasks.OnLoad(how), *range(GUILTY + 1, COUNT)]
+
+
+def start(w: ProcessWorker, how: str = "raise") -> Iterator[Any]:
+    return w.map(tasks.item, items(how), chunksize=COUNT, return_exceptions=True)
+
+
+def handed_back(w: ProcessWorker) -> bool:
+    w._client.poll()
+    return bool(w._client.split)
+
+
+def check(results: list[Any], error: type[Exception]) -> None:
+    assert isinstance(results[GUILTY], error)
+    assert results[:GUILTY] + results[GUILTY + 1 :] == [10 * index for index in range(COUNT) if index != GUILTY]
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["after it came back", "before"])
+@pytest.mark.parametrize(("how", "error"), [("raise", SerializationError), ("exit 3", WorkerCrashed)])
+def test_a_drain_finishes_each_item(how: str, error: type[Exception], early: bool) -> None:
+    w = ProcessWorker(n=2)
+    results = start(w, how)
+    assert early or wait_until(lambda: handed_back(w), LIMIT)
+    assert w.stop_graceful(LIMIT) is True
+    check(list(results), error)
+
+
+def test_a_drain_and_a_consumer_side_by_side() -> None:
+    for _ in range(20):
+        w = ProcessWorker(n=2)
+        maps = [start(w) for _ in range(5)]
+        stopped: list[bool] = []
+        thread = threading.Thread(target=lambda: stopped.append(w.stop_graceful(LIMIT)))  # noqa: B023
+        thread.start()
+        for results in maps:
+            check(list(results), SerializationError)
+        thread.join(LIMIT)
+        assert stopped == [True]
+
+
+def test_a_drain_that_nobody_waits_for_goes_on_when_the_items_are_taken() -> None:
+    w = ProcessWorker(n=2)
+    results = start(w)
+    w.shutdown(wait=False)
+    check(list(results), SerializationError)
+    assert wait_until(lambda: w._client._over, LIMIT)
+
+
+def test_a_drain_that_nobody_waits_for_ends_when_the_map_is_dropped() -> None:
+    w = ProcessWorker(n=2)
+    client, results = w._client, start(w)
+    assert wait_until(lambda: handed_back(w), LIMIT)
+    w.shutdown(wait=False)
+    del results
+    gc.collect()
+    assert wait_until(lambda: client._over, LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        (lambda w: w.stop_now(), TaskCancelled),
+        (lambda w: w.shutdown(cancel_futures=True), TaskCancelled),
+        (lambda w: w._client.supervisor.kill(), SupervisorLost),
+    ],
+    ids=["stop_now", "cancel", "lost"],
+)
+def test_any_other_end_is_told_for_each_item(end: Callable[[ProcessWorker], object], error: type[Exception]) -> None:
+    w = ProcessWorker(n=2)
+    results = start(w)
+    assert wait_until(lambda: handed_back(w), LIMIT)
+    end(w)
+    assert [type(each) for each in results] == [error] * COUNT
+    w.stop_now()
+
+
+class StopsTheSecondTime:
+    """Has the worker stopped by a signal's handler while it is pickled again."""
+
+    pickled = 0
+
+    def __reduce__(self) -> Any:
+        type(self).pickled += 1
+        if self.pickled == 2:
+            signal.raise_signal(signal.SIGUSR1)
+        return int, (7,)
+
+
+def test_a_handler_on_top_of_the_frame_that_sends_them_does_not_wait_for_it() -> None:
+    w = ProcessWorker(n=2)
+    stopped: list[bool] = []
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        stopped.append(w.stop_graceful())
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        StopsTheSecondTime.pickled = 0
+        mine = [tasks.OnLoad("raise"), 1, StopsTheSecondTime(), 3]
+        results = list(w.map(tasks.item, mine, chunksize=4, return_exceptions=True))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert stopped == [False], "some could not be sent"
+    assert isinstance(results[0], SerializationError)
+    assert results[1] == 10
+    assert [type(each) for each in results[2:]] == [TaskCancelled] * 2
