@@ -351,7 +351,9 @@ def test_an_exception_whose_reduce_raises_is_named(pool: ProcessWorker, kind: ty
 
 
 def test_an_exception_with_strange_methods_is_one_tasks_error(pool: ProcessWorker) -> None:
-    assert type(failed(pool, tasks.Unwinding, "a")) is tasks.Unwinding
+    error = failed(pool, tasks.Unwinding, "a")
+    assert type(error) is tasks.Unwinding
+    assert "in raise_it" in str(error.__cause__)
     assert str(failed(pool, tasks.Wordy)) == "my words"
     assert "raised an exception; the exception cannot be sent back: " in str(failed(pool, tasks.nameless))
     error = failed(pool, SystemExit, tasks.MuteCode())
