@@ -22,12 +22,13 @@ from mpworker.errors import (
     WorkerStopped,
 )
 from mpworker.functions import FunctionTable
-from mpworker.future import TaskFuture, start_failed
+from mpworker.future import TaskFuture
 from mpworker.ipc import codec, payload
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
 from mpworker.launch import launch
 from mpworker.options import TaskDefaults, WorkerOptions
+from mpworker.outcomes import start_failed
 from mpworker.reader import Reader
 from mpworker.waiting import Reply, wake_all
 

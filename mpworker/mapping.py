@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.errors import SerializationError
-from mpworker.future import make_error
 from mpworker.ipc import codec, payload
 from mpworker.ipc.failures import brief
+from mpworker.outcomes import make_error
 from mpworker.waiting import wake_all
 
 if TYPE_CHECKING:

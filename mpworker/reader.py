@@ -39,11 +39,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mpworker.background import Background
-from mpworker.future import BROKEN, LOST
 from mpworker.ipc import codec
 from mpworker.ipc._native import RECORD_HEADER_BYTES, Bell
 from mpworker.ipc.codec import Record
 from mpworker.launch import Supervisor
+from mpworker.outcomes import BROKEN, LOST
 from mpworker.waiting import Condition, Follower, Reply, Waitable, wake_all
 
 _BATCH: Final = 512
