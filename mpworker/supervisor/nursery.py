@@ -30,6 +30,8 @@ from mpworker.ipc.channel import Channel, map_claims
 from mpworker.ipc.failures import brief, cut, full
 from mpworker.ipc.limits import explained
 
+# What the supervisor ignores, and passes on ignored: the nursery does too, a child does not.
+UNHEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -231,6 +233,7 @@ class Nursery:
             self._supervisor.close()
             for pidfd in self._children:
                 os.close(pidfd)
+            _heed_signals()
             _set_oom_score()
             segment, *rest = _move_high(fds)
             *bells, claims_fd = rest
@@ -245,6 +248,13 @@ class Nursery:
             traceback.print_exc()
         finally:
             os._exit(1)
+
+
+def _heed_signals() -> None:
+    """A task, and what it starts, shall find what any program finds, or what a preloaded module has set."""
+    for number in UNHEEDED:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def _set_oom_score() -> None:
@@ -342,7 +352,6 @@ def _live(supervisor: frames.Frames) -> None:
     with open(blob_fd, "rb") as file:
         file.seek(0)
         blob = json.loads(file.read())
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     become_subreaper()
     # Stopped, it could not see that its supervisor is gone; and a stopped one may get the SIGHUP of an orphaned group.
     prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
