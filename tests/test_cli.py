@@ -929,6 +929,26 @@ def test_a_pool_that_is_lost_fails_no_items(
     assert Path("out.failed.jsonl").read_bytes() == b""
 
 
+def test_a_message_says_the_place_in_the_input_after_a_resume_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(InProcess):
+        def processes(self) -> dict[str, object]:
+            return {}
+
+        def map(self, fn: Callable[[bytes], str], items: Iterable[bytes], **_: object) -> Iterator[object]:
+            for number, item in enumerate(items):
+                yield fn(item) if number < 3 else SupervisorLost("the supervisor is gone")
+
+    Path("in.txt").write_text("a\nb\nc\nd\nhang\n")
+    arguments = ["map", "tasks:hang", "in.txt", "-o", "out.jsonl"]
+    with monkeypatch.context() as patch:
+        patch.setattr(map_module, "ProcessWorker", Lost)
+        assert app.run(arguments) == ExitCode.BROKEN_OFF
+    assert run(*arguments, "--resume", "--timeout", 0.5).returncode == ExitCode.SOME_FAILED
+    [failed] = lines("out.failed.jsonl")
+    assert failed["index"] == 4
+    assert str(failed["message"]).startswith("item 4 of map(tasks:hang) ran for over 0.5 s")
+
+
 def test_options_that_the_pool_refuses_are_an_error_of_usage(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,7 +120,7 @@ def map_command(
                     RunProgress(inputs.total, quiet=quiet or (stream is not None and stream.on_terminal)) as progress,
                 ):
                     outcomes = worker.map(apply, inputs, chunksize=chunksize, return_exceptions=True)
-                    _write(worker, outcomes, inputs, out, progress)
+                    _write(worker, outcomes, inputs, out, progress, target)
                 out.finish()
             except KeyboardInterrupt:
                 raise CommandError(f"interrupted {out.progress()}", ExitCode.INTERRUPTED) from None
@@ -154,16 +154,24 @@ def _start(n: int | None, timeout: float | None, retries: int, preload: Sequence
 
 
 def _write(
-    worker: ProcessWorker, outcomes: Iterable[object], inputs: Inputs, out: Output | Stream, progress: RunProgress
+    worker: ProcessWorker,
+    outcomes: Iterable[object],
+    inputs: Inputs,
+    out: Output | Stream,
+    progress: RunProgress,
+    target: str,
 ) -> None:
-    for outcome in outcomes:
+    for number, outcome in enumerate(outcomes):
         mark = inputs.finished()
         if isinstance(outcome, str):
             out.result(outcome, mark)
         elif isinstance(outcome, POOL_ERRORS) and not worker.processes():
             raise outcome  # of our pool: it is gone. Or else a task has met it, in a pool of its own
         else:
-            out.failure(_failed(outcome), inputs.locate(out.items), mark)
+            failed = _failed(outcome)
+            # The pool counts the items of this run, the output those of all runs.
+            message = failed.message.replace(f"item {number} of map({target})", f"item {out.items} of map({target})", 1)
+            out.failure(failed._replace(message=message), inputs.locate(out.items), mark)
         progress.update(mark.position, out.items, out.failed)
     if inputs.error:
         raise CommandError(unreadable(inputs.error), ExitCode.BROKEN_OFF)
