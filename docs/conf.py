@@ -1,5 +1,7 @@
 """How the documentation is built."""
 
+from typing import Any
+
 import mpworker
 
 project = "mpworker"
@@ -14,11 +16,27 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 # A reference to a name of our own that does not resolve is an error. Others' names resolve only against inventories
-# fetched from the network, which the build does without.
-nitpick_ignore_regex = [("py:.*", r"(?!mpworker).*")]
+# fetched from the network, which the build does without. A type variable is nothing to look up.
+nitpick_ignore_regex = [("py:.*", r"(?!mpworker).*"), ("py:class", r"mpworker\.\w+\.[A-Z]")]
 
 html_theme = "furo"
 html_title = f"mpworker {release}"
+
+
+def resolve_public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """Types name the module that defines a class, the reference the package that users import it from."""
+    target = node.get("reftarget", "")
+    name = target.rpartition(".")[2]
+    if not target.startswith("mpworker.") or name not in mpworker.__all__:
+        return None
+    python = env.get_domain("py")
+    return python.resolve_xref(env, node["refdoc"], app.builder, "obj", f"mpworker.{name}", node, contnode)
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("missing-reference", resolve_public_name)

@@ -23,15 +23,17 @@ if TYPE_CHECKING:
     from mpworker.context import current as current
     from mpworker.future import TaskFuture as TaskFuture
     from mpworker.worker import ProcessWorker as ProcessWorker
+    from mpworker.worker import TaskView as TaskView
 
 _HOMES = {
     "ProcessWorker": "mpworker.worker",
     "TaskContext": "mpworker.context",
     "TaskFuture": "mpworker.future",
+    "TaskView": "mpworker.worker",
     "current": "mpworker.context",
 }
 
-__all__ = ["ProcessWorker", "TaskContext", "TaskFuture", "__version__", "current", "errors"]
+__all__ = ["ProcessWorker", "TaskContext", "TaskFuture", "TaskView", "__version__", "current", "errors"]
 
 
 def __getattr__(name: str) -> object:

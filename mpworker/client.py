@@ -22,14 +22,15 @@ from mpworker.errors import (
     WorkerStopped,
 )
 from mpworker.functions import FunctionTable
-from mpworker.future import TaskFuture, start_failed
+from mpworker.future import TaskFuture
 from mpworker.ipc import codec, payload
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
 from mpworker.launch import launch
 from mpworker.options import TaskDefaults, WorkerOptions
+from mpworker.outcomes import start_failed
 from mpworker.reader import Reader
-from mpworker.waiting import Reply
+from mpworker.waiting import Reply, wake_all
 
 _EXIT_SECONDS: Final = 10.0  # how long stop_now lets the supervisor clean up before it is killed
 _CALLBACK_SECONDS: Final = 1.0  # how long stop_now waits for the callbacks of what it cancelled
@@ -97,19 +98,18 @@ class Client(Reader):
         self.prefix = f"{secrets.token_hex(4)}-"
         super().__init__(launch(options, self.prefix, initializer, initargs))
         self._options = options
-        self._submit_lock = threading.RLock()
         self._keys = itertools.count(1)
         self._last_key = 0
-        self._slow_sends = 0
+        self._streams = [0] * codec.MAX_STREAMS  # which thread sends a payload in parts as this stream, or 0
+        self._sending = 0  # how many do
         self._reaping = False
-        self.split: dict[
-            Any, Any
-        ] = {}  # chunk: its map; items that are to be sent one by one, and that a drain waits for
+        self.split: dict[Any, Any] = {}  # chunk: its map; has items to be sent one by one, for which a drain waits
         self._resending: list[tuple[int, int]] = []  # (thread, chunk) of those who do so
         self._cancels = False  # what has not begun shall not
         self.end: tuple[int, bytes] | None = None  # what became of all that was pending
         self._forgotten: deque[int] = deque()  # functions that the supervisor is still to be told of
         self._option_keys: dict[TaskDefaults, int] = {}
+        self._option_numbers = itertools.count(1)
         # What is larger goes by `_send_slowly`, in parts or not at all.
         self._max_record = min(self.supervisor.channel.outbound.max_payload, options.max_payload_bytes)
         self._half = options.client_ring_bytes // 2
@@ -122,15 +122,14 @@ class Client(Reader):
         """The number under which the supervisor knows these options."""
         if self._closed:
             self._refuse()
-        with self._submit_lock:
-            key = self._option_keys.get(options)
-            if key is None:
-                crash_retries = options.retries if options.crash_retries is None else options.crash_retries
-                report = {"timeout": options.timeout, "retries": options.retries, "crash_retries": crash_retries}
-                key = len(self._option_keys) + 1
-                self._send(codec.OPTIONS, 0, key, 0, 0, json.dumps(report).encode())
-                self._option_keys[options] = key
-            return key
+        key = self._option_keys.get(options)
+        if key is None:
+            crash_retries = options.retries if options.crash_retries is None else options.crash_retries
+            report = {"timeout": options.timeout, "retries": options.retries, "crash_retries": crash_retries}
+            key = next(self._option_numbers)
+            self._send(codec.OPTIONS, 0, key, 0, 0, json.dumps(report).encode())
+            self._option_keys[options] = key  # another thread may have sent the same ones: either number will do
+        return key
 
     def _send_function(self, key: int, blob: bytes) -> None:
         self._send(codec.FUNCTION, 0, key, 0, 0, blob)
@@ -143,7 +142,7 @@ class Client(Reader):
         # Not while a record is on its way in parts, which may name one. None begins between the look and the push.
         while self._forgotten and not self._closed:
             key = self._forgotten.popleft()
-            if self._slow_sends or not self._push(codec.FORGET, 0, key, 0, 0, b""):
+            if self._sending or not self._push(codec.FORGET, 0, key, 0, 0, b""):
                 self._forgotten.appendleft(key)
                 return
 
@@ -176,7 +175,8 @@ class Client(Reader):
             if len(pending) >= self._options.max_pending:
                 self.wait_for(self.when(lambda: len(pending) < self._options.max_pending or bool(self._closed)), None)
                 self.refuse_if_closed()
-            future: TaskFuture[Any] = TaskFuture(self, key)
+            name = live.get(function_key) or payload.name_of_callable(function)
+            future: TaskFuture[Any] = TaskFuture(self, key, name)
             large = len(data) > self._max_record
             pending[key] = future
             self._last_key = key
@@ -199,9 +199,6 @@ class Client(Reader):
 
     def _is_closed(self) -> bool:
         return bool(self._closed)
-
-    def _is_gone(self) -> bool:
-        return self._exited
 
     def refuse_if_closed(self) -> None:
         """Raise if nothing more is accepted."""
@@ -247,9 +244,8 @@ class Client(Reader):
 
     def sent_again(self, chunk: Any, start: int, stop: int, line: Any) -> None:
         """Some items of a chunk have been sent one by one."""
-        with self.mutex:
-            if chunk.sent_again(start, stop, line):
-                self.pending.pop(chunk.key, None)
+        if chunk.sent_again(start, stop, line):
+            self.pending.pop(chunk.key, None)
         self._say_resent(chunk.key, every=False)
 
     def _say_resent(self, key: int, every: bool) -> None:
@@ -282,35 +278,69 @@ class Client(Reader):
                 f"a pickle of {len(data)} bytes exceeds max_payload_bytes={self._options.max_payload_bytes}"
             )
         record = (kind, flags, a, b, c, data)
-        # One thread at a time; a signal handler on top of this one has a stream of its own. A record that is pushed
-        # whole meanwhile does no harm.
-        with self._submit_lock:
-            stream = self._slow_sends
-            if stream == codec.MAX_STREAMS:
-                raise RuntimeError(f"signal handlers send large payloads on top of {stream} others")
-            self._slow_sends += 1  # from here on no function is forgotten
-            try:
-                if kind in (codec.SUBMIT, codec.CHUNK) and b not in self.functions.live:
-                    return False
-                large = len(data) > self._max_record
-                self._push_each(split(record, self._max_record // 2, stream) if large else (record,), until_end)
-            finally:
-                self._slow_sends -= 1
+        if len(data) <= self._max_record:
+            return self._push_when_there_is_room(record, until_end)
+        taken = [-1]
+        try:
+            self._take_stream(taken)  # from here on no function is forgotten
+            if self._is_dropped(kind, b):
+                return False
+            self._push_each(split(record, self._max_record // 2, taken[0]), until_end)
+        finally:
+            if taken[0] >= 0:
+                self._streams[taken[0]] = 0
+                self._sending -= 1  # no call since the try
+            self._stream_is_free()
+        return True
+
+    def _is_dropped(self, kind: int, function: int) -> bool:
+        return kind in (codec.SUBMIT, codec.CHUNK) and function not in self.functions.live
+
+    def _take_stream(self, taken: list[int]) -> None:
+        """Find a stream that no other payload on its way in parts has; wait for one if there is none.
+
+        Args:
+            taken: Its number is put here.
+        """
+        thread = threading.get_ident()
+        streams = self._streams
+        while True:
+            for stream in range(codec.MAX_STREAMS):
+                if not streams[stream]:
+                    streams[stream] = thread
+                    self._sending += 1
+                    taken[0] = stream  # no call since the look
+                    return
+            if streams.count(thread) == codec.MAX_STREAMS:
+                raise RuntimeError(f"signal handlers send large payloads on top of {codec.MAX_STREAMS} others")
+            self.wait_for(self.when(lambda: not all(streams)), None)
+
+    def _stream_is_free(self) -> None:
+        if self._sending == codec.MAX_STREAMS - 1:  # somebody may wait for one
+            wake_all(self._any_event)
+            self._wake_leader()
         if self._forgotten:
             self._send_forgotten()
-        return True
 
     def _push_each(self, parts: Iterable[Record], until_end: bool) -> None:
         for part in parts:
-            size = len(part[5])
-            while True:
-                if self._closed and not until_end:
-                    self._refuse()
-                if self._push(*part):  # no call between the look and this, as in submit
-                    break
-                self._ring()
-                over = self._is_gone if until_end else self._is_closed
-                self.wait_for(self.when(lambda: self._fits(size) or over()), None, size)  # noqa: B023
+            self._push_when_there_is_room(part, until_end)
+
+    def _push_when_there_is_room(self, record: Record, until_end: bool) -> bool:
+        """Push a record, reading events while the ring is full; False if it names a function that was dropped."""
+        kind, function, size = record[0], record[3], len(record[5])
+        names_one = kind in (codec.SUBMIT, codec.CHUNK) and not record[1] & codec.FRAGMENTED
+        live = self.functions.live
+        while True:
+            if self._closed and not until_end:
+                self._refuse()
+            if names_one and function not in live:
+                return False
+            if self._push(*record):  # no call between the looks and this, as in submit
+                return True
+            self._ring()
+            over = self.is_over if until_end else self._is_closed
+            self.wait_for(self.when(lambda: self._fits(size) or over()), None, size)  # noqa: B023
 
     # ------------------------------------------------------------ requests
 
@@ -381,7 +411,7 @@ class Client(Reader):
         """Finish what was accepted, then end everything; False if the time was over first and the rest cancelled."""
         if self._forked:
             return True
-        if self._exited:
+        if self._over:
             return self._all_finished()
         deadline = None if timeout is None else time.monotonic() + timeout
 
@@ -391,12 +421,12 @@ class Client(Reader):
         if not self._say_drain():
             self._say_drain_when_there_is_room(left())
         thread = threading.get_ident()
-        for key in [key for who, key in self._resending if who == thread]:
+        for key in [key for who, key in list(self._resending) if who == thread]:
             self._say_resent(key, every=True)  # this is a signal handler on top of a frame that cannot go on
-        told = self.when(lambda: self._exited or bool(self.split))
-        while self.wait_for(told, left()) and not self._is_gone():
+        told = self.when(lambda: self._over or bool(self.split))
+        while self.wait_for(told, left()) and not self.is_over():
             self._resend_splits()
-        if self._is_gone():
+        if self.is_over():
             self._join_background(left())
         else:
             self.stop_now()
@@ -404,11 +434,11 @@ class Client(Reader):
 
     def _all_finished(self) -> bool:
         """Of what was accepted; it may have been though the time was over before all processes had gone."""
-        return self._exited and self._closed == "stopped" and not self._cut_short
+        return self._over and self._closed == "stopped" and not self._cut_short
 
     def stop_now(self) -> None:
         """End everything at once; what is pending ends cancelled."""
-        if self._forked or self._exited:
+        if self._forked or self._over:
             return
         self.close_submit()
         self._stop_asked = self._stop_now = True
@@ -417,7 +447,7 @@ class Client(Reader):
             self._ring()
         else:
             self.supervisor.hang_up()
-        gone = self.when(self._is_gone)
+        gone = self.when(self.is_over)
         if not self.wait_for(gone, _EXIT_SECONDS):
             self.supervisor.kill()
             self.wait_for(gone, _EXIT_SECONDS)
@@ -425,41 +455,32 @@ class Client(Reader):
 
     def _join_background(self, timeout: float | None) -> None:
         """Wait until all callbacks have been called, if none of them can be waiting for this thread."""
-        thread = self._background
-        if thread is None or thread is threading.current_thread() or not thread.is_alive():
-            return
-        below: Any = (self._submit_lock, self.functions.lock)
-        if any(lock._is_owned() for lock in below):
-            return  # this is a signal handler on top of a frame that holds what a callback may want
-        held = self._let_go()
-        try:
-            thread.join(timeout)
-        finally:
-            self._take_back(held)
+        lock: Any = self.functions.lock
+        if not lock._is_owned():  # else this is a handler, on top of a frame that holds what a callback may want
+            self.background.join(timeout)
 
     def reap(self) -> None:
         """If a dropped worker's supervisor has ended, take note."""
-        if self._stop_asked and not self._exited:
-            self.wait_for(self.when(self._is_gone), 0.0)
+        if self._stop_asked and not self._over:
+            self.wait_for(self.when(self.is_over), 0.0)
 
     def ask_drain(self) -> None:
         """Finish what was accepted and end, without waiting for it."""
-        if self._forked or self._exited:
+        if self._forked or self._over:
             return
         if not self._say_drain():  # the ring is full: waiting for room is for somebody else to do
             try:
                 threading.Thread(target=self._say_drain_when_there_is_room, name="mpworker-drain", daemon=True).start()
             except RuntimeError:
                 return  # the interpreter is at its end and starts no thread; the exit handler waits
-        with self.mutex:
+        if not self._reaping and not self._over:
             # Somebody must reap the supervisor, though nobody may ask for a result again.
-            if not self._reaping and not self._exited:
-                try:
-                    self.watch()
-                    self.watched += 1
-                    self._reaping = True
-                except RuntimeError:
-                    pass  # the interpreter is at its end and starts no thread; the exit handler waits
+            self._reaping = True
+            self.background.watched += 1
+            try:
+                self.background.need()
+            except RuntimeError:
+                pass  # the interpreter is at its end and starts no thread; the exit handler waits
 
     def _say_drain(self) -> bool:
         """Say that nothing more comes; False if there is no room to say it."""
@@ -470,10 +491,10 @@ class Client(Reader):
         return said
 
     def _say_drain_when_there_is_room(self, timeout: float | None = None) -> None:
-        room = self.when(lambda: self._fits(len(_DRAIN)) or self._exited)
+        room = self.when(lambda: self._fits(len(_DRAIN)) or self._over)
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.wait_for(room, None if deadline is None else deadline - time.monotonic(), len(_DRAIN)):
-            if self._exited or self._say_drain():
+            if self._over or self._say_drain():
                 return
 
     def _supervisor_died(self) -> None:
@@ -491,6 +512,5 @@ class Client(Reader):
         self._forked = True
         self._closed = "forked"
         self.supervisor.hang_up()  # this process's copy of the socket: it would be warned of as never closed
-        self._make_locks()
-        self._submit_lock = threading.RLock()
+        self._forget_threads()
         self.functions = FunctionTable(self._send_function, self._forget_function)

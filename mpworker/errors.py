@@ -22,7 +22,7 @@ class ConfigurationError(MPWorkerError, ValueError):
 
 
 class InvalidArgument(ConfigurationError, TypeError):
-    """An argument has the wrong type, such as a task that is not callable."""
+    """An argument has the wrong type, such as a task that is not callable, or there is none of its name."""
 
 
 class TaskNotFound(MPWorkerError, KeyError):
@@ -37,14 +37,23 @@ class WorkerStopped(MPWorkerError, RuntimeError):
 
 
 class SerializationError(MPWorkerError):
-    """A function, argument, result or exception cannot be sent from one process to the other."""
+    """A function, argument, result or exception cannot be sent from one process to the other.
+
+    Attributes:
+        raised_type: Of an exception that the task raised and that cannot be sent: its type. Else empty.
+        raised_message: And what it says.
+    """
+
+    raised_type = ""
+    raised_message = ""
 
 
 class TaskTimeout(MPWorkerError, TimeoutError):
     """An attempt of a task ran for longer than its timeout.
 
     Attributes:
-        stack: The Python stack of the task when it was interrupted, "" if it was never in Python code to be.
+        stack: The Python stack of the task when it was interrupted, from its function on; "" if it was never in
+            Python code to be.
     """
 
     def __init__(self, message: str = "", stack: str = "") -> None:
@@ -111,7 +120,10 @@ class WorkerCrashed(MPWorkerError, BrokenExecutor):
 
 
 class StartFailed(WorkerCrashed):
-    """The children die before they can run anything: a bad preload or initializer, or a start that takes too long."""
+    """The children die before they can run anything: a bad preload or initializer, or a start that takes too long.
+
+    If a preload or the initializer raised, the cause is a `RemoteTraceback` that shows where.
+    """
 
 
 class SupervisorLost(MPWorkerError, BrokenExecutor):

@@ -8,6 +8,7 @@ changed global or closure means a new pickle. Whatever fits neither is pickled w
 """
 
 import dis
+import functools
 import itertools
 import sys
 import threading
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
-from mpworker.errors import SerializationError
+from mpworker.errors import InvalidArgument, SerializationError
 from mpworker.ipc import payload
 from mpworker.ipc.codec import MAX_FUNCTIONS
 
@@ -36,6 +37,24 @@ _REVEALING: Final = frozenset(
 _WRITING: Final = frozenset(("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "STORE_NAME", "DELETE_NAME"))
 
 
+_ASYNCHRONOUS: Final = sum(
+    flag for flag, name in dis.COMPILER_FLAG_NAMES.items() if name in ("COROUTINE", "ASYNC_GENERATOR")
+)
+
+
+def refuse_asynchronous(function: Any) -> None:
+    """Raise InvalidArgument for a function whose call does nothing yet: what it returns would have to be awaited."""
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    code = getattr(inner, "__code__", None)  # that of a method's function, for a method
+    if code is not None and code.co_flags & _ASYNCHRONOUS:
+        raise InvalidArgument(
+            f"{payload.name_of_callable(function)!r} is asynchronous, and no child awaits what it returns: "
+            "give a function that runs it, such as lambda x: asyncio.run(f(x))"
+        )
+
+
 def _is_immutable(value: object) -> bool:
     if type(value) in _IMMUTABLE:
         return True
@@ -43,8 +62,10 @@ def _is_immutable(value: object) -> bool:
 
 
 def _by_value_modules() -> set[str]:
-    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
-    return cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else set()
+    """What the program has told cloudpickle to write by value."""
+    # Not imported for this; and while somebody else does, nothing can have been told yet.
+    registered = getattr(sys.modules.get("cloudpickle.cloudpickle"), "list_registry_pickle_by_value", set)
+    return registered()
 
 
 def is_importable(value: Any) -> bool:
@@ -170,7 +191,8 @@ class FunctionTable:
         forget: Called with the key of a function that no later task will use.
 
     Attributes:
-        live: The keys that a task may name; 0 is always one.
+        live: The keys that a task may name, each with its function's name for messages; 0, which stands for a function
+            that goes with its task, is always one and has none.
     """
 
     def __init__(self, send: Callable[[int, bytes], None], forget: Callable[[int], None]) -> None:
@@ -180,7 +202,7 @@ class FunctionTable:
         self._keys = itertools.count(1)
         self.lock = threading.RLock()  # of all that changes; a look-up needs none
         self._pins: dict[int, int] = {}  # key: the maps that use it
-        self.live = {0}
+        self.live = {0: ""}
 
     def key(self, function: Any) -> int:
         """The key under which the children know this function, or 0: it must go with the task."""
@@ -226,6 +248,8 @@ class FunctionTable:
         return None
 
     def _add(self, function: Any) -> int:
+        if type(function) is FunctionType:  # of other callables the child says so when it has the coroutine
+            refuse_asynchronous(function)
         if isinstance(function, FunctionType | BuiltinFunctionType | type) and is_importable(function):
             guard = None
             blob = payload.dumps(function)
@@ -247,7 +271,7 @@ class FunctionTable:
         if len(self._entries) >= _CACHED_MAX:
             self._drop(*list(self._entries)[:1])
         self._send(key, blob)
-        self.live.add(key)
+        self.live[key] = payload.name_of_callable(function)
         self._entries[identity or -key] = _Entry(function, key, guard)
         return key
 
@@ -257,5 +281,5 @@ class FunctionTable:
             self._end(entry.key)
 
     def _end(self, key: int) -> None:
-        self.live.discard(key)
+        self.live.pop(key, None)
         self._forget(key)

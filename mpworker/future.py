@@ -1,152 +1,36 @@
 """The future of a task: a `concurrent.futures.Future` that costs one small object.
 
-The standard library's future has a condition of its own and two lists. Here all futures of a client share the
-client's condition, and the lists are made when somebody asks for them: a future that is submitted and waited for by
-`result()` needs neither. What the library's own `wait` and `as_completed` look at (`_state`, `_condition`,
-`_waiters`) is there for them.
+The standard library's future has a condition of its own and two lists. Here there is no lock, and a list is made when
+somebody asks for it: a future that is submitted and waited for by `result()` needs neither. What the library's own
+`wait` and `as_completed` look at (`_state`, `_condition`, `_waiters`) is in `mpworker.audience`.
+
+Instead of a lock there is an order, and the GIL, under which no two threads see two stores in a different order: who
+settles a future stores its state first and then looks for an audience; who joins the audience does so first and then
+looks at the state. One of them sees the other; if both do, each of the audience is still taken out, and told, once.
 
 A condition that is made lazily for each future would not do: a setter that is preempted between the state and the
 look-up of the condition lets `wait(ALL_COMPLETED)` return early.
 """
 
-import json
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING
-from threading import Condition
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from mpworker.errors import (
-    ConfigurationError,
-    RemoteTraceback,
-    SerializationError,
-    StartFailed,
-    SupervisorLost,
-    TaskCancelled,
-    TaskExited,
-    TaskTimeout,
-    WorkerCrashed,
-)
+from mpworker.audience import Look, Waiters, state_seen, tell
+from mpworker.errors import SerializationError
 from mpworker.ipc import codec, payload
-from mpworker.waiting import wake_all
+from mpworker.ipc.failures import brief
+from mpworker.outcomes import make_error
+from mpworker.waiting import taken, wake_all
 
 if TYPE_CHECKING:
     from mpworker.client import Client
 
 T = TypeVar("T")
 
-# Outcomes that the client decides; the others are codec's.
-LOST = 100
-BROKEN = 101
-
-
-def make_error(status: int, data: bytes, subject: str) -> BaseException:
-    """The exception for an outcome that is no value.
-
-    Args:
-        status: A status of `mpworker.ipc.codec`, or LOST or BROKEN.
-        data: Its payload.
-        subject: What failed, for the message, such as "task 4f-3".
-    """
-    if status == codec.ERROR:
-        try:
-            error, text = payload.loads_known(data)
-        except (Exception, SystemExit) as broken:  # noqa: BLE001  # an exception's class may do anything
-            return SerializationError(f"{subject}: the exception of the task cannot be unpickled: {_brief(broken)}")
-        if not isinstance(error, BaseException):
-            return SerializationError(f"{subject}: the exception came back as {payload.name_of_type(error)}")
-        error.__cause__ = RemoteTraceback(text)
-        return error
-    report: dict[str, Any] = json.loads(data) if data else {}
-    return _DECIDED[status](report, subject)
-
-
-def _unserializable(report: dict[str, Any], subject: str) -> BaseException:
-    type_name, message = report["type"], report["message"]
-    if report["what"] == "item":
-        text = f"{subject} cannot be sent: {message}"
-    elif report["what"] == "call":
-        text = f"{subject}: the function or its arguments cannot be unpickled in the child: {message}"
-    else:
-        text = f"{subject}: the {report['what']} of type {type_name} cannot be sent back: {message}"
-    error = SerializationError(text)
-    if report["traceback"]:
-        error.__cause__ = RemoteTraceback(report["traceback"])
-    return error
-
-
-def _exited(report: dict[str, Any], subject: str) -> BaseException:
-    error = TaskExited(f"{subject} raised {report['type']}({report['code']})", report["code"])
-    error.__cause__ = RemoteTraceback(report["traceback"])
-    return error
-
-
-_CAUSES = {
-    "oom": "it was killed because memory ran out",
-    "lease": "it gave no heartbeat within lease_ttl and was killed",
-    "corrupt": "it wrote nonsense into the memory it shares with the supervisor and was killed",
-    "nursery": "the process that forks the children died",
-    "lost": "the item had ended, but its result was lost with the child",
-    "unkillable": "it survives SIGKILL",
-}
-
-
-def _crashed(report: dict[str, Any], subject: str) -> BaseException:
-    pid, number, code = report["pid"], report["signal"], report["exit_code"]
-    if number:
-        import signal
-
-        try:
-            how = f"died by {signal.Signals(number).name}"
-        except ValueError:
-            how = f"died by signal {number}"
-    else:
-        how = f"ended with exit code {code}"
-    why = _CAUSES.get(report["cause"])
-    detail = f" ({why})" if why else ""
-    message = f"{subject}: child {pid} {how}{detail} on attempt {report['attempt']}"
-    return WorkerCrashed(message, pid, number, code, report["cause"], report["attempt"])
-
-
-def _timed_out(report: dict[str, Any], subject: str) -> BaseException:
-    stack = json.loads(report["interrupted"])["stack"] if report["interrupted"] else ""
-    how = "; it did not react to the interrupt and its child was killed" if report["killed"] else ""
-    return TaskTimeout(f"{subject} ran for over {report['timeout']:g} s on attempt {report['attempt']}{how}", stack)
-
-
-def start_failed(report: dict[str, Any], subject: str = "") -> BaseException:
-    """The exception for a pool that cannot start: what a BROKEN event says."""
-    prefix = f"{subject}: " if subject else ""
-    if report["what"] == "python":
-        return ConfigurationError(prefix + report["why"])
-    return StartFailed(f"{prefix}the children cannot start ({report['what']}): {report['why']}", cause="start")
-
-
-_DECIDED: dict[int, Callable[[dict[str, Any], str], BaseException]] = {
-    codec.UNSERIALIZABLE: _unserializable,
-    codec.EXITED: _exited,
-    codec.INTERRUPTED: lambda _, subject: TaskCancelled(f"{subject} was interrupted"),
-    codec.CRASHED: _crashed,
-    codec.TIMED_OUT: _timed_out,
-    codec.CANCELLED: lambda _, subject: TaskCancelled(f"{subject} was cancelled"),
-    LOST: lambda _, subject: SupervisorLost(f"{subject}: the supervisor died before it had ended"),
-    BROKEN: start_failed,
-}
-
-
-def _brief(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001  # the __str__ of a stranger
-        return type(error).__name__
-
-
-class _Waiters(list[Any]):
-    """The waiters of `concurrent.futures`, which removes each of its own, told or not."""
-
-    def remove(self, waiter: Any) -> None:
-        if waiter in self:
-            super().remove(waiter)
+_UNSETTLED: Final = -1
 
 
 class TaskFuture(Future[T]):
@@ -157,36 +41,39 @@ class TaskFuture(Future[T]):
     """
 
     # Class-level defaults: an instance sets only what differs, and stays small.
-    _state = PENDING
-    _status = -1
+    status = _UNSETTLED  # of `mpworker.ipc.codec` or `mpworker.outcomes`
     _payload: bytes | None = None
     _result: Any = None
     _exception: BaseException | None = None
-    _slow = False  # has waiters or callbacks
+    _slow = False  # has followers or an audience
     _watched = False  # and somebody needs the background reader for it
 
-    def __init__(self, client: "Client", key: int) -> None:
+    def __init__(self, client: "Client", key: int, name: str) -> None:
         # Not Future.__init__, on purpose: see the module's docstring.
         self._client = client
         self._key = key
+        self._name = name  # of the function, for messages
 
-    def __getattr__(self, name: str) -> Any:
-        # The library's `wait` and `as_completed` append to _waiters, and need the background thread. What is appended
-        # when the task has ended is not told: `as_completed` has counted it already.
-        if name == "_waiters":
-            self._watch()
-            if self._state is not PENDING:
-                return _Waiters()
-            return self.__dict__.setdefault("_waiting", _Waiters())  # not its own name: the next look shall come here
-        if name == "_done_callbacks":
-            self._watch()
-            made: list[Any] = []
-            return self.__dict__.setdefault(name, made)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    # What the library's own code looks at. It never sets any of it.
+    @property
+    def _state(self) -> str:  # type: ignore[override]
+        return state_seen(self)
 
     @property
-    def _condition(self) -> Condition:  # type: ignore[override]
-        return self._client.condition
+    def _condition(self) -> Look:  # type: ignore[override]
+        return Look(self)
+
+    @property
+    def _waiters(self) -> Waiters:  # type: ignore[override]
+        return Waiters(self)
+
+    def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
+        # asyncio's look in CPython 3.14, at fields that `result` fills here.
+        if not self.done() or self.state is CANCELLED_AND_NOTIFIED:
+            return self.ready, self.ready, None, None
+        if self._payload is not None:
+            self._decode()
+        return True, False, self._result, self._exception
 
     @property
     def task_id(self) -> str:
@@ -194,24 +81,35 @@ class TaskFuture(Future[T]):
         return f"{self._client.prefix}{self._key}"
 
     def __repr__(self) -> str:
-        return f"<TaskFuture {self.task_id} {self._state.lower()}>"
+        return f'<TaskFuture {self.task_id} ("{self._name}") {self.state.lower()}>'
+
+    @property
+    def _subject(self) -> str:
+        return f'task {self.task_id} ("{self._name}")'
 
     # ------------------------------------------------------------ state
 
     @property
     def ready(self) -> bool:
         """Has it ended, as far as this client has read? `done()` looks first."""
-        return self._state is not PENDING
+        return self.status >= 0
+
+    @property
+    def state(self) -> str:
+        """The same in the words of `concurrent.futures`."""
+        if self.status < 0:
+            return PENDING
+        return CANCELLED_AND_NOTIFIED if self.status == codec.CANCELLED else FINISHED
 
     def done(self) -> bool:
         """Has the task ended?"""
-        if self._state is PENDING:
+        if self.status < 0:
             self._client.poll()
-        return self._state is not PENDING
+        return self.status >= 0
 
     def cancelled(self) -> bool:
         """Did the task end by being cancelled?"""
-        return self.done() and self._state is CANCELLED_AND_NOTIFIED
+        return self.done() and self.status == codec.CANCELLED
 
     def running(self) -> bool:
         """Has a child claimed the task? One question to the supervisor."""
@@ -224,7 +122,7 @@ class TaskFuture(Future[T]):
             True if it will end cancelled, False if it had ended.
         """
         if self.done():
-            return self._state is CANCELLED_AND_NOTIFIED
+            return self.status == codec.CANCELLED
         return self._client.cancel(self._key)
 
     def result(self, timeout: float | None = None) -> T:
@@ -238,8 +136,8 @@ class TaskFuture(Future[T]):
             TaskCancelled: It was cancelled.
             Exception: What the task raised, with the child's traceback as its cause, or one of `mpworker.errors`.
         """
-        if self._state is PENDING and not self._client.wait_for(self, timeout):
-            raise TimeoutError(f"task {self.task_id} has not ended within {timeout} s")
+        if self.status < 0 and not self._client.wait_for(self, timeout):
+            raise TimeoutError(f"{self._subject} has not ended within {timeout} s")
         if self._payload is not None:
             self._decode()
         if self._exception is not None:
@@ -251,16 +149,16 @@ class TaskFuture(Future[T]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the task raised, or None if it has a value. See `result`."""
-        if self._state is PENDING and not self._client.wait_for(self, timeout):
-            raise TimeoutError(f"task {self.task_id} has not ended within {timeout} s")
+        if self.status < 0 and not self._client.wait_for(self, timeout):
+            raise TimeoutError(f"{self._subject} has not ended within {timeout} s")
         if self._payload is not None:
             self._decode()
-        if self._state is CANCELLED_AND_NOTIFIED and self._exception is not None:
+        if self.status == codec.CANCELLED and self._exception is not None:
             raise self._exception
         return self._exception
 
     def _decode(self) -> None:
-        data, status = self._payload, self._status
+        data, status = self._payload, self.status
         if data is None:
             return
         value: Any = None
@@ -269,86 +167,83 @@ class TaskFuture(Future[T]):
             try:
                 value = payload.loads_known(data)
             except (Exception, SystemExit) as broken:  # noqa: BLE001  # a value's own code may raise anything
-                error = SerializationError(
-                    f"task {self.task_id}: its result cannot be unpickled here: {_brief(broken)}"
-                )
+                error = SerializationError(f"{self._subject}: its result cannot be unpickled here: {brief(broken)}")
                 error.__cause__ = broken
         else:
-            error = make_error(status, data, f"task {self.task_id}")
-        with self._client.mutex:
-            if self._payload is not None:  # the first thread's value is everybody's
-                self._result, self._exception = value, error
-                self._payload = None
+            error = make_error(status, data, self._subject)
+        if self._payload is not None:  # the first thread's value is everybody's: no call from here on
+            self._result = value
+            self._exception = error
+            self._payload = None
 
-    # ------------------------------------------------------------ callbacks
+    # ------------------------------------------------------------ who waits
 
-    def _watch(self) -> None:
-        """Somebody waits who does not read the ring: a reader thread must."""
-        with self._client.mutex:
-            if not self._watched and self._state is PENDING:
-                self._client.watch()
-                self._slow = True
-                if not self._watched and self._state is PENDING:  # type: ignore[redundant-expr]  # in a handler
-                    self._watched = True
-                    self._client.watched += 1  # no call between the two: see `mpworker.reader`
+    def add_waiter(self, waiter: Any) -> None:
+        """Have `settle` wake the waiter, which reads the ring itself if it must."""
+        self.__dict__.setdefault("_followers", []).append(waiter)
+        self._slow = True
+
+    def remove_waiter(self, waiter: Any) -> None:
+        """Undo `add_waiter`."""
+        followers = self.__dict__.get("_followers", [])
+        if waiter in followers:
+            followers.remove(waiter)
+
+    def add_audience(self, line: str, member: Any) -> None:
+        """Have the background thread tell somebody who does not read the ring.
+
+        Args:
+            line: "_waiting" for waiters of the library, "_callbacks" for callbacks.
+            member: The one who is to be told.
+        """
+        self._client.refuse_if_forked()
+        self.__dict__.setdefault(line, deque()).append(member)
+        self._slow = True
+        if not self._watched and self.status < 0:
+            self._watched = True
+            self._client.background.watched += 1  # no call since the look: see `mpworker.reader`
+        if self.status >= 0:
+            self._client.background.announce(self)
+        self._client.background.need()
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call `fn(self)` when the task has ended, in a thread of the worker's, or now and here if it has."""
         self._client.poll()
-        with self._client.mutex:
-            if self._state is PENDING:
-                callbacks = self._done_callbacks  # whose making starts the reader
-                if self._state is PENDING:
-                    callbacks.append(fn)
-                    return
+        if self.status < 0:
+            self.add_audience("_callbacks", fn)
+            return
         try:
             fn(self)
         except Exception:  # noqa: BLE001  # the library's own behaviour: logged, never raised
             LOGGER.exception("exception calling callback for %r", self)
 
     def settle(self, status: int, data: bytes) -> None:
-        """Set the outcome and wake the followers. Called under the client's condition; `announce` comes later."""
-        if self._state is PENDING:  # else this was interrupted, and goes on
-            self._status = status
+        """Set the outcome, wake the followers, and have the audience told.
+
+        It may be interrupted at any call, and is then done again; and two threads may do the same at once.
+        """
+        if self.status < 0:
             self._payload = data
-            self._state = CANCELLED_AND_NOTIFIED if status == codec.CANCELLED else FINISHED
+            self.status = status
         if self._slow:
+            if self.__dict__.get("_waiting") or self.__dict__.get("_callbacks"):
+                self._client.background.announce(
+                    self
+                )  # first: this may be the last future to need the background thread
             if self._watched:
                 self._watched = False
-                self._client.watched -= 1  # no call between the two: see `mpworker.reader`
+                self._client.background.watched -= 1  # no call since the look: see `mpworker.reader`
             wake_all(self.__dict__.get("_followers", ()))
 
-    def add_waiter(self, waiter: Any) -> None:
-        """Have `settle` wake the waiter, which reads the ring itself if it must. Under the client's condition."""
-        self.__dict__.setdefault("_followers", []).append(waiter)
-        self._slow = True
+    def tell_waiters(self) -> bool:
+        """Tell the library's waiters that this has ended; False if one of them must be told later."""
+        waiting: deque[Any] = self.__dict__.get("_waiting", deque())
+        for waiter in taken(waiting):
+            if not tell(waiter, self):
+                waiting.append(waiter)
+                return False
+        return True
 
-    def remove_waiter(self, waiter: Any) -> None:
-        """Undo `add_waiter`. Under the client's condition."""
-        followers = self.__dict__.get("_followers", [])
-        if waiter in followers:
-            followers.remove(waiter)
-
-    def has_audience(self) -> bool:
-        """Is there anybody for `announce` to tell?"""
-        return bool(self.__dict__.get("_waiting") or self.__dict__.get("_done_callbacks"))
-
-    def announce(self) -> list[Callable[[Future[T]], object]]:
-        """Tell the library's waiters that it has ended. Under the client's condition, by the background thread.
-
-        That thread alone handles no signals: in the main one a handler that raises could come in the middle, and then
-        a waiter would be told twice, which `as_completed` takes ill, or never.
-
-        Returns:
-            The callbacks, each of which is now to be called once.
-        """
-        waiters: list[Any] = self.__dict__.pop("_waiting", [])
-        for waiter in waiters:
-            if self._status == codec.CANCELLED:
-                waiter.add_cancelled(self)
-            elif self._status == codec.OK:
-                waiter.add_result(self)
-            else:
-                waiter.add_exception(self)
-        callbacks: list[Callable[[Future[T]], object]] = self.__dict__.pop("_done_callbacks", [])
-        return callbacks
+    def callbacks(self) -> Iterator[Callable[[Future[T]], object]]:
+        """Take out the callbacks, each of which is to be called once."""
+        return taken(self.__dict__.get("_callbacks", deque()))

@@ -11,11 +11,12 @@ from typing import Any, Final
 
 import mpworker
 from mpworker.errors import ConfigurationError, InvalidArgument, SerializationError
-from mpworker.future import start_failed
+from mpworker.functions import refuse_asynchronous
 from mpworker.ipc import codec, frames, payload
 from mpworker.ipc.channel import Channel, close_all, make_channel, make_segment
 from mpworker.ipc.limits import explained
 from mpworker.options import WorkerOptions, available_cores
+from mpworker.outcomes import start_failed
 
 _CLIENT_SPIN_NS: Final = 50_000
 _CHILD_SPIN_NS: Final = 20_000
@@ -99,11 +100,12 @@ class Supervisor:
         return _start_failure(self._words, self._python, how)
 
     def close(self) -> None:
-        """Reap the dead process and close everything; it may be interrupted, and called again."""
+        """Reap the dead process and close everything. It may be interrupted and called again, also by two threads."""
         try:
-            os.waitpid(self.pid, 0)
+            if self.pidfd >= 0:  # and not by its number, which may be another child's once somebody has reaped it
+                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         except ChildProcessError:
-            pass  # the program waited for all its children itself
+            pass  # another thread has, or the program waited for all its children itself
         self._sock.close()
         self.channel.close()
         pidfd, self.pidfd = self.pidfd, -1
@@ -138,7 +140,7 @@ def _start_failure(words: bytes, python: str, how: str) -> dict[str, str] | None
     """What the first words of a supervisor that is dead tell; if it said none, how it ended, "" if nobody knows."""
     word, text = words[:1], words[1:].decode(errors="replace")
     if word == codec.CANNOT:
-        return {"what": "the supervisor", "why": text}
+        return {"what": "the supervisor", "why": text, "traceback": ""}
     if word == codec.CANNOT_IMPORT:
         how = text
     elif word or not how:
@@ -185,6 +187,7 @@ def _pickle_initializer(initializer: Callable[..., object] | None, initargs: tup
         return b""
     if not callable(initializer):
         raise InvalidArgument(f"initializer must be callable, not {initializer!r}")
+    refuse_asynchronous(initializer)
     try:
         return payload.dumps((initializer, tuple(initargs)))
     except payload.Unserializable as error:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.errors import SerializationError
-from mpworker.future import make_error
 from mpworker.ipc import codec, payload
+from mpworker.ipc.failures import brief
+from mpworker.outcomes import make_error
 from mpworker.waiting import wake_all
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ class _Chunk:
     """One chunk under way: what has come of it, and who waits."""
 
     __slots__ = (
+        "_ended",
         "_left",
         "_map",
-        "_starts",
         "_waiters",
         "at",
         "items",
@@ -62,7 +63,7 @@ class _Chunk:
         self.resent: dict[int, tuple[int, deque[_Chunk]]] = {}  # start: stop and the items, each in a chunk of its own
         self.singles: deque[_Chunk] = deque()  # items that were sent again one by one, to be taken before the rest
         self._left = self.stop
-        self._starts: dict[int, None] = {}  # of all runs and splits that were settled
+        self._ended: dict[int, int] = {}  # start: stop of all runs and splits that were settled
         self._waiters: list[Any] = []
 
     @property
@@ -71,17 +72,18 @@ class _Chunk:
 
     def settle_items(self, status: int, start: int, stop: int, duration_ns: int, data: bytes) -> bool:
         """A run of items has ended; True when it was the last."""
-        if start not in self._starts:  # it may be told again: see `mpworker.reader`
-            self.runs[start] = (stop, status, data, duration_ns)
+        run = (stop, status, data, duration_ns)
+        if start not in self._ended:  # it may be told again, and at once: see `mpworker.reader`. No call from here on.
+            self.runs[start] = run
             self._left -= stop - start
-            self._starts[start] = None
+            self._ended[start] = stop
         return self._settled()
 
     def split(self, start: int, stop: int) -> bool:
         """These items must be sent one by one, by who takes them or stops the worker. False: they are unfinished."""
-        if start not in self._starts:
+        if start not in self._ended:
             self.splits[start] = stop
-            self._starts[start] = None
+            self._ended[start] = stop
             self._map.client.split[self] = self._map
         self._settled()
         return False
@@ -94,13 +96,16 @@ class _Chunk:
 
     def settle(self, status: int, data: bytes) -> None:
         """Nothing more will come: what is left ends like this."""
-        stops = self.sending | {start: run[0] for start, run in self.runs.items()}
-        stops |= {start: stop for start, (stop, _) in self.resent.items()}
-        at = self.at
-        for start in sorted((*stops, self.stop)):
+        at = 0
+        for start, stop in (*sorted(self._ended.items()), (self.stop, self.stop)):
             if at < start:
-                self.runs[at] = (start, status, data, 0)
-            at = max(at, stops.get(start, at))
+                self.settle_items(status, at, start, 0, data)
+            at = max(at, stop)
+        for start, stop in list(self.splits.items()):
+            run = (stop, status, data, 0)
+            if start in self.splits:  # nobody has begun to send them again; no call from here on
+                self.runs[start] = run
+                del self.splits[start]
         self._left = 0
         self._settled()
 
@@ -277,7 +282,7 @@ class Mapping:
         left = None if self._deadline is None else self._deadline - time.monotonic()
         if not self.client.wait_for(chunk, left):
             if self.client.end is not None:  # another thread sends some again, too late
-                chunk.sending.clear()
+                chunk.splits.update(chunk.sending)
                 chunk.settle(*self.client.end)
                 return
             raise TimeoutError(f"map({self._name}) was not done within {self._timeout} s")
@@ -292,7 +297,7 @@ class Mapping:
 
     def _unreadable(self, error: BaseException, count: int) -> Iterator[Any]:
         for _ in range(count):  # all of a run, but the child has tried: only what fails here and not there
-            text = f"{self._subject()}: its result cannot be unpickled here: {type(error).__name__}: {error}"
+            text = f"{self._subject()}: its result cannot be unpickled here: {brief(error)}"
             yield from self._raise_or_return(SerializationError(text))
 
     def _subject(self) -> str:

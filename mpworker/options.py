@@ -62,8 +62,10 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
         number = None
     if number is None:
         raise InvalidArgument(f"{name} must be an int from {low} to {high}, not {value!r}")
-    if not low <= number <= high:
-        raise ConfigurationError(f"{name} must be from {low} to {high}, not {value!r}")
+    if number < low:
+        raise ConfigurationError(f"{name} must be at least {low}, not {value!r}")
+    if number > high:
+        raise ConfigurationError(f"{name} must be at most {high}, not {value!r}")
     return number
 
 
@@ -82,11 +84,14 @@ def check_seconds(name: str, value: Any, *, optional: bool = False, zero: bool =
     """
     if value is None and optional:
         return None
-    bound = ("0 or above" if zero else "above 0") + (" or None" if optional else "")
-    if not _is_real(value):
-        raise InvalidArgument(f"{name} must be a number of seconds {bound}, not {value!r}")
-    if not 0 < value <= _SECONDS_MAX and not (zero and value == 0):
-        raise ConfigurationError(f"{name} must be at most {_SECONDS_MAX:.0e} seconds and {bound}, not {value!r}")
+    if not _is_real(value) or value != value:  # noqa: PLR0124  # which NaN alone is not
+        raise InvalidArgument(f"{name} must be a number of seconds{' or None' if optional else ''}, not {value!r}")
+    unlimited = "; None is no limit" if optional else ""
+    if value < 0 or (value == 0 and not zero):
+        low = "at least 0 s" if zero else "greater than 0 s"
+        raise ConfigurationError(f"{name} must be {low}, not {value!r}{unlimited}")
+    if value > _SECONDS_MAX:
+        raise ConfigurationError(f"{name} must be at most {_SECONDS_MAX:.0f} s, not {value!r}{unlimited}")
     return float(value)
 
 
@@ -151,11 +156,11 @@ class WorkerOptions:
         for name in ("grace", "lease_ttl", "start_timeout", "kill_timeout"):
             plain(self, name, check_seconds(name, getattr(self, name)))
         if self.lease_ttl < LEASE_TTL_MIN:
-            raise ConfigurationError(f"lease_ttl must be at least {LEASE_TTL_MIN} seconds, not {self.lease_ttl!r}")
+            raise ConfigurationError(f"lease_ttl must be at least {LEASE_TTL_MIN} s, not {self.lease_ttl!r}")
         for name in ("child_ring_bytes", "client_ring_bytes"):
             size = getattr(self, name)
             if size & (size - 1):
-                raise ConfigurationError(f"{name} must be a power of two from 4096 to {1 << 30}, not {size}")
+                raise ConfigurationError(f"{name} must be a power of two, not {size}")
 
 
 _COUNTS: Final = (
@@ -167,19 +172,5 @@ _COUNTS: Final = (
     ("client_ring_bytes", 1 << 12, 1 << 30),
 )
 
-_FIELDS: Final = {kind: tuple(each.name for each in fields(kind)) for kind in (TaskDefaults, WorkerOptions)}
-
-
-def split_options(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keyword options, split into those of tasks and those of the worker.
-
-    Raises:
-        ConfigurationError: One is unknown.
-    """
-    task = {name: given[name] for name in given if name in _FIELDS[TaskDefaults]}
-    worker = {name: given[name] for name in given if name in _FIELDS[WorkerOptions]}
-    for name in given:
-        if name not in task and name not in worker:
-            known = ", ".join(sorted((*_FIELDS[TaskDefaults], *_FIELDS[WorkerOptions])))
-            raise ConfigurationError(f"unknown option {name!r}; the options are {known}")
-    return task, worker
+TASK_OPTIONS: Final = tuple(each.name for each in fields(TaskDefaults))
+WORKER_OPTIONS: Final = tuple(each.name for each in fields(WorkerOptions))

@@ -1,8 +1,11 @@
 """Things a client's thread can wait for, and how it sleeps while another thread reads the events."""
 
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Waitable(Protocol):
@@ -41,9 +44,19 @@ class Follower:
 
 
 def wake_all(followers: Iterable[Follower]) -> None:
-    """Wake each, also if a signal handler changes the collection meanwhile."""
+    """Wake each, also if somebody changes the collection meanwhile."""
     for follower in tuple(followers):
         follower.wake()
+
+
+def taken(line: "deque[T]") -> Iterator[T]:
+    """Take out what is in line, one by one; other threads may add to it and take from it meanwhile."""
+    while line:
+        try:
+            first = line.popleft()
+        except IndexError:
+            return
+        yield first
 
 
 class Condition:

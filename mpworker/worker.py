@@ -8,18 +8,19 @@ from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 
 from mpworker.client import Client
-from mpworker.errors import ConfigurationError, InvalidArgument
+from mpworker.errors import InvalidArgument
 from mpworker.future import TaskFuture
 from mpworker.ipc.codec import MAX_CHUNK_ITEMS
 from mpworker.mapping import Mapping
 from mpworker.options import (
     N_MAX,
+    TASK_OPTIONS,
+    WORKER_OPTIONS,
     TaskDefaults,
     WorkerOptions,
     available_cores,
     check_int,
     check_seconds,
-    split_options,
 )
 
 P = ParamSpec("P")
@@ -51,7 +52,7 @@ class TaskView(Executor):
             The future of its result.
 
         Raises:
-            InvalidArgument: `fn` is not callable.
+            InvalidArgument: `fn` is not callable, or asynchronous.
             SerializationError: It, or an argument, cannot be pickled.
             WorkerStopped: The worker was stopped, or made before this process was forked.
 
@@ -62,7 +63,7 @@ class TaskView(Executor):
             1024
         """
         if not callable(fn):
-            raise InvalidArgument(f"submit needs a callable, not {fn!r}")
+            raise InvalidArgument(f"submit needs a callable, not {fn!r}: write submit(f, x), not submit(f(x))")
         return self._client.submit(fn, args, kwargs, self._options_key)
 
     @overload
@@ -121,7 +122,7 @@ class TaskView(Executor):
             An iterator over the results; a generator, so `close()` ends the map.
 
         Raises:
-            InvalidArgument: `fn` is not callable, there is no iterable, or an option has a wrong type.
+            InvalidArgument: `fn` is not callable or asynchronous, there is no iterable, or an option has a wrong type.
             ConfigurationError: An option is out of its bounds.
             SerializationError: `fn` cannot be pickled.
             WorkerStopped: The worker was stopped, or made before this process was forked.
@@ -135,7 +136,7 @@ class TaskView(Executor):
             [3, 2, 1, 0, 1]
         """
         if not callable(fn):
-            raise InvalidArgument(f"map needs a callable, not {fn!r}")
+            raise InvalidArgument(f"map needs a callable, not {fn!r}: write map(f, items)")
         if not iterables:
             raise InvalidArgument("map needs at least one iterable")
         for each in iterables:
@@ -167,7 +168,8 @@ class TaskView(Executor):
             **options: `timeout`, `retries`, `crash_retries`, as for `ProcessWorker`.
 
         Raises:
-            ConfigurationError: An option is unknown, or out of its bounds.
+            InvalidArgument: There is no such option of tasks, or it has a wrong type.
+            ConfigurationError: An option is out of its bounds.
 
         Example:
             >>> from mpworker import ProcessWorker
@@ -175,10 +177,10 @@ class TaskView(Executor):
             ...     w.options(timeout=5.0, retries=3).submit(len, "four").result()
             4
         """
-        task, worker = split_options(options)
-        for name in worker:
-            raise ConfigurationError(f"option {name!r} concerns the whole worker: pass it to ProcessWorker")
-        return TaskView(self._client, replace(self._defaults, **task), self._n)
+        for name in options:
+            if name not in TASK_OPTIONS:
+                raise _unknown_option(name, "options()", TASK_OPTIONS)
+        return TaskView(self._client, replace(self._defaults, **options), self._n)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Nothing: the worker owns the processes."""
@@ -211,8 +213,10 @@ class ProcessWorker(TaskView):
         **others: `child_ring_bytes`, `client_ring_bytes`, `slots`, `max_payload_bytes`: see the table of defaults.
 
     Raises:
-        ConfigurationError: An option is unknown or out of its bounds. A `python` that starts and then proves to be none
-            is told by the first use.
+        InvalidArgument: There is no such option, or it has a wrong type.
+        ConfigurationError: An option is out of its bounds, or there is no interpreter to start. A `python` that starts
+            and then proves to be none is told by the first use.
+        SerializationError: The initializer or its arguments cannot be pickled.
         OSError: No memory, descriptor or process is left.
 
     Example:
@@ -241,8 +245,10 @@ class ProcessWorker(TaskView):
         python: str | os.PathLike[str] | None = None,
         **others: Any,
     ) -> None:
-        task, worker = split_options(others)
-        defaults = TaskDefaults(timeout=timeout, retries=retries, crash_retries=crash_retries, **task)
+        for name in others:
+            if name not in WORKER_OPTIONS:
+                raise _unknown_option(name, "ProcessWorker", _all_options())
+        defaults = TaskDefaults(timeout=timeout, retries=retries, crash_retries=crash_retries)
         unusable = isinstance(preload, str) or not isinstance(preload, Iterable)
         modules: tuple[Any, ...] = (None,) if unusable else tuple(preload)
         if not all(isinstance(module, str) for module in modules):
@@ -260,7 +266,7 @@ class ProcessWorker(TaskView):
             max_pending=max_pending,
             preload=modules,
             python="" if python is None else os.fspath(python),
-            **worker,
+            **others,
         )
         super().__init__(Client(options, initializer, tuple(initargs)), defaults, options.n)
 
@@ -300,7 +306,8 @@ class ProcessWorker(TaskView):
         """The process ids of the supervisor, the nursery and the children, for a look from outside.
 
         Returns:
-            {"supervisor": pid, "nursery": pid, "children": [{"pid", "ready", "offers"}, ...]}; empty after the stop.
+            A dictionary of "supervisor" and "nursery", which are process ids, and "children", a list of dictionaries
+            of "pid", "ready" and "offers". Empty after the stop.
         """
         return self._client.request({"verb": "children"}) or {}
 
@@ -334,3 +341,17 @@ class ProcessWorker(TaskView):
             self._client.stop_graceful(None)
         else:
             self._client.ask_drain()
+
+
+def _all_options() -> tuple[str, ...]:
+    """The options of `ProcessWorker`, as its signature has them, and then the rest."""
+    from inspect import signature
+
+    named = [name for name in signature(ProcessWorker).parameters if name != "others"]
+    return (*named, *(name for name in WORKER_OPTIONS if name not in named))
+
+
+def _unknown_option(name: str, call: str, takes: Sequence[str]) -> InvalidArgument:
+    from mpworker.hints import unknown_option
+
+    return InvalidArgument(unknown_option(name, call, takes, [each for each in _all_options() if each not in takes]))

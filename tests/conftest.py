@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import signal
+import sys
 from collections.abc import Iterator
 
 import leaks
@@ -19,3 +20,12 @@ def _leave_nothing_behind() -> Iterator[None]:
     yield
     left = leaks.leaks_since(before)
     assert not left, "the test left behind: " + "; ".join(left)
+
+
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """The GIL changes hands as often as it can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)

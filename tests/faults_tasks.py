@@ -11,6 +11,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -42,6 +43,14 @@ def say(path: Path, text: object = "") -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(str(text))
     part.rename(path)
+
+
+def dispositions() -> tuple[list[str], list[str]]:
+    """What this process, and a program that it starts, do at signals."""
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+    program = f"import signal; print(*map(str, map(signal.getsignal, {[int(number) for number in numbers]})), sep='|')"
+    there = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    return [str(signal.getsignal(number)) for number in numbers], there.strip().split("|")
 
 
 # ------------------------------------------------------------ ends of a process
@@ -363,7 +372,7 @@ def return_deep() -> list[Any]:
 
 
 class NeedsTwoError(Exception):
-    """Pickles, and cannot be made again: its constructor wants more than `args`."""
+    """Its constructor wants more than `args`."""
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(f"{first} {second}")

@@ -8,7 +8,7 @@ import dis
 import functools
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 CHECKS = frozenset(
@@ -17,6 +17,10 @@ CHECKS = frozenset(
         *(f"POP_JUMP_BACKWARD_IF_{what}" for what in ("TRUE", "FALSE", "NONE", "NOT_NONE")),  # 3.11
     )
 )
+
+CLIENT = "/mpworker/"
+LIBRARY = "/concurrent/futures/_base.py"
+EVERYTHING = (CLIENT, LIBRARY, "/threading.py")
 
 
 @functools.cache
@@ -38,11 +42,17 @@ class AtPoint:
 
     A trace function can only raise at the instruction after the point, so one is left out if that instruction is not in
     the same `try`.
+
+    Args:
+        at: Which point, from 0.
+        handle: What is called there.
+        parts: A file is looked at if its path has one of these in it.
     """
 
-    def __init__(self, at: int, handle: Callable[[], object]) -> None:
+    def __init__(self, at: int, handle: Callable[[], object], parts: Sequence[str] = EVERYTHING) -> None:
         self.left = at
         self.handle = handle
+        self.parts = parts
         self.done = False
         self.where = ""
         self.last: dict[Any, int] = {}  # frame: offset of what it has executed just now
@@ -50,7 +60,7 @@ class AtPoint:
     def trace(self, frame: Any, event: str, _: object) -> Any:
         if event == "call":
             self.last.pop(frame.f_back, None)  # it calls Python code, and no look follows its return
-            if not frame.f_code.co_filename.endswith("/threading.py") and "/mpworker/" not in frame.f_code.co_filename:
+            if not any(part in frame.f_code.co_filename for part in self.parts):
                 return None
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False
@@ -80,10 +90,15 @@ class AtPoint:
         self.last.clear()
 
 
-def sweep(scenario: Callable[[], object], check: Callable[[], object], handle: Callable[[], object] = interrupt) -> int:
+def sweep(
+    scenario: Callable[[], object],
+    check: Callable[[], object],
+    handle: Callable[[], object] = interrupt,
+    parts: Sequence[str] = EVERYTHING,
+) -> int:
     """Call `handle` at every point of the scenario, one a run; after each the check must hold. How many there were."""
     for at in itertools.count():
-        point = AtPoint(at, handle)
+        point = AtPoint(at, handle, parts)
         try:
             try:
                 with point:

@@ -1,10 +1,13 @@
 """What a caller gets wrong is told where it was done: one line, the value and the bound in it, an error of ours."""
 
+import asyncio
+import functools
+import inspect
 import math
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +18,15 @@ import programs
 import pytest
 
 from mpworker import ProcessWorker
-from mpworker.errors import ConfigurationError, InvalidArgument, MPWorkerError, StartFailed, WorkerStopped
+from mpworker.errors import (
+    ConfigurationError,
+    InvalidArgument,
+    MPWorkerError,
+    RemoteTraceback,
+    SerializationError,
+    StartFailed,
+    WorkerStopped,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +55,11 @@ class Indexable:
 
 
 NO_INT = [True, 2.0, "2", None, [2], math.nan, Decimal(2), numpy.float64(2), numpy.True_, numpy.array([2, 3])]
-NO_SECONDS = ["1", True, False, [1], Decimal(1), 1j, numpy.True_, numpy.array([1.0, 2.0])]
-OUT_OF_TIME = [0, -1, 0.0, -0.5, math.nan, -math.inf, math.inf, 1e300, 10**400, numpy.float64(-1), numpy.float64("nan")]
+NO_SECONDS = ["1", True, False, [1], Decimal(1), 1j, numpy.True_, numpy.array([1.0, 2.0]), math.nan]
+NO_SECONDS.append(numpy.float64("nan"))
+TOO_LITTLE_TIME = [0, -1, 0.0, -0.5, -math.inf, numpy.float64(-1)]
+TOO_MUCH_TIME = [math.inf, 1e300, 10**400]
+OUT_OF_TIME = [*TOO_LITTLE_TIME, *TOO_MUCH_TIME]
 
 
 @pytest.mark.parametrize(
@@ -62,8 +76,10 @@ OUT_OF_TIME = [0, -1, 0.0, -0.5, math.nan, -math.inf, math.inf, 1e300, 10**400, 
     ],
 )
 def test_an_option_that_counts(option: str, low: int, high: int) -> None:
-    for value in (low - 1, -5, high + 1, 10**30):
-        refuse(ProcessWorker, **{option: value}, says=[option, str(low), str(high), repr(value)])
+    for value in (low - 1, -5):
+        refuse(ProcessWorker, **{option: value}, says=[f"{option} must be at least {low}, not {value}"])
+    for value in (high + 1, 10**30):
+        refuse(ProcessWorker, **{option: value}, says=[f"{option} must be at most {high}, not {value}"])
     for value in NO_INT:
         if not (value is None and option in ("n", "crash_retries")):
             refuse(ProcessWorker, **{option: value}, kind=InvalidArgument, says=[option, str(low), repr(value)])
@@ -71,10 +87,13 @@ def test_an_option_that_counts(option: str, low: int, high: int) -> None:
 
 @pytest.mark.parametrize("option", ["timeout", "grace", "lease_ttl", "start_timeout", "kill_timeout"])
 def test_an_option_in_seconds(option: str) -> None:
-    for value in OUT_OF_TIME:
-        refuse(ProcessWorker, **{option: value}, says=[option, "above 0", repr(value)])
+    for value in TOO_LITTLE_TIME:
+        refuse(ProcessWorker, **{option: value}, says=[f"{option} must be greater than 0 s, not {value!r}"])
+    for value in TOO_MUCH_TIME:
+        refuse(ProcessWorker, **{option: value}, says=[f"{option} must be at most 1000000000 s, not {value!r}"])
     for value in NO_SECONDS:
-        refuse(ProcessWorker, **{option: value}, kind=InvalidArgument, says=[option, "seconds above 0", repr(value)])
+        says = [f"{option} must be a number of seconds", f"not {value!r}"]
+        refuse(ProcessWorker, **{option: value}, kind=InvalidArgument, says=says)
 
 
 def test_a_lease_that_no_heartbeat_can_keep() -> None:
@@ -88,12 +107,51 @@ def test_a_ring_of_a_size_that_is_no_power_of_two() -> None:
         refuse(ProcessWorker, **{option: 5000}, says=[option, "power of two", "5000"])
 
 
-def test_an_unknown_option_names_the_known_ones(pool: ProcessWorker) -> None:
-    refuse(ProcessWorker, worker_count=3, says=["'worker_count'", "retries", "preload"])
-    refuse(pool.options, tiemout=3, says=["'tiemout'", "timeout"])
-    refuse(pool.options, n=3, says=["'n'", "whole worker"])
-    refuse(pool.options, retries=-1, says=["retries", "0", "-1"])
-    refuse(pool.options, timeout=0, says=["timeout", "above 0"])
+OF_TASKS = "options() takes timeout, retries, crash_retries"
+
+
+def test_an_unknown_option_names_those_that_this_call_takes(pool: ProcessWorker) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        ProcessWorker(unheard_of=3)
+    message, _, taken = str(caught.value).partition("; ProcessWorker takes ")
+    assert message == "unknown option 'unheard_of'"
+    signature = [name for name in inspect.signature(ProcessWorker).parameters if name != "others"]
+    rest = ["child_ring_bytes", "client_ring_bytes", "slots", "max_payload_bytes"]
+    assert taken.split(", ") == [*signature, *rest]
+    with pytest.raises(InvalidArgument) as caught:
+        pool.options(unheard_of=3)
+    assert str(caught.value) == f"unknown option 'unheard_of'; {OF_TASKS}"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("max_workers", "did you mean 'n'?"),
+        ("processes", "did you mean 'n'?"),
+        ("n_jobs", "did you mean 'n'?"),
+        ("initialiser", "did you mean 'initializer'?"),
+        ("tiemout", "did you mean 'timeout'?"),
+        ("slot", "did you mean 'slots'?"),
+        ("mp_context", "a fork of a process without threads"),
+        ("maxtasksperchild", "a child lives as long as its worker"),
+        ("chunksize", "it is an argument of map()"),
+    ],
+)
+def test_an_option_of_another_pool_or_nearly_one_of_ours_is_known(name: str, hint: str) -> None:
+    refuse(ProcessWorker, **{name: 3}, kind=TypeError, says=[f"unknown option {name!r}: ", hint])
+
+
+def test_an_option_of_the_worker_is_none_of_tasks(pool: ProcessWorker) -> None:
+    for name in ("n", "initializer", "initargs", "preload", "slots"):
+        concerns = f"option {name!r} concerns the whole worker: give it to ProcessWorker; {OF_TASKS}"
+        refuse(pool.options, **{name: 3}, says=[concerns])
+    refuse(pool.options, max_workers=3, says=[f"did you mean 'n' of ProcessWorker? {OF_TASKS}"])
+    refuse(pool.options, tiemout=3, says=[f"did you mean 'timeout'? {OF_TASKS}"])
+
+
+def test_a_bound_of_an_option_of_tasks(pool: ProcessWorker) -> None:
+    refuse(pool.options, retries=-1, says=["retries must be at least 0, not -1"])
+    refuse(pool.options, timeout=0, says=["timeout must be greater than 0 s, not 0; None is no limit"])
     with pytest.raises(TypeError, match="positional"):
         ProcessWorker(2, 3)  # type: ignore[misc]
 
@@ -108,23 +166,60 @@ def test_preload_and_initializer() -> None:
     refuse(ProcessWorker, initializer=print, initargs=(lock,), kind=MPWorkerError, says=["initializer", "lock"])
 
 
-def test_a_module_that_cannot_be_preloaded_is_told_with_its_traceback() -> None:
-    with ProcessWorker(n=1, preload=["json", "no_such_module_at_all"]) as pool:
-        with pytest.raises(StartFailed, match="No module named 'no_such_module_at_all'"):
-            pool.submit(pow, 2, 3).result()
-        with pytest.raises(StartFailed, match="preload"):
+def fails_to_start(why: str, first_frame: str, **options: Any) -> None:
+    """Task and refusal say why on one line; their cause is the traceback, of the user's frames alone."""
+    with ProcessWorker(**options) as pool:
+        future = pool.submit(pow, 2, 3)
+        error = future.exception()
+        assert isinstance(error, StartFailed)
+        assert str(error) == f'task {future.task_id} ("pow"): the children cannot start: {why}'
+        with pytest.raises(StartFailed) as caught:
             pool.submit(pow, 2, 3)
+        assert str(caught.value) == f"the children cannot start: {why}"
+    for each in (error, caught.value):
+        assert isinstance(each.__cause__, RemoteTraceback)
+        text = each.__cause__.text
+        if first_frame:
+            assert text.splitlines()[0] == "Traceback (most recent call last):"
+            assert first_frame in text.splitlines()[1]
+        assert "mpworker/" not in text
 
 
-def test_an_initializer_that_raises_is_told_with_its_traceback() -> None:
+def test_a_module_that_cannot_be_preloaded_is_told_in_a_line_and_its_traceback_is_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = "preload of 'no_such_module' raised ModuleNotFoundError: No module named 'no_such_module'"
+    fails_to_start(missing, "", n=1, preload=["json", "no_such_module"])
+    (tmp_path / "needy.py").write_text("import json\nimport no_such_module\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    needy = "preload of 'needy' raised ModuleNotFoundError: No module named 'no_such_module'"
+    fails_to_start(needy, 'needy.py", line 2', n=1, preload=["needy"])
+
+
+def test_an_initializer_that_raises_is_told_in_a_line_and_its_traceback_is_the_cause() -> None:
     def initializer(number: int) -> None:
-        raise LookupError(f"no such thing: {number}")
+        raise LookupError(f"no such thing:\n{number}")
 
-    with ProcessWorker(n=2, initializer=initializer, initargs=(7,)) as pool:
-        with pytest.raises(StartFailed, match="LookupError: no such thing: 7"):
-            pool.submit(pow, 2, 3).result()
-        with pytest.raises(StartFailed, match="initializer"):
-            pool.submit(pow, 2, 3)
+    why = "3 starts in a row failed, the last one so: the initializer raised LookupError: no such thing: 7"
+    fails_to_start(why, "in initializer", n=1, initializer=initializer, initargs=(7,))
+
+
+class OnlyHere:
+    def __reduce__(self) -> Any:
+        return __import__, ("no_such_module",)
+
+
+def test_an_initializer_that_cannot_be_unpickled_says_so() -> None:
+    why = (
+        "3 starts in a row failed, the last one so: the initializer or its initargs cannot be unpickled in the child: "
+    )
+    fails_to_start(
+        f"{why}ModuleNotFoundError: No module named 'no_such_module'",
+        "",
+        n=1,
+        initializer=print,
+        initargs=(OnlyHere(),),
+    )
 
 
 def test_python_that_is_no_interpreter(tmp_path: Path) -> None:
@@ -144,8 +239,50 @@ def test_python_that_is_no_interpreter(tmp_path: Path) -> None:
 
 def test_submit_and_map_of_what_cannot_be_called(pool: ProcessWorker) -> None:
     for value in (5, "len", None, [len]):
-        refuse(pool.submit, value, kind=InvalidArgument, says=["submit", "callable", repr(value)])
-        refuse(pool.map, value, [1], kind=InvalidArgument, says=["map", "callable", repr(value)])
+        refuse(pool.submit, value, kind=InvalidArgument, says=[f"submit needs a callable, not {value!r}: write"])
+        refuse(pool.map, value, [1], kind=InvalidArgument, says=[f"map needs a callable, not {value!r}: write"])
+
+
+async def fetch(_: int) -> int:
+    return 1
+
+
+async def fetch_each(_: int) -> AsyncIterator[int]:
+    yield 1
+
+
+def count_up(_: int) -> Iterator[int]:
+    yield 1
+
+
+class Fetcher:
+    async def fetch(self, _: int) -> int:
+        return 1
+
+
+def test_an_asynchronous_function_is_refused_where_it_is_given(pool: ProcessWorker) -> None:
+    async def local(_: int) -> int:
+        return len(functions)
+
+    functions = [fetch, fetch_each, local]
+    for function in functions:
+        says = [f"{function.__qualname__!r} is asynchronous", "asyncio.run(f(x))"]
+        refuse(pool.submit, function, 1, kind=InvalidArgument, says=says)
+        refuse(pool.map, function, [1], kind=InvalidArgument, says=says)
+        refuse(ProcessWorker, initializer=function, kind=InvalidArgument, says=says)
+    for initializer in (functools.partial(fetch, 1), Fetcher().fetch):
+        refuse(ProcessWorker, initializer=initializer, kind=InvalidArgument, says=["fetch' is asynchronous"])
+    assert pool.submit(lambda x: asyncio.run(fetch(x)), 1).result() == 1
+
+
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_what_cannot_be_sent_back_comes_with_a_hint(pool: ProcessWorker) -> None:
+    for function in (Fetcher().fetch, functools.partial(fetch)):
+        says = ["result of type coroutine", "asyncio.run(f(x))"]
+        refuse(pool.submit(function, 1).result, kind=SerializationError, says=says)
+        refuse(list, pool.map(function, [1]), kind=SerializationError, says=says)
+    says = ["result of type generator", "return a list"]
+    refuse(pool.submit(count_up, 1).result, kind=SerializationError, says=says)
 
 
 def test_map_over_nothing_or_over_what_is_no_iterable(pool: ProcessWorker) -> None:
@@ -157,8 +294,9 @@ def test_map_over_nothing_or_over_what_is_no_iterable(pool: ProcessWorker) -> No
 
 def test_the_options_of_map(pool: ProcessWorker) -> None:
     for option, high in (("chunksize", 65535), ("buffersize", 1 << 40)):
-        for value in (0, -1, high + 1):
-            refuse(pool.map, len, "ab", **{option: value}, says=[option, "1", str(high), repr(value)])
+        for value in (0, -1):
+            refuse(pool.map, len, "ab", **{option: value}, says=[f"{option} must be at least 1, not {value}"])
+        refuse(pool.map, len, "ab", **{option: high + 1}, says=[f"{option} must be at most {high}, not {high + 1}"])
         for value in (True, 2.0, "2", numpy.float64(2)):
             refuse(pool.map, len, "ab", **{option: value}, kind=InvalidArgument, says=[option, repr(value)])
     for value in [each for each in OUT_OF_TIME if each != 0]:
@@ -245,4 +383,4 @@ def test_a_uncaught_mistake_shows_one_line_at_the_end(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "mpworker.errors.ConfigurationError: n must be from 1 to 256, not 0"
+    assert done.stderr.splitlines()[-1] == "mpworker.errors.ConfigurationError: n must be at least 1, not 0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -28,10 +29,10 @@ from mpworker.cli.inputs import START, Lines, Mark
 from mpworker.cli.item import Failed
 from mpworker.cli.journal import Checkpoint
 from mpworker.cli.output import Output, OutputPaths
-from mpworker.errors import ConfigurationError, SupervisorLost
+from mpworker.errors import ConfigurationError, StartFailed, SupervisorLost
 
 TASKS = """
-import os, signal
+import os, signal, threading
 
 def square(line):
     return {"square": int(line) ** 2}
@@ -65,7 +66,23 @@ def strange(line):
     if line == "lost":
         from mpworker.errors import SupervisorLost
         raise SupervisorLost("of a pool of my own")
+    if line == "leaving": raise Leaving
+    if line == "locked": raise Locked("no such account")
+    if line == "two": raise Two("a", "b")
     return line
+
+class Leaving(Exception):
+    def __str__(self):
+        raise SystemExit(3)
+
+class Locked(Exception):
+    def __init__(self, message):
+        super().__init__(message)
+        self.lock = threading.Lock()
+
+class Two(Exception):
+    def __init__(self, a, b):
+        super().__init__(f"{a} {b}")
 
 class Unprintable(Exception):
     def __str__(self):
@@ -223,7 +240,9 @@ def test_standard_input_that_is_closed(here: Path) -> None:
 
 
 def test_what_json_cannot_express_fails_and_the_run_goes_on(here: Path) -> None:
-    Path("in.txt").write_text("none\nset\nnan\nloop\nseparator\nquiet\nlong\nunprintable\nexit\nlost\nlast\n")
+    Path("in.txt").write_text(
+        "none\nset\nnan\nloop\nseparator\nquiet\nlong\nunprintable\nexit\nlost\nlast\nlocked\nleaving\ntwo\n"
+    )
     assert run("map", "tasks:strange", "in.txt", "-o", "out.jsonl", "-n", 2).returncode == 1
     assert results() == {0: None, 4: "\u2028\ud800", 10: "last"}
     assert Path("out.jsonl").read_bytes().isascii()
@@ -236,6 +255,9 @@ def test_what_json_cannot_express_fails_and_the_run_goes_on(here: Path) -> None:
     assert failed[7] == ("tasks.Unprintable", "<its __str__ raised RuntimeError>")
     assert failed[8][0] == "TaskExited"
     assert failed[9] == ("SupervisorLost", "of a pool of my own")
+    assert failed[11] == ("tasks.Locked", "no such account")  # what it is, also where it cannot be sent
+    assert failed[12] == ("tasks.Leaving", "<its __str__ raised SystemExit>")
+    assert failed[13] == ("tasks.Two", "a b")
 
 
 def test_a_dead_process_costs_its_item_only(here: Path) -> None:
@@ -273,12 +295,18 @@ def test_progress_and_a_summary_are_shown_on_a_terminal(here: Path) -> None:
     assert _on_terminal("map", "tasks:square", "in.txt", "-o", "quiet.jsonl", "-n", 2, "-q") == ""
 
 
-def _on_terminal(*arguments: object) -> str:
+def _on_terminal(*arguments: object, stdout_too: bool = False) -> str:
     ours, theirs = pty.openpty()
     try:
         # Not the caller's TERM, which may be one that cannot move its cursor, and then has no bar.
         environment = {**os.environ, "TERM": "xterm"}
-        with subprocess.Popen(command(*arguments), stdin=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
+        with subprocess.Popen(
+            command(*arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=theirs if stdout_too else None,
+            stderr=theirs,
+            env=environment,
+        ) as process:
             os.close(theirs)
             shown = b""
             while True:
@@ -304,7 +332,8 @@ def test_the_entry_point_exits_with_the_code_of_the_command(here: Path, capsys: 
 
 
 def test_exit_codes_are_those_of_the_documentation() -> None:
-    assert list(map(int, ExitCode)) == [0, 1, 2, 3, 130]
+    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+    assert list(map(int, ExitCode)) == [int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)]
 
 
 def test_version_and_help(here: Path) -> None:
@@ -329,6 +358,111 @@ def test_the_session_in_the_documentation(here: Path) -> None:
     expected = re.sub(r"^\$ .*\n", "", session, flags=re.MULTILINE)
     seconds = re.compile(r"in [\d.]+ s")
     assert seconds.sub("in", done.stdout) == seconds.sub("in", expected)
+
+
+# -- standard output ---------------------------------------------------------------------------------------------------
+
+
+def test_results_go_to_standard_output_and_all_else_to_standard_error(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    chatty = "import os\nprint('imported')\ndef f(line):\n    print('child', flush=True)\n    os.write(1, b'raw\\n')\n"
+    Path("chatty.py").write_text(chatty + "    return int(line)\n")
+    done = run("map", "chatty:f", "-", "-o", "-", "-n", 1, stdin=b"1\nx\n3\n")
+    assert done.returncode == ExitCode.SOME_FAILED
+    assert done.stdout == '{"index": 0, "result": 1}\n{"index": 2, "result": 3}\n'
+    said = done.stderr.splitlines()
+    assert said.count("child") == said.count("raw") == 3
+    assert "imported" in said
+    [failed] = [json.loads(line) for line in said if line.startswith("{")]
+    assert failed == {
+        "index": 1,
+        "input": "-",
+        "line": 2,
+        "error": "ValueError",
+        "message": "invalid literal for int() with base 10: 'x'",
+    }
+    [summary] = [line for line in said if line.startswith("mpworker:")]
+    assert summary.startswith("mpworker: 3 items in ")
+    assert summary.endswith(" s: 1 failed, see above")
+    assert not Path("-").exists()
+
+
+def test_a_reader_of_standard_output_that_leaves_is_no_news(here: Path) -> None:
+    with subprocess.Popen(
+        command("map", "tasks:echo", numbers(100_000), "-o", "-", "-n", 1),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == b'{"index": 0, "result": "0"}\n'
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == ExitCode.UNREAD
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [
+        (">&-", ExitCode.USAGE, "mpworker: standard output (-) is closed\n"),
+        (
+            ">/dev/full",
+            ExitCode.BROKEN_OFF,
+            "mpworker: cannot write standard output: No space left on device; broken off after 0 items\n",
+        ),
+        ("2>&- >/dev/null", ExitCode.OK, ""),
+    ],
+)
+def test_standard_output_that_takes_nothing(here: Path, redirection: str, code: int, said: str) -> None:
+    words = command("map", "tasks:echo", numbers(3), "-o", "-", "-n", 1)
+    shell = f"{shlex.join(str(word) for word in words)} {redirection}"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_a_terminal_that_shows_results_shows_no_progress(here: Path) -> None:
+    shown = _on_terminal("map", "tasks:echo", numbers(2), "-o", "-", "-n", 1, stdout_too=True)
+    assert "\x1b" not in shown
+    assert shown.splitlines()[:2] == ['{"index": 0, "result": "0"}', '{"index": 1, "result": "1"}']
+    assert shown.splitlines()[2].startswith("mpworker: 2 items in ")
+
+
+# -- a pool that does not start ----------------------------------------------------------------------------------------
+
+
+def test_a_preload_that_raises_is_a_line_and_a_code_of_its_own(here: Path) -> None:
+    Path("bad.py").write_text("raise ValueError('not\\nyet')\n")
+    done = run("map", "tasks:echo", numbers(3), "-o", "out.jsonl", "--preload", "bad")
+    assert (done.returncode, done.stdout) == (ExitCode.NOT_STARTED, "")
+    assert done.stderr == (
+        "mpworker: item 0 of map(tasks:echo): the children cannot start: preload of 'bad' raised ValueError: not yet\n"
+    )
+    assert Path("out.failed.jsonl").read_bytes() == b""
+    Path("bad.py").write_text("")
+    assert run("map", "tasks:echo", "in.txt", "-o", "out.jsonl", "--preload", "bad", "--resume").returncode == 0
+
+
+def test_a_machine_that_refuses_a_process_is_a_line_too(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(map_module, "ProcessWorker", refuse)
+    assert app.run(["map", "tasks:echo", numbers(3), "-o", "out.jsonl"]) == ExitCode.NOT_STARTED
+    assert capsys.readouterr().err == "mpworker: no process can be started: Cannot allocate memory\n"
+
+
+def test_what_is_said_of_an_item_names_the_function_of_the_user(here: Path) -> None:
+    Path("in.txt").write_text("die\nhang\n")
+    options = ["-n", 1, "--chunksize", 1]
+    assert run("map", "tasks:die", "in.txt", "-o", "dead.jsonl", *options).returncode == 1
+    assert run("map", "tasks:hang", "in.txt", "-o", "late.jsonl", *options, "--timeout", 0.5).returncode == 1
+    for name in ("dead", "late"):
+        [failed] = lines(f"{name}.failed.jsonl")
+        assert re.match(r"item \d of map\(tasks:(die|hang)\)", str(failed["message"]))
 
 
 # -- what is refused, before anything is started -----------------------------------------------------------------------
@@ -359,8 +493,20 @@ def refused(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("tasks", "target 'tasks' is not of the form package.module:function"),
-        ("tasks:", "target 'tasks:' is not of the form package.module:function"),
+        ("tasks", "target 'tasks' names no function: write tasks:FUNCTION"),
+        ("tasks:", "target 'tasks:' names no function: write tasks:FUNCTION"),
+        (":echo", "target ':echo' names no function: write MODULE:echo"),
+        ("tasks.py", "target 'tasks.py' names no function: write tasks:FUNCTION"),
+        ("./tasks.py", "target './tasks.py' names no function: write tasks:FUNCTION"),
+        ("lib/tasks.py", "target 'lib/tasks.py' names no function: write lib.tasks:FUNCTION"),
+        ("tasks.py:echo", "target 'tasks.py:echo' names a file: write tasks:echo"),
+        ("lib/tasks:echo", "target 'lib/tasks:echo' names a file: write lib.tasks:echo"),
+        ("/lib/tasks.py:f", "target '/lib/tasks.py:f' names a file: write tasks:f, in the directory /lib"),
+        ("../tasks.py", "target '../tasks.py' names no function: write tasks:FUNCTION, in the directory .."),
+        ("tasks.echo", "target 'tasks.echo' names no function: write tasks:echo"),
+        ("no.such", "target 'no.such' names no function: write no.such:FUNCTION"),
+        ("xml.dom", "target 'xml.dom' names no function: write xml.dom:FUNCTION"),
+        ("broken.f", "target 'broken.f' names no function: write broken:f"),
         ("tasks:missing", "target 'tasks:missing': module 'tasks' has no attribute 'missing'"),
         ("tasks:Times.three", "target 'tasks:Times.three': <class 'tasks.Times'> has no attribute 'three'"),
         ("tasks:not_callable", "target 'tasks:not_callable' is not callable: it is of type int"),
@@ -392,6 +538,10 @@ def test_a_target_that_cannot_be_used(here: Path, refused: Callable[..., str], t
         (["--files", "-"], "--files takes paths; a list of paths on standard input (-) is read without --files"),
         (["-", "-"], "standard input (-) is given more than once"),
         (["in.txt", "--preload", "no.such"], "--preload no.such: there is no module of that name on sys.path"),
+        (["in.txt", "--preload", "bad.module"], "--preload bad.module: ZeroDivisionError: division by zero"),
+        (["in.txt", "-o", ""], "--output is empty: name a file, or - for standard output (see 'mpworker map --help')"),
+        (["in.txt", "-o", "-", "--resume"], "--resume and --overwrite are for an --output that is a file; - is"),
+        (["in.txt", "-o", "-", "--overwrite"], "--resume and --overwrite are for an --output that is a file; - is"),
         (
             ["in.txt", "--resume", "--overwrite"],
             "--resume and --overwrite exclude each other (see 'mpworker map --help')",
@@ -403,7 +553,9 @@ def test_a_target_that_cannot_be_used(here: Path, refused: Callable[..., str], t
 )
 def test_arguments_that_cannot_be_used(refused: Callable[..., str], arguments: Sequence[str], message: str) -> None:
     numbers(1)
-    assert refused("map", "tasks:echo", *arguments, "-o", "out.jsonl").startswith(message)
+    Path("bad").mkdir()
+    Path("bad/__init__.py").write_text("1 / 0")
+    assert refused("map", "tasks:echo", "-o", "out.jsonl", *arguments).startswith(message)
     assert not Path("out.jsonl").exists()
 
 
@@ -725,6 +877,9 @@ class InProcess:
 
     def __exit__(self, *_: object) -> None: ...
 
+    def processes(self) -> dict[str, object]:
+        return {"supervisor": 1}
+
     def map(self, fn: Callable[[bytes], str], items: Iterable[bytes], **options: object) -> Iterator[object]:
         self.made |= options
         yield from map(fn, items)
@@ -752,13 +907,17 @@ def test_options_reach_the_pool(
     assert InProcess.made == pool | {"chunksize": None, "return_exceptions": True} | options
 
 
+@pytest.mark.parametrize("kind", [SupervisorLost, StartFailed])
 def test_a_pool_that_is_lost_fails_no_items(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: type[Exception]
 ) -> None:
     class Lost(InProcess):
+        def processes(self) -> dict[str, object]:
+            return {}
+
         def map(self, fn: Callable[[bytes], str], items: Iterable[bytes], **_: object) -> Iterator[object]:
             for number, item in enumerate(items):
-                yield fn(item) if number < 3 else SupervisorLost("the supervisor\nis gone")
+                yield fn(item) if number < 3 else kind("the supervisor\nis gone")
 
     monkeypatch.setattr(map_module, "ProcessWorker", Lost)
     assert app.run(["map", "tasks:echo", numbers(9), "-o", "out.jsonl"]) == ExitCode.BROKEN_OFF

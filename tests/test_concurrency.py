@@ -4,11 +4,8 @@ import contextlib
 import os
 import random
 import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, as_completed, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,100 +13,14 @@ import campaign_tasks as tasks
 import psutil
 import pytest
 from concurrently import GUARD, a_function, eventually, lines, script, together
+from mixed import Mixed
 
 from mpworker import ProcessWorker
 from mpworker.errors import TaskCancelled, WorkerStopped
 from mpworker.ipc import codec
 from mpworker.mapping import _Chunk
 
-
-@pytest.fixture
-def hasty() -> Iterator[None]:
-    """The GIL changes hands as often as it can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
 # ------------------------------------------------------------ threads
-
-
-class Mixed:
-    """One thread's share of everything that a client can do, each answer checked."""
-
-    def __init__(self, pool: ProcessWorker, seed: int, rounds: int) -> None:
-        self.pool, self.rng, self.rounds = pool, random.Random(seed), rounds
-        self.called: list[int] = []
-        self.expected_calls = 0
-
-    def __call__(self) -> None:
-        verbs = [self.result, self.wait, self.as_completed, self.map, self.cancel, self.callback, self.poll, self.new]
-        for _ in range(self.rounds):
-            self.rng.choice(verbs)()
-        eventually(lambda: len(self.called) >= self.expected_calls)
-        assert len(self.called) == self.expected_calls, "a callback for each, once"
-
-    def some(self) -> dict[Any, int]:
-        values = [self.rng.randrange(1000) for _ in range(self.rng.randrange(1, 6))]
-        return {self.pool.submit(tasks.square, value): value * value for value in values}
-
-    def result(self) -> None:
-        for future, right in self.some().items():
-            assert future.result(GUARD) == right
-
-    def wait(self) -> None:
-        futures = self.some()
-        if self.rng.random() < 0.5:
-            assert wait(futures, GUARD, FIRST_COMPLETED).done
-        assert wait(futures, GUARD).not_done == set()
-        assert all(future.result(0) == right for future, right in futures.items())
-
-    def as_completed(self) -> None:
-        futures = self.some()
-        seen = list(as_completed(futures, GUARD))
-        assert len(seen) == len(futures)
-        assert all(future.result(0) == futures[future] for future in seen)
-
-    def map(self) -> None:
-        count = self.rng.randrange(1, 60)
-        results = self.pool.map(tasks.square, range(count), chunksize=self.rng.choice([None, 1, 7]))
-        if self.rng.random() < 0.2:
-            next(results)
-            results.close()  # type: ignore[attr-defined]
-        else:
-            assert list(results) == [number**2 for number in range(count)]
-
-    def cancel(self) -> None:
-        for future, right in self.some().items():
-            if future.cancel():
-                with pytest.raises(TaskCancelled):
-                    future.result(GUARD)
-            else:
-                assert future.result(GUARD) == right
-
-    def callback(self) -> None:
-        def then(future: Any, right: int) -> None:
-            # Callbacks may submit and wait themselves, and what they submit may have callbacks.
-            assert future.result(0) == right
-            inner = self.pool.submit(tasks.square, 7)
-            inner.add_done_callback(lambda _: self.called.append(1))
-            assert inner.result(GUARD) == 49
-            self.called.append(1)
-
-        for future, right in self.some().items():
-            self.expected_calls += 2
-            future.add_done_callback(lambda future, right=right: then(future, right))
-
-    def poll(self) -> None:
-        for future, right in self.some().items():
-            eventually(future.done)
-            assert future.result(0) == right
-
-    def new(self) -> None:
-        value = self.rng.randrange(1000)
-        function = a_function(value)
-        assert [self.pool.submit(function, each).result(GUARD) for each in range(2)] == [value, 1000 + value]
 
 
 @pytest.mark.parametrize("ring", [4096, 1 << 20], ids=["small ring", "large ring"])
@@ -207,6 +118,26 @@ def test_payloads_in_parts_are_not_mixed_with_those_of_callbacks(hasty: None) ->
         together(*(lambda value=value: run(value) for value in (1, 2)))
         eventually(lambda: len(called) == 60)
         assert set(called) == {(30_000, 90_000)}
+
+
+def test_more_threads_send_payloads_in_parts_than_there_are_streams(hasty: None) -> None:
+    def run(value: int) -> None:
+        for _ in range(5):
+            assert pool.submit(tasks.size_of, bytes([value]) * 30_000).result(GUARD) == (30_000, 30_000 * value)
+
+    with ProcessWorker(n=2, client_ring_bytes=4096) as pool:
+        together(*(lambda value=value: run(value) for value in range(codec.MAX_STREAMS + 5)))
+        assert not any(pool._client._streams)
+
+
+def test_handlers_on_top_of_each_other_run_out_of_streams() -> None:
+    with ProcessWorker(n=1, client_ring_bytes=4096) as pool:
+        streams = pool._client._streams
+        streams[:] = [threading.get_ident()] * codec.MAX_STREAMS  # as if each frame below sent a large payload
+        with pytest.raises(RuntimeError, match=f"on top of {codec.MAX_STREAMS} others"):
+            pool.submit(tasks.size_of, bytes(30_000))
+        streams[:] = [0] * codec.MAX_STREAMS
+        assert pool.submit(tasks.size_of, bytes(30_000)).result(GUARD) == (30_000, 0)
 
 
 def test_a_submit_that_waits_for_room_while_another_thread_reads(tmp_path: Path) -> None:

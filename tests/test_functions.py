@@ -1,6 +1,7 @@
 """Functions travel once when nobody can tell, and else each time: a task sees what its caller saw at the submit."""
 
 import math
+import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -341,6 +342,13 @@ def _constant(number: int) -> Callable[[], int]:
     function = eval(code, {"__name__": "a_notebook"})
     assert isinstance(function, types.FunctionType)
     return function
+
+
+def test_a_function_is_sent_while_somebody_imports_cloudpickle(
+    pool: ProcessWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cloudpickle.cloudpickle", types.ModuleType("cloudpickle.cloudpickle"))
+    assert pool.submit(math.sqrt, 4).result() == 2
 
 
 def test_a_function_of_a_module_that_was_replaced_by_hand_goes_by_value(pool: ProcessWorker) -> None:

@@ -24,8 +24,9 @@ from mpworker.ipc import frames
 from mpworker.ipc.channel import close_all, make_channel
 from mpworker.supervisor import children
 from mpworker.supervisor.leases import Leases
-from mpworker.supervisor.loop import _NURSERY_SILENT_MAX, _START_BACKOFF_MAX, Loop
+from mpworker.supervisor.loop import _NURSERY_SILENT_MAX, _START_BACKOFF_MAX, Loop, _refusal
 from mpworker.supervisor.registry import READY, Seat
+from mpworker.supervisor.scheduler import ProtocolViolation
 
 _CONFIG = {
     "n": 1,
@@ -210,3 +211,13 @@ def test_an_orphan_that_hangs_in_the_kernel_does_not_hold_the_supervisor(monkeyp
             hanging.kill()
     with pytest.raises(ChildProcessError):
         os.waitpid(nursery, os.WNOHANG)  # it was reaped
+
+
+def test_a_refusal_says_why() -> None:
+    assert _refusal(b'{"why": "a line", "traceback": "and more"}') == ("a line", "and more")
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b"3", b"{}", b'{"why": "no traceback"}'])
+def test_a_refusal_that_no_child_of_ours_would_send_condemns_the_child(data: bytes) -> None:
+    with pytest.raises(ProtocolViolation):
+        _refusal(data)

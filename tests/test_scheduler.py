@@ -487,7 +487,7 @@ def test_what_raises_is_retried_as_often_as_asked(status: int) -> None:
     assert task.attempts == 3
 
 
-def test_what_does_not_pickle_is_not_retried() -> None:
+def test_a_call_or_a_result_that_does_not_pickle_is_not_retried() -> None:
     world = World(1)
     task = world.submit(retries=5)
     start(world).step(rules.UNSERIALIZABLE)
@@ -558,7 +558,8 @@ def test_a_death_ends_the_claimed_task_and_says_how() -> None:
     world.die(child)
     world.reap(child, signal=11, cause="signal")
     assert [outcome(world, task) for task in tasks] == [rules.CRASHED, None, None]
-    assert last_report(world) == {"pid": 4000, "signal": 11, "exit_code": None, "cause": "signal", "attempt": 1}
+    how = {"pid": 4000, "signal": 11, "exit_code": None, "cause": "signal"}
+    assert last_report(world) == {**how, "attempt": 1, "attempts": 1}
     world.finish()
 
 
@@ -574,7 +575,7 @@ def test_a_poisonous_task_kills_one_child_more_than_its_crash_retries() -> None:
         world.children[deaths].step()
     assert deaths == 3
     assert outcome(world, task) == rules.CRASHED
-    assert last_report(world)["attempt"] == 3
+    assert (last_report(world)["attempt"], last_report(world)["attempts"]) == (3, 3)
     assert world.scheduler.unfinished() == 0
 
 
@@ -718,7 +719,7 @@ def test_a_late_task_is_interrupted_and_its_answer_no_longer_matters() -> None:
     child.step(rules.OK)
     world.turn()
     assert outcome(world, task) == rules.TIMED_OUT
-    assert last_report(world) == {"timeout": 1.0, "attempt": 1, "killed": False, "interrupted": ""}
+    assert last_report(world) == {"timeout": 1.0, "attempt": 1, "attempts": 1, "killed": False, "interrupted": ""}
 
 
 def test_a_taken_interrupt_says_where_the_task_was() -> None:
@@ -742,7 +743,7 @@ def test_a_late_task_is_retried_as_often_as_asked() -> None:
         child.take_signal()
         world.turn()
     assert outcome(world, task) == rules.TIMED_OUT
-    assert last_report(world)["attempt"] == 2
+    assert (last_report(world)["attempt"], last_report(world)["attempts"]) == (2, 2)
 
 
 def test_the_clock_of_a_timeout_begins_at_the_claim() -> None:
@@ -869,7 +870,7 @@ def test_an_item_that_ends_before_its_interrupt_arrives_is_late_all_the_same(end
     assert child.run is None
     world.read(child)
     assert outcomes(world, chunk) == [rules.OK, rules.TIMED_OUT, None, None]
-    assert last_report(world) == {"timeout": 1.0, "attempt": 1, "killed": False, "interrupted": ""}
+    assert last_report(world) == {"timeout": 1.0, "attempt": 1, "attempts": 1, "killed": False, "interrupted": ""}
     world.finish()
     assert outcomes(world, chunk) == [rules.OK, rules.TIMED_OUT, rules.OK, rules.OK]
 
@@ -1368,7 +1369,8 @@ def test_a_task_in_an_unkillable_child_crashes_for_that_reason() -> None:
     child.unkillable = child.frozen = True
     wait(world, 2 * LEASE_TTL + KILL_TIMEOUT)
     assert outcome(world, task) == rules.CRASHED
-    assert last_report(world) == {"pid": 4000, "signal": 9, "exit_code": None, "cause": "unkillable", "attempt": 1}
+    how = {"pid": 4000, "signal": 9, "exit_code": None, "cause": "unkillable"}
+    assert last_report(world) == {**how, "attempt": 1, "attempts": 10}
 
 
 def test_a_dead_child_gets_no_offer_and_waits_to_be_reaped() -> None:

@@ -3,26 +3,33 @@
 import ast
 import contextlib
 import dis
+import functools
 import importlib
 import inspect
 import itertools
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, as_completed, wait
 from pathlib import Path
 from typing import Any
 
 import campaign_tasks as tasks
 import pytest
 from concurrently import GUARD, a_function, eventually, lines, script, together
-from points import CHECKS, AtPoint, sweep
+from mixed import Mixed
+from points import CHECKS, CLIENT, LIBRARY, AtPoint, sweep
 
 from mpworker import ProcessWorker, TaskFuture
+from mpworker.background import Background
 from mpworker.client import Client
 from mpworker.errors import TaskCancelled, WorkerStopped
+from mpworker.mapping import _Chunk
 from mpworker.reader import Reader
 
 # ------------------------------------------------------------ what the code rests on
@@ -31,13 +38,22 @@ from mpworker.reader import Reader
 @pytest.mark.parametrize(
     ("function", "look", "act"),
     [
-        (Reader._lead_or_follow, "_leader", "STORE_ATTR _leader"),
+        (Reader._lead, "_leader", "STORE_ATTR _leader"),
+        (Reader._read_until, "_leader", "wait"),
+        (Reader._read_some, "_leader", "_pop"),
+        (Reader._follow, "waiting", "STORE_ATTR _leader"),
         (Reader.poll, "_leader", "STORE_ATTR _leader"),
+        (Background.need, "running", "start_new_thread"),
+        (Background._run, "_due", "STORE_ATTR running"),
         (Client.submit, "_closed", "_push"),
         (Client.submit, "live", "_push"),
-        (Client._send_forgotten, "_slow_sends", "_push"),
-        (TaskFuture._watch, "STORE_ATTR _watched", "STORE_ATTR watched"),
-        (TaskFuture.settle, "STORE_ATTR _watched", "STORE_ATTR watched"),
+        (Client._send_forgotten, "_sending", "_push"),
+        (Client._take_stream, "streams", "STORE_ATTR _sending"),
+        (Client._push_when_there_is_room, "live", "_push"),
+        (TaskFuture.add_audience, "status", "STORE_ATTR watched"),
+        (TaskFuture.settle, "_watched", "STORE_ATTR watched"),
+        (TaskFuture._decode, "_payload", "STORE_ATTR _payload"),
+        (_Chunk.settle_items, "_ended", "STORE_ATTR _left"),
     ],
     ids=lambda value: getattr(value, "__qualname__", value),
 )
@@ -71,13 +87,14 @@ def loops_in_a_try(tree: ast.AST, inside: bool = False) -> Iterator[int]:
             yield from loops_in_a_try(node, inside or isinstance(node, ast.Try | ast.With))
 
 
-@pytest.mark.parametrize("name", ["client", "functions", "future", "launch", "mapping", "reader", "waiting", "worker"])
+@pytest.mark.parametrize(
+    "name",
+    ["audience", "background", "client", "functions", "future", "launch", "mapping", "reader", "waiting", "worker"],
+)
 def test_no_turn_of_a_loop_escapes_a_finally(name: str) -> None:
     # Why: `mpworker.reader`. Whether one does depends on the version of Python, and on when a signal comes.
     module = importlib.import_module(f"mpworker.{name}")
-    # The background thread is never the main one, which alone handles signals.
-    exempt = inspect.getsourcelines(Reader._read_in_background)[1] if name == "reader" else 0
-    found = [line for line in loops_in_a_try(ast.parse(inspect.getsource(module))) if not 0 < line - exempt < 10]
+    found = list(loops_in_a_try(ast.parse(inspect.getsource(module))))
     assert not found, f"loops in mpworker.{name} at lines {found}"
 
 
@@ -137,15 +154,16 @@ def test_an_interrupt_at_any_point_leaves_the_client_whole(alone: bool) -> None:
             eventually(lambda: len(called) >= expected)
 
         def look() -> None:
-            for lock in (client.mutex, client._submit_lock, client.functions.lock):
-                assert lock.acquire(timeout=GUARD / 2), f"{lock} stays locked"
-                lock.release()
+            assert client.functions.lock.acquire(timeout=GUARD / 2), "it stays locked"
+            client.functions.lock.release()
+            assert not any(client._streams)
+            assert not client._sending
             for future, right in futures:
                 assert future.result(GUARD / 2) == right
             futures.clear()
             before = answers
             eventually(lambda: alone or answers > before + 1)
-            eventually(lambda: client.watched == 0)
+            eventually(lambda: client.background.watched == 0)
             assert pool.submit(functions[-1], 2).result(GUARD / 2) == functions[-1](2)
             eventually(lambda: client.poll() or not client.pending)
 
@@ -168,6 +186,181 @@ def test_an_interrupt_at_any_point_leaves_the_client_whole(alone: bool) -> None:
             asker.join(GUARD)
             assert not asker.is_alive()
         assert points > 300
+
+
+def test_an_interrupt_at_any_point_of_the_librarys_waits_leaves_the_client_whole() -> None:
+    # `wait` and `as_completed` lock the futures one by one, in a loop.
+    with ProcessWorker(n=2) as pool:
+        futures: list[Any] = []
+
+        def scenario() -> None:
+            futures.extend(pool.submit(tasks.square, number) for number in range(2))
+            assert [future.result(GUARD) for future in futures[-2:]] == [0, 1]
+            futures.extend(pool.submit(tasks.pause, 0.002, number) for number in range(2))
+            wait(futures, GUARD, FIRST_COMPLETED)
+            assert {future.result() for future in as_completed(futures[-2:], GUARD)} == {(0, 1), (1, 1)}
+            futures.append(pool.submit(tasks.pause, 0.002, 2))
+            assert wait(futures, GUARD).not_done == set()
+
+        def check() -> None:
+            together(look)  # by another thread, which would wait for what this one has left locked
+            look()
+            futures.clear()
+
+        def look() -> None:
+            assert set(as_completed(futures, GUARD)) == set(futures)
+            assert wait(futures, 0).not_done == set()
+            called = threading.Event()
+            pool.submit(tasks.square, 3).add_done_callback(lambda _: called.set())
+            assert called.wait(GUARD)
+            eventually(lambda: pool._client.background.watched == 0)
+
+        scenario()  # imports and the like
+        check()
+        assert sweep(scenario, check) > 300
+
+
+@pytest.mark.parametrize("how", [wait, as_completed])
+def test_what_ends_while_the_library_looks_is_seen_pending_and_told(how: Any) -> None:
+    # The states that it counts, and the waiters that it appends, must fit together, whatever ends in between.
+    at, point = 0, AtPoint(0, dict)
+    with ProcessWorker(n=1) as pool:
+        while not at or point.done:
+            futures = [pool.submit(tasks.square, number) for number in range(3)]
+            point = AtPoint(at, lambda futures=futures: [future.result(GUARD) for future in futures], (CLIENT, LIBRARY))
+            with point:
+                found = how(futures, GUARD)
+                ended = list(found.done if how is wait else found)
+            assert sorted(future.result() for future in ended) == [0, 1, 4], point.where
+            at += 1
+    assert at > 30
+
+
+@pytest.mark.parametrize("how", ["wait", "as_completed", "callback", "done"])
+def test_a_signal_handler_may_wait_in_every_way_on_top_of_the_librarys_waits(how: str, tmp_path: Path) -> None:
+    # The library holds its waiter's lock for a moment, which the background thread takes to tell the waiter that `held`
+    # has ended; and only then could it tell anybody else.
+    gate = tmp_path / "gate"
+    with ProcessWorker(n=3) as pool:
+
+        def scenario() -> None:
+            gate.unlink(missing_ok=True)
+            held = pool.submit(tasks.hold, str(tmp_path / "begun"), str(gate))
+            futures = {held, *(pool.submit(tasks.square, number) for number in range(2))}
+            waits = as_completed(futures, GUARD)
+            ended = {next(waits), next(waits)}
+            gate.touch()
+            assert {*ended, *waits} == futures
+            assert wait(futures, GUARD).not_done == set()
+
+        def handle() -> None:
+            gate.touch()
+            in_every_way(pool, how)
+
+        assert sweep(scenario, lambda: None, handle) > 150
+
+
+def test_a_signal_handler_may_stop_the_pool_on_top_of_the_librarys_waits(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    begin = at = random.randrange(4)
+    point = AtPoint(0, dict)
+    while at == begin or point.done:
+        gate.unlink(missing_ok=True)
+        with ProcessWorker(n=2) as pool:
+
+            def handle(pool: ProcessWorker = pool) -> None:
+                gate.touch()
+                pool.stop_graceful()
+
+            point = AtPoint(at, handle, (LIBRARY, "/mpworker/audience.py"))
+            with point, contextlib.suppress(WorkerStopped):
+                held = pool.submit(tasks.hold, str(tmp_path / "begun"), str(gate))
+                futures = {held, *(pool.submit(tasks.square, number) for number in range(2))}
+                waits = as_completed(futures, GUARD)
+                ended = {next(waits), next(waits)}
+                gate.touch()
+                assert {*ended, *waits} == futures, point.where
+                assert wait(futures, GUARD).not_done == set(), point.where
+        at += 4
+    assert at > 40
+
+
+def read_much(pool: ProcessWorker) -> None:
+    """Results and calls in parts and whole, and a map."""
+    futures = [pool.submit(tasks.grow, number, 12_000) for number in range(2)]
+    assert pool.submit(tasks.size_of, bytes([7]) * 12_000).result(GUARD) == (12_000, 84_000)
+    for number, future in enumerate(futures):
+        assert future.result(GUARD) == tasks.grow(number, 12_000)
+    assert list(pool.map(tasks.square, range(5), chunksize=2)) == [0, 1, 4, 9, 16]
+
+
+def in_every_way(pool: ProcessWorker, how: str) -> None:
+    futures = [pool.submit(tasks.square, number) for number in range(2)]
+    if how == "wait":
+        assert wait(futures, GUARD).not_done == set()
+    elif how == "as_completed":
+        assert set(as_completed(futures, GUARD)) == set(futures)
+    elif how == "callback":
+        called = threading.Event()
+        futures[0].add_done_callback(lambda _: called.set())
+        assert called.wait(GUARD)
+    else:
+        eventually(futures[0].done)
+    assert [future.result(GUARD) for future in futures] == [0, 1]
+
+
+@pytest.mark.parametrize("how", ["wait", "as_completed", "callback", "done"])
+def test_a_signal_handler_may_wait_in_every_way_on_top_of_any_frame_of_the_client(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # For all but the last a background thread must read, while the frame below is the one that does. It need not wait
+    # until the frame is seen to do nothing.
+    monkeypatch.setattr("mpworker.reader.FOLLOW_SECONDS", 10 * GUARD)
+    with ProcessWorker(n=2, client_ring_bytes=8192) as pool:
+        scenario = functools.partial(read_much, pool)
+        scenario()  # imports and the like
+        in_every_way(pool, how)
+        assert sweep(scenario, lambda: None, lambda: in_every_way(pool, how), (CLIENT,)) > 150
+
+
+def test_other_threads_go_on_while_a_handler_holds_up_the_one_that_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpworker.reader.FOLLOW_SECONDS", 0.02)
+    with ProcessWorker(n=2, client_ring_bytes=8192) as pool:
+        scenario = functools.partial(read_much, pool)
+
+        def others() -> None:
+            assert pool.submit(tasks.square, 3).result(GUARD) == 9
+            assert pool.submit(tasks.grow, 3, 12_000).result(GUARD) == tasks.grow(3, 12_000)
+
+        scenario()  # imports and the like
+        assert sweep(scenario, lambda: None, lambda: together(others, others), (CLIENT,)) > 150
+
+
+def test_other_threads_go_on_while_a_handler_holds_up_the_one_that_sleeps(tmp_path: Path) -> None:
+    results: list[int] = []
+    begun = threading.Event()
+
+    def other() -> None:
+        begun.wait(GUARD)
+        results.append(pool.submit(tasks.square, 3).result(GUARD))
+
+    def handle(*_: object) -> None:
+        begun.set()
+        thread.join(GUARD)
+        (tmp_path / "gate").touch()
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        with ProcessWorker(n=2) as pool:
+            thread = threading.Thread(target=other)
+            thread.start()
+            held = pool.submit(tasks.hold, str(tmp_path / "begun"), str(tmp_path / "gate"))
+            eventually(held.running)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            assert held.result(GUARD) == "held"
+            assert results == [9]
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "beside another thread"])
@@ -286,3 +479,76 @@ def test_a_signal_handler_may_stop_the_pool_while_its_thread_waits(verb: str, tm
         signal.signal(signal.SIGALRM, before)
         for fd in others:
             os.close(fd)
+
+
+def test_a_signal_handler_may_submit_while_its_thread_imports_what_it_needs(tmp_path: Path) -> None:
+    # A program that has not sent anything by value yet, and a module that takes its time to be imported.
+    (tmp_path / "pause_import.py").write_text(
+        "import importlib.abc, sys, threading, signal, os\n"
+        "class Slow(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'cloudpickle.cloudpickle' and not handled:\n"
+        "            os.kill(os.getpid(), signal.SIGALRM)\n"
+        "            threading.Event().wait(0.2)\n"
+        "handled = []\n"
+        "sys.meta_path.insert(0, Slow())\n"
+    )
+    (tmp_path / "program.py").write_text(
+        "import pause_import, signal\n"
+        "from mpworker import ProcessWorker\n"
+        "def handle(*_):\n"
+        "    pause_import.handled.append(w.submit(lambda: 3).result(30))\n"
+        "signal.signal(signal.SIGALRM, handle)\n"
+        "with ProcessWorker(n=1) as w:\n"
+        "    print(w.submit(lambda: 4).result(30), pause_import.handled)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"], capture_output=True, text=True, timeout=GUARD, check=False
+    )
+    assert (done.stdout, done.stderr) == ("4 [3]\n", "")
+
+
+@pytest.mark.parametrize("ring", [4096, 1 << 20], ids=["small ring", "large ring"])
+def test_signal_handlers_that_do_everything_at_random_moments(hasty: None, ring: int) -> None:
+    # Real signals, which also come while C code runs, and on top of handlers; and other threads at work meanwhile.
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    depth = deepest = handled = 0
+    enough = False
+
+    def handle(*_: object) -> None:
+        nonlocal depth, deepest, handled
+        if enough:
+            return  # and do not set the timer, on top of the line that has just stopped it
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 3e-3))
+        if depth == 3:
+            return
+        depth += 1
+        deepest = max(deepest, depth)
+        in_handler.one()
+        handled += 1
+        depth -= 1
+
+    rng = random.Random(seed)
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        with ProcessWorker(n=2, client_ring_bytes=ring) as pool:
+            in_handler = Mixed(pool, seed, 0)
+            others = [threading.Thread(target=Mixed(pool, seed + number, 40), daemon=True) for number in range(1, 4)]
+            for thread in others:
+                thread.start()
+            signal.setitimer(signal.ITIMER_REAL, 1e-3)
+            below = Mixed(pool, seed + 9, 1)
+            while handled < 500:
+                below()
+            enough = True
+            in_handler()  # waits for its callbacks
+            for thread in others:
+                thread.join(GUARD)
+                assert not thread.is_alive(), "a thread hangs"
+            assert not pool._client.pending
+            assert not any(pool._client._streams)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert deepest > 1

@@ -43,7 +43,7 @@ def gone(processes: dict[str, Any]) -> bool:
 def ends_by_itself(client: Client) -> None:
     """Wait until all is over, and do nothing that would help it."""
     assert leaks.wait_until(lambda: client._over, GUARD)
-    assert leaks.wait_until(lambda: client._background is None or not client._background.is_alive(), GUARD)
+    assert leaks.wait_until(lambda: not client.background.running, GUARD)
 
 
 def running(pool: ProcessWorker) -> dict[str, Any]:

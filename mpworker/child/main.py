@@ -18,14 +18,16 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from itertools import takewhile
 from types import FrameType
 from typing import Any, Final
 
 from mpworker import context
-from mpworker.ipc import codec, payload
+from mpworker.ipc import codec, payload, raised
 from mpworker.ipc._native import Claims, MadeBeforeFork
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import INTERRUPT_SIGNAL, Record
+from mpworker.ipc.failures import brief, cut, full, said
 from mpworker.ipc.limits import explained
 from mpworker.ipc.ring import Assembler, split
 
@@ -61,7 +63,7 @@ class Child:
         self._running_slot = 0
         self._running_task = 0
         self._attempt = 0
-        self._stack = ""
+        self._stack: str | None = None  # of the task that was interrupted, until that is told
 
     # ------------------------------------------------------------ answers
 
@@ -96,7 +98,7 @@ class Child:
         generation = self._running
         if generation and self._claims.peek(self._running_slot)[4] == generation:
             self._running = 0  # once: not again while the exception unwinds
-            self._stack = "".join(traceback.format_stack(frame))
+            self._stack = _stack_of_task(frame)
             raise TaskInterrupted
 
     def context(self) -> context.TaskContext | None:
@@ -116,24 +118,32 @@ class Child:
 
     def _failure(self, error: BaseException) -> tuple[int, bytes]:
         """The status and payload that tell of what a task raised."""
-        if self._stack:  # whatever it made of the interrupt
+        if self._stack is not None:  # whatever it made of the interrupt
             return self._interrupted()
-        # The first frame is this file's call of the task.
-        frames = error.__traceback__.tb_next if error.__traceback__ is not None else None
-        text = _format(error.with_traceback(frames))
-        if isinstance(error, SystemExit | KeyboardInterrupt):
-            code = str(error.code) if isinstance(error, SystemExit) else ""
-            report = {"type": type(error).__name__, "code": _cut(code), "traceback": _cut(text)}
-            return codec.EXITED, json.dumps(report).encode()
         try:
-            data = self._dumps((error.with_traceback(None), text))
-            payload.loads(data)  # many exceptions pickle and then cannot be made again: say so now, by name
+            return self._told(error)
+        except BaseException as broken:  # noqa: BLE001  # a metaclass can do that
+            why_not = f"what it is cannot be told: {type(broken).__name__}"
+            return codec.ERROR, raised.dumps_report(raised.Raised("an exception", "", "", b"", why_not))
+
+    def _told(self, error: BaseException) -> tuple[int, bytes]:
+        text = cut(full(error))
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            code = said(error.code) if isinstance(error, SystemExit) else ""
+            exited = {"type": type(error).__name__, "code": cut(code), "traceback": text}
+            return codec.EXITED, json.dumps(exited).encode()
+        type_name, message = payload.name_of_type(error), cut(said(error), codec.MESSAGE_TEXT_MAX)
+        why_not = ""
+        try:
+            data = self._dumps(BaseException.with_traceback(error, None), raised.dumps)
+            # Some cannot be made again, or end the process that tries: that shall not be the client.
+            raised.checked(payload.loads_known(data))
         except BaseException as cause:  # noqa: BLE001  # their code may raise anything, and this child lives on
-            return _unserializable("exception", payload.name_of_type(error), cause, text)
-        return codec.ERROR, data
+            why_not, data = _reason(cause), b""
+        return codec.ERROR, raised.dumps_report(raised.Raised(type_name, message, text, data, why_not))
 
     def _interrupted(self) -> tuple[int, bytes]:
-        stack, self._stack = self._stack, ""
+        stack, self._stack = self._stack, None
         return codec.INTERRUPTED, json.dumps({"stack": stack}).encode()
 
     def _outcome(self, value: Any, dumps: Callable[[Any], bytes] = payload.dumps) -> tuple[int, bytes]:
@@ -167,7 +177,7 @@ class Child:
             else:
                 call, args, kwargs = payload.loads_in_child(data)
         except BaseException as error:  # noqa: BLE001
-            status, out = _unserializable("call", "arguments", error, _format(error))
+            status, out = _unserializable("call", "arguments", error, full(error))
         else:
             self._running_slot = slot
             try:
@@ -179,7 +189,7 @@ class Child:
             except BaseException as error:  # noqa: BLE001
                 status, out = self._failure(error)
             else:
-                status, out = self._interrupted() if self._stack else self._outcome(value)
+                status, out = self._outcome(value) if self._stack is None else self._interrupted()
                 value = None  # not kept until the next task
             args = kwargs = None
         self._attempt = 0
@@ -201,7 +211,7 @@ class Child:
             items = payload.loads_in_child(data)
         except BaseException as error:  # noqa: BLE001
             self._attempt = 0
-            status, out = _unserializable("call", "arguments", error, _format(error))
+            status, out = _unserializable("call", "arguments", error, full(error))
             self._answer(codec.ITEMS, status | codec.LAST, start | stop << 32, generation, slot, out)
             return
         spread = flags & codec.SPREAD
@@ -259,11 +269,11 @@ class Child:
             values.append(value)
             index += 1
             if clock() - flushed_at > _FLUSH_NS:
-                if self._stack:
+                if self._stack is not None:
                     drop_late()
                 elif index < stop:
                     flush(0)
-        if self._stack:
+        if self._stack is not None:
             drop_late()
         self._attempt = 0
         flush(codec.LAST)
@@ -322,8 +332,8 @@ class Child:
                     return  # they die with this process; what it has not begun goes elsewhere
             batch.clear()
 
-    def _refuse(self, why: str) -> None:
-        self._answer(codec.REFUSED, 0, 0, 0, 0, why.encode(errors="replace"))
+    def _refuse(self, why: str, traceback: str = "") -> None:
+        self._answer(codec.REFUSED, 0, 0, 0, 0, json.dumps({"why": why, "traceback": traceback}).encode())
 
     def initialize(self, data: bytes, heartbeat_interval: float) -> bool:
         """Start the heartbeat, run the user's initializer, and say whether this child is ready."""
@@ -333,37 +343,35 @@ class Child:
             self._refuse(str(explained(error, "a child cannot start its heartbeat")))
             return False
         if data:
+            what = "the initializer or its initargs cannot be unpickled in the child:"
             try:
                 call, args = payload.loads(data)
+                what = "the initializer raised"
                 payload.call_initializer(call, args)
             except BaseException as error:  # noqa: BLE001
-                self._refuse(f"the initializer raised:\n{_format(error)}")
+                self._refuse(f"{what} {brief(error)}", cut(full(error)))
                 return False
         self._answer(codec.READY, 0, 0, 0, 0, b"")
         return True
 
 
-def _format(error: BaseException) -> str:
-    try:
-        return "".join(traceback.format_exception(error))
-    except BaseException as broken:  # noqa: BLE001  # an exception's own __str__ may raise anything
-        return f"{type(error).__qualname__} (its traceback cannot be printed: {type(broken).__qualname__})\n"
+def _stack_of_task(frame: FrameType | None) -> str:
+    """The stack from the user's function on; "" if it has not begun, or has returned."""
+    frames = list(takewhile(_is_of_task, traceback.walk_stack(frame)))
+    return "".join(traceback.StackSummary.extract(reversed(frames)).format())
+
+
+def _is_of_task(place: tuple[FrameType, int]) -> bool:
+    return place[0].f_code not in (Child._run_task.__code__, Child._run_range.__code__)
+
+
+def _reason(error: BaseException) -> str:
+    return cut(str(error)) if isinstance(error, payload.Unserializable) else brief(error)
 
 
 def _unserializable(what: str, type_name: str, error: BaseException, text: str) -> tuple[int, bytes]:
-    try:
-        message = f"{type(error).__name__}: {error}" if not isinstance(error, payload.Unserializable) else str(error)
-    except BaseException:  # noqa: BLE001  # as in _format
-        message = type(error).__name__
-    report = {"what": what, "type": type_name, "message": _cut(message), "traceback": _cut(text)}
+    report = {"what": what, "type": type_name, "message": _reason(error), "traceback": cut(text)}
     return codec.UNSERIALIZABLE, json.dumps(report).encode()
-
-
-def _cut(text: str) -> str:
-    half = codec.REPORT_TEXT_MAX // 2
-    return (
-        text if len(text) <= 2 * half else f"{text[:half]}\n... {len(text) - 2 * half} characters ...\n{text[-half:]}"
-    )
 
 
 def _flush_streams() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 
 import click
 
@@ -33,6 +35,9 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         One of `ExitCode`.
     """
+    if sys.stderr is None:  # closed: nobody wants to read it
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+            return run(argv)
     try:
         # Not click's stand-alone mode: that one writes three lines for a mistyped option and exits 1 for Ctrl-C.
         code = cli.main(args=list(argv), prog_name="mpworker", standalone_mode=False)

@@ -18,8 +18,12 @@ class ExitCode(IntEnum):
     """Nothing was done: an option, the target, an input or the output is not as it must be."""
     BROKEN_OFF = 3
     """The run could not go on (disk full, input unreadable half way, pool lost); `--resume` can."""
+    NOT_STARTED = 4
+    """No item was done, for no process could be started: what is to be preloaded raises, or memory is short."""
     INTERRUPTED = 130
     """Ctrl-C: 128 + SIGINT, as shells have it."""
+    UNREAD = 141
+    """Whoever read standard output has gone, as `head` does: 128 + SIGPIPE, and no word about it."""
 
 
 class CommandError(Exception):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import click
@@ -20,11 +20,12 @@ from mpworker.cli.inputs import Inputs, Lines, Paths, unreadable
 from mpworker.cli.item import Failed, apply_to_line, apply_to_path
 from mpworker.cli.output import Output, OutputPaths
 from mpworker.cli.progress import RunProgress
+from mpworker.cli.stream import STDOUT, Stream
 from mpworker.cli.target import check_importable, make_current_directory_importable, resolve
 from mpworker.errors import (
     ConfigurationError,
     MPWorkerError,
-    RemoteTraceback,
+    SerializationError,
     StartFailed,
     SupervisorLost,
     WorkerStopped,
@@ -42,7 +43,13 @@ POOL_ERRORS = (StartFailed, SupervisorLost, WorkerStopped)
 @click.command("map")
 @click.argument("target", metavar="PACKAGE.MODULE:FUNCTION")
 @click.argument("names", metavar="INPUT...", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, metavar="FILE", help="Results, as JSON lines in the order of the input.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    help="Results, as JSON lines in the order of the input; - for standard output.",
+)
 @click.option("-n", "--processes", type=click.IntRange(min=1), help="Processes; by default one for each core.")
 @click.option("--files", is_flag=True, help="Each INPUT is an item: pass its path instead of the lines in it.")
 @click.option("--resume", is_flag=True, help="Go on with what an earlier, interrupted run has written.")
@@ -79,54 +86,82 @@ def map_command(
     that fail go to out.failed.jsonl with their place, the error's type and its message. A run that was killed, by
     whatever, goes on with --resume: nothing is lost and nothing written twice.
 
-    Exit codes: 0 all went well, 1 some items failed, 2 nothing was started, 3 broken off (resumable), 130 Ctrl-C
-    (resumable).
+    With -o - results go to standard output, failures to standard error, and nothing can be resumed.
+
+    Exit codes: 0 all went well, 1 some items failed, 2 nothing was done, 3 broken off (resumable), 4 no process could
+    be started (resumable), 130 Ctrl-C (resumable), 141 nobody reads standard output any more.
     """
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
+    if not output:
+        raise click.UsageError("--output is empty: name a file, or - for standard output")
+    if output == STDOUT and (resume or overwrite):
+        raise click.UsageError("--resume and --overwrite are for an --output that is a file; - is standard output")
     make_current_directory_importable()
-    resolve(target)
-    for module in preload:
-        check_importable(module)
-    inputs = Paths(names) if files else Lines(names)
-    paths = OutputPaths.of(output)
-    _refuse_overlap(inputs.names, paths)
-    header = {"target": target, "mode": inputs.mode, "inputs": inputs.fingerprint}
-    with Output(paths, header, resume=resume, overwrite=overwrite) as out:
+    with ExitStack() as stack:
+        # Before the target's module can print anything.
+        stream = stack.enter_context(Stream()) if output == STDOUT else None
+        resolve(target)
+        for module in preload:
+            check_importable(module)
+        inputs = Paths(names) if files else Lines(names)
+        out = stream or stack.enter_context(_open(target, inputs, output, resume=resume, overwrite=overwrite))
+        apply = partial(apply_to_path if files else apply_to_line, target)
+        # What is said of an item names the user's function.
+        apply.__qualname__ = target  # type: ignore[attr-defined]
         before, began = out.items, time.monotonic()
         if not out.known.complete:
             out.mark = inputs.skip(out.items, out.known.items, out.known.mark)
-            apply = partial(apply_to_path if files else apply_to_line, target)
             try:
+                # At least one further attempt after a crash: else the items that had ended in the dead child, and were
+                # not told yet, would fail for what another one has done.
                 with (
-                    # At least one further attempt after a crash: else the items that had ended in the dead child, and
-                    # were not told yet, would fail for what another one has done.
-                    ProcessWorker(
-                        processes, timeout=timeout, retries=retries, crash_retries=max(1, retries), preload=preload
-                    ) as worker,
-                    RunProgress(inputs.total, quiet=quiet) as progress,
+                    _start(processes, timeout, retries, preload) as worker,
+                    RunProgress(inputs.total, quiet=quiet or (stream is not None and stream.on_terminal)) as progress,
                 ):
                     outcomes = worker.map(apply, inputs, chunksize=chunksize, return_exceptions=True)
-                    _write(outcomes, inputs, out, progress)
+                    _write(worker, outcomes, inputs, out, progress)
                 out.finish()
             except KeyboardInterrupt:
-                raise CommandError(f"interrupted {_resumable(out)}", ExitCode.INTERRUPTED) from None
+                raise CommandError(f"interrupted {out.progress()}", ExitCode.INTERRUPTED) from None
+            except BrokenPipeError:
+                return ExitCode.UNREAD
             except ConfigurationError:
                 raise  # of the options, not of the run
             except (CommandError, MPWorkerError) as error:
-                raise CommandError(f"{one_line(error)}; broken off {_resumable(out)}", ExitCode.BROKEN_OFF) from error
+                code = error.exit_code if isinstance(error, CommandError) else ExitCode.BROKEN_OFF
+                if isinstance(error, StartFailed) and out.items == before:
+                    code = ExitCode.NOT_STARTED
+                how_far = "" if code == ExitCode.NOT_STARTED else f"; broken off {out.progress()}"
+                raise CommandError(f"{one_line(error)}{how_far}", code) from error
         if not quiet and (out.failed or sys.stderr.isatty()):
-            print(_summary(out, before, time.monotonic() - began), file=sys.stderr)
+            print(_summary(out, output, before, time.monotonic() - began), file=sys.stderr)
         return ExitCode.SOME_FAILED if out.failed else ExitCode.OK
 
 
-def _write(outcomes: Iterable[object], inputs: Inputs, out: Output, progress: RunProgress) -> None:
+def _open(target: str, inputs: Inputs, output: str, *, resume: bool, overwrite: bool) -> Output:
+    paths = OutputPaths.of(output)
+    _refuse_overlap(inputs.names, paths)
+    header = {"target": target, "mode": inputs.mode, "inputs": inputs.fingerprint}
+    return Output(paths, header, resume=resume, overwrite=overwrite)
+
+
+def _start(n: int | None, timeout: float | None, retries: int, preload: Sequence[str]) -> ProcessWorker:
+    try:
+        return ProcessWorker(n, timeout=timeout, retries=retries, crash_retries=max(1, retries), preload=preload)
+    except OSError as error:
+        raise CommandError(f"no process can be started: {error.strerror}", ExitCode.NOT_STARTED) from error
+
+
+def _write(
+    worker: ProcessWorker, outcomes: Iterable[object], inputs: Inputs, out: Output | Stream, progress: RunProgress
+) -> None:
     for outcome in outcomes:
         mark = inputs.finished()
         if isinstance(outcome, str):
             out.result(outcome, mark)
-        elif isinstance(outcome, POOL_ERRORS) and not isinstance(outcome.__cause__, RemoteTraceback):
-            raise outcome  # of our pool: one that a task has met in a pool of its own comes with that task's traceback
+        elif isinstance(outcome, POOL_ERRORS) and not worker.processes():
+            raise outcome  # of our pool: it is gone. Or else a task has met it, in a pool of its own
         else:
             out.failure(_failed(outcome), inputs.locate(out.items), mark)
         progress.update(mark.position, out.items, out.failed)
@@ -137,11 +172,14 @@ def _write(outcomes: Iterable[object], inputs: Inputs, out: Output, progress: Ru
 def _failed(outcome: object) -> Failed:
     if isinstance(outcome, Failed):
         return outcome
+    if isinstance(outcome, SerializationError) and outcome.raised_type:
+        # What the function raised says more than that it could not be sent, and stays the same when a run is resumed.
+        return Failed(outcome.raised_type, outcome.raised_message)
     kind = type(outcome)
     short = kind.__module__ in ("builtins", MPWorkerError.__module__)
     try:
         message = str(outcome)
-    except Exception as error:  # noqa: BLE001 - the __str__ of a stranger's exception
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the __str__ of a stranger's exception
         message = f"<its __str__ raised {type(error).__name__}>"
     if len(message) > MESSAGE_LENGTH_MAX:
         message = f"{message[:MESSAGE_LENGTH_MAX]}... ({len(message):,} characters)"
@@ -156,13 +194,9 @@ def _refuse_overlap(names: Sequence[str], paths: OutputPaths) -> None:
                     raise CommandError(f"{name} is an input, and the run would write to it; choose another --output")
 
 
-def _resumable(out: Output) -> str:
-    return f"after {out.items:,} items; the same command with --resume goes on from there"
-
-
-def _summary(out: Output, before: int, seconds: float) -> str:
+def _summary(out: Output | Stream, output: str, before: int, seconds: float) -> str:
     if out.known.complete:
-        return f"mpworker: nothing to do: {out.paths.results} is complete ({out.items:,} items, {out.failed:,} failed)"
+        return f"mpworker: nothing to do: {output} is complete ({out.items:,} items, {out.failed:,} failed)"
     resumed = f", {before:,} of them before" if before else ""
-    where = f"{out.failed:,} failed, see {out.paths.failures}" if out.failed else "all went well"
+    where = f"{out.failed:,} failed, see {out.see}" if out.failed else "all went well"
     return f"mpworker: {out.items:,} items{resumed} in {seconds:,.1f} s: {where}"

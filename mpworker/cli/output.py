@@ -52,7 +52,7 @@ from mpworker.cli.inputs import Mark
 from mpworker.cli.item import Failed
 from mpworker.cli.journal import VERSION, Checkpoint, difference, read_journal, write_journal
 
-__all__ = ["Output", "OutputPaths"]
+__all__ = ["Output", "OutputPaths", "failure_line", "result_line", "write_whole"]
 
 SYNC_INTERVAL_MIN = 1.0
 """Seconds between two checkpoints, at least."""
@@ -140,6 +140,15 @@ class Output:
     ) -> None:
         self.close()
 
+    @property
+    def see(self) -> Path:
+        """Where the failures are."""
+        return self.paths.failures
+
+    def progress(self) -> str:
+        """Say how far the run got, and what to do."""
+        return f"after {self.items:,} items; the same command with --resume goes on from there"
+
     def close(self) -> None:
         """Close the files and let go of the lock; a second call does nothing."""
         for descriptor in (self._failures, self._results):
@@ -157,9 +166,7 @@ class Output:
         Raises:
             CommandError: The write failed.
         """
-        self._results_bytes += self._write(
-            self._results, self.paths.results, f'{{"index": {self.items}, "result": {text}}}\n'
-        )
+        self._results_bytes += self._write(self._results, self.paths.results, result_line(self.items, text))
         self._wrote(mark)
 
     def failure(self, failed: Failed, location: Mapping[str, object], mark: Mark) -> None:
@@ -173,8 +180,8 @@ class Output:
         Raises:
             CommandError: The write failed.
         """
-        line = {"index": self.items, **location, "error": failed.error, "message": failed.message}
-        self._failures_bytes += self._write(self._failures, self.paths.failures, json.dumps(line) + "\n")
+        line = failure_line(self.items, failed, location)
+        self._failures_bytes += self._write(self._failures, self.paths.failures, line)
         self.failed += 1
         self._wrote(mark)
 
@@ -275,14 +282,10 @@ class Output:
         self.mark = at.mark
 
     def _write(self, descriptor: int, path: Path, line: str) -> int:
-        data = line.encode("ascii")
         try:
-            written = os.write(descriptor, data)
-            while written < len(data):  # a disk that fills up takes a part, and refuses the rest
-                written += os.write(descriptor, data[written:])
+            return write_whole(descriptor, line)
         except OSError as error:
             raise _broken_off(error, path) from None
-        return written
 
     def _wrote(self, mark: Mark) -> None:
         self.items += 1
@@ -292,6 +295,25 @@ class Output:
                 self.sync()
             except OSError as error:
                 raise _broken_off(error, self.paths.journal) from None
+
+
+def result_line(index: int, text: str) -> str:
+    """Return the line of an item that went well; `text` is its result as JSON."""
+    return f'{{"index": {index}, "result": {text}}}\n'
+
+
+def failure_line(index: int, failed: Failed, location: Mapping[str, object]) -> str:
+    """Return the line of an item that has no result."""
+    return json.dumps({"index": index, **location, "error": failed.error, "message": failed.message}) + "\n"
+
+
+def write_whole(descriptor: int, line: str) -> int:
+    """Write a line of ASCII, and return its length."""
+    data = line.encode("ascii")
+    written = os.write(descriptor, data)
+    while written < len(data):  # a disk that fills up takes a part, and refuses the rest
+        written += os.write(descriptor, data[written:])
+    return written
 
 
 class _Line(NamedTuple):

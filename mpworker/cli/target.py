@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from mpworker.cli.errors import CommandError, one_line
 
@@ -40,7 +41,9 @@ def resolve(spec: str) -> Callable[..., object]:
     """
     module_name, colon, attribute_path = spec.partition(":")
     if not (colon and module_name and attribute_path):
-        raise CommandError(f"target {spec!r} is not of the form package.module:function")
+        raise CommandError(f"target {spec!r} names no function: write {_corrected(module_name, attribute_path)}")
+    if _is_path(module_name):
+        raise CommandError(f"target {spec!r} names a file: write {_corrected(module_name, attribute_path)}")
     target: object = _import(module_name)
     for attribute in attribute_path.split("."):
         try:
@@ -55,6 +58,25 @@ def resolve(spec: str) -> Callable[..., object]:
     return target
 
 
+def _is_path(module_name: str) -> bool:
+    return "/" in module_name or module_name.endswith(".py")
+
+
+def _corrected(module_name: str, attribute_path: str) -> str:
+    """The target that was probably meant by one that names a file, or no function."""
+    where = ""
+    if _is_path(module_name):
+        path = Path(module_name.removesuffix(".py"))
+        if path.is_absolute() or ".." in path.parts:
+            where = f", in the directory {path.parent}"
+            path = Path(path.name)
+        module_name = ".".join(path.parts)
+    owner, _, last = module_name.rpartition(".")
+    if owner and not attribute_path and not _is_there(module_name) and _is_there(owner):
+        module_name, attribute_path = owner, last
+    return f"{module_name or 'MODULE'}:{attribute_path or 'FUNCTION'}{where}"
+
+
 def check_importable(module_name: str) -> None:
     """Check that a module to preload can be found, without running it.
 
@@ -65,8 +87,17 @@ def check_importable(module_name: str) -> None:
         found = importlib.util.find_spec(module_name) is not None
     except (ImportError, ValueError):  # a parent package is missing; a name such as "" or ".x"
         found = False
+    except (Exception, SystemExit) as error:  # a parent package is imported for it, and may raise anything
+        raise CommandError(f"--preload {module_name}: {type(error).__name__}: {one_line(error)}") from error
     if not found:
         raise CommandError(f"--preload {module_name}: there is no module of that name on sys.path")
+
+
+def _is_there(module_name: str) -> bool:
+    try:
+        return importlib.util.find_spec(module_name) is not None
+    except (Exception, SystemExit):  # noqa: BLE001  # as in check_importable
+        return False
 
 
 def _import(module_name: str) -> object:

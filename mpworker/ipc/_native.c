@@ -54,6 +54,7 @@ typedef struct {
     mapped_object base;
     mpw_bell_word *word;
     int fd;
+    bool waiting; /* under the GIL */
 } bell_object;
 
 typedef struct {
@@ -476,9 +477,11 @@ static PyObject *bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nar
     if (timeout >= 0 && timeout < 1e9)
         deadline_ns = mpw_now_ns() + (uint64_t)(timeout * 1e9);
     int result;
+    bell->waiting = true;
     Py_BEGIN_ALLOW_THREADS
     result = mpw_bell_wait(bell->word, bell->fd, &watch, (int)also_fd, deadline_ns, spin_ns);
     Py_END_ALLOW_THREADS
+    bell->waiting = false;
     if (result >= 0)
         return PyLong_FromLong(result);
     if (errno != EINTR)
@@ -504,11 +507,22 @@ static PyMethodDef bell_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyObject *bell_waiting(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(((bell_object *)self)->waiting);
+}
+
+static PyGetSetDef bell_getset[] = {
+    {"waiting", bell_waiting, NULL, "Is a thread in wait(), and not in a signal handler that runs on top of it?", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyType_Slot bell_slots[] = {
     {Py_tp_doc, "Bell(buffer, offset, fd)\n\nOne side's bell: a word in shared memory and a pipe; see bell.h."},
     {Py_tp_new, bell_new},
     {Py_tp_dealloc, mapped_dealloc},
     {Py_tp_methods, bell_methods},
+    {Py_tp_getset, bell_getset},
     {0, NULL},
 };
 

@@ -28,6 +28,7 @@ BROKEN   supervisor > client              0                     0               
 ======== ================================ ===================== ======================= ============================
 
 FUNCTION, TASK, RANGE, SUBMIT and CHUNK carry a pickle, as do DONE, ITEMS, RESULT and RESULTS when their status says so.
+REFUSED and BROKEN carry JSON: {"why", "traceback"}, a line and what a failed initializer or preload printed.
 """
 
 import signal
@@ -72,12 +73,12 @@ FRAGMENTED: Final = 0x8000  # the payload began in the FRAGMENT records before t
 
 # Statuses of DONE, ITEMS, RESULT and RESULTS.
 OK: Final = 0  # a pickled value, or a pickled list of values
-ERROR: Final = 1  # a pickled (exception, traceback text)
-UNSERIALIZABLE: Final = 2  # JSON: {"what", "type", "message", "traceback"}
+ERROR: Final = 1  # a report by `mpworker.ipc.raised`: the task raised, whether or not its exception can be sent
+UNSERIALIZABLE: Final = 2  # JSON: {"what", "type", "message", "traceback"}: of a call or a result, nothing was raised
 EXITED: Final = 3  # JSON: {"type", "code", "traceback"}: the task raised SystemExit or KeyboardInterrupt
 INTERRUPTED: Final = 4  # JSON: {"stack"}: the interrupt that the supervisor sent was taken
-CRASHED: Final = 5  # JSON: {"pid", "signal", "exit_code", "cause", "attempt"}
-TIMED_OUT: Final = 6  # JSON: {"timeout", "attempt", "stack", "killed"}
+CRASHED: Final = 5  # JSON: {"pid", "signal", "exit_code", "cause", "attempt", "attempts"}
+TIMED_OUT: Final = 6  # JSON: {"timeout", "attempt", "attempts", "interrupted", "killed"}
 CANCELLED: Final = 7  # no payload
 
 # Sent to a child after its slot's halt word was set. C libraries and systemd take the first few real-time signals.
@@ -89,9 +90,11 @@ MAX_FUNCTIONS: Final = (1 << 24) - 1
 MAX_SLOTS: Final = 256
 MAX_STREAMS: Final = STREAM >> STREAM_SHIFT
 # What the text of a report is cut to, in characters of each field, and what a whole report may then take beyond
-# max_payload_bytes: a character is at most 12 bytes of JSON, and there are two such fields.
+# max_payload_bytes: a character is at most 12 bytes of JSON, and there are two such fields; in a pickle
+# there are three, of at most 4 bytes. What an exception says, told beside it or in its place, is cut to less.
 REPORT_TEXT_MAX: Final = 1 << 15
 REPORT_BYTES_MAX: Final = 1 << 20
+MESSAGE_TEXT_MAX: Final = 1 << 11
 
 
 def pack_range(slot: int, function: int, start: int, stop: int) -> int:

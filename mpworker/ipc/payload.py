@@ -13,8 +13,12 @@ import functools
 import io
 import pickle
 import sys
+import threading
+from collections.abc import Callable
 from types import CodeType
 from typing import Any
+
+from mpworker.ipc.failures import brief
 
 PROTOCOL = 5
 
@@ -28,52 +32,78 @@ class Unserializable(Exception):
 
     def __init__(self, value: object, error: BaseException) -> None:
         self.type_name = name_of_type(value)
-        super().__init__(f"{type(error).__name__}: {error}")
+        super().__init__(brief(error))
 
 
 def name_of_type(value: object) -> str:
-    """The qualified name of a value's type."""
+    """The qualified name of a value's type, as a traceback shows it."""
     kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    in_sight = kind.__module__ in ("builtins", "__main__")
+    return kind.__qualname__ if in_sight else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def name_of_callable(function: object) -> str:
     """A callable's name for messages; that of the function inside a `functools.partial`."""
-    inner = getattr(function, "func", None)
-    if callable(inner) and not hasattr(function, "__qualname__"):
-        return name_of_callable(inner)
     name = getattr(function, "__qualname__", None)
+    if name is None and isinstance(function, functools.partial):
+        return name_of_callable(function.func)
     return name if isinstance(name, str) else name_of_type(function)
 
 
-def dumps_by_value(value: object) -> bytes:
+def dumps_by_value(value: object, pickler: Callable[[], Any] | None = None) -> bytes:
     """Pickle with what is not importable written by value.
+
+    Args:
+        value: The value.
+        pickler: Makes the class that pickles, on the base of `by_value_pickler`.
 
     Raises:
         Unserializable: It cannot be pickled at all.
     """
     file = io.BytesIO()
     try:
-        _by_value_pickler()(file, PROTOCOL).dump(value)
+        (pickler or by_value_pickler)()(file, PROTOCOL).dump(value)
     except (Exception, SystemExit) as error:  # a value's own __reduce__ may raise anything
         raise Unserializable(value, error) from error
     return file.getvalue()
 
 
 @functools.cache
-def _by_value_pickler() -> Any:
+def _cloudpickle() -> Any:
+    """The module, whole. A signal handler on top of an import of it in the main thread would get half of it."""
+    if threading.current_thread() is threading.main_thread():
+        importer = threading.Thread(target=_try_cloudpickle, name="mpworker-import", daemon=True)
+        try:
+            importer.start()
+            importer.join()
+        except RuntimeError:
+            pass  # no thread can be started
+    from cloudpickle import cloudpickle
+
+    return cloudpickle
+
+
+def _try_cloudpickle() -> None:
+    try:
+        import cloudpickle  # noqa: F401
+    except ImportError:
+        pass  # whoever waits for this says so
+
+
+@functools.cache
+def by_value_pickler() -> Any:
     """Cloudpickle's pickler, which is imported late, and what it leaves out of what is not importable.
 
     It writes a function under `functools.lru_cache` by name wherever it stands, a `cached_property` not at all where
     that holds a lock (before 3.12), and a `singledispatch` never, for the weak references in its cache. The copies
     begin with empty caches. And it hides the file of a function, whose lines a traceback shall show.
     """
-    from cloudpickle import cloudpickle
+    cloudpickle = _cloudpickle()
 
     some: Any = functools.singledispatch(_unset)
     dispatching = some.__code__  # of every function that it makes
 
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc, name-defined]
         def reducer_override(self, value: Any) -> Any:
             if type(value) is functools._lru_cache_wrapper:
                 if cloudpickle._lookup_module_and_qualname(value) is None:
@@ -167,7 +197,7 @@ def dumps_tried(value: object) -> bytes:
     except _NotPlain:
         data = dumps(value)
         try:
-            pickle.loads(data)  # noqa: S301  # our own
+            loads_known(data)
         except (Exception, SystemExit) as error:
             raise Unserializable(value, error) from error
         return data
@@ -193,7 +223,7 @@ class _KnownClasses(pickle.Unpickler):
         return super().find_class(module, name)
 
     def _maker(self, make: Any) -> Any:
-        from cloudpickle import cloudpickle
+        cloudpickle = _cloudpickle()
 
         def make_skeleton(*args: Any) -> type:
             # (constructor, name, bases, ..., tracker id, extra): both makers end with the same two.
@@ -207,7 +237,7 @@ class _KnownClasses(pickle.Unpickler):
         return make_skeleton
 
     def _set_state(self, kind: type, state: Any) -> type:
-        from cloudpickle import cloudpickle
+        cloudpickle = _cloudpickle()
 
         if any(made is kind for made in self._made):
             cloudpickle._class_setstate(kind, state)
@@ -215,7 +245,7 @@ class _KnownClasses(pickle.Unpickler):
 
 
 def loads_known(data: bytes) -> Any:
-    """Unpickle in the process where the classes come from: those that are here keep their attributes."""
+    """Unpickle where the classes come from, or where it is only tried: those that are here stay as they are."""
     if b"cloudpickle" in data:
         return _KnownClasses(data).load()
     return pickle.loads(data)  # noqa: S301  # what our own children sent

@@ -7,13 +7,14 @@ for a module of the standard library here.
 import fcntl
 import gc
 import os
+import signal
 import sys
 
 from mpworker.ipc import codec, frames
 from mpworker.ipc.channel import Channel, close_all, open_anew
 from mpworker.ipc.limits import explained
 from mpworker.supervisor.loop import Loop
-from mpworker.supervisor.nursery import become_subreaper
+from mpworker.supervisor.nursery import UNHEEDED, become_subreaper
 
 _TIOCNOTTY = 0x5422  # <asm-generic/ioctls.h>; the module that names it costs an import
 
@@ -44,6 +45,12 @@ def _leave_terminal() -> None:
         os.close(fd)
 
 
+def _ignore_signals() -> None:
+    """When to stop is for the client to say; whoever signals a whole group or systemd unit has told it as well."""
+    for number in UNHEEDED:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _open_standard_streams() -> None:
     """Where the client runs without them, their numbers must not go to what is opened or received next."""
     for fd in (0, 1, 2):
@@ -57,6 +64,7 @@ def _open_standard_streams() -> None:
 def _stand(fd: int) -> Loop | None:
     """All that a supervisor needs; None if the client is gone."""
     client_pid = os.getppid()
+    _ignore_signals()
     _leave_terminal()
     _open_standard_streams()
     os.closerange(fd + 1, 1 << 20)  # what the client had marked inheritable is not ours

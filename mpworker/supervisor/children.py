@@ -70,7 +70,7 @@ class Child:
         self.ready = False  # has been so in time
         self.ended = False  # is dead, and is still to be reaped
         self.stopping = False  # told to exit
-        self.refusal = ""  # why it is not used
+        self.refusal: tuple[str, str] | None = None  # why it is not used, and the traceback of that
 
     @property
     def pid(self) -> int:

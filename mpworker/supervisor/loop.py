@@ -290,7 +290,7 @@ class Loop:
                     self._nursery_served = True
                     child.ready = True
             elif kind == codec.REFUSED:
-                child.refusal = data.decode(errors="replace")
+                child.refusal = _refusal(data)
             else:
                 raise ProtocolViolation(f"record kind {kind}")
 
@@ -354,7 +354,7 @@ class Loop:
             self._nursery_lease = Leases(_NURSERY_SILENT_MAX)
             self._spawn_missing()
         elif op == "failed":
-            self._broken("a module of preload cannot be imported", report["error"])
+            self._broken(report["why"], report["traceback"])
         elif op == "spawned":
             if child is None:
                 os.close(fds[0])
@@ -382,7 +382,7 @@ class Loop:
         """A child was forked, and nothing is left to see its death by: another is made later."""
         child = self._world.by_number.get(number)
         if child is not None:
-            child.refusal = str(explained(error, "no child can be watched"))
+            child.refusal = (str(explained(error, "no child can be watched")), "")
             self._scheduler.child_ended(child.seat)
         self._world.kill_unwatched(number)
 
@@ -427,7 +427,7 @@ class Loop:
         if not child.ready and not self._ending() and cause not in ("nursery", "unkillable"):
             how = f"signal {death.signal}" if death.signal else f"exit code {death.exit_code}"
             why = " (it took longer than start_timeout)" if child.seat.kill_cause == "start" else ""
-            self._start_failed(child.refusal or f"child {child.pid} ended by {how} before it was ready{why}")
+            self._start_failed(*(child.refusal or (f"child {child.pid} ended by {how} before it was ready{why}",)))
         self._spawn_missing()
 
     def _remove(self, child: Child) -> None:
@@ -456,20 +456,21 @@ class Loop:
             why = " (it took longer than start_timeout)" if self._nursery_late else self._nursery_error
             self._start_failed(f"the process that forks the children ended {when}{why}")
 
-    def _start_failed(self, why: str) -> None:
+    def _start_failed(self, why: str, traceback: str = "") -> None:
         """Count a child that never ran; too many in a row, with no other there, end the pool with a clear error."""
         self._start_failures += 1
         serving = any(child.seat.state == READY for child in self._world.everyone)
         if self._start_failures >= _START_FAILURES_MAX and not serving:
-            self._broken(f"{self._start_failures} starts in a row failed, the last one so", why)
+            self._broken(f"{self._start_failures} starts in a row failed, the last one so: {why}", traceback)
         else:
             # A power of integers: one of many failures fits no float.
             doublings = min(self._start_failures, int(_START_BACKOFF_MAX / _START_BACKOFF))
             self._spawn_at = time.monotonic() + min(_START_BACKOFF_MAX, _START_BACKOFF * 2**doublings)
 
-    def _broken(self, what: str, why: str) -> None:
+    def _broken(self, why: str, traceback: str) -> None:
         if self._stopping != _NOW:
-            self._world.send(codec.BROKEN, 0, 0, 0, 0, json.dumps({"what": what, "why": why}).encode())
+            report = {"what": "the children", "why": why, "traceback": traceback}
+            self._world.send(codec.BROKEN, 0, 0, 0, 0, json.dumps(report).encode())
             self._world.channel.peer_bell.ring()
             self._stopping = _NOW
 
@@ -497,3 +498,11 @@ class Loop:
     def close(self) -> None:
         """Kill what is left and leave nothing behind."""
         self._world.end()
+
+
+def _refusal(data: bytes) -> tuple[str, str]:
+    try:
+        report = json.loads(data)
+        return str(report["why"]), str(report["traceback"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProtocolViolation("a REFUSED that is no report") from error

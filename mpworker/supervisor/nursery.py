@@ -27,8 +27,11 @@ from typing import Any, NoReturn
 
 from mpworker.ipc import frames
 from mpworker.ipc.channel import Channel, map_claims
+from mpworker.ipc.failures import brief, cut, full
 from mpworker.ipc.limits import explained
 
+# What the supervisor ignores, and passes on ignored: the nursery does too, a child does not.
+UNHEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -230,6 +233,7 @@ class Nursery:
             self._supervisor.close()
             for pidfd in self._children:
                 os.close(pidfd)
+            _heed_signals()
             _set_oom_score()
             segment, *rest = _move_high(fds)
             *bells, claims_fd = rest
@@ -244,6 +248,13 @@ class Nursery:
             traceback.print_exc()
         finally:
             os._exit(1)
+
+
+def _heed_signals() -> None:
+    """A task, and what it starts, shall find what any program finds, or what a preloaded module has set."""
+    for number in UNHEEDED:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def _set_oom_score() -> None:
@@ -271,6 +282,10 @@ def _move_high(fds: list[int]) -> list[int]:
     return moved
 
 
+class _PreloadFailed(Exception):
+    """A module cannot be preloaded. Its cause, if it has one, is what the module raised."""
+
+
 def _flush_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -280,15 +295,22 @@ def _flush_streams() -> None:
 
 
 def _preload(modules: list[str]) -> None:
-    """Import what the user asked for, with BLAS and OpenMP limited to one thread: a fork with threads is a hang."""
+    """Import what the user asked for, with BLAS and OpenMP limited to one thread: a fork with threads is a hang.
+
+    Raises:
+        _PreloadFailed: One cannot be, or must not.
+    """
     limited = [name for name in _BLAS_VARIABLES if name not in os.environ]
     os.environ.update(dict.fromkeys(limited, "1"))
     try:
         for module in modules:
-            __import__(module)
+            try:
+                __import__(module)
+            except BaseException as error:
+                raise _PreloadFailed(f"preload of {module!r} raised {brief(error)}") from error
             threads = os.listdir("/proc/self/task")
             if len(threads) > 1:
-                raise RuntimeError(
+                raise _PreloadFailed(
                     f"preload of {module!r} left {len(threads) - 1} running thread(s); a process with threads cannot "
                     f"be forked safely: import it in the initializer instead"
                 )
@@ -330,7 +352,6 @@ def _live(supervisor: frames.Frames) -> None:
     with open(blob_fd, "rb") as file:
         file.seek(0)
         blob = json.loads(file.read())
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     become_subreaper()
     # Stopped, it could not see that its supervisor is gone; and a stopped one may get the SIGHUP of an orphaned group.
     prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
@@ -350,8 +371,10 @@ def _live(supervisor: frames.Frames) -> None:
         sys.path[:] = blob["path"]
         _preload(blob["preload"])
     except BaseException as error:  # noqa: BLE001  # an import runs anything
-        text = "".join(traceback.format_exception(error))
-        supervisor.send({"op": "failed", "error": text})
+        cause = error.__cause__
+        why = str(error) if isinstance(error, _PreloadFailed) else brief(error)
+        text = "" if cause is None else cut(full(cause))
+        supervisor.send({"op": "failed", "why": why, "traceback": text})
         return
     settings = config["child"] | {"nursery_pid": os.getpid()}
     nursery = Nursery(supervisor, settings, bytes.fromhex(blob["initializer"]))

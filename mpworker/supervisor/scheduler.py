@@ -461,6 +461,7 @@ class Scheduler:
             report: dict[str, object] = {
                 "timeout": task.options.timeout,
                 "attempt": task.attempts,
+                "attempts": task.attempts,
                 "killed": killed,
                 "interrupted": stack.decode(errors="replace"),
             }
@@ -530,6 +531,8 @@ class Scheduler:
             "exit_code": death.exit_code,
             "cause": cause,
             "attempt": task.attempts,
+            # More than that one only for what is never tried again.
+            "attempts": task.attempts + max(0, task.options.crash_retries + 1 - task.crashes),
         }
         self._end(task, CRASHED, report)
 

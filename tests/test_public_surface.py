@@ -1,0 +1,135 @@
+"""The public surface, so that no change of it is an accident. Whoever changes it on purpose changes it here, too.
+
+What is public is what the reference shows, and the reverse.
+"""
+
+import inspect
+import re
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mpworker
+from mpworker import errors
+
+REFERENCE = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
+
+NAMES = {"ProcessWorker", "TaskContext", "TaskFuture", "TaskView", "__version__", "current", "errors"}
+
+VIEW = {
+    "map": "(self, fn, /, *iterables, timeout=None, chunksize=None, buffersize=None, return_exceptions=False)",
+    "options": "(self, **options)",
+    "shutdown": "(self, wait=True, *, cancel_futures=False)",
+    "submit": "(self, fn, /, *args, **kwargs)",
+}
+WORKER = VIEW | {
+    "cancel_task": "(self, task_id)",
+    "processes": "(self)",
+    "stop_graceful": "(self, timeout=None)",
+    "stop_now": "(self)",
+}
+WORKER_INIT = (
+    "(self, n=None, *, timeout=None, grace=5.0, retries=0, crash_retries=None, preload=(), initializer=None, "
+    "initargs=(), max_pending=1000000, lease_ttl=10.0, start_timeout=60.0, kill_timeout=10.0, python=None, **others)"
+)
+FUTURE = {
+    "add_done_callback": "(self, fn)",
+    "cancel": "(self)",
+    "cancelled": "(self)",
+    "done": "(self)",
+    "exception": "(self, timeout=None)",
+    "result": "(self, timeout=None)",
+    "running": "(self)",
+}
+CRASH = "(self, message='', pid=0, signal=0, exit_code=None, cause='', attempt=0)"
+# Each with what it is among the library's own errors, its constructor if that is not Exception's, and its attributes.
+ERRORS: dict[str, tuple[str, str, set[str]]] = {
+    "MPWorkerError": ("Exception", "", set()),
+    "ConfigurationError": ("ValueError", "", set()),
+    "InvalidArgument": ("ConfigurationError TypeError", "", set()),
+    "TaskNotFound": ("KeyError", "", set()),
+    "WorkerStopped": ("RuntimeError", "", set()),
+    "SerializationError": ("MPWorkerError", "", set()),
+    "TaskTimeout": ("TimeoutError", "(self, message='', stack='')", {"stack"}),
+    "TaskCancelled": ("CancelledError", "", set()),
+    "TaskExited": ("MPWorkerError", "(self, message='', code='')", {"code"}),
+    "WorkerCrashed": ("BrokenExecutor", CRASH, {"pid", "signal", "exit_code", "cause", "attempt"}),
+    "StartFailed": ("WorkerCrashed", CRASH, {"pid", "signal", "exit_code", "cause", "attempt"}),
+    "SupervisorLost": ("BrokenExecutor", "", set()),
+    "RemoteTraceback": ("Exception", "(self, text)", {"text"}),
+}
+
+
+def signature(function: Any) -> str:
+    """Names, kinds and defaults. Types may become more exact at any time."""
+    found = inspect.signature(function)
+    plain = [each.replace(annotation=inspect.Parameter.empty) for each in found.parameters.values()]
+    return str(inspect.Signature(plain))
+
+
+def methods(kind: type) -> dict[str, str]:
+    """The public methods that classes of ours define."""
+    ours = [vars(base) for base in kind.__mro__ if base.__module__.startswith("mpworker")]
+    names = {name for each in ours for name, value in each.items() if inspect.isroutine(value) and name[0] != "_"}
+    return {name: signature(getattr(kind, name)) for name in names}
+
+
+def test_the_names_of_the_package() -> None:
+    assert set(mpworker.__all__) == NAMES
+    assert set(dir(mpworker)) >= NAMES
+
+
+def test_the_worker() -> None:
+    assert methods(mpworker.ProcessWorker) == WORKER
+    assert signature(mpworker.ProcessWorker.__init__) == WORKER_INIT
+    assert methods(mpworker.TaskView) == VIEW
+
+
+def test_the_future() -> None:
+    # What else it has is between the client and its futures.
+    library = {name for name, value in vars(Future).items() if inspect.isroutine(value) and name[0] != "_"}
+    settled_by_others = {"set_result", "set_exception", "set_running_or_notify_cancel"}
+    assert library - settled_by_others == set(FUTURE)
+    found = methods(mpworker.TaskFuture)
+    assert {name: found[name] for name in FUTURE} == FUTURE
+    assert isinstance(inspect.getattr_static(mpworker.TaskFuture, "task_id"), property)
+
+
+def test_what_a_task_may_ask() -> None:
+    assert signature(mpworker.current) == "()"
+    assert signature(mpworker.TaskContext) == "(task_id, attempt)"
+    assert methods(mpworker.TaskContext) == {}
+
+
+def test_the_errors() -> None:
+    ours = {name for name, value in vars(errors).items() if getattr(value, "__module__", "") == errors.__name__}
+    assert ours == set(ERRORS)
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error(name: str) -> None:
+    kind: type[BaseException] = getattr(errors, name)
+    bases, init, attributes = ERRORS[name]
+    mro = [base.__name__ for base in kind.__mro__]
+    assert [base for base in bases.split() if base not in mro] == []
+    assert issubclass(kind, errors.MPWorkerError) == (name != "RemoteTraceback")
+    own = [base for base in kind.__mro__ if base.__module__ == errors.__name__]
+    assert any("__init__" in vars(base) for base in own) == bool(init)
+    if init:
+        assert signature(kind.__init__) == init
+    instance = kind("text")
+    assert set(vars(instance)) == attributes
+    assert methods(kind) == {}
+    assert (kind.__doc__ or "").strip(), "an error says in the reference when it is raised"
+
+
+def test_the_reference_shows_all_of_it() -> None:
+    shown = dict(re.findall(r"auto(?:class|function):: mpworker\.(\w+).*\n(?:   :members: (.*)\n)?", REFERENCE))
+    assert set(shown) == NAMES - {"errors", "__version__"}
+    members = {name: set(filter(None, re.split(r",\s*", listed))) for name, listed in shown.items()}
+    assert members["TaskView"] == set(VIEW)
+    assert members["ProcessWorker"] | members["TaskView"] == set(WORKER)
+    assert members["TaskFuture"] == {*FUTURE, "task_id"}
+    assert "automodule:: mpworker.errors\n   :members:\n" in REFERENCE
