@@ -16,6 +16,7 @@ from mpworker.ipc import codec, frames, payload
 from mpworker.ipc.channel import Channel, close_all, make_channel, make_segment
 from mpworker.ipc.limits import explained
 from mpworker.options import WorkerOptions, available_cores
+from mpworker.outcomes import start_failed
 
 _CLIENT_SPIN_NS: Final = 50_000
 _CHILD_SPIN_NS: Final = 20_000
@@ -88,19 +89,15 @@ class Supervisor:
         """Why the dead process never served, in the words of a BROKEN event; None if it did, or nobody knows."""
         if self._words is None:
             self._words = self._sock.words()
-        word, text = self._words[:1], self._words[1:].decode(errors="replace")
-        if word == codec.CANNOT:
-            return {"what": "the supervisor", "why": text, "traceback": ""}
-        if word == codec.CANNOT_IMPORT:
-            return {"what": "python", "why": _no_python(self._python, text)}
-        if not word:
+        how = ""
+        if not self._words:
             try:
                 ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
             except ChildProcessError:
                 ended = None
             if ended is not None and ended.si_code == os.CLD_EXITED:
-                return {"what": "python", "why": _no_python(self._python, f"it ended with code {ended.si_status}")}
-        return None
+                how = f"it ended with code {ended.si_status}"
+        return _start_failure(self._words, self._python, how)
 
     def close(self) -> None:
         """Reap the dead process and close everything. It may be interrupted and called again, also by two threads."""
@@ -139,9 +136,18 @@ def _interpreter_flags() -> list[str]:
     return found
 
 
-def _no_python(python: str, how: str) -> str:
+def _start_failure(words: bytes, python: str, how: str) -> dict[str, str] | None:
+    """What the first words of a supervisor that is dead tell; if it said none, how it ended, "" if nobody knows."""
+    word, text = words[:1], words[1:].decode(errors="replace")
+    if word == codec.CANNOT:
+        return {"what": "the supervisor", "why": text, "traceback": ""}
+    if word == codec.CANNOT_IMPORT:
+        how = text
+    elif word or not how:
+        return None
     version = "{}.{}".format(*sys.version_info)
-    return f"python={python!r} must be a Python {version}, as this one is, that can import mpworker: {how}"
+    why = f"python={python!r} must be a Python {version}, as this one is, that can import mpworker: {how}"
+    return {"what": "python", "why": why}
 
 
 def _descriptors(n: int) -> int:
@@ -308,7 +314,10 @@ def _start(
             os.pwrite(blob_fd, blob, 0)
             sock.send(config, [*fds, blob_fd])
         except ConnectionError as error:
-            raise ConfigurationError(_no_python(python, "it ended at once")) from error
+            report = _start_failure(sock.words(), python, "it ended at once")
+            if report is None:
+                raise  # it stood, and was killed
+            raise start_failed(report) from error
         finally:
             os.close(blob_fd)
     except BaseException:

@@ -409,8 +409,9 @@ def test_a_python_of_another_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 99))
-    w = ProcessWorker(n=1)
-    with pytest.raises(ConfigurationError, match=r"must be a Python 3\.99.*it is a Python 3\.[0-9.]+$"):
+    match = r"must be a Python 3\.99.*it is a Python 3\.[0-9.]+$"
+    with pytest.raises(ConfigurationError, match=match):  # noqa: PT012
+        w = ProcessWorker(n=1)
         w.submit(abs, -1).result()
     assert capfd.readouterr().err == ""
 
@@ -419,10 +420,12 @@ def test_a_python_that_cannot_import_the_package(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(launch.mpworker, "__file__", str(tmp_path / "mpworker" / "__init__.py"))
-    w = ProcessWorker(n=1)
-    with pytest.raises(ConfigurationError, match=r"ModuleNotFoundError: No module named 'mpworker'"):
-        w.submit(abs, -1).result()
-    assert w.stop_graceful() is False
+    match = "ModuleNotFoundError: No module named 'mpworker'"
+    with pytest.raises(ConfigurationError, match=match):  # noqa: PT012
+        w = ProcessWorker(n=1)
+        future = w.submit(abs, -1)
+        assert w.stop_graceful() is False
+        future.result()
     assert capfd.readouterr().err == ""
 
 
@@ -440,6 +443,25 @@ def test_a_supervisor_that_is_killed_before_it_serves_is_lost() -> None:
 
 def test_a_supervisor_that_cannot_have_what_it_needs_says_so(tmp_path: Path) -> None:
     python = executable(tmp_path / "python", f'#!/bin/sh\nulimit -n 9\nexec {sys.executable} "$@"\n')
-    w = ProcessWorker(n=1, python=python)
-    with pytest.raises(StartFailed, match=r"a supervisor cannot start.*RLIMIT_NOFILE allows 9 "):
+    match = r"a supervisor cannot start.*RLIMIT_NOFILE allows 9 "
+    with pytest.raises(StartFailed, match=match):  # noqa: PT012
+        w = ProcessWorker(n=1, python=python)
         w.submit(abs, -1).result()
+
+
+@pytest.mark.parametrize(
+    ("word", "error"), [(codec.CANNOT, StartFailed), (codec.CANNOT_IMPORT, ConfigurationError)], ids=["have", "import"]
+)
+def test_a_supervisor_that_is_dead_before_it_is_sent_anything_is_heard(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, word: bytes, error: type[Exception]
+) -> None:
+    python = executable(tmp_path / "python", f"#!/bin/sh\nprintf %s '{word.decode()}why not' >&3\n")
+
+    def spawn_and_wait(*arguments: Any, real: Callable[..., int] = os.posix_spawn, **options: Any) -> int:
+        pid = real(*arguments, **options)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        return pid
+
+    monkeypatch.setattr("os.posix_spawn", spawn_and_wait)
+    with pytest.raises(error, match=r"why not$"):
+        ProcessWorker(n=1, python=python)

@@ -216,6 +216,7 @@ def test_shutdown_that_cancels_ends_a_map_after_the_item_that_runs(gate: Gate, r
 
 def test_shutdown_that_cancels_interrupts_nothing_that_starts_meanwhile(tmp_path: Path) -> None:
     log = tmp_path / "log"
+    left = 0
     for seed in range(10):
         log.write_bytes(b"")
         pool = ProcessWorker(n=2)
@@ -228,7 +229,10 @@ def test_shutdown_that_cancels_interrupts_nothing_that_starts_meanwhile(tmp_path
         assert begun == ended, "a task was interrupted"
         assert begun == {number for number, future in enumerate(futures) if not future.cancelled()}
         assert all(futures[number].result(0) == number for number in begun)
-        assert len(begun) < 3000, "nothing was left to cancel"
+        left += len(futures) - len(begun)
+    assert left, (
+        "nothing was left to cancel: a busy machine may keep this process from asking in time, but not each time"
+    )
 
 
 STOPS: dict[str, Callable[[ProcessWorker], object]] = {
