@@ -254,8 +254,7 @@ class Client(Reader):
             self._send(codec.REQUEST, 0, 0, 0, 0, data)
 
     def _resend_splits(self) -> None:
-        while self.split:
-            chunk, mapping = self.split.popitem()
+        for chunk, mapping in list(self.split.items()):
             mapping.resend(chunk)
 
     def _fail_all(self, status: int, data: bytes) -> None:

@@ -88,6 +88,12 @@ class _Chunk:
         self._settled()
         return False
 
+    def begin_to_send(self, start: int, taken: list[int]) -> None:
+        """Take these items to be sent again; nothing if another thread has. Where they end is put into `taken`."""
+        if start in self.splits:
+            taken[0] = self.sending[start] = self.splits[start]
+            del self.splits[start]  # no call since the look
+
     def sent_again(self, start: int, stop: int, line: "deque[_Chunk]") -> bool:
         """These items have been sent one by one; True when all others are settled."""
         self.resent[start] = (stop, line)
@@ -319,23 +325,25 @@ class Mapping:
         """
         for start in list(chunk.splits):
             self._resend_run(chunk, start)
+        if not chunk.splits:
+            self.client.split.pop(chunk, None)  # no call since the look: more of its items may come back
 
     def _resend_run(self, chunk: _Chunk, start: int) -> None:
         line: deque[_Chunk] = deque()
-        stop = start
+        taken = [start]
         with self.client.resending(chunk.key):
             try:
-                stop = chunk.splits.pop(start, start)  # for one of two threads
-                chunk.sending[start] = stop
-                self._send_each(chunk.items[start:stop], line, again=True)
+                chunk.begin_to_send(start, taken)
+                self._send_each(chunk.items[start : taken[0]], line, again=True)
             finally:
-                chunk.sending.pop(start, None)
+                stop = taken[0]
                 if stop > start:
                     at = start + sum(each.stop for each in line)
                     if at < stop:  # interrupted
                         line.append(_Chunk(self, chunk.items[at:stop]))
                         line[-1].settle(codec.CANCELLED, b"")
                     self.client.sent_again(chunk, start, stop, line)
+                    chunk.sending.pop(start, None)
 
     def _abandon(self) -> None:
         """The consumer is done: what has not begun never does."""

@@ -125,3 +125,10 @@ def test_a_handler_on_top_of_the_frame_that_sends_them_does_not_wait_for_it() ->
     assert isinstance(results[0], SerializationError)
     assert results[1] == 10
     assert [type(each) for each in results[2:]] == [TaskCancelled] * 2
+
+
+def test_a_pool_keeps_nothing_of_what_was_sent_again() -> None:
+    with ProcessWorker(n=2) as w:
+        check(list(start(w)), SerializationError)
+        assert not w._client.split
+        assert not w._client.pending
