@@ -150,4 +150,7 @@ def _call_back(future: Any, call: Callable[[Any], object]) -> None:
         # A SystemExit too: raised, it would end the reading thread, and whoever waits would wait for ever.
         from concurrent.futures._base import LOGGER
 
-        LOGGER.exception("exception calling callback for %r", future)
+        try:
+            LOGGER.exception("exception calling callback for %r", future)
+        except BaseException:  # noqa: BLE001, S110  # the program's own log handler; there is nobody left to tell
+            pass

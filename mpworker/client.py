@@ -212,11 +212,12 @@ class Client(Reader):
 
     def send_chunk(
         self, chunk: Any, flags: int, function: int, options: int, items: int, data: bytes, again: bool = False
-    ) -> int:
+    ) -> None:
         """Send a chunk of a map; `again`: its items have been accepted before, and go until the end."""
         key = next(self._keys)
         c = options | items << 32
         large = len(data) > self._max_record
+        chunk.key = key
         self.pending[key] = chunk
         try:
             if self._closed and not again:
@@ -226,36 +227,35 @@ class Client(Reader):
                 chunk.settle(*(self.end or (codec.CANCELLED, b"")))
             elif large or not self._push(codec.CHUNK, flags, key, function, c, data):
                 self._send_slowly(codec.CHUNK, flags, key, function, c, data, again)
-        except BaseException:
-            self.pending.pop(key, None)
+        except Exception:
+            self.pending.pop(key, None)  # not after an interrupt: it may have been sent, and its map cancels it
             raise
+        chunk.sent = True
         self._ring()
-        return key
 
     @contextmanager
     def resending(self, key: int) -> Iterator[None]:
         """While items of a chunk are sent again: a handler on top of it must not wait for that."""
         mark = (threading.get_ident(), key)
-        self._resending.append(mark)
         try:
+            self._resending.append(mark)
             yield
         finally:
-            self._resending.remove(mark)
+            if mark in self._resending:
+                self._resending.remove(mark)
 
-    def sent_again(self, chunk: Any, start: int, stop: int, line: Any) -> None:
-        """Some items of a chunk have been sent one by one."""
-        if chunk.sent_again(start, stop, line):
-            self.pending.pop(chunk.key, None)
-        self._say_resent(chunk.key, every=False)
-
-    def _say_resent(self, key: int, every: bool) -> None:
+    def say_resent(self, key: int, start: int | None) -> None:
+        """Say that items of a chunk have been sent one by one, or (None) that no more of them will be."""
         if not self._exited:
-            data = json.dumps({"verb": "resent", "task": key, "every": every}).encode()
+            data = json.dumps({"verb": "resent", "task": key, "start": start}).encode()
             self._send(codec.REQUEST, 0, 0, 0, 0, data)
 
     def _resend_splits(self) -> None:
         for chunk, mapping in list(self.split.items()):
             mapping.resend(chunk)
+        while self.unowned:
+            self.say_resent(self.unowned[0], None)
+            self.unowned.popleft()
 
     def _fail_all(self, status: int, data: bytes) -> None:
         self.end = (status, data)
@@ -370,16 +370,18 @@ class Client(Reader):
 
     def abandon(self, key: int) -> None:
         """Nobody wants the rest of this chunk any more."""
-        if self.pending.pop(key, None) is not None and not (self._exited or self._forked):
+        if key in self.pending and not (self._exited or self._forked):
             # The reply is an event, by which a submit that waits for max_pending sees that there is room.
             self._send(codec.REQUEST, 0, 0, 0, 0, json.dumps({"verb": "cancel", "task": key}).encode())
+        self.pending.pop(key, None)  # last: a chunk that is neither here nor cancelled would keep a drain waiting
 
     def cancel_id(self, task_id: str) -> bool:
         """Cancel by id; see `cancel`."""
         if not isinstance(task_id, str):
             raise InvalidArgument(f"a task id is a str, not {task_id!r}")
         number = task_id.removeprefix(self.prefix)
-        key = int(number) if task_id.startswith(self.prefix) and number.isdecimal() else 0
+        known = task_id.startswith(self.prefix) and number.isdecimal() and len(number) < 20
+        key = int(number) if known else 0
         future = self.pending.get(key)
         if isinstance(future, TaskFuture):
             return bool(future.cancel())
@@ -421,8 +423,8 @@ class Client(Reader):
             self._say_drain_when_there_is_room(left())
         thread = threading.get_ident()
         for key in [key for who, key in list(self._resending) if who == thread]:
-            self._say_resent(key, every=True)  # this is a signal handler on top of a frame that cannot go on
-        told = self.when(lambda: self._over or bool(self.split))
+            self.say_resent(key, None)  # this is a signal handler on top of a frame that cannot go on
+        told = self.when(lambda: self._over or bool(self.split or self.unowned))
         while self.wait_for(told, left()) and not self.is_over():
             self._resend_splits()
         if self.is_over():
@@ -495,6 +497,10 @@ class Client(Reader):
         while self.wait_for(room, None if deadline is None else deadline - time.monotonic(), len(_DRAIN)):
             if self._over or self._say_drain():
                 return
+
+    def is_fork(self) -> bool:
+        """Is this process a fork of the one that made the worker?"""
+        return self._forked
 
     def _supervisor_died(self) -> None:
         if not self._exited and not self._stop_now:

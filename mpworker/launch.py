@@ -77,27 +77,26 @@ class Supervisor:
         if self.pidfd >= 0:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def ended_well(self) -> bool:
-        """Has the dead process ended by itself, with all its work done?"""
+    def _exit_code(self, unknown: int | None) -> int | None:
+        """What the dead process exited with; None if a signal killed it, `unknown` if nobody can tell any more."""
         try:
+            if self.pidfd < 0:
+                return unknown  # a signal handler has closed everything
             ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
-            return True  # the program waited for all its children itself: nobody knows any more
-        return ended is not None and ended.si_code == os.CLD_EXITED and ended.si_status == 0
+            return unknown  # the program waited for all its children itself
+        return ended.si_status if ended is not None and ended.si_code == os.CLD_EXITED else None
+
+    def ended_well(self) -> bool:
+        """Has the dead process ended by itself, with all its work done, as far as anybody knows?"""
+        return self._exit_code(unknown=0) == 0
 
     def start_failure(self) -> dict[str, str] | None:
         """Why the dead process never served, in the words of a BROKEN event; None if it did, or nobody knows."""
         if self._words is None:
             self._words = self._sock.words()
-        how = ""
-        if not self._words:
-            try:
-                ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
-            except ChildProcessError:
-                ended = None
-            if ended is not None and ended.si_code == os.CLD_EXITED:
-                how = f"it ended with code {ended.si_status}"
-        return _start_failure(self._words, self._python, how)
+        code = None if self._words else self._exit_code(unknown=None)
+        return _start_failure(self._words, self._python, "" if code is None else f"it ended with code {code}")
 
     def close(self) -> None:
         """Reap the dead process and close everything. It may be interrupted and called again, also by two threads."""

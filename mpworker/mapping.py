@@ -45,9 +45,11 @@ class _Chunk:
         "resent",
         "runs",
         "sending",
+        "sent",
         "singles",
         "splits",
         "stop",
+        "unsaid",
     )
     _slow = False
 
@@ -57,10 +59,13 @@ class _Chunk:
         self.stop = len(items)
         self.at = 0  # the next item to be taken
         self.key = 0
+        self.sent = False  # for sure; an interrupt can come between the sending and this
         self.runs: dict[int, tuple[int, int, bytes, int]] = {}  # start: (stop, status, payload, duration_ns)
         self.splits: dict[int, int] = {}  # start: stop, of what is to be sent again
-        self.sending: dict[int, int] = {}  # the same while somebody does it
-        self.resent: dict[int, tuple[int, deque[_Chunk]]] = {}  # start: stop and the items, each in a chunk of its own
+        # start: stop and the items, each in a chunk of its own: while they are sent, until that is said, and afterwards
+        self.sending: dict[int, tuple[int, list[_Chunk]]] = {}
+        self.unsaid: dict[int, tuple[int, list[_Chunk]]] = {}
+        self.resent: dict[int, tuple[int, list[_Chunk]]] = {}
         self.singles: deque[_Chunk] = deque()  # items that were sent again one by one, to be taken before the rest
         self._left = self.stop
         self._ended: dict[int, int] = {}  # start: stop of all runs and splits that were settled
@@ -68,7 +73,8 @@ class _Chunk:
 
     @property
     def ready(self) -> bool:
-        return self.at in self.runs or self.at in self.splits or self.at in self.resent
+        at = self.at
+        return at in self.runs or at in self.splits or at in self.unsaid or at in self.resent
 
     def settle_items(self, status: int, start: int, stop: int, duration_ns: int, data: bytes) -> bool:
         """A run of items has ended; True when it was the last."""
@@ -79,25 +85,35 @@ class _Chunk:
             self._ended[start] = stop
         return self._settled()
 
-    def split(self, start: int, stop: int) -> bool:
-        """These items must be sent one by one, by who takes them or stops the worker. False: they are unfinished."""
+    def split(self, start: int, stop: int) -> None:
+        """These items must be sent one by one, by who takes them or stops the worker."""
         if start not in self._ended:
             self.splits[start] = stop
             self._ended[start] = stop
             self._map.client.split[self] = self._map
         self._settled()
-        return False
 
-    def begin_to_send(self, start: int, taken: list[int]) -> None:
-        """Take these items to be sent again; nothing if another thread has. Where they end is put into `taken`."""
+    def begin_to_send(self, start: int, singles: "list[_Chunk]", taken: list[int]) -> None:
+        """Take the items from `start` on to be sent again as `singles`; nothing if another thread has.
+
+        Args:
+            start: The first.
+            singles: All of them.
+            taken: Where they end is put here.
+        """
+        entry = (start + len(singles), singles)
         if start in self.splits:
-            taken[0] = self.sending[start] = self.splits[start]
-            del self.splits[start]  # no call since the look
+            self.sending[start] = entry
+            del self.splits[start]
+            taken[0] = entry[0]  # no call since the look
 
-    def sent_again(self, start: int, stop: int, line: "deque[_Chunk]") -> bool:
-        """These items have been sent one by one; True when all others are settled."""
-        self.resent[start] = (stop, line)
-        self._left -= stop - start
+    def said(self, start: int) -> bool:
+        """The supervisor knows that these were sent; True when all others are settled."""
+        if start in self.unsaid:
+            entry = self.unsaid[start]
+            self.resent[start] = entry
+            self._left -= entry[0] - start
+            del self.unsaid[start]  # no call since the look
         return self._settled()
 
     def settle(self, status: int, data: bytes) -> None:
@@ -117,6 +133,10 @@ class _Chunk:
 
     def _settled(self) -> bool:
         wake_all(self._waiters)
+        return self._left <= 0
+
+    def has_ended(self) -> bool:
+        """Is all of it settled, taken or not?"""
         return self._left <= 0
 
     def add_waiter(self, waiter: Any) -> None:
@@ -157,10 +177,8 @@ class Mapping:
         self.client = client
         client.refuse_if_closed()
         self._name = payload.name_of_callable(function)
-        try:
-            self._function = client.functions.always(function)
-        except payload.Unserializable as error:
-            raise SerializationError(f"the function {self._name!r} cannot be pickled: {error}") from error
+        self._call = function
+        self._function = 0  # the key under which the children know it
         self._spread = len(iterables) > 1
         hints = [operator.length_hint(each, -1) for each in iterables]
         self._remaining = -1 if min(hints) < 0 else min(hints)
@@ -179,6 +197,12 @@ class Mapping:
         self._timeout = timeout
         self._return_exceptions = return_exceptions
         self._index = 0
+
+    def _begin(self) -> None:
+        try:
+            self._function = self.client.functions.always(self._call)
+        except payload.Unserializable as error:
+            raise SerializationError(f"the function {self._name!r} cannot be pickled: {error}") from error
         self.fill()
 
     def fill(self) -> None:
@@ -213,27 +237,43 @@ class Mapping:
         self.client.poll()
         return bool(self._chunks) and self._chunks[0].ready
 
-    def _send(self, items: list[Any], into: deque[_Chunk], again: bool = False) -> None:
+    def _send(self, items: list[Any], into: deque[_Chunk]) -> None:
         chunk = _Chunk(self, items)
+        into.append(chunk)  # first: what was sent is found there, whatever comes in between
+        self._items += len(items)
         try:
-            data = payload.dumps(items)
-            if self._chunksize is None:
-                fit = CHUNK_BYTES * len(items) // (len(data) or 1)
-                self._size = max(1, min(self._size, fit))
-            flags = codec.SPREAD if self._spread else 0
-            chunk.key = self.client.send_chunk(chunk, flags, self._function, self._options, len(items), data, again)
+            self._send_chunk(chunk, again=False)
         except (payload.Unserializable, SerializationError) as error:
             if len(items) > 1:  # each goes alone, and only the one at fault fails
-                self._send_each(items, into, again)
-                return
-            report = {"what": "item", "type": payload.name_of_type(items[0]), "message": str(error), "traceback": ""}
-            chunk.settle(codec.UNSERIALIZABLE, json.dumps(report).encode())
-        self._items += len(items)
-        into.append(chunk)
+                self._take_back(chunk, into)
+                self._send_each(items, into)
+            else:
+                self._cannot_send(chunk, error)
+        except Exception:
+            self._take_back(chunk, into)
+            raise
 
-    def _send_each(self, items: list[Any], into: deque[_Chunk], again: bool) -> None:
+    def _send_chunk(self, chunk: _Chunk, again: bool) -> None:
+        data = payload.dumps(chunk.items)
+        count = len(chunk.items)
+        if self._chunksize is None:
+            self._size = max(1, min(self._size, CHUNK_BYTES * count // (len(data) or 1)))
+        flags = codec.SPREAD if self._spread else 0
+        self.client.send_chunk(chunk, flags, self._function, self._options, count, data, again)
+
+    def _send_each(self, items: list[Any], into: deque[_Chunk]) -> None:
         for item in items:
-            self._send([item], into, again)
+            self._send([item], into)
+
+    def _cannot_send(self, chunk: _Chunk, error: Exception) -> None:
+        kind = payload.name_of_type(chunk.items[0])
+        report = {"what": "item", "type": kind, "message": str(error), "traceback": ""}
+        chunk.settle(codec.UNSERIALIZABLE, json.dumps(report).encode())
+
+    def _take_back(self, chunk: _Chunk, into: deque[_Chunk]) -> None:
+        into.remove(chunk)
+        self._items -= chunk.stop
+        self.client.abandon(chunk.key)
 
     def _adapt(self, duration_ns: int, items: int) -> None:
         if self._chunksize is None and duration_ns and items:
@@ -243,11 +283,12 @@ class Mapping:
     def results(self) -> Iterator[Any]:
         """The results in the order of the input."""
         stream = self._stream()
-        next(stream)  # into the `try`: closed or dropped before its first result, it cleans up all the same
+        next(stream)  # all that must be cleaned up happens in its `try`
         return stream
 
     def _stream(self) -> Iterator[Any]:
         try:
+            self._begin()
             yield None
             yield from self._each()  # no loop in here: see `mpworker.reader`
         finally:
@@ -265,10 +306,11 @@ class Mapping:
                 continue
             self._wait(chunk)
             if chunk.at not in chunk.runs:
-                if chunk.at in chunk.splits:
+                if chunk.at in chunk.splits or chunk.at in chunk.unsaid:
                     self.resend(chunk)
                 elif chunk.at in chunk.resent:
-                    chunk.at, chunk.singles = chunk.resent.pop(chunk.at)
+                    stop, singles = chunk.resent.pop(chunk.at)
+                    chunk.at, chunk.singles = stop, deque(singles)
                 continue
             stop, status, data, duration_ns = chunk.runs.pop(chunk.at)
             count = stop - chunk.at
@@ -288,7 +330,7 @@ class Mapping:
         left = None if self._deadline is None else self._deadline - time.monotonic()
         if not self.client.wait_for(chunk, left):
             if self.client.end is not None:  # another thread sends some again, too late
-                chunk.splits.update(chunk.sending)
+                chunk.splits.update({start: stop for start, (stop, _) in list(chunk.sending.items())})
                 chunk.settle(*self.client.end)
                 return
             raise TimeoutError(f"map({self._name}) was not done within {self._timeout} s")
@@ -323,34 +365,49 @@ class Mapping:
 
         They were accepted, so they go although the worker stops, and whoever stops it calls this too.
         """
-        for start in list(chunk.splits):
-            self._resend_run(chunk, start)
-        if not chunk.splits:
+        for start, stop in list(chunk.splits.items()):
+            self._resend_run(chunk, start, [_Chunk(self, [item]) for item in chunk.items[start:stop]])
+        self._say_what_was_sent(chunk)
+        if not chunk.splits and not chunk.unsaid:
             self.client.split.pop(chunk, None)  # no call since the look: more of its items may come back
 
-    def _resend_run(self, chunk: _Chunk, start: int) -> None:
-        line: deque[_Chunk] = deque()
+    def _resend_run(self, chunk: _Chunk, start: int, singles: list[_Chunk]) -> None:
         taken = [start]
         with self.client.resending(chunk.key):
             try:
-                chunk.begin_to_send(start, taken)
-                self._send_each(chunk.items[start : taken[0]], line, again=True)
+                chunk.begin_to_send(start, singles, taken)
+                self._send_again(singles[: taken[0] - start])
             finally:
-                stop = taken[0]
-                if stop > start:
-                    at = start + sum(each.stop for each in line)
-                    if at < stop:  # interrupted
-                        line.append(_Chunk(self, chunk.items[at:stop]))
-                        line[-1].settle(codec.CANCELLED, b"")
-                    self.client.sent_again(chunk, start, stop, line)
-                    chunk.sending.pop(start, None)
+                if taken[0] > start and start in chunk.sending:
+                    chunk.unsaid[start] = chunk.sending[start]
+                    del chunk.sending[start]  # no call since the try: what follows is done by somebody in any case
+
+    def _send_again(self, singles: list[_Chunk]) -> None:
+        for single in singles:
+            self._items += 1
+            try:
+                self._send_chunk(single, again=True)
+            except (payload.Unserializable, SerializationError) as error:
+                self._cannot_send(single, error)
+
+    def _say_what_was_sent(self, chunk: _Chunk) -> None:
+        for start, (_, singles) in list(chunk.unsaid.items()):
+            for single in singles:
+                if not single.sent and not single.has_ended():  # an interrupt came before it, or just after
+                    self.client.abandon(single.key)
+                    single.settle(codec.CANCELLED, b"")
+            self.client.say_resent(chunk.key, start)
+            if chunk.said(start):
+                self.client.pending.pop(chunk.key, None)
 
     def _abandon(self) -> None:
         """The consumer is done: what has not begun never does."""
         for chunk in self._chunks:
-            self.client.split.pop(chunk, None)
-            lines = [line for _, line in chunk.resent.values()]
+            sent = (*chunk.sending.values(), *chunk.unsaid.values(), *chunk.resent.values())
+            lines = [singles for _, singles in sent]
             for each in itertools.chain([chunk], chunk.singles, *lines):
                 self.client.abandon(each.key)
+            self.client.split.pop(chunk, None)
         self._chunks.clear()
-        self.client.functions.drop(self._function)
+        if self._function and not self.client.is_fork():
+            self.client.functions.drop(self._function)

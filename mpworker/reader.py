@@ -35,6 +35,7 @@ No user code runs here but such handlers: results are unpickled by whoever asks 
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -67,6 +68,7 @@ class Reader:
         self._parts: list[bytes] = []  # of a payload that comes in fragments
         self._replies: dict[int, Reply] = {}
         self._closed = ""  # why nothing more is accepted: "stopped", "lost", "broken" or "forked"; "" while open
+        self.unowned: deque[int] = deque()  # chunks whose items were to be sent again, but an interrupt ended their map
         self._broken: dict[str, Any] | None = None
         self._exited = False  # the supervisor is dead
         self._ended_well = False  # with its work done
@@ -291,7 +293,7 @@ class Reader:
                 return
             kind, flags, a, b, c, data = record
             if flags & codec.FRAGMENTED:
-                whole = (kind, flags & ~codec.FRAGMENTED, a, b, c, b"".join((*self._parts, data)))
+                whole = self._whole(record)
                 none: list[bytes] = []
                 if inbox and inbox[0] is record:
                     inbox[0] = whole
@@ -314,6 +316,18 @@ class Reader:
             if inbox and inbox[0] is record:  # no call between look and act: see the module's docstring
                 del inbox[0]
 
+    def _whole(self, record: Record) -> Record:
+        """The record with all parts of its payload; if memory is short of that, one that says so."""
+        kind, flags, a, b, c, data = record
+        flags &= ~codec.FRAGMENTED
+        try:
+            return kind, flags, a, b, c, b"".join((*self._parts, data))
+        except MemoryError:
+            size = sum(map(len, self._parts)) + len(data)
+            message = f"MemoryError: it has {size} bytes as a pickle, for which this process has no memory"
+            report = {"what": "result", "type": "unknown", "message": message, "traceback": ""}
+            return kind, flags & ~codec.LOW | codec.UNSERIALIZABLE, a, b, c, json.dumps(report).encode()
+
     def _settle_other(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
         if kind == codec.RESULTS:
             chunk = self.pending.get(a)
@@ -321,8 +335,10 @@ class Reader:
                 self.pending.pop(a, None)
         elif kind == codec.SPLIT:
             chunk = self.pending.get(a)
-            if chunk is not None and chunk.split(b & 0xFFFFFFFF, b >> 32):
-                self.pending.pop(a, None)
+            if chunk is not None:
+                chunk.split(b & 0xFFFFFFFF, b >> 32)
+            else:
+                self.unowned.append(a)
         elif kind == codec.REPLY:
             reply = self._replies.get(a)
             if reply is not None:
@@ -365,6 +381,8 @@ class Reader:
             self._ended_well = True
             self._closed = "stopped"
             self._cut_short = self._cut_short or bool(self.pending)
+        if self._over:
+            return  # a signal handler has done it all
         self._fail_all(status, report)
         # The bells' numbers may be another file's from now on, and a future that is kept shall not keep the memory.
         self._bell = None

@@ -9,12 +9,14 @@ from typing import Any
 
 import faults_tasks as tasks
 import pytest
+from concurrently import together
 from leaks import wait_until
+from points import AtPoint, interrupt, sweep
 
 from mpworker import ProcessWorker
 from mpworker.errors import SerializationError, SupervisorLost, TaskCancelled, WorkerCrashed
 
-LIMIT = 60.0  # seconds: a guard against a hang, never a measure
+LIMIT = 8.0  # seconds: a guard against a hang, never a measure
 COUNT, GUILTY = 12, 5
 
 
@@ -132,3 +134,47 @@ def test_a_pool_keeps_nothing_of_what_was_sent_again() -> None:
         check(list(start(w)), SerializationError)
         assert not w._client.split
         assert not w._client.pending
+
+
+def test_an_interrupt_at_any_point_of_sending_again_loses_nothing_but_the_map() -> None:
+    with ProcessWorker(n=1) as w:
+
+        def scenario() -> None:
+            results = start(w)
+            try:
+                check(list(results), SerializationError)
+            finally:
+                results.close()  # type: ignore[attr-defined]
+
+        def look() -> None:
+            assert w.submit(tasks.item, 3).result(LIMIT) == 30
+            assert wait_until(lambda: w._client.poll() or not (w._client.pending or w._client.split), LIMIT)
+            assert not w._client._resending
+
+        scenario()  # imports and the like
+        assert sweep(scenario, lambda: together(look), parts=("/mpworker/mapping.py", "/mpworker/client.py")) > 100
+
+
+def test_an_interrupted_drain_leaves_the_items_to_the_consumer() -> None:
+    at, point = 0, AtPoint(0, dict)
+    while not at or point.done:
+        w = ProcessWorker(n=1)
+        results = start(w)
+        assert wait_until(lambda w=w: handed_back(w), LIMIT)
+        point = AtPoint(at, interrupt, ("/mpworker/mapping.py", "/mpworker/client.py"))
+        try:
+            with point:
+                w.stop_graceful(LIMIT)
+        except KeyboardInterrupt:
+            found: list[Any] = []
+            together(lambda results=results, found=found: found.extend(results))
+            assert len(found) == COUNT, point.where
+            # What the interrupted thread had in hand it cancels; the others find their way.
+            assert all(
+                result in (10 * at, None) or isinstance(result, TaskCancelled)
+                for at, result in enumerate(found)
+                if at != GUILTY
+            )
+            w.stop_graceful(LIMIT)
+        at += 5
+    assert at > 30

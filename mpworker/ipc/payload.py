@@ -68,6 +68,9 @@ def dumps_by_value(value: object, pickler: Callable[[], Any] | None = None) -> b
     return file.getvalue()
 
 
+_IMPORT_SECONDS = 10.0  # for the case that the frame below a signal handler imports it, which waits for the handler
+
+
 @functools.cache
 def _cloudpickle() -> Any:
     """The module, whole. A signal handler on top of an import of it in the main thread would get half of it."""
@@ -75,7 +78,7 @@ def _cloudpickle() -> Any:
         importer = threading.Thread(target=_try_cloudpickle, name="mpworker-import", daemon=True)
         try:
             importer.start()
-            importer.join()
+            importer.join(_IMPORT_SECONDS)
         except RuntimeError:
             pass  # no thread can be started
     from cloudpickle import cloudpickle
@@ -86,8 +89,8 @@ def _cloudpickle() -> Any:
 def _try_cloudpickle() -> None:
     try:
         import cloudpickle  # noqa: F401
-    except ImportError:
-        pass  # whoever waits for this says so
+    except Exception:  # noqa: BLE001, S110  # no module, no descriptor: whoever waits for this tries it, too, and says so
+        pass
 
 
 @functools.cache
@@ -247,6 +250,7 @@ class _KnownClasses(pickle.Unpickler):
 def loads_known(data: bytes) -> Any:
     """Unpickle where the classes come from, or where it is only tried: those that are here stay as they are."""
     if b"cloudpickle" in data:
+        _cloudpickle()  # not by way of the pickle, in the main thread
         return _KnownClasses(data).load()
     return pickle.loads(data)  # noqa: S301  # what our own children sent
 

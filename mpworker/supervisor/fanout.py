@@ -21,7 +21,9 @@ class ClientPort:
     def __init__(self, channel: Channel, max_payload_bytes: int) -> None:
         self.channel = channel
         self.outbox = Outbox(channel.outbound)
-        self.splits: dict[int, int] = {}  # how many runs of a chunk's items the client has still to send again
+        self.splits: dict[
+            int, set[int]
+        ] = {}  # where the runs of a chunk's items begin that the client has to send again
         self.sent = False  # something that the client's bell must be rung for
         self._push = channel.outbound.push
         self._max_payload = channel.outbound.max_payload
@@ -57,11 +59,12 @@ class ClientPort:
             return self._functions.pop(a, None)
         return None
 
-    def resent(self, key: int, every: bool) -> None:
-        """Items of a chunk have been sent one by one; with `every`, it sends no more of them."""
-        left = self.splits.pop(key, 0) - 1
-        if left > 0 and not every:
-            self.splits[key] = left
+    def resent(self, key: int, start: int | None) -> None:
+        """Items of a chunk have been sent one by one, which may be said twice; None: no more of them will be."""
+        left = self.splits.get(key, set())
+        left.discard(start if start is not None else -1)
+        if not left or start is None:
+            self.splits.pop(key, None)
 
     # ------------------------------------------------------------ out
 
@@ -100,5 +103,5 @@ class ClientPort:
 
     def split(self, task: Task, start: int, stop: int) -> None:
         """The client shall send these items one by one, and then say so: a drain waits for it."""
-        self.splits[task.key] = self.splits.get(task.key, 0) + 1
+        self.splits.setdefault(task.key, set()).add(start)
         self.send(codec.SPLIT, 0, task.key, start | stop << 32, 0, b"")

@@ -217,10 +217,10 @@ class Loop:
             if seat is not None:
                 # An answer that is already in the ring came before the cancel.
                 self._read_child(self._world.by_number[seat.number], whole=True)
-            self._world.resent(message["task"], True)
+            self._world.resent(message["task"], None)
             answer = {"cancelled": self._scheduler.cancel(message["task"], now)}
         elif verb == "resent":
-            self._world.resent(message["task"], message["every"])
+            self._world.resent(message["task"], message["start"])
             answer = {}
         elif verb == "cancel_unstarted":
             self._scheduler.cancel_unstarted()
