@@ -253,9 +253,6 @@ class Client(Reader):
     def _resend_splits(self) -> None:
         for chunk, mapping in list(self.split.items()):
             mapping.resend(chunk)
-        while self.unowned:
-            self.say_resent(self.unowned[0], None)
-            self.unowned.popleft()
 
     def _fail_all(self, status: int, data: bytes) -> None:
         self.end = (status, data)
@@ -424,7 +421,7 @@ class Client(Reader):
         thread = threading.get_ident()
         for key in [key for who, key in list(self._resending) if who == thread]:
             self.say_resent(key, None)  # this is a signal handler on top of a frame that cannot go on
-        told = self.when(lambda: self._over or bool(self.split or self.unowned))
+        told = self.when(lambda: self._over or bool(self.split))
         while self.wait_for(told, left()) and not self.is_over():
             self._resend_splits()
         if self.is_over():

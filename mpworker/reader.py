@@ -35,7 +35,6 @@ No user code runs here but such handlers: results are unpickled by whoever asks 
 import json
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -68,7 +67,6 @@ class Reader:
         self._parts: list[bytes] = []  # of a payload that comes in fragments
         self._replies: dict[int, Reply] = {}
         self._closed = ""  # why nothing more is accepted: "stopped", "lost", "broken" or "forked"; "" while open
-        self.unowned: deque[int] = deque()  # chunks whose items were to be sent again, but an interrupt ended their map
         self._broken: dict[str, Any] | None = None
         self._exited = False  # the supervisor is dead
         self._ended_well = False  # with its work done
@@ -337,8 +335,6 @@ class Reader:
             chunk = self.pending.get(a)
             if chunk is not None:
                 chunk.split(b & 0xFFFFFFFF, b >> 32)
-            else:
-                self.unowned.append(a)
         elif kind == codec.REPLY:
             reply = self._replies.get(a)
             if reply is not None:

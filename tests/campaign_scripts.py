@@ -145,14 +145,16 @@ def forked(how: str) -> None:
     assert ended.result(GUARD) == 9
     watched = pool.submit(tasks.pause, 0.5, 2)
     watched.add_done_callback(lambda _: None)  # a thread of the client's is at work when the process forks
+    mapped = pool.map(tasks.pause, [0.5], [3])
     pid = os.fork()
     if pid == 0:
-        in_fork(pool, held, ended, how)
+        in_fork(pool, held, ended, mapped, how)
         raise AssertionError("not reached")
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0, status
     assert held.result(GUARD) == (1, 1)
     assert watched.result(GUARD) == (2, 1)
+    assert list(mapped) == [(3, 1)]
     assert pool.submit(tasks.square, 4).result(GUARD) == 16
     assert len(pool.processes()["children"]) == 2
     assert list(pool.map(tasks.square, range(100))) == [number**2 for number in range(100)]
@@ -170,7 +172,7 @@ def refuses(call: Callable[..., object], *arguments: object) -> None:
     raise AssertionError("it should have refused")
 
 
-def in_fork(pool: ProcessWorker, held: Any, ended: Any, how: str) -> None:
+def in_fork(pool: ProcessWorker, held: Any, ended: Any, mapped: Any, how: str) -> None:
     try:
         refuses(pool.submit, tasks.square, 1)
         refuses(lambda: pool.submit(lambda: 1))
@@ -186,6 +188,8 @@ def in_fork(pool: ProcessWorker, held: Any, ended: Any, how: str) -> None:
         refuses(lambda: pool.options(retries=3))
         refuses(pool.processes)
         refuses(pool.cancel_task, held.task_id)
+        refuses(next, mapped)
+        mapped.close()
         assert not held.done()
         assert not held.cancelled()
         assert ended.result() == 9

@@ -9,6 +9,8 @@ import contextlib
 import gc
 import logging
 import operator
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -491,6 +493,46 @@ def leading(pool: ProcessWorker) -> Iterator[None]:
     finally:
         client._leader = None
         client._hand_over()
+
+
+def test_a_log_handler_that_raises_costs_nobody_a_result() -> None:
+    class Full(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("the disk is full")
+
+    handler = Full()
+    logging.getLogger("concurrent.futures").addHandler(handler)
+    try:
+        with ProcessWorker(n=1) as pool:
+            called = Calls()
+            future = pool.submit(pooljobs.square, 2)
+            future.add_done_callback(lambda _: 1 // 0)
+            future.add_done_callback(called)
+            assert cf.wait([pool.submit(pooljobs.square, 3)], GUARD).not_done == set()
+            called.wait()
+    finally:
+        logging.getLogger("concurrent.futures").removeHandler(handler)
+
+
+def test_a_result_for_which_there_is_no_memory_costs_itself_alone(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import resource\n"
+        "from mpworker import ProcessWorker\n"
+        "from mpworker.errors import SerializationError\n"
+        "with ProcessWorker(n=1) as w:\n"
+        "    w.submit(abs, 1).result()\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (400 << 20,) * 2)\n"
+        "    future = w.submit(bytes, 300 << 20)\n"
+        "    try:\n"
+        "        future.result()\n"
+        "    except SerializationError as error:\n"
+        "        assert 'for which this process has no memory' in str(error), error\n"
+        "    print(w.submit(abs, -2).result())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"], capture_output=True, text=True, timeout=GUARD, check=False
+    )
+    assert (done.stdout, done.stderr) == ("2\n", "")
 
 
 def test_a_callback_keeps_no_other_thread_from_the_client(pool: ProcessWorker, gate: Gate) -> None:

@@ -23,7 +23,7 @@ import campaign_tasks as tasks
 import pytest
 from concurrently import GUARD, a_function, eventually, lines, script, together
 from mixed import Mixed
-from points import CHECKS, CLIENT, LIBRARY, AtPoint, sweep
+from points import CHECKS, CLIENT, LIBRARY, AtPoint, interrupt, sweep
 
 from mpworker import ProcessWorker, TaskFuture
 from mpworker.background import Background
@@ -479,6 +479,70 @@ def test_a_signal_handler_may_stop_the_pool_while_its_thread_waits(verb: str, tm
         signal.signal(signal.SIGALRM, before)
         for fd in others:
             os.close(fd)
+
+
+@pytest.mark.parametrize("inner", ["stop_graceful", "stop_now"])
+@pytest.mark.parametrize("outer", ["stop_graceful", "stop_now"])
+def test_a_signal_handler_may_stop_what_is_being_stopped(outer: str, inner: str) -> None:
+    begin = at = random.randrange(4)
+    point = AtPoint(0, dict)
+    while at == begin or point.done:
+        pool = ProcessWorker(n=1)
+        future = pool.submit(tasks.square, 3)
+        point = AtPoint(at, getattr(pool, inner), (CLIENT,))
+        with point:
+            getattr(pool, outer)()
+        assert future.done(), point.where
+        at += 4
+    assert at > 30
+
+
+def test_an_interrupted_map_begins_nothing_more(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}" for number in range(3)]
+    gate, begun = tmp_path / "gate", tmp_path / "begun"
+    at, point = 0, AtPoint(0, dict)
+    with ProcessWorker(n=1) as pool:
+        while not at or point.done:
+            held = pool.submit(tasks.hold, str(begun), str(gate))
+            eventually(held.running)
+            point = AtPoint(at, interrupt, (CLIENT,))
+            with contextlib.suppress(KeyboardInterrupt):
+                with point:
+                    results = pool.map(Path.touch, files, chunksize=1)
+                results.close()  # type: ignore[attr-defined]
+            gate.touch()
+            assert held.result(GUARD) == "held"
+            assert pool.submit(tasks.square, 3).result(GUARD) == 9
+            assert sorted(tmp_path.iterdir()) == [begun, gate], point.where
+            gate.unlink()
+            at += 1
+        assert not pool._client.pending
+        assert not pool._client.functions._pins
+    assert at > 40
+
+
+def test_a_signal_handler_may_submit_while_its_thread_reads_what_needs_an_import(tmp_path: Path) -> None:
+    (tmp_path / "given.py").write_text("def make(): return lambda: 3\n")
+    (tmp_path / "program.py").write_text(
+        "import given, os, signal, sys\n"
+        "from mpworker import ProcessWorker\n"
+        "class Trip:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'cloudpickle.cloudpickle':\n"
+        "            sys.meta_path.remove(self)\n"
+        "            os.kill(os.getpid(), signal.SIGALRM)\n"
+        "found = []\n"
+        "signal.signal(signal.SIGALRM, lambda *_: found.append(w.submit(lambda: 5).result(30)))\n"
+        "with ProcessWorker(n=1) as w:\n"
+        "    future = w.submit(given.make)\n"
+        "    while not future.done(): pass\n"
+        "    sys.meta_path.insert(0, Trip())\n"
+        "    print(future.result()(), found)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"], capture_output=True, text=True, timeout=GUARD, check=False
+    )
+    assert (done.stdout, done.stderr) == ("3 [5]\n", "")
 
 
 def test_a_signal_handler_may_submit_while_its_thread_imports_what_it_needs(tmp_path: Path) -> None:

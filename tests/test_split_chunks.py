@@ -1,5 +1,6 @@
 """Chunks of a map that cannot be unpickled as a whole, and a stop while their items are still to be sent one by one."""
 
+import contextlib
 import gc
 import signal
 import threading
@@ -14,9 +15,9 @@ from leaks import wait_until
 from points import AtPoint, interrupt, sweep
 
 from mpworker import ProcessWorker
-from mpworker.errors import SerializationError, SupervisorLost, TaskCancelled, WorkerCrashed
+from mpworker.errors import SerializationError, SupervisorLost, TaskCancelled, WorkerCrashed, WorkerStopped
 
-LIMIT = 8.0  # seconds: a guard against a hang, never a measure
+LIMIT = 60.0  # seconds: a guard against a hang, never a measure
 COUNT, GUILTY = 12, 5
 
 
@@ -178,3 +179,16 @@ def test_an_interrupted_drain_leaves_the_items_to_the_consumer() -> None:
             w.stop_graceful(LIMIT)
         at += 5
     assert at > 30
+
+
+@pytest.mark.parametrize("verb", ["stop_graceful", "stop_now"])
+def test_a_handler_may_stop_the_pool_at_any_point_of_a_map_that_sends_again(verb: str) -> None:
+    at, point = 0, AtPoint(0, dict)
+    while not at or point.done:
+        with ProcessWorker(n=1) as w:
+            point = AtPoint(at, getattr(w, verb), ("/mpworker/mapping.py", "/mpworker/client.py"))
+            with point, contextlib.suppress(WorkerStopped, TaskCancelled):
+                list(start(w))
+            w.stop_graceful(LIMIT)
+        at += 3
+    assert at > 100
