@@ -616,7 +616,8 @@ class World:
         elif status != SPLIT:
             assert attempts, f"{name} has an outcome and never began"
             assert attempts[-1].status == status, f"{name} ended with {attempts[-1].status}, not {status}"
-        swept = self.sweeping and status == rules.CANCELLED  # while it waited for its retry
+        # While it waited for its retry, or that had not begun.
+        swept = status == rules.CANCELLED and (self.sweeping or name in self.barred)
         if attempts and attempts[-1].late and not accepted.cancelled and not swept:
             assert status == rules.TIMED_OUT, f"{name} was late and ends with {status}"
         if name in self.barred:
