@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mpworker.errors import MPWorkerError
+from mpworker.errors import ConfigurationError, MPWorkerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class TaskContext:
 # Set by the child's main loop: makes the context of what runs now, or None between tasks. Made when asked for, not per
 # task: most tasks never ask.
 _source: Callable[[], TaskContext | None] | None = None
+# Is this process importing what a task needs, rather than running one?
+_loading: Callable[[], bool] | None = None
 # A pool that a task of this process had opened was lost. If its nursery died as well, then what its tasks had started
 # has no keeper but this process, a subreaper, and cannot be told from what the task itself started.
 _orphans = False
@@ -43,3 +45,19 @@ def current() -> TaskContext:
     if context is None:
         raise MPWorkerError("current() was called outside a task")
     return context
+
+
+def refuse_while_loading(module: str) -> None:
+    """Raise if a child has come here by importing a module: a pool's children would make pools in turn, without end.
+
+    Args:
+        module: Which one, for the message.
+
+    Raises:
+        ConfigurationError: It has.
+    """
+    if _loading is not None and _loading():
+        raise ConfigurationError(
+            f"module {module!r} makes a ProcessWorker when it is imported, and a child has just done so to find what a "
+            f'task needs: make it in a function, or under `if __name__ == "__main__":`'
+        )

@@ -1,6 +1,7 @@
 """`ProcessWorker`: the pool as its users see it."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -8,6 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 
 from mpworker.client import Client
+from mpworker.context import refuse_while_loading
 from mpworker.errors import InvalidArgument
 from mpworker.future import TaskFuture
 from mpworker.ipc.codec import MAX_CHUNK_ITEMS
@@ -245,6 +247,7 @@ class ProcessWorker(TaskView):
         python: str | os.PathLike[str] | None = None,
         **others: Any,
     ) -> None:
+        refuse_while_loading(sys._getframe(1).f_globals.get("__name__", "?"))
         for name in others:
             if name not in WORKER_OPTIONS:
                 raise _unknown_option(name, "ProcessWorker", _all_options())

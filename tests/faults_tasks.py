@@ -10,6 +10,7 @@ import mmap
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -30,6 +31,10 @@ def attempt() -> int:
 
 def echo(value: Any) -> Any:
     return value
+
+
+def limit_memory(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
 def touch(path: Path | None) -> None:

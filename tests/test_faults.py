@@ -530,6 +530,19 @@ def test_a_result_that_cannot_be_pickled_is_one_tasks_error(how: str) -> None:
         assert w.submit(os.getpid).result(LIMIT) == pid
 
 
+def test_a_call_for_which_a_child_has_no_memory_is_one_tasks_error() -> None:
+    with ProcessWorker(n=1, initializer=tasks.limit_memory, initargs=(150 * MB,)) as w:
+        [pid] = whole(w, 1)
+        for size in (100 * MB, 200 * MB):  # too much in one piece, and too much in pieces
+            too_large = w.submit(len, bytes(size))
+            [item] = w.map(len, [bytes(size)], return_exceptions=True)
+            for error in (too_large.exception(LIMIT), item):
+                assert isinstance(error, SerializationError)
+                assert "MemoryError: it has" in str(error)
+        assert w.submit(abs, -3).result(LIMIT) == 3
+        assert child_pids(w) == [pid]
+
+
 def test_a_result_that_is_too_deep_to_be_pickled() -> None:
     with ProcessWorker(n=1) as w:
         pid = w.submit(os.getpid).result(LIMIT)

@@ -399,3 +399,45 @@ def test_the_source_is_shown_in_a_childs_traceback(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "# this very line" in done.stderr
     assert done.stderr.splitlines()[-1] == "ValueError: bad"
+
+
+UNGUARDED = """
+from mpworker import ProcessWorker
+def score(n): return n * n
+with ProcessWorker(n=1) as w:
+    print(w.submit(score, 3).result())
+"""
+
+
+def test_a_script_without_a_guard_that_is_imported_makes_no_pools_without_end(tmp_path: Path) -> None:
+    programs.write(tmp_path / "unguarded.py", UNGUARDED)
+    assert programs.run("unguarded.py", cwd=tmp_path).stdout == "9\n"
+    done = programs.run("-c", "import unguarded", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "ConfigurationError: module 'unguarded' makes a ProcessWorker when it is imported" in done.stderr
+
+
+def test_a_preloaded_module_without_a_guard_is_refused(tmp_path: Path) -> None:
+    programs.write(tmp_path / "unguarded.py", UNGUARDED)
+    source = """
+        from mpworker import ProcessWorker
+        with ProcessWorker(n=1, preload=["unguarded"]) as w:
+            w.submit(abs, 1).result()
+        """
+    done = programs.run_source(source, tmp_path, check=False)
+    assert "module 'unguarded' makes a ProcessWorker when it is imported" in done.stderr.splitlines()[-1]
+
+
+def test_an_initializer_and_a_task_may_make_pools(tmp_path: Path) -> None:
+    programs.run_source(
+        """
+        from mpworker import ProcessWorker
+        def pool():
+            with ProcessWorker(n=1) as w:
+                assert w.submit(abs, -3).result() == 3
+        with ProcessWorker(n=1, initializer=pool) as w:
+            w.submit(pool).result()
+            list(w.map(lambda _: pool(), range(2)))
+        """,
+        tmp_path,
+    )

@@ -56,7 +56,7 @@ class Child:
         self._task_prefix: str = settings["task_prefix"]
         self._max_payload_bytes: int = settings["max_payload_bytes"]
         self._assembler = Assembler(self._max_payload_bytes)
-        self._functions: dict[int, bytes | Callable[..., Any]] = {}
+        self._functions: dict[int, bytes | MemoryError | Callable[..., Any]] = {}
         self._spin_ns: int = settings["spin_ns"]
         # The task that may be interrupted now. A generation is never 0.
         self._running = 0
@@ -156,13 +156,17 @@ class Child:
 
     def _function(self, function: int) -> Callable[..., Any]:
         found = self._functions[function]
-        if isinstance(found, bytes):
-            found = self._functions[function] = payload.loads_in_child(found)
+        if isinstance(found, bytes | MemoryError):
+            found = self._functions[function] = _loads(found)
         return found
+
+    def is_loading(self) -> bool:
+        """Is a task claimed whose call has not begun, or is over?"""
+        return bool(self._attempt) and not self._running
 
     # ------------------------------------------------------------ tasks
 
-    def _run_task(self, flags: int, task: int, generation: int, c: int, data: bytes) -> None:
+    def _run_task(self, flags: int, task: int, generation: int, c: int, data: bytes | MemoryError) -> None:
         slot = c & 0xFF
         started = self._claims.claim(slot, generation)
         if not started:
@@ -173,9 +177,9 @@ class Child:
             function = c >> 8
             if function:
                 call = self._function(function)
-                args, kwargs = payload.loads_in_child(data)
+                args, kwargs = _loads(data)
             else:
-                call, args, kwargs = payload.loads_in_child(data)
+                call, args, kwargs = _loads(data)
         except BaseException as error:  # noqa: BLE001
             status, out = _unserializable("call", "arguments", error, full(error))
         else:
@@ -197,7 +201,7 @@ class Child:
         self._answer(codec.DONE, status, task, generation, slot | duration << 8, out)
 
     def _run_range(  # noqa: PLR0915  # one loop that is hot: a call per item would double its cost
-        self, flags: int, task: int, generation: int, c: int, data: bytes
+        self, flags: int, task: int, generation: int, c: int, data: bytes | MemoryError
     ) -> None:
         slot, start, stop = c & 0xFF, c >> 32 & 0xFFFF, c >> 48
         if not self._claims.claim(slot, generation):
@@ -208,7 +212,7 @@ class Child:
         begun_at = time.monotonic_ns()
         try:
             call = self._function(c >> 8 & 0xFFFFFF)
-            items = payload.loads_in_child(data)
+            items = _loads(data)
         except BaseException as error:  # noqa: BLE001
             self._attempt = 0
             status, out = _unserializable("call", "arguments", error, full(error))
@@ -308,20 +312,19 @@ class Child:
         peer_bell = self._channel.peer_bell
         batch: list[Record] = []
         while True:
-            if not inbound.pop(batch, _BATCH):
+            if not self._pop(batch):
                 _flush_streams()
                 bell.wait(inbound, None, 0, _FOREVER, -1, self._spin_ns)
                 continue
             peer_bell.ring_room()
-            for kind, flags, a, b, c, data in batch:
-                if flags & codec.FRAGMENTED:
-                    data = self._assembler.finish(flags, data)  # noqa: PLW2901
+            for kind, flags, a, b, c, part in batch:
+                data = self._whole(flags, part) if flags & codec.FRAGMENTED else part
                 if kind == codec.TASK:
                     self._run_task(flags, a, b, c, data)
                 elif kind == codec.RANGE:
                     self._run_range(flags, a, b, c, data)
                 elif kind == codec.FRAGMENT:
-                    self._assembler.add(flags, data)
+                    self._assembler.add(flags, part)
                 elif kind == codec.FUNCTION:
                     self._functions[a] = data
                 elif kind == codec.FORGET:
@@ -331,6 +334,21 @@ class Child:
                 if context._orphans:
                     return  # they die with this process; what it has not begun goes elsewhere
             batch.clear()
+
+    def _pop(self, batch: list[Record]) -> int:
+        try:
+            return self._channel.inbound.pop(batch, _BATCH)
+        except MemoryError:
+            if not self._assembler.give_up():
+                raise
+            return self._channel.inbound.pop(batch, _BATCH)
+
+    def _whole(self, flags: int, last: bytes) -> bytes | MemoryError:
+        """A payload that came in parts. Where memory is short of it, that is said of the task, once it is claimed."""
+        try:
+            return self._assembler.finish(flags, last)
+        except MemoryError as error:
+            return error
 
     def _refuse(self, why: str, traceback: str = "") -> None:
         self._answer(codec.REFUSED, 0, 0, 0, 0, json.dumps({"why": why, "traceback": traceback}).encode())
@@ -374,6 +392,13 @@ def _unserializable(what: str, type_name: str, error: BaseException, text: str) 
     return codec.UNSERIALIZABLE, json.dumps(report).encode()
 
 
+def _loads(data: bytes | MemoryError) -> Any:
+    """Unpickle what came, or raise why it did not."""
+    if isinstance(data, MemoryError):
+        raise data
+    return payload.loads_in_child(data)
+
+
 def _flush_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -395,6 +420,7 @@ def run(channel: Channel, claims: Claims, settings: dict[str, Any], initializer:
     try:
         child = Child(channel, claims, settings)
         context._source = child.context
+        context._loading = child.is_loading
         signal.signal(INTERRUPT_SIGNAL, child.on_interrupt)
         # Each line by one write: whole, in order, and not lost with a killed child; also where PYTHONUNBUFFERED is set,
         # with which `print` writes each of its pieces alone, and the lines of two children would mix.

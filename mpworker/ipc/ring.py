@@ -36,7 +36,7 @@ class Assembler:
     __slots__ = ("_bytes", "_max_bytes", "_parts")
 
     def __init__(self, max_bytes: int) -> None:
-        self._parts: dict[int, list[bytes]] = {}  # by stream
+        self._parts: dict[int, list[bytes] | None] = {}  # by stream; None for what was given up
         self._bytes: dict[int, int] = {}
         self._max_bytes = max_bytes
 
@@ -50,13 +50,30 @@ class Assembler:
         if size > self._max_bytes:
             raise RingCorrupt(f"a payload of over {self._max_bytes} bytes came in fragments")
         self._bytes[stream] = size
-        self._parts.setdefault(stream, []).append(part)
+        parts = self._parts.setdefault(stream, [])
+        if parts is not None:
+            parts.append(part)
 
     def finish(self, flags: int, last: bytes) -> bytes:
-        """The whole payload, given the flags of its record and its last part."""
+        """The whole payload, given the flags of its record and its last part.
+
+        Raises:
+            MemoryError: There is not enough for it, or `give_up` was called meanwhile.
+        """
         parts = self._parts.pop(flags & STREAM, [])
-        self._bytes.pop(flags & STREAM, None)
-        return b"".join((*parts, last))
+        size = self._bytes.pop(flags & STREAM, 0) + len(last)
+        try:
+            if parts is not None:
+                return b"".join((*parts, last))
+        except MemoryError:
+            pass
+        raise MemoryError(f"it has {size} bytes as a pickle, for which this process has no memory")
+
+    def give_up(self) -> bool:
+        """Memory is short: let go of the fragments that are here; False if there are none."""
+        held = [stream for stream, parts in self._parts.items() if parts]
+        self._parts.update(dict.fromkeys(held))
+        return bool(held)
 
 
 class Outbox:

@@ -300,7 +300,10 @@ def _preload(modules: list[str]) -> None:
     Raises:
         _PreloadFailed: One cannot be, or must not.
     """
+    from mpworker import context
+
     limited = [name for name in _BLAS_VARIABLES if name not in os.environ]
+    context._loading = lambda: True
     os.environ.update(dict.fromkeys(limited, "1"))
     try:
         for module in modules:
@@ -315,6 +318,7 @@ def _preload(modules: list[str]) -> None:
                     f"be forked safely: import it in the initializer instead"
                 )
     finally:
+        context._loading = None
         for name in limited:
             os.environ.pop(name, None)
         _flush_streams()  # what was printed shall not be printed by every fork again
