@@ -81,6 +81,7 @@ class TaskFuture(Future[T]):
         return f"{self._client.prefix}{self._key}"
 
     def __repr__(self) -> str:
+        self.done()  # whoever prints it wants to know how it is
         return f'<TaskFuture {self.task_id} ("{self._name}") {self.state.lower()}>'
 
     @property

@@ -9,6 +9,7 @@ from typing import Any, Final
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.ipc.codec import MAX_SLOTS
 
+RETRIES_MAX: Final = 1_000_000
 N_MAX: Final = 256
 LEASE_TTL_MIN: Final = 0.01
 _SECONDS_MAX: Final = 1e9
@@ -120,9 +121,9 @@ class TaskDefaults:
     def __post_init__(self) -> None:
         plain = object.__setattr__  # the class is frozen, and what JSON cannot write must not stay in it
         plain(self, "timeout", check_seconds("timeout", self.timeout, optional=True))
-        plain(self, "retries", check_int("retries", self.retries, 0, 1_000_000))
+        plain(self, "retries", check_int("retries", self.retries, 0, RETRIES_MAX))
         if self.crash_retries is not None:
-            plain(self, "crash_retries", check_int("crash_retries", self.crash_retries, 0, 1_000_000))
+            plain(self, "crash_retries", check_int("crash_retries", self.crash_retries, 0, RETRIES_MAX))
 
 
 @dataclass(frozen=True)

@@ -495,6 +495,11 @@ def leading(pool: ProcessWorker) -> Iterator[None]:
         client._hand_over()
 
 
+def test_what_a_future_shows_is_how_it_is(pool: ProcessWorker) -> None:
+    future = pool.submit(pooljobs.square, 3)
+    assert leaks.wait_until(lambda: repr(future) == f'<TaskFuture {future.task_id} ("square") finished>', GUARD)
+
+
 def test_a_log_handler_that_raises_costs_nobody_a_result() -> None:
     class Full(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

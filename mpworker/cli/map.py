@@ -30,6 +30,8 @@ from mpworker.errors import (
     SupervisorLost,
     WorkerStopped,
 )
+from mpworker.ipc.codec import MAX_CHUNK_ITEMS
+from mpworker.options import N_MAX, RETRIES_MAX, check_int, check_seconds
 
 __all__ = ["map_command"]
 
@@ -104,6 +106,7 @@ def map_command(
         resolve(target)
         for module in preload:
             check_importable(module)
+        _check_options(processes, timeout, retries, chunksize)
         inputs = Paths(names) if files else Lines(names)
         out = stream or stack.enter_context(_open(target, inputs, output, resume=resume, overwrite=overwrite))
         apply = partial(apply_to_path if files else apply_to_line, target)
@@ -144,6 +147,14 @@ def _open(target: str, inputs: Inputs, output: str, *, resume: bool, overwrite: 
     _refuse_overlap(inputs.names, paths)
     header = {"target": target, "mode": inputs.mode, "inputs": inputs.fingerprint}
     return Output(paths, header, resume=resume, overwrite=overwrite)
+
+
+def _check_options(n: int | None, timeout: float | None, retries: int, chunksize: int | None) -> None:
+    """Raise what the pool would, before any file is made."""
+    check_int("--processes", 1 if n is None else n, 1, N_MAX)
+    check_int("--chunksize", 1 if chunksize is None else chunksize, 1, MAX_CHUNK_ITEMS)
+    check_int("--retries", retries, 0, RETRIES_MAX)
+    check_seconds("--timeout", timeout, optional=True)
 
 
 def _start(n: int | None, timeout: float | None, retries: int, preload: Sequence[str]) -> ProcessWorker:

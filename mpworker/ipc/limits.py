@@ -7,6 +7,7 @@ import os
 _LIMITS = {
     errno.EMFILE: ("SC_OPEN_MAX", "RLIMIT_NOFILE allows {} open descriptors"),
     errno.EAGAIN: ("SC_CHILD_MAX", "RLIMIT_NPROC allows this user {} processes, and a cgroup may allow fewer"),
+    errno.EFBIG: ("", "RLIMIT_FSIZE bounds shared memory, too"),
     errno.ENFILE: ("", ""),
     errno.ENOMEM: ("", ""),
     errno.ENOSPC: ("", ""),
@@ -19,5 +20,5 @@ def explained(error: OSError, what: str) -> OSError:
         return error
     name, text = _LIMITS[error.errno]
     limit = os.sysconf(name) if name else -1
-    told = f" ({text.format(limit)})" if limit >= 0 else ""
+    told = f" ({text.format(limit)})" if text and (limit >= 0 or not name) else ""
     return OSError(error.errno, f"{what}: {error.strerror}{told}")
