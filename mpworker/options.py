@@ -4,7 +4,7 @@ import math
 import operator
 import os
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.ipc.codec import MAX_SLOTS
@@ -102,6 +102,23 @@ def _is_real(value: Any) -> bool:
     from numbers import Real
 
     return isinstance(value, Real)
+
+
+class TaskOptions(TypedDict, total=False):
+    """What `ProcessWorker.options` takes, for type checkers."""
+
+    timeout: float | None
+    retries: int
+    crash_retries: int | None
+
+
+class SizeOptions(TypedDict, total=False):
+    """What `ProcessWorker` takes beside what its signature names, for type checkers."""
+
+    child_ring_bytes: int
+    client_ring_bytes: int
+    slots: int
+    max_payload_bytes: int
 
 
 @dataclass(frozen=True)

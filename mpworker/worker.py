@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
+from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from mpworker.client import Client
 from mpworker.context import refuse_while_loading
@@ -18,7 +18,9 @@ from mpworker.options import (
     N_MAX,
     TASK_OPTIONS,
     WORKER_OPTIONS,
+    SizeOptions,
     TaskDefaults,
+    TaskOptions,
     WorkerOptions,
     available_cores,
     check_int,
@@ -163,7 +165,7 @@ class TaskView(Executor):
             return_exceptions,
         ).results()
 
-    def options(self, **options: Any) -> "TaskView":
+    def options(self, **options: Unpack[TaskOptions]) -> "TaskView":
         """The same worker with other task options.
 
         Args:
@@ -245,7 +247,7 @@ class ProcessWorker(TaskView):
         start_timeout: float = 60.0,
         kill_timeout: float = 10.0,
         python: str | os.PathLike[str] | None = None,
-        **others: Any,
+        **others: Unpack[SizeOptions],
     ) -> None:
         refuse_while_loading(sys._getframe(1).f_globals.get("__name__", "?"))
         for name in others:

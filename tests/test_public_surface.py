@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import mpworker
-from mpworker import errors
+from mpworker import errors, options
+from mpworker.options import SizeOptions, TaskOptions
 
 REFERENCE = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
 
@@ -133,3 +134,9 @@ def test_the_reference_shows_all_of_it() -> None:
     assert members["ProcessWorker"] | members["TaskView"] == set(WORKER)
     assert members["TaskFuture"] == {*FUTURE, "task_id"}
     assert "automodule:: mpworker.errors\n   :members:\n" in REFERENCE
+
+
+def test_type_checkers_know_every_option() -> None:
+    named = inspect.signature(mpworker.ProcessWorker).parameters.keys() - {"others"}
+    assert TaskOptions.__annotations__.keys() == set(options.TASK_OPTIONS)
+    assert SizeOptions.__annotations__.keys() == set(options.WORKER_OPTIONS) - named
