@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from mpworker.audience import Look, Waiters, state_seen, tell
 from mpworker.errors import SerializationError
@@ -79,6 +79,9 @@ class TaskFuture(Future[T]):
     def task_id(self) -> str:
         """The task's id, unique on this machine while its worker lives; logs and `mpworker.current()` show the same."""
         return f"{self._client.prefix}{self._key}"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a TaskFuture cannot be sent to another process: send its result()")
 
     def __repr__(self) -> str:
         self.done()  # whoever prints it wants to know how it is

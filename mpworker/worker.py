@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
 
 from mpworker.client import Client
 from mpworker.context import refuse_while_loading
@@ -43,6 +43,12 @@ class TaskView(Executor):
         self._defaults = defaults
         self._n = n
         self._options_key = client.options_key(defaults)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a ProcessWorker cannot be sent to another process: where a method or a closure brings it along, "
+            "use a function, or leave it out in __getstate__; a task may make a worker of its own"
+        )
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
         """Have a child call `fn(*args, **kwargs)`.

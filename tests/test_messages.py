@@ -142,3 +142,24 @@ def test_the_stack_of_a_timeout_begins_with_the_function_of_the_task() -> None:
         assert isinstance(error, TaskTimeout)
         assert error.stack == "", "no frame of Python"
         assert w.submit(abs, -1).result(LIMIT) == 1
+
+
+class Holder:
+    """The everyday service: an object that has its pool."""
+
+    def __init__(self, pool: ProcessWorker) -> None:
+        self.pool = pool
+
+    def run(self) -> None:
+        pass
+
+
+def test_what_belongs_to_a_pool_says_that_it_stays_here() -> None:
+    with ProcessWorker(n=1) as w:
+        for call, what in (
+            (lambda: w.submit(Holder(w).run), "a ProcessWorker cannot be sent to another process: where a method"),
+            (lambda: w.submit(abs, w.options(retries=1)), "a ProcessWorker cannot be sent"),
+            (lambda: w.submit(abs, w.submit(abs, -3)), r"a TaskFuture cannot be sent to another process: send its res"),
+        ):
+            with pytest.raises(SerializationError, match=what):
+                call()
