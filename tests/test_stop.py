@@ -686,6 +686,8 @@ def test_a_frozen_nursery_delays_no_stop_and_nothing_stays() -> None:
     for how in ("stop_graceful", "stop_now"):
         pool = ProcessWorker(n=2, grace=600.0, start_timeout=600.0)
         futures = [pool.submit(pooljobs.square, number) for number in range(20)]
+        # Of each child the nursery has told; the end of one that it still owes is known only once it is given up.
+        assert leaks.wait_until(lambda pool=pool: len(pool.processes()["children"]) == 2, GUARD)
         processes = running(pool)
         os.kill(processes["nursery"], signal.SIGSTOP)
         began_at = time.monotonic()
