@@ -107,7 +107,9 @@ def _crashed(report: dict[str, Any], subject: str) -> BaseException:
         how = f"ended with exit code {code}"
     why = _CAUSES.get(report["cause"])
     detail = f" ({why})" if why else ""
-    message = f"{subject}: child {pid} {how}{detail} {_attempt(report)}"
+    deaths = report["unclaimed_deaths"]
+    who = f"{deaths} children died before they could begin it, the last of which, {pid}," if deaths else f"child {pid}"
+    message = f"{subject}: {who} {how}{detail} {_attempt(report)}"
     return WorkerCrashed(message, pid, number, code, report["cause"], report["attempt"])
 
 

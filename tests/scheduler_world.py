@@ -227,15 +227,15 @@ class Child:
 
     # ------------------------------------------------------------ what the world asks
 
+    def in_line(self) -> list[Offer]:
+        """What it may still claim, in that order."""
+        open_word = rules.CLAIM_OFFERED
+        words = ((offer, self.page[offer.slot]) for offer in self.inbox)
+        return [offer for offer, word in words if (word.generation, word.state) == (offer.generation, open_word)]
+
     def holds(self) -> set[Name]:
         """What it may still run, or runs; not what it has answered."""
-        waiting = [
-            offer
-            for offer in self.inbox
-            if self.page[offer.slot].generation == offer.generation
-            and self.page[offer.slot].state == rules.CLAIM_OFFERED
-        ]
-        names = {name for offer in waiting for name in offer.names()}
+        names = {name for offer in self.in_line() for name in offer.names()}
         if self.run is not None:
             names |= {name for name in self.run.names() if name[1] is None or name[1] >= self.first}
         return names
@@ -288,6 +288,7 @@ class World:
         self.barred: set[Name] = set()  # what had not begun when all that had not was cancelled
         self.sweeping = False  # that is under way
         self.paid: Counter[Name] = Counter()  # deaths that a name may have been blamed for
+        self.unclaimed_deaths: Counter[Task] = Counter()  # since it was last claimed at a death
         self.reports: list[tuple[int, int, int, int, dict[str, object]]] = []
         self.log: list[tuple[object, ...]] = []
         self.looks: list[float] = []  # at children of whom none was dying
@@ -454,14 +455,34 @@ class World:
         assert child.dead
         self.read(child)
         self._blame(child)
+        guilty = self._guilty(child, by_itself=cause in ("signal", "exit", "oom") and exit_code not in (0, 70))
         attempts_before = {key: accepted.task.attempts for key, accepted in self.accepted.items() if not accepted.items}
         self.scheduler.child_died(child.seat, Death(4000 + child.seat.number, signal, exit_code, cause))
-        run = child.run
         for key, before in attempts_before.items():
-            blamed = run is not None and run.key == key and not run.is_chunk
+            blamed = guilty is not None and guilty.key == key and not guilty.is_chunk
             assert self.accepted[key].task.attempts == before + blamed, f"the death changed the fate of task {key}"
+        if guilty is not None and guilty is not child.run and guilty.stop - guilty.start > 1:
+            ends = {self.accepted[key].outcomes.get(item) for key, item in guilty.names()}
+            assert ends == {SPLIT}, f"chunk {guilty.key} kills whoever takes it, and goes on"
         del self.children[child.seat.number]
         self.spawn()
+
+    def _guilty(self, child: Child, by_itself: bool) -> Offer | None:
+        """What pays for a death: what was claimed, or what was first in line when the fifth child died without."""
+        if child.run is not None:
+            self.unclaimed_deaths[child.run.task] = 0
+            return child.run
+        line = child.in_line()
+        if not line or not by_itself or child.seat.kill_cause:
+            return None
+        first = line[0]
+        self.unclaimed_deaths[first.task] += 1
+        if self.unclaimed_deaths[first.task] < 5:
+            return None
+        self.unclaimed_deaths[first.task] = 0
+        if first.stop - first.start <= 1:
+            self.paid.update(first.names())
+        return first
 
     def _blame(self, child: Child) -> None:
         for name in child.at_fault():

@@ -1159,6 +1159,27 @@ def test_a_child_that_dies_while_it_is_sent_a_large_call_costs_nothing() -> None
         assert behind.result(LIMIT) == 1
 
 
+def test_a_call_that_kills_whoever_puts_it_together_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As the kernel does, where there is not the memory for it. Before the claim: no timeout counts, nobody is at fault.
+    (tmp_path / "short_of_memory.py").write_text(
+        "import os, signal\n"
+        "from mpworker.ipc.ring import Assembler\n"
+        "Assembler.finish = lambda self, flags, last: os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    data = os.urandom(5 * MB)
+    with ProcessWorker(n=2, preload=["short_of_memory"]) as w:
+        large = w.options(timeout=LIMIT).submit(tasks.echo, data)
+        small = [w.submit(tasks.attempt) for _ in range(50)]
+        error = crashed(large, cause="signal")
+        assert "5 children died before they could begin it, the last of which," in str(error)
+        assert str(error).endswith(" died by SIGKILL on attempt 1 of 1")
+        assert [each.result(LIMIT) for each in small] == [1] * 50
+        items = [data[:MB], *range(10), data[:MB]]
+        results = list(w.map(tasks.echo, items, chunksize=4, return_exceptions=True))
+        assert [type(each) for each in results] == [WorkerCrashed, *[int] * 10, WorkerCrashed]
+
+
 def test_a_child_that_dies_while_it_sends_a_large_result(tmp_path: Path) -> None:
     size = 20 * MB
     with ProcessWorker(n=1, retries=1) as w:

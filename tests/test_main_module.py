@@ -14,7 +14,7 @@ import pytest
 
 # One program, run in every way that a program can be: what it defines goes to children and comes back.
 PROGRAM = """
-import dataclasses, enum, functools, typing
+import dataclasses, enum, functools, os, typing
 from mpworker import ProcessWorker
 
 factor = 3
@@ -60,6 +60,14 @@ class Slots:
 class SlotsData:
     a: int
     b: str = "b"
+
+class Kept:
+    where = []
+
+def kept(_):
+    made = Kept()
+    made.seen = os.getpid(), id(Kept.where)
+    return made
 
 def scale(n): return factor * n
 def make(n):
@@ -119,6 +127,9 @@ def check(w):
     assert type(w.submit(Data, "c").result()) is Data
     assert w.submit(Pair, 1, 2).result() == Pair(1, 2) and type(w.submit(Pair, 1, 2).result()) is Pair
     assert {w.submit(lambda: Color.RED).result(): 1}[Color.RED] == 1
+
+    seen = {each.seen for each in w.map(kept, range(8), chunksize=2)}
+    assert len(seen) == len({pid for pid, _ in seen}), "no class of a child is changed by the results that it sends"
 
     error = w.submit(fail, 7).exception()
     assert type(error) is Broken and error.code == 7

@@ -15,6 +15,7 @@ from hypothesis.stateful import (
 )
 from scheduler_world import GRACE, KILL_TIMEOUT, LEASE_TTL, SPLIT, START_TIMEOUT, Child, World
 
+from mpworker.child.main import EXIT_CHANNEL_LOST
 from mpworker.ipc import _native, codec
 from mpworker.options import WorkerOptions
 from mpworker.supervisor import scheduler as rules
@@ -84,6 +85,18 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(who=WHO)
     def child_dies(self, who: int) -> None:
         self.world.die(self.child(who))
+
+    @rule(times=st.integers(1, 6))
+    def children_die_before_they_claim(self, times: int) -> None:
+        for _ in range(times):
+            for child in list(self.world.children.values()):
+                if child.run is None and child.ready:
+                    self.world.die(child)
+                    self.world.reap(child)
+            for child in self.world.children.values():
+                if not child.ready:
+                    child.step()
+            self.world.turn()
 
     @rule()
     def deaths_are_noticed(self) -> None:
@@ -559,7 +572,7 @@ def test_a_death_ends_the_claimed_task_and_says_how() -> None:
     world.reap(child, signal=11, cause="signal")
     assert [outcome(world, task) for task in tasks] == [rules.CRASHED, None, None]
     how = {"pid": 4000, "signal": 11, "exit_code": None, "cause": "signal"}
-    assert last_report(world) == {**how, "attempt": 1, "attempts": 1}
+    assert last_report(world) == {**how, "attempt": 1, "attempts": 1, "unclaimed_deaths": 0}
     world.finish()
 
 
@@ -577,6 +590,100 @@ def test_a_poisonous_task_kills_one_child_more_than_its_crash_retries() -> None:
     assert outcome(world, task) == rules.CRASHED
     assert (last_report(world)["attempt"], last_report(world)["attempts"]) == (3, 3)
     assert world.scheduler.unfinished() == 0
+
+
+def die_unclaimed(world: World, times: int, **how: Any) -> None:
+    """Children, one after the other, that die before they have claimed anything."""
+    for _ in range(times):
+        [child] = world.children.values()
+        world.turn()
+        world.die(child)
+        world.reap(child, **how)
+        [child] = world.children.values()
+        child.step()
+        world.turn()
+
+
+def test_what_kills_whoever_takes_it_in_is_blamed_at_last() -> None:
+    world = World(1, slots=16)
+    poison, innocent = world.submit(function(1), crash_retries=1), world.submit(function(1))
+    die_unclaimed(world, rules.UNCLAIMED_DEATHS - 1, cause="oom")
+    assert (poison.attempts, innocent.attempts) == (0, 0)
+    die_unclaimed(world, 1)
+    assert (poison.attempts, poison.crashes) == (1, 1)
+    assert outcome(world, poison) is None, "a death of the child, like any other"
+    world.children[rules.UNCLAIMED_DEATHS].step()
+    world.children[rules.UNCLAIMED_DEATHS].step()
+    world.turn()
+    assert outcome(world, innocent) == rules.OK, "it goes before what may do it again"
+    die_unclaimed(world, rules.UNCLAIMED_DEATHS)
+    assert outcome(world, poison) == rules.CRASHED
+    report = last_report(world)
+    assert (report["attempt"], report["attempts"], report["unclaimed_deaths"]) == (2, 2, rules.UNCLAIMED_DEATHS)
+
+
+def test_a_chunk_that_kills_whoever_takes_it_in_is_handed_back_or_blamed() -> None:
+    world = World(1)
+    chunk, one = world.submit(function(), items=3), world.submit(function(), items=1)
+    die_unclaimed(world, rules.UNCLAIMED_DEATHS)
+    assert outcomes(world, chunk) == [SPLIT] * 3
+    die_unclaimed(world, rules.UNCLAIMED_DEATHS)
+    assert outcomes(world, one) == [rules.CRASHED]
+    assert world.scheduler.unfinished() == 0
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"signal": 0, "exit_code": code, "cause": "exit"} for code in rules.ORDERLY_EXITS] + [{"cause": "nursery"}],
+)
+def test_a_death_that_had_another_reason_is_nobodys_fault(how: dict[str, Any]) -> None:
+    world = World(1)
+    task = world.submit()
+    die_unclaimed(world, 2 * rules.UNCLAIMED_DEATHS, **how)
+    world.finish()
+    assert task.attempts == 1
+    assert outcome(world, task) == rules.OK
+
+
+def test_a_kill_of_ours_is_not_the_fault_of_what_was_offered() -> None:
+    world = World(1)
+    task = world.submit()
+    for _ in range(2 * rules.UNCLAIMED_DEATHS):
+        world.turn()
+        [child] = world.children.values()
+        world.scheduler.kill(child.seat, "corrupt", world.now)
+        world.bury()
+        [child] = world.children.values()
+        child.step()
+    world.turn()
+    world.finish()
+    assert outcome(world, task) == rules.OK
+
+
+def test_a_death_that_a_claimed_task_pays_for_says_nothing_of_those_behind_it() -> None:
+    world = World(1, slots=16)
+    claimed, behind = world.submit(function(1)), world.submit(function(1))
+    world.die(start(world))
+    world.reap(world.children[0])
+    assert outcome(world, claimed) == rules.CRASHED
+    world.children[1].step()
+    die_unclaimed(world, rules.UNCLAIMED_DEATHS - 1)
+    world.finish()
+    assert outcome(world, behind) == rules.OK
+
+
+def test_a_claim_clears_a_task_of_the_deaths_before_it() -> None:
+    world = World(1)
+    task = world.submit(crash_retries=1)
+    die_unclaimed(world, rules.UNCLAIMED_DEATHS - 1)
+    [number] = world.children
+    world.die(start(world, number))
+    world.reap(world.children[number])
+    assert task.crashes == 1
+    world.children[number + 1].step()
+    die_unclaimed(world, rules.UNCLAIMED_DEATHS - 1)
+    world.finish()
+    assert outcome(world, task) == rules.OK
 
 
 def test_an_answer_that_a_dead_child_gave_counts() -> None:
@@ -1370,7 +1477,7 @@ def test_a_task_in_an_unkillable_child_crashes_for_that_reason() -> None:
     wait(world, 2 * LEASE_TTL + KILL_TIMEOUT)
     assert outcome(world, task) == rules.CRASHED
     how = {"pid": 4000, "signal": 9, "exit_code": None, "cause": "unkillable"}
-    assert last_report(world) == {**how, "attempt": 1, "attempts": 10}
+    assert last_report(world) == {**how, "attempt": 1, "attempts": 10, "unclaimed_deaths": 0}
 
 
 def test_a_dead_child_gets_no_offer_and_waits_to_be_reaped() -> None:
@@ -1561,6 +1668,10 @@ def test_the_claim_states_are_those_of_the_page() -> None:
         _native.CLAIMED,
         _native.REVOKED,
     )
+
+
+def test_the_orderly_exits_are_those_of_the_child() -> None:
+    assert rules.ORDERLY_EXITS == (0, EXIT_CHANNEL_LOST)
 
 
 def test_a_slot_fits_the_byte_it_travels_in() -> None:

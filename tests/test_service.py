@@ -1,6 +1,7 @@
 """The example of a service: it answers, survives what its jobs do, and stops well."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -109,7 +110,8 @@ def test_a_pool_that_is_lost_ends_the_service() -> None:
         running.until(": done after")
         children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split()
         send(connection, {"id": 2, "below": LONG})
-        subprocess.run(["kill", "-KILL", *children], check=True)
+        for child in children:
+            os.kill(int(child), signal.SIGKILL)
         assert answers(connection) == {1: {"result": 4}, 2: {"error": "SupervisorLost"}}
         running.process.wait(60)
         assert running.process.returncode == 1

@@ -77,7 +77,7 @@ ERROR: Final = 1  # a report by `mpworker.ipc.raised`: the task raised, whether 
 UNSERIALIZABLE: Final = 2  # JSON: {"what", "type", "message", "traceback"}: of a call or a result, nothing was raised
 EXITED: Final = 3  # JSON: {"type", "code", "traceback"}: the task raised SystemExit or KeyboardInterrupt
 INTERRUPTED: Final = 4  # JSON: {"stack"}: the interrupt that the supervisor sent was taken
-CRASHED: Final = 5  # JSON: {"pid", "signal", "exit_code", "cause", "attempt", "attempts"}
+CRASHED: Final = 5  # JSON: {"pid", "signal", "exit_code", "cause", "attempt", "attempts", "unclaimed_deaths"}
 TIMED_OUT: Final = 6  # JSON: {"timeout", "attempt", "attempts", "interrupted", "killed"}
 CANCELLED: Final = 7  # no payload
 

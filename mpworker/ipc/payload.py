@@ -200,7 +200,7 @@ def dumps_tried(value: object) -> bytes:
     except _NotPlain:
         data = dumps(value)
         try:
-            pickle.loads(data)  # noqa: S301  # our own
+            loads_known(data)
         except (Exception, SystemExit) as error:
             raise Unserializable(value, error) from error
         return data
@@ -218,37 +218,34 @@ class _KnownClasses(pickle.Unpickler):
         self._made: list[type] = []
 
     def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        # The unpickler remembers what this returns, so that must not hold the unpickler: with it would live all that
+        # was ever unpickled, for the collector of early 3.11 releases does not see that cycle.
         if module == "cloudpickle.cloudpickle":
             if name in ("_make_skeleton_class", "_make_skeleton_enum"):
-                return self._maker(super().find_class(module, name))
+                return functools.partial(_make_unless_known, found, self._made)
             if name == "_class_setstate":
-                return self._set_state
-        return super().find_class(module, name)
+                return functools.partial(_set_state_if_made, found, self._made)
+        return found
 
-    def _maker(self, make: Any) -> Any:
-        cloudpickle = _cloudpickle()
 
-        def make_skeleton(*args: Any) -> type:
-            # (constructor, name, bases, ..., tracker id, extra): both makers end with the same two.
-            known = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(args[-2])
-            if known is not None:
-                return known  # type: ignore[no-any-return]
-            made: type = make(*args)
-            self._made.append(made)
-            return made
+def _make_unless_known(make: Any, made: list[type], *args: Any) -> type:
+    # (constructor, name, bases, ..., tracker id, extra): both of cloudpickle's makers end with the same two.
+    known: type | None = _cloudpickle()._DYNAMIC_CLASS_TRACKER_BY_ID.get(args[-2])
+    if known is not None:
+        return known
+    made.append(make(*args))
+    return made[-1]
 
-        return make_skeleton
 
-    def _set_state(self, kind: type, state: Any) -> type:
-        cloudpickle = _cloudpickle()
-
-        if any(made is kind for made in self._made):
-            cloudpickle._class_setstate(kind, state)
-        return kind
+def _set_state_if_made(set_state: Any, made: list[type], kind: type, state: Any) -> type:
+    if any(each is kind for each in made):
+        set_state(kind, state)
+    return kind
 
 
 def loads_known(data: bytes) -> Any:
-    """Unpickle in the process where the classes come from: those that are here keep their attributes."""
+    """Unpickle where the classes come from, or where it is only tried: those that are here stay as they are."""
     if b"cloudpickle" in data:
         _cloudpickle()  # not by way of the pickle, in the main thread
         return _KnownClasses(data).load()

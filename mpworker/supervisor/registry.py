@@ -69,6 +69,7 @@ class Task:
         attempts: Attempts begun and ended.
         decided: The outcome (a status) that was decided while an attempt runs, 0 for none.
         decided_item: Which item that outcome is for.
+        unclaimed_deaths: How often it was the first in line of a child that died with nothing claimed.
         closing: No further item of this range begins: what is left when its child has done ends cancelled.
     """
 
@@ -92,6 +93,7 @@ class Task:
         "start",
         "state",
         "stop",
+        "unclaimed_deaths",
     )
 
     def __init__(
@@ -109,6 +111,7 @@ class Task:
         self.attempts = 0
         self.failures = 0
         self.crashes = 0
+        self.unclaimed_deaths = 0
         self.decided = 0
         self.decided_item = -1
         self.closing = False

@@ -12,7 +12,9 @@ Rules:
 1. A task has at most one offer. A new one is made only after the old one was revoked by compare-and-swap, was answered,
    or its child is dead.
 2. An answer counts only if its slot's outstanding offer has the answer's generation.
-3. A child's death touches the task it had claimed. Its other offers go back to the head of the queue, at no cost.
+3. A child's death touches the task it had claimed. Its other offers go back to the head of the queue, at no cost. One
+   that is first in line at UNCLAIMED_DEATHS deaths with nothing claimed is taken for what kills them: it is too large
+   to be put together, say.
 4. Once a timeout or a cancel is decided for a running task, its answer no longer matters. So for an item of a chunk,
    except that a child which answered it in one run with others, just before it could know, has answered in time.
 5. A kill after the grace is for the task that was interrupted: what waits behind it is taken back first, and a child
@@ -44,7 +46,11 @@ from mpworker.supervisor.registry import (
 
 BUDGET_NS: Final = 200_000
 STEAL_AFTER: Final = 0.0005
+UNCLAIMED_DEATHS: Final = 5
 _SIGKILL: Final = 9  # the module of its name is the operating system's
+# With these a child ends by itself once its task is answered, and what it had not begun has no part in it: the numbers
+# are those of mpworker.child.main; a test compares them.
+ORDERLY_EXITS: Final = (0, 70)
 
 # What an answer or an outcome says. The numbers are the wire's: mpworker.ipc.codec; a test compares the two.
 OK: Final = 0
@@ -505,21 +511,42 @@ class Scheduler:
         seat.state = GONE
         self._idle.pop(seat, None)
         unstarted: list[Task] = []
+        claimed = False
         for task in list(seat.offers.values()):
             generation, state, _, cursor = self._effects.peek(seat, task.slot)
             self._take_back(seat, task)
             if generation == task.generation and state in (CLAIM_OFFERED, CLAIM_REVOKED):
                 unstarted.append(task)
-            elif task.items:
+                continue
+            claimed = True
+            task.unclaimed_deaths = 0
+            if task.items:
                 unstarted += self._chunk_died(task, cursor, death)
             elif task.decided:
                 self._decided(task, stack=b"", killed=True)
             else:
                 self._crashed(task, death, death.cause)
+        of_itself = death.cause in ("signal", "exit", "oom") and not seat.kill_cause
+        if unstarted and not claimed and of_itself and death.exit_code not in ORDERLY_EXITS:
+            unstarted = self._died_unclaimed(unstarted, death)
         self._requeue_first(unstarted)
 
-    def _crashed(self, task: Task, death: Death, cause: str) -> None:
-        """A claimed task's child died; `task` is a task, or a range whose every item shares its fate."""
+    def _died_unclaimed(self, offers: list[Task], death: Death) -> list[Task]:
+        """A child died by itself, between two tasks: what of its offers is to begin elsewhere."""
+        first = offers[0]
+        first.unclaimed_deaths += 1
+        if first.unclaimed_deaths < UNCLAIMED_DEATHS:
+            return offers
+        first.unclaimed_deaths = 0
+        if first.stop - first.start > 1:  # one of its items alone may be at fault
+            self._effects.split(first, first.start, first.stop)
+            self._piece_over(first)
+        else:
+            self._crashed(first, death, death.cause, unclaimed_deaths=UNCLAIMED_DEATHS)
+        return offers[1:]
+
+    def _crashed(self, task: Task, death: Death, cause: str, unclaimed_deaths: int = 0) -> None:
+        """A task's child died; `task` is a task, or a range whose every item shares its fate."""
         task.attempts += 1
         task.crashes += 1
         if task.crashes <= task.options.crash_retries and cause != "unkillable":
@@ -533,6 +560,7 @@ class Scheduler:
             "attempt": task.attempts,
             # More than that one only for what is never tried again.
             "attempts": task.attempts + max(0, task.options.crash_retries + 1 - task.crashes),
+            "unclaimed_deaths": unclaimed_deaths,
         }
         self._end(task, CRASHED, report)
 
