@@ -407,6 +407,7 @@ class World:
         assert self.awake >= child.killed_at + KILL_TIMEOUT, "given up too early"
         assert (death.pid, death.signal) == (4000 + seat.number, 9)
         self._blame(child)
+        self._guilty(child, by_itself=False)
 
     def advance(self, seconds: float) -> None:
         """Time goes by, children beat, and the killed are dead."""
@@ -743,7 +744,7 @@ class World:
             self.turn()
             self.check()
             if not self.scheduler.unfinished() and not any(
-                child.holds() or child.ring or child.killed for child in self.children.values()
+                child.holds() or child.run or child.ring or child.killed for child in self.children.values()
             ):
                 break
             self.advance(1.0 if round_ % 8 == 0 else 0.0)
