@@ -210,12 +210,21 @@ def dumps_tried(value: object) -> bytes:
 loads = pickle.loads
 
 
+# Of classes that are being made of a pickle, their identities: cloudpickle knows a class before it has its attributes.
+# One whose unpickling was broken off stays here until the next one has made it whole.
+_unfinished: set[str] = set()
+
+
 class _KnownClasses(pickle.Unpickler):
-    """An unpickler that never redefines a class that this process already has."""
+    """An unpickler that never redefines a class that this process already has.
+
+    Several threads may make one class at a time, and a signal handler on top of any of them: each sets its attributes,
+    which are the same, so that none gets back half a class.
+    """
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
-        self._made: list[type] = []
+        self._made: list[tuple[type, str]] = []  # with its identity
 
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)
@@ -229,18 +238,23 @@ class _KnownClasses(pickle.Unpickler):
         return found
 
 
-def _make_unless_known(make: Any, made: list[type], *args: Any) -> type:
-    # (constructor, name, bases, ..., tracker id, extra): both of cloudpickle's makers end with the same two.
-    known: type | None = _cloudpickle()._DYNAMIC_CLASS_TRACKER_BY_ID.get(args[-2])
-    if known is not None:
+def _make_unless_known(make: Any, made: list[tuple[type, str]], *args: Any) -> type:
+    # (constructor, name, bases, ..., identity, extra): both of cloudpickle's makers end with the same two.
+    identity: str = args[-2]
+    known: type | None = _cloudpickle()._DYNAMIC_CLASS_TRACKER_BY_ID.get(identity)
+    if known is not None and identity not in _unfinished:
         return known
-    made.append(make(*args))
-    return made[-1]
+    _unfinished.add(identity)  # before anybody else can find it
+    kind: type = make(*args)
+    made.append((kind, identity))
+    return kind
 
 
-def _set_state_if_made(set_state: Any, made: list[type], kind: type, state: Any) -> type:
-    if any(each is kind for each in made):
-        set_state(kind, state)
+def _set_state_if_made(set_state: Any, made: list[tuple[type, str]], kind: type, state: Any) -> type:
+    for each, identity in made:
+        if each is kind:
+            set_state(kind, state)
+            _unfinished.discard(identity)
     return kind
 
 
