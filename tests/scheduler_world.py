@@ -288,6 +288,7 @@ class World:
         self.barred: set[Name] = set()  # what had not begun when all that had not was cancelled
         self.sweeping = False  # that is under way
         self.paid: Counter[Name] = Counter()  # deaths that a name may have been blamed for
+        self.blamed_unclaimed: set[Name] = set()
         self.unclaimed_deaths: Counter[Task] = Counter()  # since it was last claimed at a death
         self.reports: list[tuple[int, int, int, int, dict[str, object]]] = []
         self.log: list[tuple[object, ...]] = []
@@ -483,6 +484,7 @@ class World:
         self.unclaimed_deaths[first.task] = 0
         if first.stop - first.start <= 1:
             self.paid.update(first.names())
+            self.blamed_unclaimed |= first.names()
         return first
 
     def _blame(self, child: Child) -> None:
@@ -567,7 +569,8 @@ class World:
         for word in child.page:
             if word.state == CLAIMED and word.halt == word.generation and word.interrupted_at is None:
                 word.interrupted_at = self.now
-                if child.run is not None and child.run.is_chunk and child.first < word.cursor:
+                running = child.run is not None and word is child.page[child.run.slot]
+                if child.run is not None and running and child.run.is_chunk and child.first < word.cursor:
                     self.attempts[child.run.key, word.cursor - 1][-1].late = True
         self.log.append(("interrupt", seat.number))
 
@@ -641,7 +644,8 @@ class World:
         # While it waited for its retry, or that had not begun.
         swept = status == rules.CANCELLED and (self.sweeping or name in self.barred)
         if attempts and attempts[-1].late and not accepted.cancelled and not swept:
-            assert status == rules.TIMED_OUT, f"{name} was late and ends with {status}"
+            retried = status == rules.CRASHED and name in self.blamed_unclaimed
+            assert status == rules.TIMED_OUT or retried, f"{name} was late and ends with {status}"
         if name in self.barred:
             assert status in (rules.CANCELLED, rules.UNSERIALIZABLE), f"{name} never began and ends with {status}"
         accepted.outcomes[item] = status

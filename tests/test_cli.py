@@ -659,6 +659,13 @@ class TestResumingSomethingElse:
             "it was changed since; start anew with --overwrite"
         )
 
+    def test_results_that_are_gone_stay_so(self, refused: Callable[..., str]) -> None:
+        Path("out.jsonl").unlink()
+        assert refused("map", "tasks:echo", "in.txt", "-o", "out.jsonl", "--resume") == (
+            "cannot resume: out.jsonl is gone, though its journal is there; start anew with --overwrite"
+        )
+        assert not Path("out.jsonl").exists()
+
     @pytest.mark.parametrize("journal", ["", "{}\n{}\n", "no json", "\udcff", '{"version": 0}\n{}\n', "[]\n[]\n"])
     def test_a_journal_that_is_none(self, refused: Callable[..., str], journal: str) -> None:
         Path("out.jsonl.state").write_text(journal, errors="surrogateescape")
@@ -679,20 +686,42 @@ def test_a_stream_must_begin_as_it_did(here: Path, refused: Callable[..., str]) 
                 out.sync()
     arguments = ("map", "tasks:echo", "-", "-o", "out.jsonl", "--resume")
     same = Path("in.txt").read_bytes()
+    with Path("out.jsonl").open("ab") as torn:
+        torn.write(b'{"index": 50, "resu')
     saved = Path("out.jsonl").read_bytes()
     for stream, message in (
         (same.replace(b"7\n", b"8\n", 1), "the first 40 input items are not those of the run to resume: give the same"),
         (
-            b"".join(same.splitlines(keepends=True)[:45]),
-            "the input ends after 45 items, but the run to resume had done 50: ",
+            b"".join(same.splitlines(keepends=True)[:35]),
+            "the input ends after 35 items, but the run to resume had done 40: ",
         ),
     ):
         done = run(*arguments, stdin=stream)
         assert done.returncode == ExitCode.USAGE
         assert done.stderr.startswith(f"mpworker: {message}")
         assert Path("out.jsonl").read_bytes() == saved
-    assert run(*arguments, stdin=same).returncode == 0
-    assert results() == {n: str(n) for n in range(100)}
+    # What follows the checkpoint was made of a stream that nothing tells from this one.
+    other = same.replace(b"45\n", b"nine\n", 1)
+    assert run(*arguments, stdin=other).returncode == 0
+    assert results() == {n: str(n) for n in range(100)} | {45: "nine"}
+
+
+def test_a_complete_run_is_of_the_same_stream(here: Path) -> None:
+    arguments = ("map", "tasks:echo", "-", "-o", "out.jsonl", "--resume")
+    assert run(*arguments, stdin=b"1\n2\n3\n").returncode == 0
+    saved = Path("out.jsonl").read_bytes()
+    for stream, message in (
+        (b"1\n2\n", "the input ends after 2 items, but the run to resume had done 3: "),
+        (b"1\n2\n4\n", "the first 3 input items are not those of the run to resume: "),
+        (b"1\n2\n3\n4\n", "the input goes on after the 3 items of the run to resume, which is complete: "),
+    ):
+        done = run(*arguments, stdin=stream)
+        assert done.returncode == ExitCode.USAGE
+        assert done.stderr.startswith(f"mpworker: {message}")
+        assert done.stderr.endswith("give the same input again, or start anew with --overwrite\n")
+        assert Path("out.jsonl").read_bytes() == saved
+    assert run(*arguments, stdin=b"1\n2\n3\n").returncode == 0
+    assert Path("out.jsonl").read_bytes() == saved
 
 
 def test_overwrite_throws_away_all_of_the_earlier_run(here: Path) -> None:
@@ -711,7 +740,7 @@ def test_a_complete_run_has_nothing_to_resume(refused: Callable[..., str], here:
 
 # -- durability --------------------------------------------------------------------------------------------------------
 
-HEADER = {"target": "tasks:odd", "mode": "lines", "inputs": [["stream", "", 0, 0]]}
+HEADER = {"target": "tasks:odd", "mode": "lines", "inputs": [["file", "/in.txt", 7, 7]]}
 ITEMS = 12
 ENDED = Mark(7, 7)
 
@@ -747,6 +776,7 @@ def test_whatever_is_left_of_the_tail_a_resumed_run_completes_it(tmp_path: Path,
         torn.failures.write_bytes(all_failures[:failures_cut] + random.choice(tails).encode())
         torn.journal.write_bytes(whole.journal.read_bytes())
         with Output(torn, HEADER, resume=True) as out:
+            out.go_on(Mark(out.items, 0))
             kept = torn.results.read_bytes().count(b"\n"), torn.failures.read_bytes().count(b"\n")
             assert out.items == sum(kept) >= checkpoint
             assert out.failed == kept[1] == len([n for n in range(out.items) if n % 3 == 1])
@@ -769,6 +799,7 @@ def test_results_that_nest_deeper_than_python_recurses_are_found_again(tmp_path:
     with Output(paths, HEADER) as out:
         out.result("[" * 100_000 + "]" * 100_000, Mark(1, 1))
     with Output(paths, HEADER, resume=True) as out:
+        out.go_on(Mark(out.items, 0))
         assert out.items == 1
 
 
@@ -847,6 +878,7 @@ def test_a_full_disk_breaks_the_run_off_and_it_can_be_resumed(tmp_path: Path) ->
     assert caught.value.exit_code == ExitCode.BROKEN_OFF
     assert not paths.results.read_bytes().endswith(b"\n")
     with Output(paths, HEADER, resume=True) as out:
+        out.go_on(Mark(out.items, 0))
         assert out.items == 5
         write(out)
     assert len(lines(str(paths.results))) + len(lines(str(paths.failures))) == ITEMS

@@ -27,9 +27,11 @@ from zlib import crc32
 from mpworker.cli.errors import CommandError, ExitCode
 from mpworker.cli.item import LINE_BYTES_MAX
 
-__all__ = ["START", "Inputs", "Lines", "Mark", "Paths", "unreadable"]
+__all__ = ["START", "STREAM", "Inputs", "Lines", "Mark", "Paths", "unreadable"]
 
 STDIN = "-"
+STREAM = "stream"
+"""The `Identity.kind` of an input that can't be known again beforehand."""
 
 
 class Mark(NamedTuple):
@@ -109,6 +111,25 @@ class Inputs:
                 )
             at = self._marks.popleft()
         return at
+
+    @property
+    def streams(self) -> bool:
+        """Whether the fingerprint leaves open if the items are the same."""
+        return any(identity.kind == STREAM for identity in self.fingerprint)
+
+    def expect_end(self, count: int) -> None:
+        """See that there are no more items than an earlier run, which is complete, has done.
+
+        Raises:
+            CommandError: There are, or the input can't be read.
+        """
+        if next(self._items, self) is not self:
+            raise CommandError(
+                f"the input goes on after the {count} items of the run to resume, which is complete: "
+                "give the same input again, or start anew with --overwrite"
+            )
+        if self.error:
+            raise CommandError(unreadable(self.error), ExitCode.BROKEN_OFF)
 
 
 class Lines(Inputs):
@@ -209,7 +230,7 @@ class Identity(NamedTuple):
     """What tells one input from another, or from itself before a change; JSON has it as a list.
 
     Attributes:
-        kind: ``file``, ``directory``, or ``stream`` for what can't be told apart beforehand.
+        kind: ``file``, ``directory`` or `STREAM`.
         path: The absolute path; empty for a stream, as a process substitution has another one each time.
         size: A file's bytes; otherwise 0.
         mtime_ns: A file's modification time; otherwise 0.
@@ -224,7 +245,7 @@ class Identity(NamedTuple):
 def _identify(name: str, *, directories: bool) -> Identity:
     """Identify an input and check that it can be read, as far as that is possible without reading."""
     if name == STDIN:
-        return Identity("stream")
+        return Identity(STREAM)
     try:
         status = os.stat(name)
         if stat.S_ISREG(status.st_mode):
@@ -232,7 +253,7 @@ def _identify(name: str, *, directories: bool) -> Identity:
             return Identity("file", os.path.abspath(name), status.st_size, status.st_mtime_ns)
         if not stat.S_ISDIR(status.st_mode):
             # Opened once only, when its turn comes: a FIFO's writer would take a second reader's leaving for the end.
-            return Identity("stream")
+            return Identity(STREAM)
         os.scandir(name).close()
     except OSError as error:
         raise CommandError(unreadable(error)) from None

@@ -113,8 +113,11 @@ def map_command(
         # What is said of an item names the user's function.
         apply.__qualname__ = target  # type: ignore[attr-defined]
         before, began = out.items, time.monotonic()
+        if out.known.complete and inputs.streams:
+            inputs.skip(out.items, out.known.items, out.known.mark)
+            inputs.expect_end(out.items)
         if not out.known.complete:
-            out.mark = inputs.skip(out.items, out.known.items, out.known.mark)
+            out.go_on(inputs.skip(out.items, out.known.items, out.known.mark))
             try:
                 # At least one further attempt after a crash: else the items that had ended in the dead child, and were
                 # not told yet, would fail for what another one has done.

@@ -22,7 +22,9 @@ about a second's, may be lost, and are computed again; a last result that no oth
 
 **To resume**, both files are read from the checkpoint on, side by side, as long as the next index is found in one of
 them on a whole and valid line; both are truncated after the last of these. So a torn line, a hole, and what power loss
-left of a page go, and the item k is next. Nothing is lost, nothing is there twice.
+left of a page go, and the item k is next. Nothing is lost, nothing is there twice. Where an input is a stream, nothing
+but the checkpoint's mark tells that its items are the same: what follows the checkpoint goes, too, and is computed again.
+Nothing is truncated before the input was compared: `Output.go_on` does it.
 
 **Refused**: a run with another target, mode or inputs than the header's; files shorter than the checkpoint; an existing
 output without a journal; and, without ``--resume`` or ``--overwrite``, any output that holds something.
@@ -48,7 +50,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from mpworker.cli.errors import CommandError, ExitCode
-from mpworker.cli.inputs import Mark
+from mpworker.cli.inputs import STREAM, Mark
 from mpworker.cli.item import Failed
 from mpworker.cli.journal import VERSION, Checkpoint, difference, read_journal, write_journal
 
@@ -103,7 +105,7 @@ class Output:
         known: The checkpoint that the journal had; that of a beginning for a new run.
         items: Items written so far.
         failed: How many of them to the failures.
-        mark: The input's mark after these; to be set by who resumes.
+        mark: The input's mark after these, from `go_on` on.
     """
 
     def __init__(
@@ -113,6 +115,9 @@ class Output:
         self._header: dict[str, Any] = json.loads(json.dumps({"version": VERSION, **header}))
         self._results = self._failures = -1
         try:
+            if resume and paths.journal.exists() and not paths.results.exists():
+                how = "is gone, though its journal is there; start anew with --overwrite"
+                raise CommandError(f"cannot resume: {paths.results} {how}")
             self._results = _open(paths.results)
             self._lock()
             before = self._judge(resume=resume, overwrite=overwrite)
@@ -139,6 +144,22 @@ class Output:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def go_on(self, mark: Mark) -> None:
+        """Throw away what is in the files beyond `items`; the next item follows these.
+
+        Args:
+            mark: The input's mark there.
+
+        Raises:
+            CommandError: A file cannot be truncated.
+        """
+        self.mark = mark
+        try:
+            os.ftruncate(self._results, self._results_bytes)
+            os.ftruncate(self._failures, self._failures_bytes)
+        except OSError as error:
+            raise CommandError(_unwritable(error, self.paths.results)) from None
 
     @property
     def see(self) -> Path:
@@ -248,14 +269,14 @@ class Output:
             (self.paths.failures, failures, known.failures_bytes),
         ):
             if size < bytes_known:
-                raise CommandError(
-                    f"cannot resume: {path} has {size} bytes, but its journal knows of {bytes_known}: "
-                    "it was changed since; start anew with --overwrite"
-                )
+                how = f"has {size} bytes, but its journal knows of {bytes_known}: it was changed since;"
+                raise CommandError(f"cannot resume: {path} {how} start anew with --overwrite")
         return known
 
     def _recover(self, known: Checkpoint) -> Checkpoint:
-        """Keep what follows the checkpoint without a hole, and truncate both files after it."""
+        """How far the files go: what follows the checkpoint without a hole counts, unless an input is a stream."""
+        if any(kind == STREAM for kind, *_ in self._header["inputs"]):
+            return known
         results = _whole_lines(self.paths.results, known.results_bytes)
         failures = _whole_lines(self.paths.failures, known.failures_bytes)
         items, failed = known.items, known.failed
@@ -272,8 +293,6 @@ class Output:
             else:
                 break
             items += 1
-        os.ftruncate(self._results, results_bytes)
-        os.ftruncate(self._failures, failures_bytes)
         return replace(known, items=items, failed=failed, results_bytes=results_bytes, failures_bytes=failures_bytes)
 
     def _position(self, at: Checkpoint) -> None:

@@ -55,6 +55,9 @@ class Stream:
         self._divert(self._results)
         os.close(self._results)
 
+    def go_on(self, mark: Mark) -> None:
+        """Begin: there is nothing to go on with."""
+
     def _divert(self, descriptor: int) -> None:
         with suppress(OSError, ValueError, AttributeError):  # closed, by whom ever, or never there
             sys.stdout.flush()
