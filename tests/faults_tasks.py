@@ -522,6 +522,16 @@ def init_kill_later_ones(folder: Path) -> None:
         os._exit(9)
 
 
+def init_killed(folder: Path, times: int) -> None:
+    """The first starts are killed as if from outside."""
+    for number in range(times):
+        try:
+            (folder / str(number)).mkdir()
+        except FileExistsError:
+            continue
+        end("kill")
+
+
 def init_note_and_kill_later_ones(folder: Path, path: Path) -> None:
     """As `init_kill_later_ones`, and note when."""
     with path.open("a") as file:

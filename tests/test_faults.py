@@ -33,6 +33,7 @@ from mpworker.errors import (
     WorkerCrashed,
     WorkerStopped,
 )
+from mpworker.supervisor.loop import _START_FAILURES_MAX, _START_KILLS_MAX
 from mpworker.supervisor.nursery import bury
 
 HERE = Path(__file__).parent
@@ -1119,6 +1120,21 @@ def test_a_pause_of_the_machine_is_not_taken_from_the_time_to_start(tmp_path: Pa
         assert child_pids(w) == []
         tasks.say(gate)
         assert w.submit(os.getpid).result(LIMIT) == pid
+
+
+def test_children_that_are_killed_before_they_are_ready_end_no_pool(tmp_path: Path) -> None:
+    times = _START_FAILURES_MAX + 1
+    with ProcessWorker(n=1, initializer=tasks.init_killed, initargs=(tmp_path, times)) as w:
+        assert w.submit(tasks.attempt).result(LIMIT) == 1
+        assert len(list(tmp_path.iterdir())) == times
+
+
+def test_children_that_are_killed_for_ever_end_the_pool(tmp_path: Path) -> None:
+    with ProcessWorker(n=1, initializer=tasks.end, initargs=("kill",)) as w:
+        error = w.submit(tasks.attempt).exception(LIMIT)
+        assert isinstance(error, StartFailed)
+        assert f"{_START_KILLS_MAX} starts in a row failed, the last one so: child " in str(error)
+        assert str(error).endswith("ended by signal 9 before it was ready")
 
 
 def test_children_that_can_start_no_more_fail_what_is_pending(tmp_path: Path) -> None:

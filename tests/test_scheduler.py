@@ -919,6 +919,20 @@ def test_the_rest_of_a_chunk_goes_on_after_a_late_item() -> None:
     assert outcomes(world, chunk) == [rules.TIMED_OUT, rules.OK, rules.OK]
 
 
+def test_an_interrupt_that_hits_an_item_of_a_chunk_that_closes_is_told_as_such() -> None:
+    """It was for an earlier task, and the halt word says that no further item is to begin."""
+    world = World(1)
+    chunk = world.submit(function(), items=2)
+    child = start(world, steps=2)
+    world.cancel_unstarted()
+    child.signalled = True
+    assert child.take_signal()
+    child.step()
+    world.turn()
+    assert outcomes(world, chunk) == [rules.INTERRUPTED, rules.CANCELLED]
+    assert world.scheduler.unfinished() == 0
+
+
 def test_an_interrupt_of_one_item_never_hits_the_next() -> None:
     world = World(1)
     chunk = world.submit(function(), items=3, timeout=1.0)

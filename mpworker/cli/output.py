@@ -23,8 +23,8 @@ about a second's, may be lost, and are computed again; a last result that no oth
 **To resume**, both files are read from the checkpoint on, side by side, as long as the next index is found in one of
 them on a whole and valid line; both are truncated after the last of these. So a torn line, a hole, and what power loss
 left of a page go, and the item k is next. Nothing is lost, nothing is there twice. Where an input is a stream, nothing
-but the checkpoint's mark tells that its items are the same: what follows the checkpoint goes, too, and is computed again.
-Nothing is truncated before the input was compared: `Output.go_on` does it.
+but the checkpoint's mark tells that its items are the same: what follows it goes, too, and is computed again. Nothing
+is truncated before the input was compared: `Output.go_on` does it.
 
 **Refused**: a run with another target, mode or inputs than the header's; files shorter than the checkpoint; an existing
 output without a journal; and, without ``--resume`` or ``--overwrite``, any output that holds something.

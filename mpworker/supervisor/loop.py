@@ -30,6 +30,8 @@ _CHILD_BATCH = 64
 _LOOK_EVERY = 0.002  # seconds; rings that are never empty must not hide a death, which only epoll tells of
 _BUSY = 8  # a turn that found more is followed by another before any thought of sleep
 _START_FAILURES_MAX = 3
+_START_KILLS_MAX = 8  # by somebody else: that says nothing of how a child starts
+_KILLS = (signal.SIGKILL, signal.SIGTERM)
 _START_BACKOFF, _START_BACKOFF_MAX = 0.025, 5.0  # seconds until the next try, doubled by each failure
 _NURSERY_SILENT_MAX = 5.0  # seconds that it may owe a word about an order or a death
 _DRAIN, _NOW = "drain", "now"
@@ -72,7 +74,7 @@ class Loop:
         )
         self._exit_grace: float = config["grace"]
         self._start_timeout: float = config["start_timeout"]
-        self._start_failures = 0
+        self._start_failures = self._start_kills = 0
         self._stopping = ""
         self._turned_at = 0.0
         self._exit_at: float | None = None
@@ -286,7 +288,7 @@ class Loop:
             elif kind == codec.READY:
                 scheduler.child_ready(seat)
                 if seat.state == READY:
-                    self._start_failures = 0
+                    self._start_failures = self._start_kills = 0
                     self._nursery_served = True
                     child.ready = True
             elif kind == codec.REFUSED:
@@ -427,7 +429,9 @@ class Loop:
         if not child.ready and not self._ending() and cause not in ("nursery", "unkillable"):
             how = f"signal {death.signal}" if death.signal else f"exit code {death.exit_code}"
             why = " (it took longer than start_timeout)" if child.seat.kill_cause == "start" else ""
-            self._start_failed(*(child.refusal or (f"child {child.pid} ended by {how} before it was ready{why}",)))
+            killed = death.signal in _KILLS and death.cause == "signal" and not child.seat.kill_cause
+            words = child.refusal or (f"child {child.pid} ended by {how} before it was ready{why}",)
+            self._start_failed(*words, killed=killed)
         self._spawn_missing()
 
     def _remove(self, child: Child) -> None:
@@ -456,15 +460,19 @@ class Loop:
             why = " (it took longer than start_timeout)" if self._nursery_late else self._nursery_error
             self._start_failed(f"the process that forks the children ended {when}{why}")
 
-    def _start_failed(self, why: str, traceback: str = "") -> None:
+    def _start_failed(self, why: str, traceback: str = "", *, killed: bool = False) -> None:
         """Count a child that never ran; too many in a row, with no other there, end the pool with a clear error."""
-        self._start_failures += 1
-        serving = any(child.seat.state == READY for child in self._world.everyone)
-        if self._start_failures >= _START_FAILURES_MAX and not serving:
-            self._broken(f"{self._start_failures} starts in a row failed, the last one so: {why}", traceback)
+        if killed:
+            self._start_kills += 1
+        else:
+            self._start_failures += 1
+        starts = self._start_failures + self._start_kills
+        hopeless = self._start_failures >= _START_FAILURES_MAX or self._start_kills >= _START_KILLS_MAX
+        if hopeless and not any(child.seat.state == READY for child in self._world.everyone):
+            self._broken(f"{starts} starts in a row failed, the last one so: {why}", traceback)
         else:
             # A power of integers: one of many failures fits no float.
-            doublings = min(self._start_failures, int(_START_BACKOFF_MAX / _START_BACKOFF))
+            doublings = min(starts, int(_START_BACKOFF_MAX / _START_BACKOFF))
             self._spawn_at = time.monotonic() + min(_START_BACKOFF_MAX, _START_BACKOFF * 2**doublings)
 
     def _broken(self, why: str, traceback: str) -> None:

@@ -413,9 +413,9 @@ class Scheduler:
                 self._effects.emit_report(piece, start, stop, CANCELLED, {})
             else:
                 self._effects.split(piece, start, stop)
-        elif status == INTERRUPTED:
+        elif status == INTERRUPTED and piece.decided:
             alone = piece.part(start, stop)
-            alone.decided = piece.decided or TIMED_OUT
+            alone.decided = piece.decided
             self._add_piece(alone)
             self._decided(alone, stack=payload, killed=False)
         elif status in (ERROR, EXITED) and piece.failures < piece.options.retries:
