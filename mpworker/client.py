@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -170,7 +170,7 @@ class Client(Reader):
                 function_key = self.functions.key(function)
                 data = payload.dumps((args, kwargs) if function_key else (function, args, kwargs))
             except payload.Unserializable as error:
-                raise self._cannot_send(function, args, error) from error
+                raise self._cannot_send(function, args, kwargs, error) from error
             key = next(self._keys)
             if len(pending) >= self._options.max_pending:
                 self.wait_for(self.when(lambda: len(pending) < self._options.max_pending or bool(self._closed)), None)
@@ -205,10 +205,15 @@ class Client(Reader):
         if self._closed:
             self._refuse()
 
-    def _cannot_send(self, function: object, args: object, error: payload.Unserializable) -> BaseException:
+    def _cannot_send(
+        self, function: object, args: Sequence[Any], kwargs: Mapping[str, Any], error: payload.Unserializable
+    ) -> BaseException:
+        from mpworker import hints
+
         name = payload.name_of_callable(function)
         cause = error.__cause__ if error.__cause__ is not None else error
-        return SerializationError(f"the call of {name!r} cannot be pickled: {type(cause).__name__}: {cause}")
+        what = hints.culprit(function, args, kwargs)
+        return SerializationError(f"the call of {name!r} cannot be pickled: {type(cause).__name__}: {cause}{what}")
 
     def send_chunk(
         self, chunk: Any, flags: int, function: int, options: int, items: int, data: bytes, again: bool = False

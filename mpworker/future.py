@@ -84,8 +84,10 @@ class TaskFuture(Future[T]):
         raise TypeError("a TaskFuture cannot be sent to another process: send its result()")
 
     def __repr__(self) -> str:
-        self.done()  # whoever prints it wants to know how it is
-        return f'<TaskFuture {self.task_id} ("{self._name}") {self.state.lower()}>'
+        # Whoever prints it wants to know how it is. Not whether it runs: that is a question to the supervisor, which
+        # may be slow to answer.
+        state = self.state.lower().removesuffix("_and_notified") if self.done() else "unfinished"
+        return f'<TaskFuture {self.task_id} ("{self._name}") {state}>'
 
     @property
     def _subject(self) -> str:

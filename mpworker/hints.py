@@ -1,8 +1,11 @@
-"""What was probably meant by an option that does not exist: loaded when there is one to complain of."""
+"""Which option was probably meant, and what of a call is at fault: loaded when there is something to complain of."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Final
+from types import FunctionType
+from typing import Any, Final
+
+from mpworker.ipc import payload
 
 # What other pools call it: concurrent.futures, multiprocessing, joblib and loky, pathos, dask.
 _NAMES_ELSEWHERE: Final = {
@@ -41,3 +44,50 @@ def unknown_option(name: str, call: str, takes: Sequence[str], others: Sequence[
         return f"unknown option {name!r}; {rest}"
     of = " of ProcessWorker" if meant in others else ""
     return f"unknown option {name!r}: did you mean {meant!r}{of}? {rest}"
+
+
+def culprit(function: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None) -> str:
+    """Which part of a call cannot be pickled, as the end of a message; "" if none alone is at fault.
+
+    Args:
+        function: What is called.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+    """
+    for name, value in [*enumerate(args), *(kwargs or {}).items()]:
+        if not _can_be_pickled(value):
+            which = f"the argument {name!r}" if isinstance(name, str) else f"argument {name}"
+            return f"; it is {which}"
+    found = _captured_culprit(function, set())
+    return f"; it is {found}: make it in the initializer or in the task" if found else ""
+
+
+def _captured_culprit(function: object, seen: set[int]) -> str:
+    """What a function by value brings along and cannot be pickled: a name, and who uses it."""
+    inner = payload.innermost(function)
+    if not isinstance(inner, FunctionType) or id(inner) in seen:
+        return ""
+    seen.add(id(inner))
+    for what, name, value in _captured(inner):
+        if not _can_be_pickled(value):
+            return _captured_culprit(value, seen) or f"the {what} {name!r} that {inner.__qualname__!r} uses"
+    return ""
+
+
+def _captured(function: FunctionType) -> Iterator[tuple[str, str, object]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield "variable", name, cell.cell_contents
+        except ValueError:
+            pass  # it has none yet
+    for name in payload.names_of_globals(function):
+        if name in function.__globals__:
+            yield "global", name, function.__globals__[name]
+
+
+def _can_be_pickled(value: Any) -> bool:
+    try:
+        payload.dumps(value)
+    except payload.Unserializable:
+        return False
+    return True

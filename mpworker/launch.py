@@ -190,7 +190,10 @@ def _pickle_initializer(initializer: Callable[..., object] | None, initargs: tup
     try:
         return payload.dumps((initializer, tuple(initargs)))
     except payload.Unserializable as error:
-        raise SerializationError(f"the initializer or its initargs cannot be pickled: {error}") from error
+        from mpworker import hints
+
+        what = hints.culprit(initializer, initargs)
+        raise SerializationError(f"the initializer or its initargs cannot be pickled: {error}{what}") from error
 
 
 def _blob(options: WorkerOptions, initializer: bytes) -> bytes:

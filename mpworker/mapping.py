@@ -202,7 +202,10 @@ class Mapping:
         try:
             self._function = self.client.functions.always(self._call)
         except payload.Unserializable as error:
-            raise SerializationError(f"the function {self._name!r} cannot be pickled: {error}") from error
+            from mpworker import hints
+
+            what = hints.culprit(self._call)
+            raise SerializationError(f"the function {self._name!r} cannot be pickled: {error}{what}") from error
         self.fill()
 
     def fill(self) -> None:

@@ -6,8 +6,10 @@ import inspect
 import math
 import os
 import subprocess
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+import types
+from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -258,6 +260,55 @@ def count_up(_: int) -> Iterator[int]:
 class Fetcher:
     async def fetch(self, _: int) -> int:
         return 1
+
+
+LOCK = threading.Lock()
+
+
+def take_lock() -> None:
+    LOCK.acquire()
+
+
+def takes_it_for_us() -> None:
+    take_lock()
+
+
+def by_value(function: Any, **namespace: Any) -> Any:
+    """A function as of a script, which takes its globals along."""
+    return types.FunctionType(function.__code__, {**namespace, "__name__": "__main__"}, function.__name__)
+
+
+def captures(what: Any) -> Callable[[], Any]:
+    return lambda: what
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "culprit"),
+    [
+        (print, (1, LOCK), "argument 1"),
+        (by_value(take_lock, LOCK=LOCK), (), "the global 'LOCK' that 'take_lock' uses"),
+        (
+            functools.partial(by_value(takes_it_for_us, take_lock=by_value(take_lock, LOCK=LOCK))),
+            (),
+            "the global 'LOCK' that 'take_lock' uses",
+        ),
+        (captures(LOCK), (), "the variable 'what' that 'captures.<locals>.<lambda>' uses"),
+    ],
+)
+def test_what_cannot_be_pickled_is_named(call: Any, arguments: tuple[Any, ...], culprit: str) -> None:
+    end = f"cannot pickle '_thread.lock' object; it is {culprit}"
+    end += "" if arguments else ": make it in the initializer or in the task"
+    with ProcessWorker(n=1) as w:
+        with pytest.raises(SerializationError) as told:
+            w.submit(call, *arguments)
+        assert str(told.value).endswith(end)
+        if not arguments:
+            with pytest.raises(SerializationError) as told:
+                w.map(call, [])
+            assert str(told.value).endswith(end)
+    with pytest.raises(SerializationError) as told:
+        ProcessWorker(n=1, initializer=call, initargs=arguments)
+    assert str(told.value).endswith(end)
 
 
 def test_an_asynchronous_function_is_refused_where_it_is_given(pool: ProcessWorker) -> None:

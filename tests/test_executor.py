@@ -498,6 +498,10 @@ def leading(pool: ProcessWorker) -> Iterator[None]:
 def test_what_a_future_shows_is_how_it_is(pool: ProcessWorker) -> None:
     future = pool.submit(pooljobs.square, 3)
     assert leaks.wait_until(lambda: repr(future) == f'<TaskFuture {future.task_id} ("square") finished>', GUARD)
+    sleeping = pool.submit(time.sleep, GUARD)
+    assert repr(sleeping) == f'<TaskFuture {sleeping.task_id} ("sleep") unfinished>'
+    sleeping.cancel()
+    assert leaks.wait_until(lambda: repr(sleeping) == f'<TaskFuture {sleeping.task_id} ("sleep") cancelled>', GUARD)
 
 
 def test_a_log_handler_that_raises_costs_nobody_a_result() -> None:

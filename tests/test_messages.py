@@ -85,7 +85,7 @@ def test_every_other_error_of_a_task_names_it_too() -> None:
         running = w.submit(time.sleep, LIMIT)
         with pytest.raises(TimeoutError, match=f'^task {running.task_id} \\("sleep"\\) has not ended within 0 s$'):
             running.result(0)
-        assert repr(running) == f'<TaskFuture {running.task_id} ("sleep") pending>'
+        assert repr(running) == f'<TaskFuture {running.task_id} ("sleep") unfinished>'
         assert running.cancel()
         said(running, "sleep", " was cancelled", TaskCancelled)
 

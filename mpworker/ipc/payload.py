@@ -14,8 +14,8 @@ import io
 import pickle
 import sys
 import threading
-from collections.abc import Callable
-from types import CodeType
+from collections.abc import Callable, Iterable
+from types import CodeType, FunctionType
 from typing import Any
 
 from mpworker.ipc.failures import brief
@@ -46,8 +46,21 @@ def name_of_callable(function: object) -> str:
     """A callable's name for messages; that of the function inside a `functools.partial`."""
     name = getattr(function, "__qualname__", None)
     if name is None and isinstance(function, functools.partial):
-        return name_of_callable(function.func)
+        return name_of_callable(innermost(function))
     return name if isinstance(name, str) else name_of_type(function)
+
+
+def innermost(function: Any) -> Any:
+    """The function inside a `functools.partial`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def names_of_globals(function: FunctionType) -> Iterable[str]:
+    """The globals that a function takes along when it is written by value."""
+    names: Iterable[str] = _cloudpickle()._extract_code_globals(function.__code__)
+    return names
 
 
 def dumps_by_value(value: object, pickler: Callable[[], Any] | None = None) -> bytes:
@@ -298,10 +311,7 @@ def call_initializer(function: Any, args: tuple[Any, ...]) -> None:
     initializer of `__main__` puts into a global would be invisible to every task. What the initializer has set wins
     over what the client's module holds under that name.
     """
-    inner = function
-    while hasattr(inner, "func"):  # a functools.partial
-        inner = inner.func
-    namespace = getattr(inner, "__globals__", None)
+    namespace = getattr(innermost(function), "__globals__", None)
     before = dict(namespace) if namespace is not None else {}
     function(*args)
     if namespace is not None and not _is_importable_namespace(namespace):
