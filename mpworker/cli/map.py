@@ -157,7 +157,8 @@ def _check_options(n: int | None, timeout: float | None, retries: int, chunksize
     check_int("--processes", 1 if n is None else n, 1, N_MAX)
     check_int("--chunksize", 1 if chunksize is None else chunksize, 1, MAX_CHUNK_ITEMS)
     check_int("--retries", retries, 0, RETRIES_MAX)
-    check_seconds("--timeout", timeout, optional=True)
+    if timeout is not None:
+        check_seconds("--timeout", timeout)
 
 
 def _start(n: int | None, timeout: float | None, retries: int, preload: Sequence[str]) -> ProcessWorker:
