@@ -22,18 +22,20 @@ if TYPE_CHECKING:
     from mpworker.context import TaskContext as TaskContext
     from mpworker.context import current as current
     from mpworker.future import TaskFuture as TaskFuture
+    from mpworker.retry import RetryPolicy as RetryPolicy
     from mpworker.worker import ProcessWorker as ProcessWorker
     from mpworker.worker import TaskView as TaskView
 
 _HOMES = {
     "ProcessWorker": "mpworker.worker",
+    "RetryPolicy": "mpworker.retry",
     "TaskContext": "mpworker.context",
     "TaskFuture": "mpworker.future",
     "TaskView": "mpworker.worker",
     "current": "mpworker.context",
 }
 
-__all__ = ["ProcessWorker", "TaskContext", "TaskFuture", "TaskView", "__version__", "current", "errors"]
+__all__ = ["ProcessWorker", "RetryPolicy", "TaskContext", "TaskFuture", "TaskView", "__version__", "current", "errors"]
 
 
 def __getattr__(name: str) -> object:

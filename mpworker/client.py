@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mpworker import context
 from mpworker.errors import (
@@ -31,6 +31,9 @@ from mpworker.options import TaskDefaults, WorkerOptions
 from mpworker.outcomes import start_failed
 from mpworker.reader import Reader
 from mpworker.waiting import Reply, wake_all
+
+if TYPE_CHECKING:
+    from mpworker.retry import RetryPolicy
 
 _EXIT_SECONDS: Final = 10.0  # how long stop_now lets the supervisor clean up before it is killed
 _CALLBACK_SECONDS: Final = 1.0  # how long stop_now waits for the callbacks of what it cancelled
@@ -125,11 +128,26 @@ class Client(Reader):
         key = self._option_keys.get(options)
         if key is None:
             crash_retries = options.retries if options.crash_retries is None else options.crash_retries
-            report = {"timeout": options.timeout, "retries": options.retries, "crash_retries": crash_retries}
+            report: dict[str, Any] = {
+                "timeout": options.timeout,
+                "retries": options.retries,
+                "crash_retries": crash_retries,
+            }
+            if options.retry_policy is not None:
+                report |= self._retry_report(options.retry_policy)
             key = next(self._option_numbers)
             self._send(codec.OPTIONS, 0, key, 0, 0, json.dumps(report).encode())
             self._option_keys[options] = key  # another thread may have sent the same ones: either number will do
         return key
+
+    def _retry_report(self, policy: "RetryPolicy") -> dict[str, Any]:
+        judge = policy.judge()
+        try:
+            # Kept as long as the worker, as the options are.
+            key = self.functions.always(judge) if judge is not None else 0
+        except payload.Unserializable as error:
+            raise SerializationError(f"an exception of the retry_policy cannot be pickled: {error}") from error
+        return {"judge": key, "backoff": [policy.base, policy.factor, policy.cap, policy.jitter]}
 
     def _send_function(self, key: int, blob: bytes) -> None:
         self._send(codec.FUNCTION, 0, key, 0, 0, blob)

@@ -85,6 +85,25 @@ class TaskExited(MPWorkerError):
         return type(self), (str(self), self.code)
 
 
+class Retry(MPWorkerError):
+    """Raised by a task that wants to be tried again later.
+
+    It counts against `retries` like any other exception; with none left it is what the future raises.
+
+    Attributes:
+        after: Seconds until then; None for the pause of the `RetryPolicy`.
+    """
+
+    def __init__(self, after: float | None = None) -> None:
+        from mpworker.checks import check_seconds
+
+        super().__init__("the task asked to be tried again")
+        self.after = check_seconds("after", after, optional=True, zero=True)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.after,)
+
+
 class WorkerCrashed(MPWorkerError, BrokenExecutor):
     """A child process died while it ran the task. The pool goes on.
 

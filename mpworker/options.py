@@ -1,18 +1,20 @@
 """The options of a worker, checked once, at the edge."""
 
 import math
-import operator
 import os
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, TypedDict
+from typing import TYPE_CHECKING, Final, TypedDict
 
+from mpworker.checks import check_int, check_seconds
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.ipc.codec import MAX_SLOTS
+
+if TYPE_CHECKING:
+    from mpworker.retry import RetryPolicy
 
 RETRIES_MAX: Final = 1_000_000
 N_MAX: Final = 256
 LEASE_TTL_MIN: Final = 0.01
-_SECONDS_MAX: Final = 1e9
 
 
 def available_cores() -> int:
@@ -50,66 +52,13 @@ def _cpu_quota() -> float | None:
     return None
 
 
-def check_int(name: str, value: Any, low: int, high: int) -> int:
-    """A whole number from low to high, as a plain int: any type that can be an index will do, but for bool.
-
-    Raises:
-        InvalidArgument: It is no whole number.
-        ConfigurationError: It is out of bounds.
-    """
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None:
-        raise InvalidArgument(f"{name} must be an int from {low} to {high}, not {value!r}")
-    if number < low:
-        raise ConfigurationError(f"{name} must be at least {low}, not {value!r}")
-    if number > high:
-        raise ConfigurationError(f"{name} must be at most {high}, not {value!r}")
-    return number
-
-
-def check_seconds(name: str, value: Any, *, optional: bool = False, zero: bool = False) -> float | None:
-    """A number of seconds, as a plain float: any real number will do, but for bool.
-
-    Args:
-        name: Of the option, for messages.
-        value: What was given.
-        optional: None is good too: no limit.
-        zero: 0 is good too: no waiting.
-
-    Raises:
-        InvalidArgument: It is no real number.
-        ConfigurationError: It is out of bounds.
-    """
-    if value is None and optional:
-        return None
-    if not _is_real(value) or value != value:  # noqa: PLR0124  # which NaN alone is not
-        raise InvalidArgument(f"{name} must be a number of seconds{' or None' if optional else ''}, not {value!r}")
-    unlimited = "; None is no limit" if optional else ""
-    if value < 0 or (value == 0 and not zero):
-        low = "at least 0 s" if zero else "greater than 0 s"
-        raise ConfigurationError(f"{name} must be {low}, not {value!r}{unlimited}")
-    if value > _SECONDS_MAX:
-        raise ConfigurationError(f"{name} must be at most {_SECONDS_MAX:.0f} s, not {value!r}{unlimited}")
-    return float(value)
-
-
-def _is_real(value: Any) -> bool:
-    if isinstance(value, int | float):
-        return not isinstance(value, bool)
-    from numbers import Real
-
-    return isinstance(value, Real)
-
-
 class TaskOptions(TypedDict, total=False):
     """What `ProcessWorker.options` takes, for type checkers."""
 
     timeout: float | None
     retries: int
     crash_retries: int | None
+    retry_policy: "RetryPolicy | None"
 
 
 class SizeOptions(TypedDict, total=False):
@@ -129,11 +78,13 @@ class TaskDefaults:
         timeout: Seconds an attempt may run; None for no limit.
         retries: Further attempts after an exception or a timeout.
         crash_retries: Further attempts after the child died; None means as `retries`.
+        retry_policy: After what pause these begin, and after which exceptions none does; None: at once, after any.
     """
 
     timeout: float | None = None
     retries: int = 0
     crash_retries: int | None = None
+    retry_policy: "RetryPolicy | None" = None
 
     def __post_init__(self) -> None:
         plain = object.__setattr__  # the class is frozen, and what JSON cannot write must not stay in it
@@ -141,6 +92,11 @@ class TaskDefaults:
         plain(self, "retries", check_int("retries", self.retries, 0, RETRIES_MAX))
         if self.crash_retries is not None:
             plain(self, "crash_retries", check_int("crash_retries", self.crash_retries, 0, RETRIES_MAX))
+        if self.retry_policy is not None:
+            from mpworker.retry import RetryPolicy  # not before: no start shall wait for it
+
+            if not isinstance(self.retry_policy, RetryPolicy):
+                raise InvalidArgument(f"retry_policy must be a RetryPolicy or None, not {self.retry_policy!r}")
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
 
+from mpworker.checks import check_int, check_seconds
 from mpworker.client import Client
 from mpworker.context import refuse_while_loading
 from mpworker.errors import InvalidArgument
@@ -23,9 +24,10 @@ from mpworker.options import (
     TaskOptions,
     WorkerOptions,
     available_cores,
-    check_int,
-    check_seconds,
 )
+
+if TYPE_CHECKING:
+    from mpworker.retry import RetryPolicy
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -175,11 +177,12 @@ class TaskView(Executor):
         """The same worker with other task options.
 
         Args:
-            **options: `timeout`, `retries`, `crash_retries`, as for `ProcessWorker`.
+            **options: `timeout`, `retries`, `crash_retries`, `retry_policy`, as for `ProcessWorker`.
 
         Raises:
             InvalidArgument: There is no such option of tasks, or it has a wrong type.
             ConfigurationError: An option is out of its bounds.
+            SerializationError: An exception of the retry policy cannot be pickled.
 
         Example:
             >>> from mpworker import ProcessWorker
@@ -211,6 +214,8 @@ class ProcessWorker(TaskView):
         grace: Seconds from an interrupt to the kill.
         retries: Further attempts after an exception or a timeout.
         crash_retries: Further attempts after the child died; None means as `retries`.
+        retry_policy: A `RetryPolicy`: after what pause these begin, and after which exceptions none does; None for at
+            once and after any.
         preload: Modules that are imported once, before the children are forked, and shared by them.
         initializer: Called in each child before its first task.
         initargs: Its arguments.
@@ -226,7 +231,7 @@ class ProcessWorker(TaskView):
         InvalidArgument: There is no such option, or it has a wrong type.
         ConfigurationError: An option is out of its bounds, or there is no interpreter to start. A `python` that starts
             and then proves to be none is told by the first use.
-        SerializationError: The initializer or its arguments cannot be pickled.
+        SerializationError: The initializer, its arguments, or an exception of the retry policy cannot be pickled.
         OSError: No memory, descriptor or process is left.
 
     Example:
@@ -245,6 +250,7 @@ class ProcessWorker(TaskView):
         grace: float = 5.0,
         retries: int = 0,
         crash_retries: int | None = None,
+        retry_policy: "RetryPolicy | None" = None,
         preload: Sequence[str] = (),
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
@@ -259,7 +265,7 @@ class ProcessWorker(TaskView):
         for name in others:
             if name not in WORKER_OPTIONS:
                 raise _unknown_option(name, "ProcessWorker", _all_options())
-        defaults = TaskDefaults(timeout=timeout, retries=retries, crash_retries=crash_retries)
+        defaults = TaskDefaults(timeout, retries, crash_retries, retry_policy)
         unusable = isinstance(preload, str) or not isinstance(preload, Iterable)
         modules: tuple[Any, ...] = (None,) if unusable else tuple(preload)
         if not all(isinstance(module, str) for module in modules):

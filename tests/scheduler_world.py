@@ -18,6 +18,7 @@ from mpworker.supervisor.registry import (
     OFFERED,
     QUEUED,
     READY,
+    SCHEDULED,
     STARTING,
     Death,
     Function,
@@ -77,6 +78,8 @@ class Attempt:
     ended_at: float | None = None
     status: int | None = None
     late: bool = False  # the scheduler decided so before it was answered
+    final: bool = False  # its exception is not to be followed by another attempt
+    asked: float | None = None  # after so many seconds it wants another
 
     def seconds(self, now: float) -> float:
         return (now if self.ended_at is None else self.ended_at) - self.started_at
@@ -111,6 +114,7 @@ class Child:
         self.run: Offer | None = None
         self.inside = False  # the user's function, the only place where an interrupt is taken
         self.first = self.index = 0  # of a chunk: the first item that is not answered, and the running one
+        self.final, self.asked = False, None  # what the next failure says
         self.beat_at = world.now
         self.began_at = self.killed_at = world.awake
         self.pauses = 0  # since it was started or killed
@@ -171,8 +175,17 @@ class Child:
     def _end_task(self, status: int, duration_ns: int) -> None:
         assert self.run is not None
         offer, self.run, self.inside = self.run, None, False
-        self.world.ends((offer.key, None), status)
-        self.ring.append(("done", offer.slot, offer.generation, status, duration_ns, b"stack"))
+        final = self._says((offer.key, None), status, offer)
+        self.ring.append(("done", offer.slot, offer.generation, status, duration_ns, b"stack", final))
+
+    def _says(self, name: Name, status: int, offer: Offer) -> bool:
+        """An attempt ends: what it says of another one. Is it the last?"""
+        failed = status in (rules.ERROR, rules.EXITED)
+        final, asked = (self.final, self.asked) if failed else (False, None)
+        self.world.ends(name, status, final, asked)
+        if asked is not None:
+            self.ring.append(("after", offer.slot, offer.generation, asked))
+        return final
 
     def _next_item(self, duration_ns: int) -> None:
         assert self.run is not None
@@ -191,16 +204,17 @@ class Child:
     def _end_item(self, status: int, duration_ns: int, flush: bool) -> None:
         assert self.run is not None
         self.inside = False
-        self.world.ends((self.run.key, self.index), status)
         if status == rules.OK:
+            self.world.ends((self.run.key, self.index), status)
             self.index += 1
             if flush:
                 self._flush(False, duration_ns)
             return
         if self.first < self.index:
             self._flush(False, duration_ns)
+        final = self._says((self.run.key, self.index), status, self.run)
         self.index += 1
-        self._answer(self.index, status, False, duration_ns)
+        self._answer(self.index, status, False, duration_ns, final)
 
     def _flush(self, last: bool, duration_ns: int) -> None:
         assert self.run is not None
@@ -210,10 +224,10 @@ class Child:
         if last:
             self.run = None
 
-    def _answer(self, stop: int, status: int, last: bool, duration_ns: int) -> None:
+    def _answer(self, stop: int, status: int, last: bool, duration_ns: int, final: bool = False) -> None:
         assert self.run is not None
         self.ring.append(
-            ("items", self.run.slot, self.run.generation, self.first, stop, status, last, duration_ns, b"stack")
+            ("items", self.run.slot, self.run.generation, self.first, stop, status, last, duration_ns, b"stack", final)
         )
         self.first = stop
 
@@ -278,7 +292,9 @@ class World:
             grace=GRACE,
             start_timeout=START_TIMEOUT,
             kill_timeout=KILL_TIMEOUT,
+            uniform=lambda: self.random,
         )
+        self.random = 0.5
         self.scheduler.world = self
         self.children: dict[int, Child] = {}
         self.accepted: dict[int, Accepted] = {}
@@ -363,6 +379,8 @@ class World:
             kind, *rest = child.ring.popleft()
             if kind == "ready":
                 self.scheduler.child_ready(child.seat)
+            elif kind == "after":
+                self.scheduler.asked_for_pause(child.seat, *rest)  # type: ignore[arg-type]
             elif kind == "done":
                 self.scheduler.done(child.seat, *rest)  # type: ignore[arg-type]
             else:
@@ -511,12 +529,22 @@ class World:
             for attempt in attempts
         )
         assert len(attempts) <= options.retries + options.crash_retries, f"{name} is retried too often"
+        if attempts:
+            last = attempts[-1]
+            # What a death took along was never told, and what was late no longer matters.
+            told = last.status in (rules.ERROR, rules.EXITED) and not last.late and not self.paid[name]
+            assert not (told and last.final), f"{name} starts again after a final exception"
+            pause = last.asked if told else 0.0
+            if pause is None or not told:
+                pause = options.backoff.pause(len(attempts), self.random) if options.backoff is not None else 0.0
+            assert last.ended_at is not None
+            assert self.now >= last.ended_at + pause, f"{name} was to pause for {pause} s"
         assert len(attempts) <= failed + self.paid[name], f"{name} starts again for no reason"
         self.attempts[name] = [*attempts, Attempt(child, self.now)]
 
-    def ends(self, name: Name, status: int) -> None:
+    def ends(self, name: Name, status: int, final: bool = False, asked: float | None = None) -> None:
         attempt = self.attempts[name][-1]
-        attempt.ended_at, attempt.status = self.now, status
+        attempt.ended_at, attempt.status, attempt.final, attempt.asked = self.now, status, final, asked
 
     # ------------------------------------------------------------ effects
 
@@ -685,6 +713,13 @@ class World:
                 assert task.seat is None
                 assert not task.decided, "a decision about an attempt that is over"
                 where.update(_names(task))
+        scheduled = [*(each[-1] for each in scheduler._pausing), *(each[-1] for each in scheduler._scheduled)]
+        for task in scheduled:
+            if task.state == SCHEDULED:
+                assert task.seat is None
+                assert not task.decided
+                where.update(_names(task))
+        assert scheduler._unscheduled == sum(task.state != SCHEDULED for task in scheduled)
         for seat in scheduler._seats.values():
             assert len(seat.offers) + len(seat.free) == seat.slots
             assert set(seat.offers).isdisjoint(seat.free)
@@ -705,7 +740,7 @@ class World:
         self._check_next_timer()
 
     def _check_next_timer(self) -> None:
-        due: list[tuple[float, str]] = []
+        due = [(at, "a retry") for at, _, task in self.scheduler._scheduled if task.state == SCHEDULED]
         for child in self.children.values():
             seat = child.seat
             if child.noticed:

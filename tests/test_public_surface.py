@@ -17,7 +17,7 @@ from mpworker.options import SizeOptions, TaskOptions
 
 REFERENCE = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
 
-NAMES = {"ProcessWorker", "TaskContext", "TaskFuture", "TaskView", "__version__", "current", "errors"}
+NAMES = {"ProcessWorker", "RetryPolicy", "TaskContext", "TaskFuture", "TaskView", "__version__", "current", "errors"}
 
 VIEW = {
     "map": "(self, fn, /, *iterables, timeout=None, chunksize=None, buffersize=None, return_exceptions=False)",
@@ -32,8 +32,9 @@ WORKER = VIEW | {
     "stop_now": "(self)",
 }
 WORKER_INIT = (
-    "(self, n=None, *, timeout=None, grace=5.0, retries=0, crash_retries=None, preload=(), initializer=None, "
-    "initargs=(), max_pending=1000000, lease_ttl=10.0, start_timeout=60.0, kill_timeout=10.0, python=None, **others)"
+    "(self, n=None, *, timeout=None, grace=5.0, retries=0, crash_retries=None, retry_policy=None, preload=(), "
+    "initializer=None, initargs=(), max_pending=1000000, lease_ttl=10.0, start_timeout=60.0, kill_timeout=10.0, "
+    "python=None, **others)"
 )
 FUTURE = {
     "add_done_callback": "(self, fn)",
@@ -55,6 +56,7 @@ ERRORS: dict[str, tuple[str, str, set[str]]] = {
     "SerializationError": ("MPWorkerError", "", set()),
     "TaskTimeout": ("TimeoutError", "(self, message='', stack='')", {"stack"}),
     "TaskCancelled": ("CancelledError", "", set()),
+    "Retry": ("MPWorkerError", "(self, after=None)", {"after"}),
     "TaskExited": ("MPWorkerError", "(self, message='', code='')", {"code"}),
     "WorkerCrashed": ("BrokenExecutor", CRASH, {"pid", "signal", "exit_code", "cause", "attempt"}),
     "StartFailed": ("WorkerCrashed", CRASH, {"pid", "signal", "exit_code", "cause", "attempt"}),
@@ -104,6 +106,12 @@ def test_what_a_task_may_ask() -> None:
     assert methods(mpworker.TaskContext) == {}
 
 
+def test_the_retry_policy() -> None:
+    assert signature(mpworker.RetryPolicy) == (
+        "(base=0.0, factor=2.0, cap=60.0, jitter='full', retry_on=(<class 'BaseException'>,), give_up_on=())"
+    )
+
+
 def test_the_errors() -> None:
     ours = {name for name, value in vars(errors).items() if getattr(value, "__module__", "") == errors.__name__}
     assert ours == set(ERRORS)
@@ -120,7 +128,7 @@ def test_an_error(name: str) -> None:
     assert any("__init__" in vars(base) for base in own) == bool(init)
     if init:
         assert signature(kind.__init__) == init
-    instance = kind("text")
+    instance = kind() if name == "Retry" else kind("text")
     assert set(vars(instance)) == attributes
     assert methods(kind) == {}
     assert (kind.__doc__ or "").strip(), "an error says in the reference when it is raised"

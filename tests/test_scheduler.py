@@ -19,6 +19,7 @@ from mpworker.child.main import EXIT_CHANNEL_LOST
 from mpworker.ipc import _native, codec
 from mpworker.options import WorkerOptions
 from mpworker.supervisor import scheduler as rules
+from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.registry import DYING, Death, Function, Seat, Task
 from mpworker.supervisor.scheduler import ProtocolViolation
 
@@ -30,6 +31,7 @@ OPTIONS = st.fixed_dictionaries(
         "timeout": st.sampled_from([None, None, 0.25, 1.0]),
         "retries": st.integers(0, 2),
         "crash_retries": st.integers(0, 2),
+        "backoff": st.sampled_from([None, None, Backoff(0.25, 4.0, 2.0, "none"), Backoff(1.0, 2.0, 8.0, "equal")]),
     }
 )
 ENDINGS = st.sampled_from([rules.OK] * 5 + [rules.ERROR, rules.EXITED, rules.UNSERIALIZABLE])
@@ -67,10 +69,19 @@ class AnyHistory(RuleBasedStateMachine):
         self.world.turn()
 
     @rule(
-        who=WHO, ending=ENDINGS, times=st.integers(1, 4), ns=st.sampled_from([0, 900, 2_000_000]), flush=st.booleans()
+        who=WHO,
+        ending=ENDINGS,
+        times=st.integers(1, 4),
+        ns=st.sampled_from([0, 900, 2_000_000]),
+        flush=st.booleans(),
+        final=st.booleans(),
+        asked=st.sampled_from([None, None, 0.0, 2.0]),
     )
-    def child_moves(self, who: int, ending: int, times: int, ns: int, flush: bool) -> None:
+    def child_moves(
+        self, who: int, ending: int, times: int, ns: int, flush: bool, final: bool, asked: float | None
+    ) -> None:
         child = self.child(who)
+        child.final, child.asked = final and asked is None, asked
         for _ in range(times):
             child.step(ending, ns, flush)
 
@@ -517,6 +528,129 @@ def test_a_retry_waits_behind_what_was_submitted_before_it() -> None:
     order = [entry[2] for entry in world.log if entry[0] == "offer"]
     assert order == [1, 2, 3, 1]
     assert [outcome(world, task) for task in tasks] == [rules.OK] * 3
+
+
+def fails(world: World, task: Task) -> None:
+    """Its next attempt raises."""
+    child = start(world)
+    child.step(rules.ERROR)
+    world.turn()
+    assert outcome(world, task) is None
+
+
+def test_a_retry_waits_for_its_pause_and_then_for_its_turn() -> None:
+    world = World(1)
+    task = world.submit(retries=2, backoff=Backoff(1.0, 4.0, 9.0, "equal"))
+    for pause in (0.75, 3.0):  # the random number is 0.5
+        fails(world, task)
+        wait(world, pause - 0.25)
+        assert offered(world) == []
+        wait(world, 0.25)
+        assert offered(world) == [task.key]
+    start(world).step()
+    world.turn()
+    assert outcome(world, task) == rules.OK
+
+
+def test_what_waits_for_its_time_costs_idle_children_no_look() -> None:
+    world = World(1)
+    due = world.now + 512.0
+    fails(world, world.submit(retries=1, backoff=Backoff(512.0, 1.0, 512.0, "none")))
+    wait(world, 2 * START_TIMEOUT)
+    assert world.scheduler.next_timer() == due
+
+
+def test_of_two_retries_at_one_time_the_first_goes_first() -> None:
+    world = World(1)
+    tasks = [world.submit(retries=1, backoff=Backoff(1.0, 1.0, 1.0, "none")) for _ in range(3)]
+    for _ in tasks:
+        start(world).step(rules.ERROR)
+        world.read(world.children[0])
+        world.scheduler.dispatch(world.now)
+    wait(world, 1.0)
+    order = []
+    while world.scheduler.unfinished():
+        order += offered(world)
+        start(world).step()
+        world.turn()
+    assert order == [task.key for task in tasks]
+
+
+def test_a_task_is_tried_again_when_it_asked_to_be_and_no_other() -> None:
+    world = World(1, slots=16)
+    first, second = (world.submit(function(1), retries=1) for _ in range(2))
+    child = start(world)
+    child.asked = 2.0
+    child.step(rules.ERROR)
+    child.asked = None
+    child.step()
+    child.step(rules.ERROR)
+    world.turn()
+    assert offered(world) == [second.key]
+    wait(world, 2.0)
+    assert first.key in offered(world)
+    world.finish()
+    assert [outcome(world, task) for task in (first, second)] == [rules.OK] * 2
+
+
+def test_an_item_is_tried_again_when_it_asked_to_be() -> None:
+    world = World(1)
+    chunk = world.submit(function(), items=2, retries=1)
+    child = start(world, steps=2)
+    child.asked = 2.0
+    child.step(rules.ERROR)
+    for _ in range(4):
+        child.step()
+    world.turn()
+    assert offered(world) == []
+    wait(world, 2.0)
+    assert offered(world) == [chunk.key]
+
+
+def test_what_a_late_attempt_asked_for_is_no_other_ones_pause() -> None:
+    world = World(1)
+    late = world.submit(timeout=1.0)
+    child = start(world)
+    wait(world, 1.0)
+    child.asked = 512.0
+    child.step(rules.ERROR)
+    world.turn()
+    assert outcome(world, late) == rules.TIMED_OUT
+    child.asked = None
+    fails(world, task := world.submit(retries=1))
+    assert offered(world) == [task.key]
+
+
+def test_a_final_exception_is_the_outcome() -> None:
+    world = World(1)
+    task, chunk = world.submit(retries=5), world.submit(function(), items=3, retries=5)
+    child = start(world)
+    child.final = True
+    child.step(rules.ERROR)
+    child = start(world, steps=2)
+    child.step(rules.ERROR)
+    world.turn()
+    assert outcome(world, task) == rules.ERROR
+    assert outcomes(world, chunk) == [rules.ERROR, None, None]
+    child.final = False
+    world.finish()
+
+
+def test_what_is_cancelled_before_its_time_does_not_wait_for_it() -> None:
+    world = World(1)
+    for items in (0, 2):
+        for _ in range(500):
+            task = world.submit(function(), items, retries=1, backoff=Backoff(512.0, 1.0, 512.0, "none"))
+            child = start(world, steps=2 if items else 1)
+            child.step(rules.ERROR)
+            child.step()
+            child.step()
+            child.step()
+            world.turn()
+            world.cancel(task.key)
+            world.turn()
+            assert len(world.scheduler._scheduled) <= 2 * rules._UNSCHEDULED_MAX
+    assert world.scheduler.unfinished() == 0
 
 
 def test_an_item_that_raises_is_retried_alone() -> None:

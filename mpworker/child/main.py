@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any, Final
 
 from mpworker import context
+from mpworker.errors import Retry
 from mpworker.ipc import codec, payload, raised
 from mpworker.ipc._native import Claims, MadeBeforeFork
 from mpworker.ipc.channel import Channel
@@ -105,7 +106,7 @@ class Child:
         """The context of the task that runs now."""
         if not self._attempt:
             return None
-        return context.TaskContext(f"{self._task_prefix}{self._running_task}", self._attempt)
+        return context.TaskContext(f"{self._task_prefix}{self._running_task & codec.TASK_MASK}", self._attempt)
 
     # ------------------------------------------------------------ outcomes
 
@@ -121,10 +122,30 @@ class Child:
         if self._stack is not None:  # whatever it made of the interrupt
             return self._interrupted()
         try:
-            return self._told(error)
+            status, out = self._told(error)
+            if isinstance(error, Retry):
+                self._ask_for_pause(error)
+            elif self._gives_up(error):
+                status |= codec.FINAL
+            return status, out
         except BaseException as broken:  # noqa: BLE001  # a metaclass can do that
             why_not = f"what it is cannot be told: {type(broken).__name__}"
             return codec.ERROR, raised.dumps_report(raised.Raised("an exception", "", "", b"", why_not))
+
+    def _ask_for_pause(self, error: Retry) -> None:
+        if error.after is not None:
+            generation = self._claims.peek(self._running_slot)[0]
+            self._answer(codec.AFTER, 0, int(error.after * 1e6), generation, self._running_slot, b"")
+
+    def _gives_up(self, error: BaseException) -> bool:
+        """Does the retry policy want no further attempt after this exception?"""
+        judge = self._running_task >> codec.JUDGE_SHIFT
+        if not judge:
+            return False
+        try:
+            return bool(self._function(judge)(error))
+        except Exception:  # noqa: BLE001  # a class that cannot be imported here was not raised here either
+            return False
 
     def _told(self, error: BaseException) -> tuple[int, bytes]:
         text = cut(full(error))

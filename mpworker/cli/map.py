@@ -15,6 +15,7 @@ from functools import partial
 import click
 
 from mpworker import ProcessWorker
+from mpworker.checks import check_int, check_seconds
 from mpworker.cli.errors import CommandError, ExitCode, one_line
 from mpworker.cli.inputs import Inputs, Lines, Paths, unreadable
 from mpworker.cli.item import Failed, apply_to_line, apply_to_path
@@ -31,7 +32,7 @@ from mpworker.errors import (
     WorkerStopped,
 )
 from mpworker.ipc.codec import MAX_CHUNK_ITEMS
-from mpworker.options import N_MAX, RETRIES_MAX, check_int, check_seconds
+from mpworker.options import N_MAX, RETRIES_MAX
 
 __all__ = ["map_command"]
 

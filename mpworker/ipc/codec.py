@@ -13,13 +13,14 @@ OPTIONS  client > supervisor              options               0               
 SUBMIT   client > supervisor              task                  function                options
 CHUNK    client > supervisor              task                  function                options | items << 32
 REQUEST  client > supervisor              request               0                       0
-TASK     supervisor > child               task                  generation              slot | function << 8
-RANGE    supervisor > child               task                  generation              as TASK, and start, stop
+TASK     supervisor > child               task | judge << 40    generation              slot | function << 8
+RANGE    supervisor > child               task | judge << 40    generation              as TASK, and start, stop
 EXIT     supervisor > child               0                     0                       0
 READY    child > supervisor               0                     0                       0
 REFUSED  child > supervisor: no start     0                     0                       0
 DONE     child > supervisor               task                  generation              slot | duration_ns << 8
 ITEMS    child > supervisor               start | stop << 32    generation              slot | duration_ns << 8
+AFTER    child > supervisor               microseconds          generation              slot
 RESULT   supervisor > client              task                  0                       0
 RESULTS  supervisor > client              task                  start | stop << 32      duration_ns
 SPLIT    supervisor > client              task                  start | stop << 32      0
@@ -28,6 +29,8 @@ BROKEN   supervisor > client              0                     0               
 ======== ================================ ===================== ======================= ============================
 
 FUNCTION, TASK, RANGE, SUBMIT and CHUNK carry a pickle, as do DONE, ITEMS, RESULT and RESULTS when their status says so.
+A judge is the number of a function that tells, for an exception, whether the task is not to be tried again; 0 for none.
+AFTER goes before the DONE or ITEMS of the attempt that raised Retry.
 REFUSED and BROKEN carry JSON: {"why", "traceback"}, a line and what a failed initializer or preload printed.
 """
 
@@ -54,6 +57,7 @@ RESULT: Final = 15
 RESULTS: Final = 16
 SPLIT: Final = 17
 REPLY: Final = 18
+AFTER: Final = 19
 BROKEN: Final = 20
 
 # What a supervisor says on its socket before anything else, for the client to look at if it dies: that it serves, or
@@ -66,6 +70,7 @@ CANNOT_IMPORT: Final = b"?"  # this package, by the interpreter that the user ch
 LOW: Final = 0xFF
 SPREAD: Final = 0x0100  # the items of a chunk are argument tuples, not single arguments
 LAST: Final = 0x0200  # ITEMS: the chunk ends with this record and its slot is free
+FINAL: Final = 0x0100  # DONE, ITEMS: not to be tried again, whatever `retries` are left
 FIRST: Final = 0x0400  # FRAGMENT: a payload begins
 STREAM: Final = 0x7800  # FRAGMENT, FRAGMENTED: which of the payloads that one producer sends at the same time
 STREAM_SHIFT: Final = 11
@@ -87,6 +92,8 @@ INTERRUPT_SIGNAL: Final = signal.SIGRTMIN + 8
 # Bounds of the packed header words.
 MAX_CHUNK_ITEMS: Final = (1 << 16) - 1
 MAX_FUNCTIONS: Final = (1 << 24) - 1
+JUDGE_SHIFT: Final = 40
+TASK_MASK: Final = (1 << JUDGE_SHIFT) - 1
 MAX_SLOTS: Final = 256
 MAX_STREAMS: Final = STREAM >> STREAM_SHIFT
 # What the text of a report is cut to, in characters of each field, and what a whole report may then take beyond

@@ -303,18 +303,26 @@ class Children:
         slot, generation = task.slot, task.generation
         child.claims.offer(slot, generation)
         function = task.function
-        key = 0
+        key, name = 0, task.key
         if function is not None:
             key = function.key
             if key not in child.known:
-                child.known.add(key)
-                self.tell(child, codec.FUNCTION, 0, key, 0, 0, function.blob)
+                self._teach(child, function)
+        judge = task.options.judge
+        if judge is not None:
+            name |= judge.key << codec.JUDGE_SHIFT
+            if judge.key not in child.known:
+                self._teach(child, judge)
         attempt = task.attempts + 1 if task.attempts < codec.LOW else codec.LOW
         if task.items:
             c = codec.pack_range(slot, key, task.start, task.stop)
-            self.tell(child, codec.RANGE, attempt | task.flags, task.key, generation, c, task.payload)
+            self.tell(child, codec.RANGE, attempt | task.flags, name, generation, c, task.payload)
         else:
-            self.tell(child, codec.TASK, attempt, task.key, generation, slot | key << 8, task.payload)
+            self.tell(child, codec.TASK, attempt, name, generation, slot | key << 8, task.payload)
+
+    def _teach(self, child: Child, function: Function) -> None:
+        child.known.add(function.key)
+        self.tell(child, codec.FUNCTION, 0, function.key, 0, 0, function.blob)
 
     def revoke(self, seat: Seat, slot: int, generation: int) -> bool:
         return self.by_number[seat.number].claims.revoke(slot, generation)

@@ -7,6 +7,7 @@ from mpworker.ipc import codec
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import Assembler, Outbox
+from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.registry import Function, Task, TaskOptions
 
 
@@ -52,12 +53,19 @@ class ClientPort:
         if kind == codec.FUNCTION:
             self._functions[a] = Function(a, payload)
         elif kind == codec.OPTIONS:
-            self._options[a] = TaskOptions(**json.loads(payload))
+            self._options[a] = self._task_options(**json.loads(payload))
         elif kind == codec.FRAGMENT:
             self._assembler.add(flags, payload)
         elif kind == codec.FORGET:
             return self._functions.pop(a, None)
         return None
+
+    def _task_options(self, judge: int = 0, backoff: list[Any] | None = None, **plain: Any) -> TaskOptions:
+        return TaskOptions(
+            judge=self._functions[judge] if judge else None,
+            backoff=Backoff(*backoff) if backoff is not None else None,
+            **plain,
+        )
 
     def resent(self, key: int, start: int | None) -> None:
         """Items of a chunk have been sent one by one, which may be said twice; None: no more of them will be."""

@@ -71,6 +71,7 @@ class Loop:
             grace=config["grace"],
             start_timeout=config["start_timeout"],
             kill_timeout=config["kill_timeout"],
+            uniform=_uniform,
         )
         self._exit_grace: float = config["grace"]
         self._start_timeout: float = config["start_timeout"]
@@ -278,11 +279,13 @@ class Loop:
             if flags & codec.FRAGMENTED:
                 data = child.assembler.finish(flags, data)  # noqa: PLW2901
             if kind == codec.DONE:
-                scheduler.done(seat, c & 0xFF, b, flags & codec.LOW, c >> 8, data)
+                scheduler.done(seat, c & 0xFF, b, flags & codec.LOW, c >> 8, data, bool(flags & codec.FINAL))
             elif kind == codec.ITEMS:
-                last = bool(flags & codec.LAST)
+                last, final = bool(flags & codec.LAST), bool(flags & codec.FINAL)
                 start, stop = a & 0xFFFFFFFF, a >> 32
-                scheduler.items(seat, c & 0xFF, b, start, stop, flags & codec.LOW, last, c >> 8, data)
+                scheduler.items(seat, c & 0xFF, b, start, stop, flags & codec.LOW, last, c >> 8, data, final)
+            elif kind == codec.AFTER:
+                scheduler.asked_for_pause(seat, c & 0xFF, b, a / 1e6)
             elif kind == codec.FRAGMENT:
                 child.assembler.add(flags, data)
             elif kind == codec.READY:
@@ -506,6 +509,13 @@ class Loop:
     def close(self) -> None:
         """Kill what is left and leave nothing behind."""
         self._world.end()
+
+
+def _uniform() -> float:
+    """A random number from 0 to 1. Imported late: most pools need none, and every start would wait for it."""
+    import random
+
+    return random.random()
 
 
 def _refusal(data: bytes) -> tuple[str, str]:

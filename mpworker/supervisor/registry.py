@@ -3,10 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Final
 
+from mpworker.supervisor.backoff import Backoff
+
 # States of a task's attempt. Terminal tasks are forgotten once their outcome is emitted.
 QUEUED: Final = 0
 OFFERED: Final = 1  # to a child, which may have claimed it
 ENDED: Final = 2
+SCHEDULED: Final = 3  # for later: it waits for no child
 
 # States of a child.
 STARTING: Final = 0
@@ -23,11 +26,15 @@ class TaskOptions:
         timeout: Seconds an attempt may run, None for no limit.
         retries: Further attempts after an exception or a timeout.
         crash_retries: Further attempts after a death of the child.
+        judge: What a child asks whether an exception is final, None if none is.
+        backoff: The pauses between attempts, None for none.
     """
 
     timeout: float | None = None
     retries: int = 0
     crash_retries: int = 0
+    judge: "Function | None" = None
+    backoff: Backoff | None = None
 
 
 class Function:
@@ -140,6 +147,7 @@ class Seat:
         timeout_at: When to look whether the running task is late.
         kill_at: When the interrupted task's grace is over.
         deadline_at: When a child that is starting, or was killed, is given up.
+        asked: The slot and generation of an attempt that wants to be tried again, and after how many seconds.
     """
 
     number: int
@@ -154,6 +162,7 @@ class Seat:
     kill_at: float | None = None
     deadline_at: float | None = None
     kill_cause: str = ""
+    asked: tuple[int, int, float] | None = None
 
     def __post_init__(self) -> None:
         self.free = list(range(self.slots - 1, -1, -1))

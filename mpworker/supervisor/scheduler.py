@@ -4,8 +4,9 @@ It is told what happened and when, and answers by calling its effects. It knows 
 that the same code runs in production and under virtual time in the tests.
 
     QUEUED --offer--> OFFERED --(the child claims, runs, answers)--> ENDED
-       ^                 |
-       +---- revoked, not claimed at a death, or retried
+     ^   ^               |
+     |   +---- revoked, not claimed at a death, or retried at once
+     +-- SCHEDULED <---- retried after a pause
 
 Rules:
 
@@ -27,8 +28,10 @@ A chunk of `map` is an envelope. Its items are answered in order; `Task.start` i
 that fails, times out or kills its child is treated alone, as a range of its own; the rest of the chunk goes on.
 """
 
+import heapq
+import itertools
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from mpworker.supervisor.leases import Leases
@@ -39,6 +42,7 @@ from mpworker.supervisor.registry import (
     OFFERED,
     QUEUED,
     READY,
+    SCHEDULED,
     Death,
     Seat,
     Task,
@@ -47,6 +51,7 @@ from mpworker.supervisor.registry import (
 BUDGET_NS: Final = 200_000
 STEAL_AFTER: Final = 0.0005
 UNCLAIMED_DEATHS: Final = 5
+_UNSCHEDULED_MAX: Final = 64
 _SIGKILL: Final = 9  # the module of its name is the operating system's
 # With these a child ends by itself once its task is answered, and what it had not begun has no part in it: the numbers
 # are those of mpworker.child.main; a test compares them.
@@ -129,10 +134,19 @@ class Scheduler:
         grace: Seconds from an interrupt to the kill.
         start_timeout: Seconds a child may take until it is ready.
         kill_timeout: Seconds after SIGKILL until a child counts as unkillable.
+        uniform: Called for a random number from 0 to 1.
     """
 
     def __init__(
-        self, effects: Effects, *, slots: int, lease_ttl: float, grace: float, start_timeout: float, kill_timeout: float
+        self,
+        effects: Effects,
+        *,
+        slots: int,
+        lease_ttl: float,
+        grace: float,
+        start_timeout: float,
+        kill_timeout: float,
+        uniform: Callable[[], float],
     ) -> None:
         self._effects = effects
         self._slots = slots
@@ -140,7 +154,12 @@ class Scheduler:
         self._start_timeout = start_timeout
         self._kill_timeout = kill_timeout
         self._leases = Leases(lease_ttl)
+        self._uniform = uniform
         self._queue: deque[Task] = deque()
+        self._pausing: list[tuple[float, Task]] = []  # for so many seconds from the end of this turn on
+        self._scheduled: list[tuple[float, int, Task]] = []  # a heap by time; some may have been cancelled since
+        self._scheduled_numbers = itertools.count()  # of two at the same time the first one goes first
+        self._unscheduled = 0  # that were cancelled and are in one of these two
         self._pieces: dict[int, set[Task]] = {}  # of chunks: a chunk may be in several ranges at once
         self._tasks: dict[int, Task] = {}
         self._seats: dict[int, Seat] = {}
@@ -218,8 +237,10 @@ class Scheduler:
         """No further item of it begins. The one that runs is left to end: nobody asked to stop that very one."""
         seat = piece.seat
         if seat is None:
-            piece.state = ENDED
+            scheduled, piece.state = piece.state == SCHEDULED, ENDED
             piece.payload = b""
+            if scheduled:
+                self._unschedule()
         elif self._effects.revoke(seat, piece.slot, piece.generation):
             self._take_back(seat, piece)
             piece.state = ENDED
@@ -231,6 +252,8 @@ class Scheduler:
 
     def dispatch(self, now: float) -> None:
         """Offer what waits to whoever has room."""
+        if self._pausing:
+            self._schedule(now)
         queue = self._queue
         while queue and self._idle:
             task = queue.popleft()
@@ -321,10 +344,55 @@ class Scheduler:
             for task in reversed(share):
                 self._offer(thief, task, _cost_ns(task), now)
 
+    def _schedule(self, now: float) -> None:
+        for pause, task in self._pausing:
+            heapq.heappush(self._scheduled, (now + pause, next(self._scheduled_numbers), task))
+        self._pausing.clear()
+
+    def _queue_scheduled(self, now: float) -> None:
+        while self._scheduled and self._scheduled[0][0] <= now:
+            task = heapq.heappop(self._scheduled)[2]
+            if task.state == SCHEDULED:
+                task.state = QUEUED
+                self._queue.append(task)
+            else:
+                self._unscheduled -= 1
+
+    def _unschedule(self) -> None:
+        """A task that waits for its time is cancelled: it must not stay in the heap until then, with others like it."""
+        self._unscheduled += 1
+        if self._unscheduled > _UNSCHEDULED_MAX + len(self._scheduled) // 2:
+            self._pausing = [each for each in self._pausing if each[1].state == SCHEDULED]
+            self._scheduled = [each for each in self._scheduled if each[2].state == SCHEDULED]
+            heapq.heapify(self._scheduled)
+            self._unscheduled = 0
+
     # ------------------------------------------------------------ answers
 
-    def done(self, seat: Seat, slot: int, generation: int, status: int, duration_ns: int, payload: bytes) -> None:
-        """A child answered a task."""
+    def asked_for_pause(self, seat: Seat, slot: int, generation: int, seconds: float) -> None:
+        """The attempt whose answer comes next wants to be tried again after so many seconds."""
+        seat.asked = (slot, generation, seconds)
+
+    @staticmethod
+    def _asked(seat: Seat, task: Task) -> float | None:
+        """The pause that a task wants whose answer is taken in."""
+        if seat.asked is None:
+            return None
+        slot, generation, seconds = seat.asked
+        seat.asked = None
+        return seconds if (slot, generation) == (task.slot, task.generation) else None
+
+    def done(
+        self,
+        seat: Seat,
+        slot: int,
+        generation: int,
+        status: int,
+        duration_ns: int,
+        payload: bytes,
+        final: bool = False,
+    ) -> None:
+        """A child answered a task; with `final` it is not to be tried again."""
         task = seat.offers.get(slot)
         if task is None or task.generation != generation or task.items:
             return  # stale: rule 2
@@ -335,10 +403,10 @@ class Scheduler:
             task.function.observe(duration_ns)
         if task.decided:
             self._decided(task, stack=payload if status == INTERRUPTED else b"", killed=False)
-        elif status in (ERROR, EXITED) and task.failures < task.options.retries:
+        elif status in (ERROR, EXITED) and task.failures < task.options.retries and not final:
             task.attempts += 1
             task.failures += 1
-            self._requeue(task)
+            self._retry(task, self._asked(seat, task))
         else:
             task.attempts += 1
             task.state = ENDED
@@ -356,8 +424,9 @@ class Scheduler:
         last: bool,
         duration_ns: int,
         payload: bytes,
+        final: bool = False,
     ) -> None:
-        """A child answered a run of a chunk's items; with `last` it is done with its offer."""
+        """A child answered a run of a chunk's items; with `last` it is done with its offer, for `final` see `done`."""
         piece = seat.offers.get(slot)
         if piece is None or piece.generation != generation or not piece.items:
             return
@@ -372,7 +441,7 @@ class Scheduler:
             piece.start = stop
             if piece.function is not None and status == OK:
                 piece.function.observe(duration_ns // count)
-            self._items_ended(piece, start, stop, status, payload, duration_ns)
+            self._items_ended(seat, piece, start, stop, status, payload, duration_ns, final)
             if piece.decided == TIMED_OUT and piece.decided_item < stop and not last:
                 piece.decided = 0  # it was for an item that is settled now, and no other begins before `last`
                 seat.kill_at = None
@@ -402,7 +471,17 @@ class Scheduler:
         else:
             self._decided(piece, stack=b"", killed=False)
 
-    def _items_ended(self, piece: Task, start: int, stop: int, status: int, payload: bytes, duration_ns: int) -> None:
+    def _items_ended(
+        self,
+        seat: Seat,
+        piece: Task,
+        start: int,
+        stop: int,
+        status: int,
+        payload: bytes,
+        duration_ns: int,
+        final: bool,
+    ) -> None:
         """`piece.start` has passed these items; settle each."""
         if piece.decided == CANCELLED:
             return
@@ -418,12 +497,12 @@ class Scheduler:
             alone.decided = piece.decided
             self._add_piece(alone)
             self._decided(alone, stack=payload, killed=False)
-        elif status in (ERROR, EXITED) and piece.failures < piece.options.retries:
+        elif status in (ERROR, EXITED) and piece.failures < piece.options.retries and not final:
             alone = piece.part(start, stop)
             alone.attempts += 1
             alone.failures += 1
             self._add_piece(alone)
-            self._requeue(alone)
+            self._retry(alone, self._asked(seat, piece))
         else:
             self._effects.emit_items(piece, start, stop, status, payload, duration_ns)
 
@@ -438,14 +517,25 @@ class Scheduler:
             if not pieces:
                 del self._pieces[piece.key]
 
-    def _requeue(self, task: Task) -> None:
+    def _retry(self, task: Task, asked: float | None = None) -> None:
+        """Another attempt, after the pause that the task has asked for, or else its policy."""
+        pause = asked
+        if pause is None:
+            backoff = task.options.backoff
+            pause = backoff.pause(task.attempts, self._uniform()) if backoff is not None else 0.0
         task.decided = 0
-        task.state = QUEUED
-        self._queue.append(task)
+        if pause > 0.0:
+            task.state = SCHEDULED
+            self._pausing.append((pause, task))
+        else:
+            task.state = QUEUED
+            self._queue.append(task)
 
     def _end(self, task: Task, status: int, report: dict[str, object] | None = None) -> None:
         """An outcome that was decided here: emit it and forget the task."""
-        task.state = ENDED
+        scheduled, task.state = task.state == SCHEDULED, ENDED
+        if scheduled:
+            self._unschedule()
         if task.items:
             if task.key in self._pieces:
                 self._effects.emit_report(task, task.start, task.stop, status, report or {})
@@ -462,7 +552,7 @@ class Scheduler:
             self._end(task, CANCELLED)
         elif task.failures < task.options.retries:
             task.failures += 1
-            self._requeue(task)
+            self._retry(task)
         else:
             report: dict[str, object] = {
                 "timeout": task.options.timeout,
@@ -550,7 +640,7 @@ class Scheduler:
         task.attempts += 1
         task.crashes += 1
         if task.crashes <= task.options.crash_retries and cause != "unkillable":
-            self._requeue(task)
+            self._retry(task)
             return
         report: dict[str, object] = {
             "pid": death.pid,
@@ -606,7 +696,8 @@ class Scheduler:
     def next_timer(self) -> float | None:
         """When `timer` must be called next, None for never."""
         at = self._next_at
-        for other in (self._steal_at, self._leases.next_at):
+        scheduled = self._scheduled
+        for other in (self._steal_at, self._leases.next_at, scheduled[0][0] if scheduled else None):
             if other is not None and (at is None or other < at):
                 at = other
         return at
@@ -621,6 +712,7 @@ class Scheduler:
                 self._look_at_seat(seat, now)
         if self._steal_at is not None and now >= self._steal_at:
             self._steal(now)
+        self._queue_scheduled(now)
 
     def _wake_at(self, at: float) -> None:
         if self._next_at is None or at < self._next_at:

@@ -1,0 +1,78 @@
+"""Arguments of the public face: each is checked where it is given, by one clear error."""
+
+import operator
+from typing import Any, Final
+
+from mpworker.errors import ConfigurationError, InvalidArgument
+
+_SECONDS_MAX: Final = 1e9
+
+
+def check_int(name: str, value: Any, low: int, high: int) -> int:
+    """A whole number from low to high, as a plain int: any type that can be an index will do, but for bool.
+
+    Raises:
+        InvalidArgument: It is no whole number.
+        ConfigurationError: It is out of bounds.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise InvalidArgument(f"{name} must be an int from {low} to {high}, not {value!r}")
+    if number < low:
+        raise ConfigurationError(f"{name} must be at least {low}, not {value!r}")
+    if number > high:
+        raise ConfigurationError(f"{name} must be at most {high}, not {value!r}")
+    return number
+
+
+def check_seconds(name: str, value: Any, *, optional: bool = False, zero: bool = False) -> float | None:
+    """A number of seconds, as a plain float: any real number will do, but for bool.
+
+    Args:
+        name: Of the option, for messages.
+        value: What was given.
+        optional: None is good too: no limit.
+        zero: 0 is good too: no waiting.
+
+    Raises:
+        InvalidArgument: It is no real number.
+        ConfigurationError: It is out of bounds.
+    """
+    if value is None and optional:
+        return None
+    if not _is_real(value) or value != value:  # noqa: PLR0124  # which NaN alone is not
+        raise InvalidArgument(f"{name} must be a number of seconds{' or None' if optional else ''}, not {value!r}")
+    unlimited = "; None is no limit" if optional else ""
+    if value < 0 or (value == 0 and not zero):
+        low = "at least 0 s" if zero else "greater than 0 s"
+        raise ConfigurationError(f"{name} must be {low}, not {value!r}{unlimited}")
+    if value > _SECONDS_MAX:
+        raise ConfigurationError(f"{name} must be at most {_SECONDS_MAX:.0f} s, not {value!r}{unlimited}")
+    return float(value)
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> float:
+    """A number from low to high, as a plain float.
+
+    Raises:
+        InvalidArgument: It is no real number.
+        ConfigurationError: It is out of bounds.
+    """
+    if not _is_real(value) or value != value:  # noqa: PLR0124  # which NaN alone is not
+        raise InvalidArgument(f"{name} must be a number from {low:g} to {high:g}, not {value!r}")
+    if value < low:
+        raise ConfigurationError(f"{name} must be at least {low:g}, not {value!r}")
+    if value > high:
+        raise ConfigurationError(f"{name} must be at most {high:g}, not {value!r}")
+    return float(value)
+
+
+def _is_real(value: Any) -> bool:
+    if isinstance(value, int | float):
+        return not isinstance(value, bool)
+    from numbers import Real
+
+    return isinstance(value, Real)
