@@ -8,7 +8,6 @@ changed global or closure means a new pickle. Whatever fits neither is pickled w
 """
 
 import dis
-import functools
 import itertools
 import sys
 import threading
@@ -44,10 +43,7 @@ _ASYNCHRONOUS: Final = sum(
 
 def refuse_asynchronous(function: Any) -> None:
     """Raise InvalidArgument for a function whose call does nothing yet: what it returns would have to be awaited."""
-    inner = function
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    code = getattr(inner, "__code__", None)  # that of a method's function, for a method
+    code = getattr(payload.innermost(function), "__code__", None)  # that of a method's function, for a method
     if code is not None and code.co_flags & _ASYNCHRONOUS:
         raise InvalidArgument(
             f"{payload.name_of_callable(function)!r} is asynchronous, and no child awaits what it returns: "

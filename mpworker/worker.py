@@ -285,7 +285,12 @@ class ProcessWorker(TaskView):
             python="" if python is None else os.fspath(python),
             **others,
         )
-        super().__init__(Client(options, initializer, tuple(initargs)), defaults, options.n)
+        client = Client(options, initializer, tuple(initargs))
+        try:
+            super().__init__(client, defaults, options.n)
+        except BaseException:
+            client.stop_now()  # whoever keeps the error keeps the client, too
+            raise
 
     def __repr__(self) -> str:
         return f"<ProcessWorker n={self._n} supervisor={self._client.supervisor.pid}>"

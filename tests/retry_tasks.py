@@ -39,7 +39,7 @@ def die_until(path: Path, attempt: int) -> int:
 def sleep_at_first(path: Path) -> int:
     attempt = note(path)
     if attempt == 1:
-        time.sleep(600)
+        time.sleep(600)  # its timeout ends it
     return attempt
 
 

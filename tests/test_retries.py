@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import leaks
 import pytest
 import retry_tasks as tasks
 from hypothesis import given
@@ -217,6 +218,11 @@ def test_an_exception_that_cannot_be_sent(pool: ProcessWorker) -> None:
         SerializationError, match=r"an exception of the retry_policy cannot be pickled: TypeError: .*lock"
     ):
         pool.options(retries=1, retry_policy=RetryPolicy(retry_on=(kind,)))
+    before = leaks.snapshot()
+    with pytest.raises(SerializationError, match=r"of the retry_policy") as told:
+        ProcessWorker(n=1, retry_policy=RetryPolicy(retry_on=(kind,)))
+    assert not leaks.leaks_since(before), "while somebody holds the error, and with it its frames"
+    del told
 
 
 def test_what_is_no_policy(pool: ProcessWorker) -> None:
