@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from mpworker.context import TaskContext as TaskContext
     from mpworker.context import current as current
     from mpworker.future import TaskFuture as TaskFuture
+    from mpworker.queues import QueueOptions as QueueOptions
+    from mpworker.queues import QueueState as QueueState
     from mpworker.retry import RetryPolicy as RetryPolicy
     from mpworker.worker import ProcessWorker as ProcessWorker
     from mpworker.worker import TaskView as TaskView
 
 _HOMES = {
     "ProcessWorker": "mpworker.worker",
+    "QueueOptions": "mpworker.queues",
+    "QueueState": "mpworker.queues",
     "RetryPolicy": "mpworker.retry",
     "TaskContext": "mpworker.context",
     "TaskFuture": "mpworker.future",
@@ -35,7 +39,18 @@ _HOMES = {
     "current": "mpworker.context",
 }
 
-__all__ = ["ProcessWorker", "RetryPolicy", "TaskContext", "TaskFuture", "TaskView", "__version__", "current", "errors"]
+__all__ = [
+    "ProcessWorker",
+    "QueueOptions",
+    "QueueState",
+    "RetryPolicy",
+    "TaskContext",
+    "TaskFuture",
+    "TaskView",
+    "__version__",
+    "current",
+    "errors",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mpworker import context
 from mpworker.errors import (
+    ConfigurationError,
     InvalidArgument,
     SerializationError,
     StartFailed,
@@ -27,17 +28,20 @@ from mpworker.ipc import codec, payload
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
 from mpworker.launch import launch
-from mpworker.options import TaskDefaults, WorkerOptions
+from mpworker.options import QUEUES_MAX, TaskDefaults, WorkerOptions
 from mpworker.outcomes import start_failed
 from mpworker.reader import Reader
 from mpworker.waiting import Reply, wake_all
 
 if TYPE_CHECKING:
+    from mpworker.queues import QueueOptions
     from mpworker.retry import RetryPolicy
 
 _EXIT_SECONDS: Final = 10.0  # how long stop_now lets the supervisor clean up before it is killed
 _CALLBACK_SECONDS: Final = 1.0  # how long stop_now waits for the callbacks of what it cancelled
 _DRAIN: Final = json.dumps({"verb": "stop", "now": False}).encode()
+_ORDER: Final = ("queue", "priority", "weight")  # what is told only where it differs
+_PLAIN: Final = TaskDefaults()
 _NOW: Final = json.dumps({"verb": "stop", "now": True}).encode()
 
 
@@ -101,6 +105,10 @@ class Client(Reader):
         self.prefix = f"{secrets.token_hex(4)}-"
         super().__init__(launch(options, self.prefix, initializer, initargs))
         self._options = options
+        self._queue_names = {"default"}
+        self.queues: dict[str, QueueOptions] = {}  # that were configured
+        self.refuses_queues = False
+        self.default_burst = min(options.n, options.max_pending)
         self._keys = itertools.count(1)
         self._last_key = 0
         self._streams = [0] * codec.MAX_STREAMS  # which thread sends a payload in parts as this stream, or 0
@@ -135,6 +143,11 @@ class Client(Reader):
             }
             if options.retry_policy is not None:
                 report |= self._retry_report(options.retry_policy)
+            if options.queue not in self._queue_names:
+                self._add_queue(options.queue)
+            for name in _ORDER:
+                if getattr(options, name) != getattr(_PLAIN, name):
+                    report[name] = getattr(options, name)
             key = next(self._option_numbers)
             self._send(codec.OPTIONS, 0, key, 0, 0, json.dumps(report).encode())
             self._option_keys[options] = key  # another thread may have sent the same ones: either number will do
@@ -148,6 +161,30 @@ class Client(Reader):
         except payload.Unserializable as error:
             raise SerializationError(f"an exception of the retry_policy cannot be pickled: {error}") from error
         return {"judge": key, "backoff": [policy.base, policy.factor, policy.cap, policy.jitter]}
+
+    def _add_queue(self, name: str) -> None:
+        if self.refuses_queues:
+            known = ", ".join(map(repr, sorted(self._queue_names)))
+            raise ConfigurationError(f"there is no queue {name!r}, and unknown_queues is 'refuse'; there are {known}")
+        if len(self._queue_names) >= QUEUES_MAX:
+            raise ConfigurationError(f"a worker has at most {QUEUES_MAX} queues: there is no room for {name!r}")
+        self._queue_names.add(name)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """A request whose answer nobody waits for; it comes before whatever is sent later."""
+        self._send(codec.REQUEST, 0, 0, 0, 0, json.dumps(message).encode())
+
+    def configure_queue(self, name: str, options: "QueueOptions") -> None:
+        """Make a queue, or change one."""
+        burst = options.burst if options.burst is not None else self.default_burst
+        told = {"weight": options.weight, "max_running": options.max_running, "rate": options.rate, "burst": burst}
+        self.tell({"verb": "queue", "name": name, "options": told})
+        self.queues[name] = options
+        self._queue_names.add(name)
+
+    def limit_rate(self, rate: float | None, burst: int | None) -> None:
+        """Limit the starts of all queues together."""
+        self.tell({"verb": "rate", "rate": rate, "burst": burst if burst is not None else self.default_burst})
 
     def _send_function(self, key: int, blob: bytes) -> None:
         self._send(codec.FUNCTION, 0, key, 0, 0, blob)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 RETRIES_MAX: Final = 1_000_000
 N_MAX: Final = 256
+QUEUES_MAX: Final = 1000
+PRIORITY_MAX: Final = 1 << 31
+TASK_WEIGHT_MAX: Final = 1_000_000
 LEASE_TTL_MIN: Final = 0.01
 
 
@@ -59,6 +62,9 @@ class TaskOptions(TypedDict, total=False):
     retries: int
     crash_retries: int | None
     retry_policy: "RetryPolicy | None"
+    queue: str
+    priority: int
+    weight: int
 
 
 class SizeOptions(TypedDict, total=False):
@@ -79,12 +85,18 @@ class TaskDefaults:
         retries: Further attempts after an exception or a timeout.
         crash_retries: Further attempts after the child died; None means as `retries`.
         retry_policy: After what pause these begin, and after which exceptions none does; None: at once, after any.
+        queue: The name of the queue.
+        priority: In it, the lowest number first.
+        weight: Of those with the same priority, the highest number first.
     """
 
     timeout: float | None = None
     retries: int = 0
     crash_retries: int | None = None
     retry_policy: "RetryPolicy | None" = None
+    queue: str = "default"
+    priority: int = 0
+    weight: int = 1
 
     def __post_init__(self) -> None:
         plain = object.__setattr__  # the class is frozen, and what JSON cannot write must not stay in it
@@ -92,6 +104,12 @@ class TaskDefaults:
         plain(self, "retries", check_int("retries", self.retries, 0, RETRIES_MAX))
         if self.crash_retries is not None:
             plain(self, "crash_retries", check_int("crash_retries", self.crash_retries, 0, RETRIES_MAX))
+        plain(self, "priority", check_int("priority", self.priority, -PRIORITY_MAX, PRIORITY_MAX))
+        plain(self, "weight", check_int("weight", self.weight, 1, TASK_WEIGHT_MAX))
+        if self.queue != "default":
+            from mpworker.queues import check_queue_name  # not before: no start shall wait for it
+
+            check_queue_name(self.queue)
         if self.retry_policy is not None:
             from mpworker.retry import RetryPolicy  # not before: no start shall wait for it
 

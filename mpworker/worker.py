@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from types import TracebackType
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Self, TypeV
 from mpworker.checks import check_int, check_seconds
 from mpworker.client import Client
 from mpworker.context import refuse_while_loading
+from mpworker.control import Control, check_unknown_queues
 from mpworker.errors import InvalidArgument
 from mpworker.future import TaskFuture
 from mpworker.ipc.codec import MAX_CHUNK_ITEMS
-from mpworker.mapping import Mapping
+from mpworker.mapping import Mapping as Map
 from mpworker.options import (
     N_MAX,
     TASK_OPTIONS,
@@ -25,8 +26,10 @@ from mpworker.options import (
     WorkerOptions,
     available_cores,
 )
+from mpworker.queues import check_burst, check_queues, check_rate
 
 if TYPE_CHECKING:
+    from mpworker.queues import QueueOptions
     from mpworker.retry import RetryPolicy
 
 P = ParamSpec("P")
@@ -161,7 +164,7 @@ class TaskView(Executor):
             chunksize = check_int("chunksize", chunksize, 1, MAX_CHUNK_ITEMS)
         if buffersize is not None:
             buffersize = check_int("buffersize", buffersize, 1, 1 << 40)
-        return Mapping(
+        return Map(
             self._client,
             fn,
             iterables,
@@ -177,7 +180,10 @@ class TaskView(Executor):
         """The same worker with other task options.
 
         Args:
-            **options: `timeout`, `retries`, `crash_retries`, `retry_policy`, as for `ProcessWorker`.
+            **options: `timeout`, `retries`, `crash_retries`, `retry_policy`, as for `ProcessWorker`; and `queue`, the
+                name of the queue that the tasks wait in ("default"), `priority`, by which the lowest number goes first
+                in it (0, at most 2**31 and at least the negative of that), and `weight`, by which the highest number
+                goes first among tasks of one priority (1, at most 1,000,000).
 
         Raises:
             InvalidArgument: There is no such option of tasks, or it has a wrong type.
@@ -199,7 +205,7 @@ class TaskView(Executor):
         """Nothing: the worker owns the processes."""
 
 
-class ProcessWorker(TaskView):
+class ProcessWorker(TaskView, Control):
     """A pool of child processes that keeps its promises when they die: a `concurrent.futures.Executor`.
 
     A supervisor process of its own schedules the tasks. A child that crashes is replaced at once, and only the task
@@ -220,6 +226,11 @@ class ProcessWorker(TaskView):
         initializer: Called in each child before its first task.
         initargs: Its arguments.
         max_pending: Accepted, unfinished tasks at which `submit` waits.
+        queues: Named queues, and for each its weight or a `QueueOptions`; None for "default" alone, with weight 1.
+        unknown_queues: "create" makes a queue of weight 1 for a name that `options(queue=...)` uses first, "refuse"
+            raises ConfigurationError.
+        rate: How many tasks of all queues together start per second; None for no limit.
+        burst: How many may start at once when none has for long; None for min(n, max_pending).
         lease_ttl: Seconds without a heartbeat (it beats even while C code runs) after which a child counts as frozen.
         start_timeout: Seconds a child may take until it is ready.
         kill_timeout: Seconds after SIGKILL until a child counts as unkillable and is replaced.
@@ -255,6 +266,10 @@ class ProcessWorker(TaskView):
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         max_pending: int = 1_000_000,
+        queues: "Mapping[str, int | QueueOptions] | None" = None,
+        unknown_queues: Literal["create", "refuse"] = "create",
+        rate: float | None = None,
+        burst: int | None = None,
         lease_ttl: float = 10.0,
         start_timeout: float = 60.0,
         kill_timeout: float = 10.0,
@@ -285,9 +300,17 @@ class ProcessWorker(TaskView):
             python="" if python is None else os.fspath(python),
             **others,
         )
+        refuses = check_unknown_queues(unknown_queues)
+        made = check_queues(queues)
+        rate, burst = check_rate(rate), check_burst(burst)
         client = Client(options, initializer, tuple(initargs))
         try:
             super().__init__(client, defaults, options.n)
+            for name, each in made.items():
+                client.configure_queue(name, each)
+            client.refuses_queues = refuses
+            if rate is not None:
+                client.limit_rate(rate, burst)
         except BaseException:
             client.stop_now()  # whoever keeps the error keeps the client, too
             raise

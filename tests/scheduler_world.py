@@ -11,6 +11,7 @@ attempt, a start of what was cancelled, a second outcome, an outcome that nothin
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from mpworker.supervisor import scheduler as rules
 from mpworker.supervisor.registry import (
@@ -21,6 +22,7 @@ from mpworker.supervisor.registry import (
     SCHEDULED,
     STARTING,
     Death,
+    DetailedTask,
     Function,
     Seat,
     Task,
@@ -161,6 +163,7 @@ class Child:
         slot = self.page[offer.slot]
         if (slot.generation, slot.state) != (offer.generation, rules.CLAIM_OFFERED):
             return  # revoked
+        self.world.starts(offer)
         slot.state = CLAIMED
         slot.started_at = self.world.now
         self.run = offer
@@ -309,6 +312,10 @@ class World:
         self.reports: list[tuple[int, int, int, int, dict[str, object]]] = []
         self.log: list[tuple[object, ...]] = []
         self.looks: list[float] = []  # at children of whom none was dying
+        self.paused_queues: set[str] = set()
+        self.max_running: dict[str, int | None] = {}
+        self.rate: tuple[float, int] | None = None  # starts per second, and at once
+        self.rated: list[float] = []  # when tasks have started since that was set
         self.raced = False
         self.racing: deque[tuple[Child, int]] = deque()
         self._next_child = 0
@@ -328,12 +335,74 @@ class World:
         self.scheduler.child_starting(seat, self.now)
         return child
 
-    def submit(self, function: Function | None = None, items: int = 0, **options: float) -> Task:
+    def submit(
+        self, function: Function | None = None, items: int = 0, concurrency_key: str = "", **options: Any
+    ) -> Task:
         key = len(self.accepted) + 1
-        task = Task(key, function, TaskOptions(**options), b"payload", items)  # type: ignore[arg-type]
+        task = (DetailedTask if concurrency_key else Task)(key, function, TaskOptions(**options), b"payload", items)
         self.accepted[key] = Accepted(task, items, task.options)
-        self.scheduler.submitted(task)
+        self.scheduler.options_known(task.options)
+        if concurrency_key:
+            assert isinstance(task, DetailedTask)
+            task.concurrency_key, task.concurrency = concurrency_key, 1
+            self.scheduler.submitted_with_details(task)
+        else:
+            self.scheduler.submitted(task)
         return task
+
+    def pause_queues(self, names: list[str] | None, paused: bool) -> None:
+        """Pause some, or all of them, or go on."""
+        if paused:
+            self.scheduler.pause(names)
+            self.paused_queues |= set(names or ["*"])
+        else:
+            self.scheduler.resume(names)
+            self.paused_queues -= set(names or ["*"])
+
+    def configure_queue(self, name: str, weight: int, max_running: int | None) -> None:
+        self.scheduler.configure_queue(name, weight, max_running, None, 1, self.now)
+        self.max_running[name] = max_running
+
+    def limit_rate(self, rate: tuple[float, int] | None) -> None:
+        """The bucket is full when it is made, and goes on from what it has when it is changed."""
+        self.scheduler.limit_rate(rate[0] if rate else None, rate[1] if rate else 1, self.now)
+        if rate is None or self.rate is None or rate[1] > self.rate[1] or rate[0] != self.rate[0]:
+            self.rated = []
+        self.rate = rate
+
+    def starts(self, offer: Offer) -> None:
+        """A child claims: is that in accord with every limit?"""
+        queue, key = offer.task.options.queue, offer.task.concurrency_key
+        assert not self.paused_queues & {queue, "*"}, f"{offer.key} starts, and its queue is paused"
+        others = [child.run.task for child in self.children.values() if child.run is not None and not child.dead]
+        limit = self.max_running.get(queue)
+        assert limit is None or sum(task.options.queue == queue for task in others) < limit, f"too many of {queue} run"
+        assert not key or not any(task.concurrency_key == key for task in others), f"two of {key} run"
+        if self.rate is not None:
+            rate, burst = self.rate
+            assert offer.stop - offer.start <= 1, "items of a chunk start together"
+            self.rated.append(self.now)
+            for count, since in enumerate(reversed(self.rated), start=1):
+                assert count <= burst + rate * (self.now - since), f"{count} starts in {self.now - since} s"
+
+    def waiting(self) -> list[Task]:
+        """What is in line, the dead included."""
+        queues = self.scheduler._queues
+        if queues is None:
+            return list(self.scheduler._queue)
+        lanes = [lane for queue in queues._queues.values() for lane in queue.lanes.values()]
+        parked = [each[-1] for key in queues._keys.values() for heap in key.parked.values() for each in heap]
+        return [*parked, *(task for lane in lanes for task in (*lane.fifo, *(each[-1] for each in lane.early)))]
+
+    def may_start(self, task: Task) -> bool:
+        """Does no limit but a rate stand in its way?"""
+        offers = [other for seat in self.scheduler._seats.values() for other in seat.offers.values()]
+        limit = self.max_running.get(task.options.queue)
+        return (
+            not self.paused_queues & {task.options.queue, "*"}
+            and (limit is None or sum(other.options.queue == task.options.queue for other in offers) < limit)
+            and not (task.concurrency_key and any(each.concurrency_key == task.concurrency_key for each in offers))
+        )
 
     def cancel(self, key: int) -> bool:
         accepted = self.accepted[key]
@@ -598,7 +667,11 @@ class World:
             if word.state == CLAIMED and word.halt == word.generation and word.interrupted_at is None:
                 word.interrupted_at = self.now
                 running = child.run is not None and word is child.page[child.run.slot]
-                if child.run is not None and running and child.run.is_chunk and child.first < word.cursor:
+                if child.run is None or not running:
+                    continue
+                if not child.run.is_chunk:
+                    self.attempts[child.run.key, None][-1].late = True
+                elif child.first < word.cursor:
                     self.attempts[child.run.key, word.cursor - 1][-1].late = True
         self.log.append(("interrupt", seat.number))
 
@@ -697,8 +770,8 @@ class World:
         """After a dispatch: no child that could work is idle while a task waits."""
         seats = [child.seat for child in self.children.values() if child.seat.state == READY]
         if any(not seat.offers for seat in seats):
-            waiting = [task.key for task in self.scheduler._queue if task.state == QUEUED]
-            assert not waiting, f"tasks {waiting} wait and a child is idle"
+            waiting = [task.key for task in self.waiting() if task.state == QUEUED and self.may_start(task)]
+            assert not waiting or self.rate is not None, f"tasks {waiting} wait and a child is idle"
             if any(len(seat.offers) > 1 for seat in seats):
                 at = self.scheduler.next_timer()
                 assert at is not None, "nobody will steal"
@@ -708,7 +781,7 @@ class World:
         """What holds at every moment."""
         scheduler = self.scheduler
         where: Counter[Name] = Counter()
-        for task in scheduler._queue:
+        for task in self.waiting():
             if task.state == QUEUED:
                 assert task.seat is None
                 assert not task.decided, "a decision about an attempt that is over"
@@ -771,6 +844,8 @@ class World:
 
     def finish(self) -> None:
         """Let everything go well from here; all that was accepted must end."""
+        self.pause_queues(None, False)
+        self.pause_queues(sorted(self.paused_queues), False)
         for round_ in range(10_000):
             self.bury()
             for child in list(self.children.values()):
@@ -790,7 +865,7 @@ class World:
         else:
             raise AssertionError("it does not come to an end")
         assert all(accepted.ended for accepted in self.accepted.values())
-        assert not any(task.state == QUEUED for task in self.scheduler._queue)
+        assert not any(task.state == QUEUED for task in self.waiting())
         assert len(self.scheduler._idle) == sum(child.seat.state == READY for child in self.children.values())
 
 

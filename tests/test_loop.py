@@ -110,9 +110,9 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def _owing() -> Iterator[Loop]:
     """A loop whose nursery owes a word since 1000.0."""
     with made() as loop:
-        loop._world.nursery_ready, loop._world.nursery_pid = True, 4711
+        loop.world.nursery_ready, loop.world.nursery_pid = True, 4711
         loop._nursery_lease = Leases(_NURSERY_SILENT_MAX)
-        loop._world.everyone = (_Dead(),)  # type: ignore[assignment]
+        loop.world.everyone = (_Dead(),)  # type: ignore[assignment]
         loop._nursery_owes(1000.0)
         yield loop
 
@@ -145,7 +145,7 @@ def test_a_nursery_that_was_paused_with_the_supervisor_has_its_time_anew(killed:
 
 def test_a_nursery_that_owes_nothing_may_be_silent_for_ever(killed: list[int]) -> None:
     with _owing() as loop:
-        loop._world.everyone = ()
+        loop.world.everyone = ()
         _look_until(loop, 9999.0)
         assert killed == []
         assert loop._nursery_lease.next_at is None
@@ -155,8 +155,8 @@ def test_what_the_nursery_says_is_read_before_any_timer() -> None:
     done: list[str] = []
     with made() as loop:
         loop._nursery_speaks = lambda: done.append("read")  # type: ignore[method-assign]
-        loop._scheduler.next_timer = lambda: 0.0  # type: ignore[method-assign]
-        loop._scheduler.timer = lambda _: done.append("timer")  # type: ignore[method-assign]
+        loop.scheduler.next_timer = lambda: 0.0  # type: ignore[method-assign]
+        loop.scheduler.timer = lambda _: done.append("timer")  # type: ignore[method-assign]
         loop._look_at_nursery = lambda _: done.append("look")  # type: ignore[method-assign]
         loop._nursery_lease.next_at = 0.0
         loop._turn()
@@ -165,7 +165,7 @@ def test_what_the_nursery_says_is_read_before_any_timer() -> None:
 
 def test_the_pause_after_failed_starts_is_bounded_however_many_there_were() -> None:
     with made() as loop:
-        loop._world.everyone = (SimpleNamespace(seat=Seat(0, 8, state=READY)),)  # type: ignore[assignment]
+        loop.world.everyone = (SimpleNamespace(seat=Seat(0, 8, state=READY)),)  # type: ignore[assignment]
         loop._start_failures = 100_000
         loop._start_failed("again")
         assert loop._spawn_at is not None
@@ -202,10 +202,10 @@ def test_an_orphan_that_hangs_in_the_kernel_does_not_hold_the_supervisor(monkeyp
     monkeypatch.setattr(children, "kill_strays", lambda _: None)
     with made() as loop, subprocess.Popen(["sleep", "60"]) as hanging:
         child: Any = SimpleNamespace(pid=hanging.pid, pidfd=os.pidfd_open(hanging.pid), signal=lambda _: None)
-        loop._world.by_number = {0: child}
-        nursery = loop._world.nursery_pid = os.posix_spawn("/bin/true", ["true"], {})
+        loop.world.by_number = {0: child}
+        nursery = loop.world.nursery_pid = os.posix_spawn("/bin/true", ["true"], {})
         try:
-            assert loop._world.nursery_lost() == [(child, signal.SIGKILL, "unkillable")]
+            assert loop.world.nursery_lost() == [(child, signal.SIGKILL, "unkillable")]
         finally:
             os.close(child.pidfd)
             hanging.kill()

@@ -17,7 +17,18 @@ from mpworker.options import SizeOptions, TaskOptions
 
 REFERENCE = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
 
-NAMES = {"ProcessWorker", "RetryPolicy", "TaskContext", "TaskFuture", "TaskView", "__version__", "current", "errors"}
+NAMES = {
+    "ProcessWorker",
+    "QueueOptions",
+    "QueueState",
+    "RetryPolicy",
+    "TaskContext",
+    "TaskFuture",
+    "TaskView",
+    "__version__",
+    "current",
+    "errors",
+}
 
 VIEW = {
     "map": "(self, fn, /, *iterables, timeout=None, chunksize=None, buffersize=None, return_exceptions=False)",
@@ -27,13 +38,19 @@ VIEW = {
 }
 WORKER = VIEW | {
     "cancel_task": "(self, task_id)",
+    "pause": "(self, *queues)",
     "processes": "(self)",
+    "queues": "(self)",
+    "resume": "(self, *queues)",
+    "set_queue": "(self, name, **options)",
+    "set_rate": "(self, rate, burst=None)",
     "stop_graceful": "(self, timeout=None)",
     "stop_now": "(self)",
 }
 WORKER_INIT = (
     "(self, n=None, *, timeout=None, grace=5.0, retries=0, crash_retries=None, retry_policy=None, preload=(), "
-    "initializer=None, initargs=(), max_pending=1000000, lease_ttl=10.0, start_timeout=60.0, kill_timeout=10.0, "
+    "initializer=None, initargs=(), max_pending=1000000, queues=None, unknown_queues='create', rate=None, "
+    "burst=None, lease_ttl=10.0, start_timeout=60.0, kill_timeout=10.0, "
     "python=None, **others)"
 )
 FUTURE = {
@@ -110,6 +127,11 @@ def test_the_retry_policy() -> None:
     assert signature(mpworker.RetryPolicy) == (
         "(base=0.0, factor=2.0, cap=60.0, jitter='full', retry_on=(<class 'BaseException'>,), give_up_on=())"
     )
+
+
+def test_the_queues() -> None:
+    assert signature(mpworker.QueueOptions) == "(*, weight=1, max_running=None, rate=None, burst=None)"
+    assert signature(mpworker.QueueState) == "(weight, max_running, rate, burst, paused, queued, running)"
 
 
 def test_the_errors() -> None:

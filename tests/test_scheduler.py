@@ -34,15 +34,26 @@ OPTIONS = st.fixed_dictionaries(
         "backoff": st.sampled_from([None, None, Backoff(0.25, 4.0, 2.0, "none"), Backoff(1.0, 2.0, 8.0, "equal")]),
     }
 )
+QUEUES = ("default", "a", "b")
+ORDERED = st.fixed_dictionaries(
+    {
+        "queue": st.sampled_from(QUEUES),
+        "priority": st.integers(-1, 1),
+        "weight": st.integers(1, 2),
+        "concurrency_key": st.sampled_from(["", "", "x", "y"]),
+    }
+)
 ENDINGS = st.sampled_from([rules.OK] * 5 + [rules.ERROR, rules.EXITED, rules.UNSERIALIZABLE])
+RACING = st.lists(st.tuples(WHO, ENDINGS), max_size=4)
 ESTIMATES_NS = (0, 1_000, 60_000, 10_000_000)
 
 
 class AnyHistory(RuleBasedStateMachine):
     """Whatever happens, in whatever order. The world asserts the promises."""
 
-    @initialize(n=st.integers(1, 3), slots=st.integers(1, 5))
-    def begin(self, n: int, slots: int) -> None:
+    @initialize(n=st.integers(1, 3), slots=st.integers(1, 5), ordered=st.booleans())
+    def begin(self, n: int, slots: int, ordered: bool) -> None:
+        self.ordered = ordered  # else all of it happens to one FIFO
         self.world = World(n, slots)
         self.functions: list[Function | None] = [None]
         for key, estimate in enumerate(ESTIMATES_NS, start=1):
@@ -63,7 +74,38 @@ class AnyHistory(RuleBasedStateMachine):
     def submit_chunk(self, options: dict[str, Any], function: int, items: int) -> None:
         self.world.submit(self.functions[function], items, **options)
 
-    @rule(racing=st.lists(st.tuples(WHO, ENDINGS), max_size=4))
+    @precondition(lambda self: self.ordered)
+    @rule(
+        options=OPTIONS,
+        order=ORDERED,
+        function=st.integers(1, len(ESTIMATES_NS)),
+        items=st.sampled_from([0, 0, 1, 4]),
+        count=st.integers(1, 3),
+    )
+    def submit_in_order(
+        self, options: dict[str, Any], order: dict[str, Any], function: int, items: int, count: int
+    ) -> None:
+        for _ in range(count):
+            self.world.submit(self.functions[function], items, **options, **order)
+
+    @precondition(lambda self: self.ordered)
+    @rule(names=st.sampled_from([None, ["a"], ["default", "b"]]), paused=st.booleans(), racing=RACING)
+    def pause(self, names: list[str] | None, paused: bool, racing: list[tuple[int, int]]) -> None:
+        self.world.racing.extend((self.child(who), ending) for who, ending in racing)
+        self.world.pause_queues(names, paused)
+        self.world.racing.clear()
+
+    @precondition(lambda self: self.ordered)
+    @rule(name=st.sampled_from(QUEUES), weight=st.integers(1, 3), limit=st.sampled_from([None, 1, 2]))
+    def configure_queue(self, name: str, weight: int, limit: int | None) -> None:
+        self.world.configure_queue(name, weight, limit)
+
+    @precondition(lambda self: self.ordered)
+    @rule(rate=st.sampled_from([None, (0.5, 1), (4.0, 2)]))
+    def limit_rate(self, rate: tuple[float, int] | None) -> None:
+        self.world.limit_rate(rate)
+
+    @rule(racing=RACING)
     def turn(self, racing: list[tuple[int, int]]) -> None:
         self.world.racing.extend((self.child(who), ending) for who, ending in racing)
         self.world.turn()
@@ -145,7 +187,7 @@ class AnyHistory(RuleBasedStateMachine):
                 self.world.read(child)
         self.world.cancel(1 + which % len(self.world.accepted))
 
-    @rule(racing=st.lists(st.tuples(WHO, ENDINGS), max_size=4))
+    @rule(racing=RACING)
     def cancel_unstarted(self, racing: list[tuple[int, int]]) -> None:
         self.world.racing.extend((self.child(who), ending) for who, ending in racing)
         self.world.cancel_unstarted()

@@ -366,10 +366,10 @@ def test_what_the_supervisor_cannot_have_is_tried_again_and_then_told(
         sent: list[Record] = []
         ours, theirs = frames.pair()
         monkeypatch.setattr(f"{children.__name__}.{call}", refusal(number))
-        monkeypatch.setattr(loop._world, "send", lambda *record: sent.append(record))
+        monkeypatch.setattr(loop.world, "send", lambda *record: sent.append(record))
         for_a_nursery = not call.startswith("make")
         if not for_a_nursery:
-            loop._world.nursery, loop._world.nursery_ready = ours, True
+            loop.world.nursery, loop.world.nursery_ready = ours, True
         for failures in range(1, _START_FAILURES_MAX + 1):
             assert not sent
             if for_a_nursery:
@@ -377,7 +377,7 @@ def test_what_the_supervisor_cannot_have_is_tried_again_and_then_told(
             else:
                 loop._spawn_missing()
             assert loop._start_failures == failures
-            assert loop._world.by_number == {}
+            assert loop.world.by_number == {}
             loop._spawn_at = None
         ours.close()
         theirs.close()

@@ -49,16 +49,19 @@ class ClientPort:
         return Task(key, self._functions[function], options, payload, c >> 32, flags & codec.SPREAD)
 
     def note(self, kind: int, flags: int, a: int, payload: bytes) -> Function | None:
-        """Keep a FUNCTION, an OPTIONS or a FRAGMENT; for FORGET, the function that is forgotten."""
+        """Keep a FUNCTION or a FRAGMENT; for FORGET, the function that is forgotten."""
         if kind == codec.FUNCTION:
             self._functions[a] = Function(a, payload)
-        elif kind == codec.OPTIONS:
-            self._options[a] = self._task_options(**json.loads(payload))
         elif kind == codec.FRAGMENT:
             self._assembler.add(flags, payload)
         elif kind == codec.FORGET:
             return self._functions.pop(a, None)
         return None
+
+    def note_options(self, key: int, payload: bytes) -> TaskOptions:
+        """Keep what an OPTIONS record says."""
+        options = self._options[key] = self._task_options(**json.loads(payload))
+        return options
 
     def _task_options(self, judge: int = 0, backoff: list[Any] | None = None, **plain: Any) -> TaskOptions:
         return TaskOptions(

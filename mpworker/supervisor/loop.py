@@ -23,6 +23,7 @@ from mpworker.supervisor.children import Child, Children
 from mpworker.supervisor.fanout import ClientPort
 from mpworker.supervisor.leases import Leases
 from mpworker.supervisor.registry import DYING, READY
+from mpworker.supervisor.requests import Requests
 from mpworker.supervisor.scheduler import ProtocolViolation, Scheduler
 
 _CLIENT_BATCH = 256
@@ -63,9 +64,9 @@ class Loop:
         self._client_pidfd = client_pidfd
         self._children_wanted: int = config["n"]
         self._ring_records: int = config["child_ring_bytes"] // RECORD_HEADER_BYTES
-        self._world = World(config, blob_fd, channel)
-        self._scheduler = Scheduler(
-            self._world,
+        self.world = World(config, blob_fd, channel)
+        self.scheduler = Scheduler(
+            self.world,
             slots=config["slots"],
             lease_ttl=config["lease_ttl"],
             grace=config["grace"],
@@ -85,7 +86,7 @@ class Loop:
         self._nursery_late = False  # and so killed
         self._nursery_served = False  # a child of it was ready
         self._nursery_error = ""  # what it could not have
-        self._asked: list[int] = []  # requests for a list of the children
+        self._requests = Requests(self)
         self._epoll = select.epoll()
         self._handlers: dict[int, Any] = {}
         self._client_batch: list[Record] = []
@@ -94,7 +95,7 @@ class Loop:
 
     def run(self) -> None:
         """Serve until the client is gone or has stopped us."""
-        self._watch_bell(self._world.channel)
+        self._watch_bell(self.world.channel)
         self._watch(self._client.fileno(), self._client_gone)
         self._watch(self._client_pidfd, self._client_gone)
         self._start_nursery()
@@ -104,7 +105,7 @@ class Loop:
                 continue
             # Little is going on, so sleep may be near: arm, and look once more for what was published before its
             # peer could see the armed bell (ipc/bell.h).
-            bells = [self._world.channel.bell, *(child.channel.bell for child in self._world.everyone)]
+            bells = [self.world.channel.bell, *(child.channel.bell for child in self.world.everyone)]
             for bell in bells:
                 bell.arm()
             idle = not self._turn()
@@ -133,17 +134,17 @@ class Loop:
 
     def _turn(self) -> int:
         """Take in what has come and act on it; how many things that were."""
-        world, scheduler = self._world, self._scheduler
+        world, scheduler = self.world, self.scheduler
         found = self._read_client()
         for child in world.everyone:
-            found += self._read_child(child)
+            found += self.read_child(child)
         now = self._turned_at = time.monotonic()
         at = scheduler.next_timer()
         if at is not None and now >= at:
             found += 1
             self._nursery_speaks()  # of deaths that would otherwise be taken for late
             for child in world.everyone:
-                self._read_child(child, whole=True)  # what is in a ring was answered before we came to look
+                self.read_child(child, whole=True)  # what is in a ring was answered before we came to look
             scheduler.timer(now)
             self._remove_unkillable()
         if self._spawn_at is not None and now >= self._spawn_at:
@@ -156,8 +157,7 @@ class Loop:
             self._nursery_speaks()
             self._look_at_nursery(now)
         scheduler.dispatch(now)
-        while self._asked:
-            world.reply(self._asked.pop(), self._processes())
+        self._requests.answer_later_ones()
         if world.outbox.waiting:
             world.flush_client()
         if world.backlog:
@@ -175,7 +175,7 @@ class Loop:
 
     def _timeout(self) -> float:
         own = (self._exit_at, self._spawn_at, self._nursery_lease.next_at)
-        times = [at for at in (self._scheduler.next_timer(), *own) if at is not None]
+        times = [at for at in (self.scheduler.next_timer(), *own) if at is not None]
         return max(0.0, min(times) - time.monotonic()) if times else -1.0
 
     # ------------------------------------------------------------ the client
@@ -187,10 +187,10 @@ class Loop:
         batch = self._client_batch
         count = 1
         try:
-            count = self._world.channel.inbound.pop(batch, _CLIENT_BATCH)
+            count = self.world.channel.inbound.pop(batch, _CLIENT_BATCH)
             if not count:
                 return 0
-            world, scheduler = self._world, self._scheduler
+            world, scheduler = self.world, self.scheduler
             world.channel.peer_bell.ring_room()
             for kind, flags, a, b, c, data in batch:
                 if flags & codec.FRAGMENTED:
@@ -199,8 +199,10 @@ class Loop:
                     scheduler.submitted(world.task(0, a, b, c, data))
                 elif kind == codec.CHUNK:
                     scheduler.submitted(world.chunk(flags, a, b, c, data))
+                elif kind == codec.OPTIONS:
+                    scheduler.options_known(world.note_options(a, data))
                 elif kind == codec.REQUEST:
-                    self._request(a, json.loads(data))
+                    self._requests.take(a, data)
                 else:
                     forgotten = world.note(kind, flags, a, data)
                     if forgotten is not None:
@@ -211,49 +213,9 @@ class Loop:
         batch.clear()
         return count
 
-    def _request(self, request: int, message: dict[str, Any]) -> None:
-        verb = message["verb"]
-        now = time.monotonic()
-        answer: dict[str, Any]
-        if verb == "cancel":
-            seat = self._scheduler.seat_of(message["task"])
-            if seat is not None:
-                # An answer that is already in the ring came before the cancel.
-                self._read_child(self._world.by_number[seat.number], whole=True)
-            self._world.resent(message["task"], None)
-            answer = {"cancelled": self._scheduler.cancel(message["task"], now)}
-        elif verb == "resent":
-            self._world.resent(message["task"], message["start"])
-            answer = {}
-        elif verb == "cancel_unstarted":
-            self._scheduler.cancel_unstarted()
-            answer = {}
-        elif verb == "stop":
-            self._stopping = _NOW if message["now"] else _DRAIN
-            answer = {}
-        elif verb == "running":
-            answer = {"running": self._scheduler.is_running(message["task"])}
-        elif verb == "children":
-            self._asked.append(request)  # answered when what came before it has been offered
-            return
-        else:
-            answer = {"error": f"unknown verb {verb!r}"}
-        self._world.reply(request, answer)
-
-    def _processes(self) -> dict[str, Any]:
-        return {
-            "supervisor": os.getpid(),
-            "nursery": self._world.nursery_pid,
-            "children": [
-                {"pid": child.pid, "ready": child.seat.state == READY, "offers": len(child.seat.offers)}
-                for child in self._world.by_number.values()
-                if child.pid
-            ],
-        }
-
     # ------------------------------------------------------------ children
 
-    def _read_child(self, child: Child, whole: bool = False) -> int:
+    def read_child(self, child: Child, whole: bool = False) -> int:
         """Take in a child's answers, a batch or the whole ring; how many."""
         batch: list[Record] = []
         found = 0
@@ -267,14 +229,14 @@ class Loop:
         except (RingCorrupt, ProtocolViolation):
             # Found once: a ring that stays corrupt must not keep the loop from epoll, and so from hearing of the death.
             found = int(child.seat.state < DYING)
-            self._scheduler.kill(child.seat, "corrupt", time.monotonic())
+            self.scheduler.kill(child.seat, "corrupt", time.monotonic())
             return found
         if found:
             child.ring_room()
         return found
 
     def _answers(self, child: Child, batch: list[Record]) -> None:
-        scheduler, seat = self._scheduler, child.seat
+        scheduler, seat = self.scheduler, child.seat
         for kind, flags, a, b, c, data in batch:
             if flags & codec.FRAGMENTED:
                 data = child.assembler.finish(flags, data)  # noqa: PLW2901
@@ -306,10 +268,10 @@ class Loop:
         self._nursery_error = ""
         self._nursery_lease = Leases(self._start_timeout)
         try:
-            nursery = self._world.start_nursery()
+            nursery = self.world.start_nursery()
             self._watch(nursery.fileno(), self._nursery_speaks)
         except OSError as error:
-            self._world.nursery_lost()
+            self.world.nursery_lost()
             self._start_failed(str(explained(error, "no process that forks the children can be started")))
         else:
             self._nursery_owes(time.monotonic())
@@ -321,17 +283,17 @@ class Loop:
 
     def _look_at_nursery(self, now: float) -> None:
         """A nursery that owes a word and is silent for too long is taken for frozen: its death settles the rest."""
-        if not self._world.nursery_pid:
+        if not self.world.nursery_pid:
             self._nursery_lease.next_at = None  # there is none, until it is tried again
             return
-        owing = not self._world.nursery_ready or any(not child.pid or child.ended for child in self._world.everyone)
+        owing = not self.world.nursery_ready or any(not child.pid or child.ended for child in self.world.everyone)
         self._nursery_lease.begin_look(now, owing)
         if owing and self._nursery_lease.expired(now, self._nursery_heard_at):
             self._nursery_late = True
-            os.kill(self._world.nursery_pid, signal.SIGKILL)  # ours to reap, so the number is its own
+            os.kill(self.world.nursery_pid, signal.SIGKILL)  # ours to reap, so the number is its own
 
     def _nursery_speaks(self) -> None:
-        nursery = self._world.nursery
+        nursery = self.world.nursery
         if nursery is None:
             return
         try:
@@ -353,9 +315,9 @@ class Loop:
     def _nursery_report(self, report: dict[str, Any], fds: list[int]) -> None:
         self._nursery_heard_at = time.monotonic()
         op = report["op"]
-        child = self._world.by_number.get(report.get("id", -1))
+        child = self.world.by_number.get(report.get("id", -1))
         if op == "ready":
-            self._world.nursery_ready = True
+            self.world.nursery_ready = True
             self._nursery_lease = Leases(_NURSERY_SILENT_MAX)
             self._spawn_missing()
         elif op == "failed":
@@ -376,7 +338,7 @@ class Loop:
                 child.signal(signal.SIGKILL)  # it was given up before it had a pid
         elif op == "spawn_failed" and child is not None:
             self._remove(child)
-            self._scheduler.child_died(child.seat, self._world.death(child, 0))
+            self.scheduler.child_died(child.seat, self.world.death(child, 0))
             self._start_failed(report["error"])
         elif op == "unable":
             self._nursery_error = f": {report['error']}"
@@ -385,32 +347,32 @@ class Loop:
 
     def _unwatched(self, number: int, error: OSError) -> None:
         """A child was forked, and nothing is left to see its death by: another is made later."""
-        child = self._world.by_number.get(number)
+        child = self.world.by_number.get(number)
         if child is not None:
             child.refusal = (str(explained(error, "no child can be watched")), "")
-            self._scheduler.child_ended(child.seat)
-        self._world.kill_unwatched(number)
+            self.scheduler.child_ended(child.seat)
+        self.world.kill_unwatched(number)
 
     def _start_missing(self) -> None:
         """What failed is tried again."""
-        if self._world.nursery is None:
+        if self.world.nursery is None:
             self._start_nursery()
         else:
             self._spawn_missing()
 
     def _spawn_missing(self) -> None:
-        if self._ending() or not self._world.nursery_ready or self._spawn_at is not None:
+        if self._ending() or not self.world.nursery_ready or self._spawn_at is not None:
             return
         now = time.monotonic()
-        while len(self._world.by_number) < self._children_wanted:
+        while len(self.world.by_number) < self._children_wanted:
             try:
-                child = self._world.spawn()
+                child = self.world.spawn()
             except ConnectionError:
                 return  # the nursery's end is told by its socket
             except OSError as error:
                 self._start_failed(str(explained(error, "no child can be made")))
                 return
-            self._scheduler.child_starting(child.seat, now)
+            self.scheduler.child_starting(child.seat, now)
             self._nursery_owes(now)
 
     def _child_ended(self, child: Child) -> None:
@@ -419,15 +381,15 @@ class Loop:
             return  # the event was for another that had the same number
         self._unwatch(child.pidfd)  # it would be readable for ever
         child.ended = True
-        self._read_child(child, whole=True)
-        self._scheduler.child_ended(child.seat)
+        self.read_child(child, whole=True)
+        self.scheduler.child_ended(child.seat)
         self._nursery_owes(time.monotonic())
 
     def _child_died(self, child: Child, status: int, cause: str = "") -> None:
         """A child is dead and reaped: read its last answers, then settle what it held."""
-        self._read_child(child, whole=True)
-        death = self._world.death(child, status, cause)
-        self._scheduler.child_died(child.seat, death)
+        self.read_child(child, whole=True)
+        death = self.world.death(child, status, cause)
+        self.scheduler.child_died(child.seat, death)
         self._remove(child)
         if not child.ready and not self._ending() and cause not in ("nursery", "unkillable"):
             how = f"signal {death.signal}" if death.signal else f"exit code {death.exit_code}"
@@ -441,21 +403,21 @@ class Loop:
         """Forget a child that is dead: the numbers of its descriptors are somebody else's from now on."""
         self._unwatch(child.pidfd)
         self._unwatch(child.channel.fd)
-        self._world.remove(child)
+        self.world.remove(child)
 
     def _remove_unkillable(self) -> None:
         """A child that survives SIGKILL has been settled by the scheduler; replace it."""
-        for child in list(self._world.by_number.values()):
+        for child in list(self.world.by_number.values()):
             if child.seat.state > DYING:
                 self._remove(child)
                 self._spawn_missing()
 
     def _nursery_lost(self) -> None:
-        nursery = self._world.nursery
+        nursery = self.world.nursery
         if nursery is not None:
             self._unwatch(nursery.fileno())
-        when = "before a child was ready" if self._world.nursery_ready else "while it imported what to preload"
-        for child, status, cause in self._world.nursery_lost():
+        when = "before a child was ready" if self.world.nursery_ready else "while it imported what to preload"
+        for child, status, cause in self.world.nursery_lost():
             self._child_died(child, status, cause)
         if self._nursery_served:
             self._start_nursery()
@@ -471,7 +433,7 @@ class Loop:
             self._start_failures += 1
         starts = self._start_failures + self._start_kills
         hopeless = self._start_failures >= _START_FAILURES_MAX or self._start_kills >= _START_KILLS_MAX
-        if hopeless and not any(child.seat.state == READY for child in self._world.everyone):
+        if hopeless and not any(child.seat.state == READY for child in self.world.everyone):
             self._broken(f"{starts} starts in a row failed, the last one so: {why}", traceback)
         else:
             # A power of integers: one of many failures fits no float.
@@ -481,11 +443,16 @@ class Loop:
     def _broken(self, why: str, traceback: str) -> None:
         if self._stopping != _NOW:
             report = {"what": "the children", "why": why, "traceback": traceback}
-            self._world.send(codec.BROKEN, 0, 0, 0, 0, json.dumps(report).encode())
-            self._world.channel.peer_bell.ring()
+            self.world.send(codec.BROKEN, 0, 0, 0, 0, json.dumps(report).encode())
+            self.world.channel.peer_bell.ring()
             self._stopping = _NOW
 
     # ------------------------------------------------------------ the end
+
+    def stop(self, now: bool) -> None:
+        """End at once, or when all that was accepted has ended."""
+        self._stopping = _NOW if now else _DRAIN
+        self.scheduler.resume_all()  # what was accepted is finished, paused or not
 
     def _ending(self) -> bool:
         """Will no further task begin? Until then a drain replaces the children that die."""
@@ -493,14 +460,14 @@ class Loop:
 
     def _drain(self, now: float) -> None:
         """All done? Then the children exit, and then we."""
-        children = self._world.by_number.values()
+        children = self.world.by_number.values()
         if self._exit_at is None:
-            if self._scheduler.unfinished() or self._world.splits or self._world.outbox.waiting:
+            if self.scheduler.unfinished() or self.world.splits or self.world.outbox.waiting:
                 return
             self._exit_at = now + self._exit_grace
             for child in children:
                 if child.seat.state == READY:
-                    self._world.tell(child, codec.EXIT, 0, 0, 0, 0, b"")
+                    self.world.tell(child, codec.EXIT, 0, 0, 0, 0, b"")
                     child.stopping = True
         # Reaped or not: whoever reaps may be frozen, and at the end all is reaped without it.
         if not any(child.stopping and not child.ended for child in children) or now >= self._exit_at:
@@ -508,7 +475,7 @@ class Loop:
 
     def close(self) -> None:
         """Kill what is left and leave nothing behind."""
-        self._world.end()
+        self.world.end()
 
 
 def _uniform() -> float:

@@ -18,7 +18,7 @@ DYING: Final = 2  # killed, or dead and not reaped: gets no more offers
 GONE: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TaskOptions:
     """What a client asked for, once for all tasks that share it.
 
@@ -28,6 +28,9 @@ class TaskOptions:
         crash_retries: Further attempts after a death of the child.
         judge: What a child asks whether an exception is final, None if none is.
         backoff: The pauses between attempts, None for none.
+        queue: The name of the queue.
+        priority: In it, the lowest number first.
+        weight: In that, the highest number first.
     """
 
     timeout: float | None = None
@@ -35,6 +38,9 @@ class TaskOptions:
     crash_retries: int = 0
     judge: "Function | None" = None
     backoff: Backoff | None = None
+    queue: str = "default"
+    priority: int = 0
+    weight: int = 1
 
 
 class Function:
@@ -78,6 +84,8 @@ class Task:
         decided_item: Which item that outcome is for.
         unclaimed_deaths: How often it was the first in line of a child that died with nothing claimed.
         closing: No further item of this range begins: what is left when its child has done ends cancelled.
+        order: Its place in line, once it was taken out of that.
+        concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for none.
     """
 
     __slots__ = (
@@ -94,6 +102,7 @@ class Task:
         "items",
         "key",
         "options",
+        "order",
         "payload",
         "seat",
         "slot",
@@ -102,6 +111,10 @@ class Task:
         "stop",
         "unclaimed_deaths",
     )
+
+    # Of the few tasks that have more to say than their options: see `DetailedTask`.
+    concurrency_key = ""
+    concurrency = 1
 
     def __init__(
         self, key: int, function: Function | None, options: TaskOptions, payload: bytes, items: int = 0, flags: int = 0
@@ -126,12 +139,37 @@ class Task:
         self.seat: Seat | None = None
         self.slot = -1
         self.generation = 0
+        self.order = 0
 
     def part(self, start: int, stop: int) -> "Task":
-        """A new, queued range of the same chunk, with this one's history."""
-        piece = Task(self.key, self.function, self.options, self.payload, self.items, self.flags)
+        """A new range of the same chunk, with this one's history; it is in no line yet."""
+        piece = type(self)(self.key, self.function, self.options, self.payload, self.items, self.flags)
         piece.start, piece.stop = start, stop
         piece.attempts, piece.failures, piece.crashes = self.attempts, self.failures, self.crashes
+        piece.order, piece.state = self.order, OFFERED
+        return piece
+
+
+class DetailedTask(Task):
+    """A task that has more to say than its options; see `Task` for what.
+
+    Most have not, and pay nothing for it: these fields are slots here, and constants of the class there.
+    """
+
+    __slots__ = ("concurrency", "concurrency_key")
+
+    def __init__(
+        self, key: int, function: Function | None, options: TaskOptions, payload: bytes, items: int = 0, flags: int = 0
+    ) -> None:
+        super().__init__(key, function, options, payload, items, flags)
+        self.concurrency_key = ""
+        self.concurrency = 1
+
+    def part(self, start: int, stop: int) -> "Task":
+        """See `Task`."""
+        piece = super().part(start, stop)
+        for name in DetailedTask.__slots__:
+            setattr(piece, name, getattr(self, name))
         return piece
 
 

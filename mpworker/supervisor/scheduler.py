@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from mpworker.supervisor.leases import Leases
+from mpworker.supervisor.queues import DEAD_MAX, DEFAULT_QUEUE, DEFAULT_RANK, Queues
 from mpworker.supervisor.registry import (
     DYING,
     ENDED,
@@ -44,8 +45,10 @@ from mpworker.supervisor.registry import (
     READY,
     SCHEDULED,
     Death,
+    DetailedTask,
     Seat,
     Task,
+    TaskOptions,
 )
 
 BUDGET_NS: Final = 200_000
@@ -155,7 +158,10 @@ class Scheduler:
         self._kill_timeout = kill_timeout
         self._leases = Leases(lease_ttl)
         self._uniform = uniform
-        self._queue: deque[Task] = deque()
+        self._queue: deque[Task] = deque()  # until something asks for another order than this
+        self._dead = 0  # that have ended in it
+        self._put: Callable[[Task], None] = self._queue.append
+        self._queues: Queues | None = None  # from then on
         self._pausing: list[tuple[float, Task]] = []  # for so many seconds from the end of this turn on
         self._scheduled: list[tuple[float, int, Task]] = []  # a heap by time; some may have been cancelled since
         self._scheduled_numbers = itertools.count()  # of two at the same time the first one goes first
@@ -176,7 +182,13 @@ class Scheduler:
             self._pieces[task.key] = {task}
         else:
             self._tasks[task.key] = task
-        self._queue.append(task)
+        self._put(task)
+
+    def submitted_with_details(self, task: DetailedTask) -> None:
+        """A new task that has more to say than its options was accepted."""
+        if task.concurrency_key:
+            self._in_order()
+        self.submitted(task)
 
     def unfinished(self) -> int:
         """Tasks and chunks that have no outcome yet."""
@@ -231,16 +243,17 @@ class Scheduler:
             elif task.items:
                 task.closing = True
                 self._effects.halt(seat, task.slot, task.generation)
+        if self._queues is not None:
+            self._queues.clear()
         self._queue.clear()
+        self._dead = 0
 
     def _cancel_piece(self, piece: Task) -> None:
         """No further item of it begins. The one that runs is left to end: nobody asked to stop that very one."""
         seat = piece.seat
         if seat is None:
-            scheduled, piece.state = piece.state == SCHEDULED, ENDED
+            self._leave_line(piece)
             piece.payload = b""
-            if scheduled:
-                self._unschedule()
         elif self._effects.revoke(seat, piece.slot, piece.generation):
             self._take_back(seat, piece)
             piece.state = ENDED
@@ -254,11 +267,16 @@ class Scheduler:
         """Offer what waits to whoever has room."""
         if self._pausing:
             self._schedule(now)
+        if self._queues is not None:
+            self._dispatch_in_order(self._queues, now)
+            return
         queue = self._queue
         while queue and self._idle:
             task = queue.popleft()
             if task.state == QUEUED:
                 self._offer(next(iter(self._idle)), task, _cost_ns(task), now)
+            else:
+                self._dead -= 1
         if queue:
             share = len(queue) // (len(self._seats) or 1) + 1
             for seat in self._seats.values():
@@ -279,7 +297,116 @@ class Scheduler:
                     return
                 self._offer(seat, task, cost_ns, now)
                 share -= 1
+            else:
+                self._dead -= 1
             queue.popleft()
+
+    def _dispatch_in_order(self, queues: Queues, now: float) -> None:
+        """The same, one task at a time: `queues` says which."""
+        queues.wake_at = None
+        self._tell_claims(queues)
+        while self._idle and (task := queues.first(now)) is not None:
+            queues.take()
+            self._offer_in_order(queues, next(iter(self._idle)), task, now)
+        share = len(queues) // (len(self._seats) or 1) + 1
+        for seat in self._seats.values():
+            if seat.state == READY and seat.load_ns < BUDGET_NS:
+                left = share
+                while left and seat.free and (task := queues.first(now)) is not None and queues.may_wait(task):
+                    if seat.offers and seat.load_ns + _cost_ns(task) > BUDGET_NS:
+                        break
+                    queues.take()
+                    self._offer(seat, task, _cost_ns(task), now)
+                    left -= 1
+        if self._idle and self._steal_at is None and self._crowded:
+            self._steal_at = now + STEAL_AFTER
+
+    def _offer_in_order(self, queues: Queues, seat: Seat, task: Task, now: float) -> None:
+        if task.stop - task.start > 1 and queues.is_rated(task):
+            # Each item is a start of its own.
+            first = task.part(task.start, task.start + 1)
+            self._add_piece(first)
+            task.start += 1
+            queues.put_back(task, owed=False)
+            task = first
+        self._offer(seat, task, _cost_ns(task), now)
+
+    def _tell_claims(self, queues: Queues) -> None:
+        """Since when do those run whose start counts against a rate?"""
+        claims = []
+        for task in queues.unclaimed():
+            assert task.seat is not None
+            generation, state, started_at, _ = self._effects.peek(task.seat, task.slot)
+            if generation != task.generation or state not in (CLAIM_OFFERED, CLAIM_REVOKED):
+                claims.append((started_at, task.key, task))
+        for started_at, _, task in sorted(claims, key=lambda claim: claim[:2]):
+            queues.claimed(task, started_at)
+
+    # ------------------------------------------------------------ the order of starts
+
+    def options_known(self, options: TaskOptions) -> None:
+        """Tasks with these options may come: in what order, that may be more than a FIFO can say."""
+        if (options.queue, options.priority, -options.weight) != (DEFAULT_QUEUE, *DEFAULT_RANK):
+            self._in_order()
+
+    def _in_order(self) -> Queues:
+        if self._queues is None:
+            self._queues = Queues(self._queue)
+            self._put = self._queues.append
+            for seat in self._seats.values():
+                for task in seat.offers.values():
+                    self._queues.offered(task)
+        return self._queues
+
+    def configure_queue(
+        self, name: str, weight: int, max_running: int | None, rate: float | None, burst: int, now: float
+    ) -> None:
+        """Make a queue, or change one; see `mpworker.queue.Queue`."""
+        self._take_back_unclaimed([name])
+        self._in_order().configure(name, weight, max_running, rate, burst, now)
+
+    def limit_rate(self, rate: float | None, burst: int, now: float) -> None:
+        """At most so many starts per second, and so many at once; None for no limit."""
+        if rate is not None or self._queues is not None:
+            self._take_back_unclaimed(None)
+            self._in_order().limit_rate(rate, burst, now)
+
+    def pause(self, names: list[str] | None) -> None:
+        """Nothing of these queues (None: of all) starts from now on; what runs goes on."""
+        queues = self._in_order()
+        queues.pause(names, True)
+        self._take_back_unclaimed(names)
+
+    def resume(self, names: list[str] | None) -> None:
+        """The end of `pause`."""
+        if self._queues is not None:
+            self._queues.pause(names, False)
+
+    def resume_all(self) -> None:
+        """The end of every `pause`."""
+        if self._queues is not None:
+            self._queues.pause(None, False)
+            self._queues.pause(self._queues.states(), False)
+
+    def queue_states(self) -> dict[str, dict[str, object]]:
+        """How each queue is, by name."""
+        return self._in_order().states()
+
+    def _take_back_unclaimed(self, names: list[str] | None) -> None:
+        """Offers of these queues (None: of all) that no child has claimed: they wait in line again."""
+        queues = self._in_order()
+        self._tell_claims(queues)
+        for seat in self._seats.values():
+            offers = [task for task in seat.offers.values() if names is None or task.options.queue in names]
+            self._requeue_first([task for task in offers if self._revoke(seat, task)])
+        self._tell_claims(queues)
+
+    def _revoke(self, seat: Seat, task: Task) -> bool:
+        """Take an offer back; False if it is claimed."""
+        if self._effects.revoke(seat, task.slot, task.generation):
+            self._take_back(seat, task)
+            return True
+        return False
 
     def _offer(self, seat: Seat, task: Task, cost_ns: int, now: float) -> None:
         if not seat.offers:
@@ -298,10 +425,15 @@ class Scheduler:
             self._look_at(seat, now + task.options.timeout)
         if self._leases.next_at is None:
             self._watch(now)
+        if self._queues is not None:
+            self._queues.offered(task)
         self._effects.offer(seat, task)
 
     def _take_back(self, seat: Seat, task: Task) -> None:
         """The offer is over: revoked, answered, or its child is dead."""
+        if self._queues is not None:
+            self._tell_claims(self._queues)
+            self._queues.over(task)
         del seat.offers[task.slot]
         if len(seat.offers) == 1:
             self._crowded -= 1
@@ -317,7 +449,10 @@ class Scheduler:
         """Back to the head of the queue, in this order."""
         for task in reversed(list(tasks)):
             task.state = QUEUED
-            self._queue.appendleft(task)
+            if self._queues is not None:
+                self._queues.put_back(task)
+            else:
+                self._queue.appendleft(task)
 
     def _steal(self, now: float) -> None:
         """Take offers from behind long tasks: as many as the idle children have room for, and for them alone."""
@@ -354,9 +489,24 @@ class Scheduler:
             task = heapq.heappop(self._scheduled)[2]
             if task.state == SCHEDULED:
                 task.state = QUEUED
-                self._queue.append(task)
+                self._put(task)
             else:
                 self._unscheduled -= 1
+
+    def _leave_line(self, task: Task) -> None:
+        """A task that waits, in whatever line, has ended."""
+        state, task.state = task.state, ENDED
+        if state == SCHEDULED:
+            self._unschedule()
+        elif state == QUEUED and self._queues is not None:
+            self._queues.dropped(task)
+        elif state == QUEUED:
+            self._dead += 1
+            if self._dead > DEAD_MAX + len(self._queue) // 2:
+                kept = [each for each in self._queue if each.state == QUEUED]
+                self._queue.clear()
+                self._queue.extend(kept)
+                self._dead = 0
 
     def _unschedule(self) -> None:
         """A task that waits for its time is cancelled: it must not stay in the heap until then, with others like it."""
@@ -529,13 +679,11 @@ class Scheduler:
             self._pausing.append((pause, task))
         else:
             task.state = QUEUED
-            self._queue.append(task)
+            self._put(task)
 
     def _end(self, task: Task, status: int, report: dict[str, object] | None = None) -> None:
         """An outcome that was decided here: emit it and forget the task."""
-        scheduled, task.state = task.state == SCHEDULED, ENDED
-        if scheduled:
-            self._unschedule()
+        self._leave_line(task)
         if task.items:
             if task.key in self._pieces:
                 self._effects.emit_report(task, task.start, task.stop, status, report or {})
@@ -697,7 +845,8 @@ class Scheduler:
         """When `timer` must be called next, None for never."""
         at = self._next_at
         scheduled = self._scheduled
-        for other in (self._steal_at, self._leases.next_at, scheduled[0][0] if scheduled else None):
+        slowed = self._queues.wake_at if self._queues is not None else None
+        for other in (self._steal_at, self._leases.next_at, scheduled[0][0] if scheduled else None, slowed):
             if other is not None and (at is None or other < at):
                 at = other
         return at

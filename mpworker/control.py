@@ -1,0 +1,99 @@
+"""The verbs by which a running worker is steered: its queues, their limits, and what waits in them."""
+
+from dataclasses import replace
+from typing import Any
+
+from mpworker.client import Client
+from mpworker.errors import ConfigurationError, InvalidArgument
+from mpworker.queues import QueueOptions, QueueState, check_burst, check_queue_name, check_rate
+
+
+class Control:
+    """What a `ProcessWorker` can do besides taking tasks."""
+
+    _client: Client
+
+    def queues(self) -> dict[str, QueueState]:
+        """How each queue is just now, by name: those that were configured or had a task. Empty after the stop."""
+        answer = self._client.request({"verb": "queues"}) or {}
+        return {name: QueueState(**state) for name, state in answer.items()}
+
+    def set_queue(self, name: str, **options: Any) -> None:
+        """Make a queue, or change one while it is in use.
+
+        Args:
+            name: Of the queue.
+            **options: `weight`, `max_running`, `rate`, `burst`, as for `QueueOptions`; what is left out stays.
+
+        Raises:
+            InvalidArgument: There is no such option, or it has a wrong type.
+            ConfigurationError: One is out of its bounds, or there are too many queues.
+            WorkerStopped: The worker was stopped.
+
+        Example:
+            >>> from mpworker import ProcessWorker
+            >>> with ProcessWorker(n=1, queues={"mail": 2}) as w:
+            ...     w.set_queue("mail", rate=5.0)
+            ...     w.queues()["mail"].weight
+            2
+        """
+        name = check_queue_name(name)
+        known = list(QueueOptions.__dataclass_fields__)
+        for each in options:
+            if each not in known:
+                from mpworker.hints import unknown_option
+
+                raise InvalidArgument(unknown_option(each, "set_queue()", known, []))
+        self._client.refuse_if_closed()
+        self._client.configure_queue(name, replace(self._client.queues.get(name, QueueOptions()), **options))
+
+    def set_rate(self, rate: float | None, burst: int | None = None) -> None:
+        """Limit how many tasks of all queues together start per second, from now on.
+
+        Args:
+            rate: Starts per second, None for no limit.
+            burst: How many may start at once when none has for long; None for as many as there are children.
+
+        Raises:
+            InvalidArgument: One has a wrong type.
+            ConfigurationError: One is out of its bounds.
+            WorkerStopped: The worker was stopped.
+        """
+        self._client.refuse_if_closed()
+        self._client.limit_rate(check_rate(rate), check_burst(burst))
+
+    def pause(self, *queues: str) -> None:
+        """Start nothing more, until `resume`: tasks are accepted and wait. What runs goes on to its end.
+
+        When this returns no task of these queues begins any more. A part of a `map` that runs counts as one task. A
+        stop that drains ends the pause.
+
+        Args:
+            *queues: Names of queues; none for all of them, those still to come included.
+
+        Raises:
+            InvalidArgument: A name is no str.
+        """
+        self._client.request({"verb": "pause", "names": _names(queues)})
+
+    def resume(self, *queues: str) -> None:
+        """The end of a `pause` with the same arguments.
+
+        Args:
+            *queues: Names of queues; none ends a pause of all, and leaves those alone that were paused by name.
+
+        Raises:
+            InvalidArgument: A name is no str.
+        """
+        self._client.request({"verb": "resume", "names": _names(queues)})
+
+
+def _names(queues: tuple[str, ...]) -> list[str] | None:
+    return [check_queue_name(name) for name in queues] or None
+
+
+def check_unknown_queues(value: Any) -> bool:
+    """Does `unknown_queues` refuse them?"""
+    if value not in ("create", "refuse"):
+        raise ConfigurationError(f"unknown_queues must be 'create' or 'refuse', not {value!r}")
+    return bool(value == "refuse")

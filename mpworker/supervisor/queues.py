@@ -1,0 +1,466 @@
+"""The order of starts: named queues that share by weight, and in each of them priority, then weight, then age.
+
+The scheduler has one plain FIFO until some task or limit asks for more than that; then it hands the FIFO over to a
+`Queues`, which answers one question: which task is offered next, if any may be?
+
+- Of the queues that have work and may start some, the `Wheel` says whose turn it is.
+- Of a queue's tasks the one with the lowest priority number is next, of these the one with the highest weight, of
+  these the one that was queued first. Each (priority, weight) is a FIFO of its own, a `_Lane`.
+- A task whose concurrency key is at its limit is set aside, and takes its old place again when there is room. So is an
+  offer that was never claimed, whose queue is then owed a turn: an offer that comes back has cost nothing.
+
+Whether a queue may start something changes by events alone (a task comes or goes, a queue is paused, an offer ends)
+and by time (a rate): each event looks at its own queue, so that a start costs the same with a thousand queues.
+"""
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from mpworker.supervisor.limiter import Bucket
+from mpworker.supervisor.registry import QUEUED, Task, TaskOptions
+from mpworker.supervisor.wheel import Wheel
+
+Rank: TypeAlias = tuple[int, int]  # priority and weight, so that what is less is first
+
+DEFAULT_QUEUE: Final = "default"
+DEFAULT_RANK: Final[Rank] = (0, -1)
+DEAD_MAX: Final = 64
+_LOOK_AGAIN: Final = 0.001  # seconds, in which an idle child has claimed what it is offered, unless it hangs
+
+
+class _Lane:
+    """The tasks of one queue that have one priority and one weight."""
+
+    __slots__ = ("early", "fifo", "queue", "rank", "taken")
+
+    def __init__(self, queue: "_Queue", rank: Rank, fifo: deque[Task]) -> None:
+        self.queue = queue
+        self.rank = rank
+        self.fifo = fifo
+        self.early: list[tuple[int, int, int, Task]] = []  # a heap of those that were taken, and go before the FIFO
+        self.taken = 0
+
+    def __lt__(self, other: "_Lane") -> bool:
+        return self.rank < other.rank
+
+    def __len__(self) -> int:
+        return len(self.early) + len(self.fifo)
+
+    def first(self) -> Task:
+        return self.early[0][3] if self.early else self.fifo[0]
+
+    def take(self) -> Task:
+        if self.early:
+            return heapq.heappop(self.early)[3]
+        self.taken += 1
+        task = self.fifo.popleft()
+        task.order = self.taken
+        return task
+
+    def purge(self) -> None:
+        """Let go of the tasks that have ended in line."""
+        self.early = [each for each in self.early if each[3].state == QUEUED]
+        heapq.heapify(self.early)
+        kept = [task for task in self.fifo if task.state == QUEUED]
+        self.fifo.clear()
+        self.fifo.extend(kept)
+
+
+@dataclass(slots=True, eq=False)
+class _Queue:
+    """One named queue.
+
+    Attributes:
+        lanes: Its tasks by priority and weight.
+        line: A heap of the lanes that are not empty.
+        count: Tasks that are queued, those that are set aside included.
+        dead: That have ended in line.
+        running: Offers that are out.
+        owed: How many of these came back.
+        free_at: When its rate lets another one go, while that is in the way.
+    """
+
+    name: str
+    weight: int = 1
+    max_running: int | None = None
+    bucket: Bucket | None = None
+    paused: bool = False
+    lanes: dict[Rank, _Lane] = field(default_factory=dict)
+    line: list[_Lane] = field(default_factory=list)
+    count: int = 0
+    dead: int = 0
+    running: int = 0
+    owed: int = 0
+    free_at: float | None = None
+
+    def lane(self, rank: Rank) -> _Lane:
+        lane = self.lanes.get(rank)
+        if lane is None:
+            lane = self.lanes[rank] = _Lane(self, rank, deque())
+        return lane
+
+    def may_start(self) -> bool:
+        """Is there something to start, and no limit but a rate in its way?"""
+        return bool(self.line) and not self.paused and (self.max_running is None or self.running < self.max_running)
+
+
+class _Key:
+    """All tasks of one concurrency key.
+
+    Attributes:
+        running: How many are offered.
+        parked: Those that wait for one of these to end, by queue: heaps.
+    """
+
+    __slots__ = ("parked", "running")
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.parked: dict[_Queue, list[tuple[Rank, int, int, int, Task]]] = {}
+
+
+class Queues:
+    """All queues of one pool.
+
+    Args:
+        fifo: What is queued already: tasks of the default queue, priority 0 and weight 1.
+
+    Attributes:
+        wake_at: When a limit of starts per second lets another one go; None while none is in the way.
+    """
+
+    def __init__(self, fifo: deque[Task]) -> None:
+        self._queues: dict[str, _Queue] = {}
+        self._keys: dict[str, _Key] = {}
+        self._lanes: dict[TaskOptions, _Lane] = {}
+        self._ready: dict[_Queue, None] = {}  # may start something
+        self._owed: dict[_Queue, None] = {}
+        self._slowed: dict[_Queue, None] = {}  # but for their rate
+        self._bucket: Bucket | None = None  # of all queues together
+        self._unclaimed: dict[Task, list[Bucket]] = {}  # offers of which the time of the claim must be known
+        self._wheel: Wheel[_Queue] | None = None
+        self._turn: _Queue | None = None  # whose turn it is, if nothing has changed since that was asked
+        self._paused = False
+        self._returns = itertools.count()
+        self.wake_at: float | None = None
+        queue = self._queue(DEFAULT_QUEUE)
+        lane = queue.lanes[DEFAULT_RANK] = _Lane(queue, DEFAULT_RANK, fifo)
+        lane.purge()
+        queue.count = self._count = len(fifo)
+        if fifo:
+            queue.line.append(lane)
+        self._look_at(queue)
+
+    # ------------------------------------------------------------ the queues
+
+    def _queue(self, name: str) -> _Queue:
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues[name] = _Queue(name)
+            self._weights_changed()
+        return queue
+
+    def _weights_changed(self) -> None:
+        weights = {queue: queue.weight for queue in self._queues.values()}
+        self._wheel = Wheel(weights, self._wheel.ages() if self._wheel is not None else {})
+        self._turn = None
+
+    def configure(
+        self, name: str, weight: int, max_running: int | None, rate: float | None, burst: int, now: float
+    ) -> None:
+        """Make a queue, or change one. No offer may be out that is not claimed: see `Scheduler.configure_queue`."""
+        queue = self._queue(name)
+        if queue.weight != weight:
+            queue.weight = weight
+            self._weights_changed()
+        queue.max_running = max_running
+        queue.bucket = _changed(queue.bucket, rate, burst, now)
+        self._limits_changed(queue)
+
+    def limit_rate(self, rate: float | None, burst: int, now: float) -> None:
+        """Starts per second of all queues together, None for no limit. As for `configure`."""
+        self._bucket = _changed(self._bucket, rate, burst, now)
+
+    def pause(self, names: Iterable[str] | None, paused: bool) -> None:
+        """Nothing more of these queues (None: of all) is offered, or it is again."""
+        if names is None:
+            self._paused = paused
+        else:
+            for name in names:
+                queue = self._queue(name)
+                queue.paused = paused
+                self._look_at(queue)
+
+    def states(self) -> dict[str, dict[str, object]]:
+        """How each queue is, by name."""
+        return {
+            queue.name: {
+                "weight": queue.weight,
+                "max_running": queue.max_running,
+                "rate": queue.bucket.rate if queue.bucket is not None else None,
+                "burst": queue.bucket.burst if queue.bucket is not None else None,
+                "paused": queue.paused or self._paused,
+                "queued": queue.count,
+                "running": queue.running,
+            }
+            for queue in self._queues.values()
+        }
+
+    # ------------------------------------------------------------ tasks come and go
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, task: Task) -> None:
+        """A task is queued."""
+        options = task.options
+        lane = self._lanes.get(options)
+        if lane is None:
+            rank = (options.priority, -options.weight)
+            lane = self._lanes[options] = self._queue(options.queue).lane(rank)
+        self._enter(lane)
+        lane.fifo.append(task)
+        lane.queue.count += 1
+        self._count += 1
+        if lane.queue not in self._ready:
+            self._look_at(lane.queue)
+
+    def put_back(self, task: Task, owed: bool = True) -> None:
+        """A task that was offered takes its old place in line; `owed`: its queue gets the turn that this had cost."""
+        queue = self._queue(task.options.queue)
+        self._put_early(queue.lane((task.options.priority, -task.options.weight)), task)
+        queue.count += 1
+        self._count += 1
+        if owed:
+            queue.owed += 1
+            self._owed[queue] = None
+        self._look_at(queue)
+
+    def _put_early(self, lane: _Lane, task: Task) -> None:
+        self._enter(lane)
+        heapq.heappush(lane.early, (task.order, task.start, next(self._returns), task))
+        self._turn = None
+
+    def _enter(self, lane: _Lane) -> None:
+        """Something comes into a lane."""
+        if not lane:
+            heapq.heappush(lane.queue.line, lane)
+            self._turn = None
+
+    def dropped(self, task: Task) -> None:
+        """A task that was queued has ended; most of its kind are met in line, and let go of there."""
+        queue = self._queue(task.options.queue)
+        queue.count -= 1
+        self._count -= 1
+        queue.dead += 1
+        if queue.dead > DEAD_MAX + queue.count:
+            for lane in queue.lanes.values():
+                lane.purge()
+            queue.line = [lane for lane in queue.lanes.values() if lane]
+            heapq.heapify(queue.line)
+            for key in self._keys.values():
+                if queue in key.parked:
+                    key.parked[queue] = [each for each in key.parked[queue] if each[4].state == QUEUED]
+                    heapq.heapify(key.parked[queue])
+            queue.dead = 0
+            self._look_at(queue)
+
+    def clear(self) -> None:
+        """Nothing that is queued will start: all of it has ended."""
+        for queue in self._queues.values():
+            for lane in queue.lanes.values():
+                lane.purge()
+            queue.line = []
+            queue.count = queue.dead = 0
+            self._look_at(queue)
+        self._count = 0
+        for key in self._keys.values():
+            key.parked.clear()
+
+    # ------------------------------------------------------------ what is next
+
+    def first(self, now: float) -> Task | None:
+        """What is to be offered next, if anything may be; it stays in line until `take`."""
+        if self._paused:
+            return None
+        if self._bucket is not None and not self._may_go(self._bucket, now):
+            return None
+        for queue in tuple(self._slowed):
+            if queue.free_at is None or queue.free_at <= now:
+                del self._slowed[queue]
+                self._look_at(queue)
+            else:
+                self._wake(queue.free_at)
+        while self._ready:
+            queue = self._turn or self._pick()
+            task = self._head(queue)
+            if task is None:
+                del self._ready[queue]
+            elif queue.bucket is not None and not self._may_go(queue.bucket, now):
+                queue.free_at = queue.bucket.free_at(now)
+                self._slowed[queue] = None
+                del self._ready[queue]
+            else:
+                self._turn = queue
+                return task
+            self._turn = None
+        return None
+
+    def take(self) -> None:
+        """What `first` has named is offered."""
+        queue, self._turn = self._turn, None
+        assert queue is not None
+        assert self._wheel is not None
+        self._take_head(queue)
+        queue.count -= 1
+        self._count -= 1
+        if queue in self._owed:
+            queue.owed -= 1
+            if not queue.owed:
+                del self._owed[queue]
+        else:
+            self._wheel.take()
+        self._look_at(queue)
+
+    def _may_go(self, bucket: Bucket, now: float) -> bool:
+        at = bucket.free_at(now)
+        if at > now:
+            # With all tokens out the answer depends on when the children claim, which no event tells.
+            self._wake(max(at, now + _LOOK_AGAIN) if bucket.unclaimed >= bucket.burst else at)
+        return at <= now
+
+    def _wake(self, at: float) -> None:
+        if self.wake_at is None or at < self.wake_at:
+            self.wake_at = at
+
+    def _pick(self) -> _Queue:
+        for queue in self._owed:
+            if queue in self._ready:
+                return queue
+        assert self._wheel is not None
+        return self._wheel.peek(self._ready)
+
+    def _head(self, queue: _Queue) -> Task | None:
+        """The first task of a queue that may start; those that may not are set aside."""
+        while queue.line:
+            task = queue.line[0].first()
+            if task.state != QUEUED:
+                self._take_head(queue)
+                queue.dead -= 1
+                continue
+            key = self._keys.get(task.concurrency_key)
+            if key is None or key.running < task.concurrency:
+                return task
+            rank = queue.line[0].rank
+            self._take_head(queue)
+            parked = key.parked.setdefault(queue, [])
+            heapq.heappush(parked, (rank, task.order, task.start, next(self._returns), task))
+        return None
+
+    def _take_head(self, queue: _Queue) -> None:
+        lane = queue.line[0]
+        lane.take()
+        if not lane:
+            heapq.heappop(queue.line)
+
+    def _look_at(self, queue: _Queue) -> None:
+        """Something has changed that says whether the queue may start tasks."""
+        if queue.may_start() and queue not in self._slowed:
+            if queue not in self._ready:
+                self._ready[queue] = None
+                self._turn = None
+        elif queue in self._ready:
+            del self._ready[queue]
+            self._turn = None
+
+    # ------------------------------------------------------------ offers
+
+    def may_wait(self, task: Task) -> bool:
+        """May it be offered to a child that is busy? Not if a limit counts it from the offer on."""
+        queue = self._queue(task.options.queue)
+        limits = (self._bucket, queue.bucket, queue.max_running)
+        return not task.concurrency_key and all(limit is None for limit in limits)
+
+    def is_rated(self, task: Task) -> bool:
+        """Is there a limit of starts per second for it?"""
+        return self._bucket is not None or self._queue(task.options.queue).bucket is not None
+
+    def offered(self, task: Task) -> None:
+        """An offer is out."""
+        queue = self._queue(task.options.queue)
+        queue.running += 1
+        buckets = [bucket for bucket in (self._bucket, queue.bucket) if bucket is not None]
+        if buckets:
+            self._unclaimed[task] = buckets
+            for bucket in buckets:
+                bucket.unclaimed += 1
+        name = task.concurrency_key
+        if name:
+            key = self._keys.get(name)
+            if key is None:
+                key = self._keys[name] = _Key()
+            key.running += 1
+            if key.running < task.concurrency:
+                self._unpark(key)
+        self._look_at(queue)
+
+    def unclaimed(self) -> tuple[Task, ...]:
+        """Offers of which it must be known when they are claimed."""
+        return tuple(self._unclaimed)
+
+    def claimed(self, task: Task, at: float) -> None:
+        """An offer was claimed then."""
+        for bucket in self._unclaimed.pop(task, ()):
+            bucket.unclaimed -= 1
+            bucket.started(at)
+        self._rate_changed(self._queue(task.options.queue))
+
+    def over(self, task: Task) -> None:
+        """An offer is over; if it was claimed, `claimed` was told."""
+        queue = self._queue(task.options.queue)
+        queue.running -= 1
+        if task in self._unclaimed:
+            for bucket in self._unclaimed.pop(task):
+                bucket.unclaimed -= 1
+            self._rate_changed(queue)
+        name = task.concurrency_key
+        if name:
+            key = self._keys[name]
+            key.running -= 1
+            self._unpark(key)
+            if not key.running and not key.parked:
+                del self._keys[name]
+        self._look_at(queue)
+
+    def _rate_changed(self, queue: _Queue) -> None:
+        queue.free_at = None  # to be asked anew
+
+    def _limits_changed(self, queue: _Queue) -> None:
+        self._slowed.pop(queue, None)
+        self._look_at(queue)
+
+    def _unpark(self, key: _Key) -> None:
+        """One more of this key may start: let the first one of each queue back in line."""
+        for queue, parked in list(key.parked.items()):
+            while parked:
+                rank, _, _, _, task = heapq.heappop(parked)
+                if task.state == QUEUED:
+                    self._put_early(queue.lane(rank), task)
+                    self._look_at(queue)
+                    break
+                queue.dead -= 1
+            if not parked:
+                del key.parked[queue]
+
+
+def _changed(bucket: Bucket | None, rate: float | None, burst: int, now: float) -> Bucket | None:
+    if rate is None:
+        return None
+    if bucket is None:
+        return Bucket(rate, burst, now)
+    bucket.change(rate, burst, now)
+    return bucket

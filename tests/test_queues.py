@@ -1,0 +1,351 @@
+"""The order of starts: whose turn it is, what is next in a queue, and how many may start."""
+
+import math
+from collections import Counter, deque
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from mpworker.supervisor.limiter import Bucket
+from mpworker.supervisor.queues import DEAD_MAX, Queues
+from mpworker.supervisor.registry import ENDED, OFFERED, QUEUED, DetailedTask, Task, TaskOptions
+from mpworker.supervisor.wheel import Wheel
+
+# ------------------------------------------------------------ whose turn it is
+
+WEIGHTS = st.lists(st.integers(1, 20), min_size=1, max_size=8)
+
+
+def bounds(weights: dict[int, int]) -> dict[int, int]:
+    """Starts of others that each may have to wait for."""
+    whole = sum(weights.values())
+    return {key: math.ceil(whole / weight) for key, weight in weights.items()}
+
+
+@given(WEIGHTS)
+def test_between_two_starts_of_a_queue_there_are_at_most_its_share_of_others(sizes: list[int]) -> None:
+    weights = dict(enumerate(sizes))
+    wheel = Wheel(weights, {})
+    last: dict[int, int] = {}
+    for slot in range(5 * sum(sizes)):
+        key = wheel.peek(weights)
+        wheel.take()
+        assert slot - last.get(key, slot) - 1 <= bounds(weights)[key]
+        last[key] = slot
+
+
+@given(WEIGHTS)
+def test_over_many_turns_each_queue_gets_its_weight(sizes: list[int]) -> None:
+    weights = dict(enumerate(sizes))
+    wheel = Wheel(weights, {})
+    starts: Counter[int] = Counter()
+    for _ in range(10 * sum(sizes)):
+        starts[wheel.peek(weights)] += 1
+        wheel.take()
+    assert all(abs(starts[key] - 10 * weight) <= 3 for key, weight in weights.items())
+
+
+@given(WEIGHTS, st.data())
+def test_a_queue_with_work_keeps_its_turns_though_others_come_and_go(sizes: list[int], data: st.DataObject) -> None:
+    weights = dict(enumerate(sizes))
+    wheel = Wheel(weights, {})
+    others = 0
+    for _ in range(3 * sum(sizes)):
+        ready = {0} | data.draw(st.sets(st.sampled_from(sorted(weights))))
+        key = wheel.peek(ready)
+        wheel.take()
+        assert key in ready
+        others = 0 if key == 0 else others + 1
+        assert others <= bounds(weights)[0]
+
+
+@given(WEIGHTS, WEIGHTS, st.integers(0, 60))
+def test_who_has_waited_goes_on_waiting_from_there_when_weights_change(
+    before: list[int], after: list[int], slots: int
+) -> None:
+    after = (after * len(before))[: len(before)]
+    wheel = Wheel(dict(enumerate(before)), {})
+    for _ in range(slots):
+        wheel.peek(range(len(before)))
+        wheel.take()
+    ages = wheel.ages()
+    wheel = Wheel(dict(enumerate(after)), ages)
+    firsts: dict[int, int] = {}
+    for slot in range(3 * sum(after)):
+        firsts.setdefault(wheel.peek(range(len(after))), slot)
+        wheel.take()
+    assert set(firsts) == set(range(len(after)))  # none is lost
+    assert all(firsts[key] <= bounds(dict(enumerate(after)))[key] + len(after) for key in firsts)
+
+
+def test_a_wheel_that_is_made_anew_at_each_start_starves_nobody() -> None:
+    weights = {"heavy": 5, "light": 1}
+    ages: dict[str, int] = {}
+    starts: Counter[str] = Counter()
+    for _ in range(60):
+        wheel = Wheel(weights, ages)
+        starts[wheel.peek(weights)] += 1
+        wheel.take()
+        ages = wheel.ages()
+    assert starts["light"] >= 60 // 7
+
+
+# ------------------------------------------------------------ how many may start
+
+
+@given(
+    rate=st.sampled_from([0.1, 0.5, 1.0, 3.0, 250.0]),
+    burst=st.integers(1, 6),
+    moves=st.lists(st.tuples(st.sampled_from(["wait", "offer", "claim", "revoke"]), st.floats(0, 2)), max_size=80),
+)
+def test_no_window_has_more_starts_than_the_bucket_allows(
+    rate: float, burst: int, moves: list[tuple[str, float]]
+) -> None:
+    bucket = Bucket(rate, burst, 0.0)
+    now = 0.0
+    starts: list[float] = []
+    for move, amount in moves:
+        if move == "wait":
+            now += amount / rate
+        elif move == "offer" and bucket.free_at(now) <= now:
+            bucket.unclaimed += 1
+        elif move == "claim" and bucket.unclaimed:
+            bucket.unclaimed -= 1
+            bucket.started(now)
+            starts.append(now)
+        elif move == "revoke" and bucket.unclaimed:
+            bucket.unclaimed -= 1
+    for index, begin in enumerate(starts):
+        for count, end in enumerate(starts[index:], start=1):
+            assert count <= burst + rate * (end - begin) + 1e-6
+
+
+@given(rate=st.floats(0.05, 1000), burst=st.integers(1, 10), steps=st.lists(st.floats(0.01, 3), max_size=60))
+def test_with_work_waiting_it_starts_no_fewer_than_that_less_one(rate: float, burst: int, steps: list[float]) -> None:
+    bucket = Bucket(rate, burst, 0.0)
+    starts = 0
+    for now in [0.0, *(sum(steps[: index + 1]) / rate for index in range(len(steps)))]:
+        while bucket.free_at(now) <= now:
+            bucket.unclaimed += 1
+            bucket.unclaimed -= 1
+            bucket.started(now)
+            starts += 1
+        # A step of less than a token's time loses nothing; a longer one cannot fill more than the bucket.
+        if all(step <= burst for step in steps):
+            assert starts >= burst + math.floor(rate * now + 1e-6) - 1
+
+
+def test_a_bucket_says_when_it_has_the_next_token() -> None:
+    bucket = Bucket(0.1, 1, 100.0)
+    assert bucket.free_at(100.0) <= 100.0
+    bucket.started(100.0)
+    assert bucket.free_at(100.0) == 110.0
+    bucket.change(1.0, 1, 105.0)  # half a token was there by then
+    assert bucket.free_at(105.0) == 105.5
+
+
+def test_while_all_tokens_are_out_it_says_when_one_may_be_back_at_the_earliest() -> None:
+    bucket = Bucket(2.0, 1, 0.0)
+    bucket.unclaimed = 1
+    assert bucket.free_at(7.0) == 7.5
+    bucket.unclaimed = 0
+    bucket.started(7.25)
+    assert bucket.free_at(7.25) == 7.75
+
+
+# ------------------------------------------------------------ what is next
+
+
+class Model:
+    """The same by brute force: a list, looked through from end to end."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Task, tuple[int, ...]]] = []
+        self.running: list[Task] = []
+        self.paused: set[str] = set()
+        self.max_running: dict[str, int | None] = {}
+
+    def may_start(self, task: Task) -> bool:
+        name = task.options.queue
+        of_queue = sum(each.options.queue == name for each in self.running)
+        of_key = sum(each.concurrency_key == task.concurrency_key for each in self.running)
+        limit = self.max_running.get(name)
+        return (
+            name not in self.paused
+            and (limit is None or of_queue < limit)
+            and (not task.concurrency_key or of_key < task.concurrency)
+        )
+
+    def firsts(self) -> dict[str, Task]:
+        """What each queue would start next."""
+        found: dict[str, Task] = {}
+        for task, _ in sorted(self.waiting, key=lambda each: each[1]):
+            if self.may_start(task):
+                found.setdefault(task.options.queue, task)
+        return found
+
+
+NAMES = ("default", "a", "b")
+OPTIONS = [
+    TaskOptions(queue=queue, priority=priority, weight=weight)
+    for queue in NAMES
+    for priority in (-1, 0)
+    for weight in (1, 4)
+]
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Tasks of all kinds come, are offered, come back and end; the model says each time what is next."""
+
+    @initialize(adopted=st.integers(0, 3))
+    def begin(self, adopted: int) -> None:
+        self.model = Model()
+        self.keys = 0
+        plain = next(each for each in OPTIONS if each.queue == "default" and not each.priority and each.weight == 1)
+        fifo = deque(self.make(plain, None) for _ in range(adopted))
+        self.queues = Queues(fifo)
+        self.offers: list[tuple[Task, tuple[int, ...]]] = []
+
+    def make(self, options: TaskOptions, key: tuple[str, int] | None) -> Task:
+        self.keys += 1
+        if key is None:
+            task = Task(self.keys, None, options, b"")
+        else:
+            task = DetailedTask(self.keys, None, options, b"")
+            task.concurrency_key, task.concurrency = key
+        self.model.waiting.append((task, (options.priority, -options.weight, self.keys)))
+        return task
+
+    @rule(
+        options=st.sampled_from(OPTIONS), key=st.sampled_from([None, None, ("x", 1), ("y", 2)]), count=st.integers(1, 4)
+    )
+    def submit(self, options: TaskOptions, key: tuple[str, int] | None, count: int) -> None:
+        for _ in range(count):
+            self.queues.append(self.make(options, key))
+
+    @rule(times=st.integers(1, 5))
+    def offer(self, times: int) -> None:
+        for _ in range(times):
+            task = self.queues.first(0.0)
+            firsts = self.model.firsts()
+            if task is None:
+                assert not firsts
+                return
+            assert firsts[task.options.queue] is task
+            self.queues.take()
+            task.state = OFFERED
+            self.queues.offered(task)
+            entry = next(each for each in self.model.waiting if each[0] is task)
+            self.model.waiting.remove(entry)
+            self.model.running.append(task)
+            self.offers.append(entry)
+
+    @precondition(lambda self: self.offers)
+    @rule(which=st.integers(0, 20), back=st.booleans())
+    def offer_ends(self, which: int, back: bool) -> None:
+        entry = self.offers.pop(which % len(self.offers))
+        task = entry[0]
+        self.model.running.remove(task)
+        self.queues.over(task)
+        if back:
+            task.state = QUEUED
+            self.queues.put_back(task)
+            self.model.waiting.append(entry)
+        else:
+            task.state = ENDED
+
+    @precondition(lambda self: self.model.waiting)
+    @rule(which=st.integers(0, 200))
+    def cancel(self, which: int) -> None:
+        task, _ = self.model.waiting.pop(which % len(self.model.waiting))
+        task.state = ENDED
+        self.queues.dropped(task)
+
+    @rule(name=st.sampled_from(NAMES), paused=st.booleans())
+    def pause(self, name: str, paused: bool) -> None:
+        self.queues.pause([name], paused)
+        (self.model.paused.add if paused else self.model.paused.discard)(name)
+
+    @rule(
+        name=st.sampled_from(NAMES),
+        weight=st.integers(1, 5),
+        limit=st.sampled_from([None, None, 1, 3]),
+    )
+    def configure(self, name: str, weight: int, limit: int | None) -> None:
+        self.queues.configure(name, weight, limit, None, 1, 0.0)
+        self.model.max_running[name] = limit
+
+    @invariant()
+    def counts_agree(self) -> None:
+        if hasattr(self, "model"):
+            assert len(self.queues) == len(self.model.waiting)
+            states: dict[str, dict[str, Any]] = self.queues.states()
+            for name, state in states.items():
+                assert state["queued"] == sum(task.options.queue == name for task, _ in self.model.waiting)
+                assert state["running"] == sum(task.options.queue == name for task in self.model.running)
+
+    def teardown(self) -> None:
+        """Whatever waits is started in the end, and nothing is left of it."""
+        if not hasattr(self, "model"):
+            return
+        for name in NAMES:
+            self.queues.configure(name, 1, None, None, 1, 0.0)
+            self.queues.pause([name], False)
+            self.model.max_running[name] = None
+        self.model.paused.clear()
+        while self.model.waiting or self.offers:
+            before = len(self.model.waiting)
+            self.offer(10)
+            assert self.offers or len(self.model.waiting) < before
+            while self.offers:
+                self.offer_ends(0, False)
+        assert self.queues.first(0.0) is None
+        assert not self.queues._keys
+        assert not self.queues._ready
+
+
+def test_what_is_next_is_what_a_list_says() -> None:
+    run_state_machine_as_test(AnyOrder, settings=settings(max_examples=150, stateful_step_count=60, deadline=None))
+
+
+def test_an_offer_that_comes_back_costs_its_queue_no_turn() -> None:
+    a, b = (TaskOptions(queue=name) for name in "ab")
+    queues = Queues(deque())
+    for key in range(6):
+        queues.append(Task(key, None, a if key % 2 else b, b""))
+    order = []
+    for step in range(6):
+        task = queues.first(0.0)
+        assert task is not None
+        queues.take()
+        queues.offered(task)
+        if step == 0:
+            queues.over(task)
+            queues.put_back(task)
+            again = queues.first(0.0)
+            assert again is task
+            queues.take()
+            queues.offered(task)
+        order.append(task.options.queue)
+    assert sorted(order[:2]) == sorted(order[2:4]) == sorted(order[4:]) == ["a", "b"]
+
+
+def test_tasks_that_end_in_line_do_not_stay_in_it() -> None:
+    queues = Queues(deque())
+    queues.pause(["a"], True)
+    options = TaskOptions(queue="a")
+    for key in range(20 * DEAD_MAX):
+        task = Task(key, None, options, b"")
+        queues.append(task)
+        task.state = ENDED
+        queues.dropped(task)
+    assert len(queues._queues["a"].lanes[0, -1]) <= 2 * DEAD_MAX
