@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mpworker import errors as errors
     from mpworker.context import TaskContext as TaskContext
     from mpworker.context import current as current
+    from mpworker.cron import CronRun as CronRun
+    from mpworker.cron import CronTask as CronTask
     from mpworker.future import TaskFuture as TaskFuture
     from mpworker.queues import QueueOptions as QueueOptions
     from mpworker.queues import QueueState as QueueState
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from mpworker.worker import TaskView as TaskView
 
 _HOMES = {
+    "CronRun": "mpworker.cron",
+    "CronTask": "mpworker.cron",
     "ProcessWorker": "mpworker.worker",
     "QueueOptions": "mpworker.queues",
     "QueueState": "mpworker.queues",
@@ -40,6 +44,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "CronRun",
+    "CronTask",
     "ProcessWorker",
     "QueueOptions",
     "QueueState",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _EXIT_SECONDS: Final = 10.0  # how long stop_now lets the supervisor clean up before it is killed
 _CALLBACK_SECONDS: Final = 1.0  # how long stop_now waits for the callbacks of what it cancelled
+_ANSWER_SECONDS: Final = 1.0  # how long a stop whose time is over waits for an answer
 _DRAIN: Final = json.dumps({"verb": "stop", "now": False}).encode()
 _ORDER: Final = ("queue", "priority", "weight")  # what is told only where it differs
 _PLAIN: Final = TaskDefaults()
@@ -116,6 +117,7 @@ class Client(Reader):
         self._reaping = False
         self.split: dict[Any, Any] = {}  # chunk: its map; has items to be sent one by one, for which a drain waits
         self._resending: list[tuple[int, int]] = []  # (thread, chunk) of those who do so
+        self.recurs = False  # a recurring task was registered
         self._cancels = False  # what has not begun shall not
         self.end: tuple[int, bytes] | None = None  # what became of all that was pending
         self._forgotten: deque[int] = deque()  # functions that the supervisor is still to be told of
@@ -225,7 +227,7 @@ class Client(Reader):
                 function_key = self.functions.key(function)
                 data = payload.dumps((args, kwargs) if function_key else (function, args, kwargs))
             except payload.Unserializable as error:
-                raise self._cannot_send(function, args, kwargs, error) from error
+                raise self.cannot_send(function, args, kwargs, error) from error
             key = next(self._keys)
             if len(pending) >= self._options.max_pending:
                 self.wait_for(self.when(lambda: len(pending) < self._options.max_pending or bool(self._closed)), None)
@@ -260,9 +262,10 @@ class Client(Reader):
         if self._closed:
             self._refuse()
 
-    def _cannot_send(
+    def cannot_send(
         self, function: object, args: Sequence[Any], kwargs: Mapping[str, Any], error: payload.Unserializable
     ) -> BaseException:
+        """The error of a call that cannot be pickled."""
         from mpworker import hints
 
         name = payload.name_of_callable(function)
@@ -487,8 +490,16 @@ class Client(Reader):
         if self.is_over():
             self._join_background(left())
         else:
+            self._cut_short = self._cut_short or self._cuts_a_run_short()
             self.stop_now()
         return self._all_finished()
+
+    def _cuts_a_run_short(self) -> bool:
+        """Is a run of a recurring task, which has no future, unfinished?"""
+        if not self.recurs:
+            return False
+        answer = self.request({"verb": "cron", "op": "unfinished"}, _ANSWER_SECONDS)
+        return bool(answer["unfinished"]) if answer is not None else not self.is_over()
 
     def _all_finished(self) -> bool:
         """Of what was accepted; it may have been though the time was over before all processes had gone."""

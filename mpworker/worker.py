@@ -27,6 +27,7 @@ from mpworker.options import (
     available_cores,
 )
 from mpworker.queues import check_burst, check_queues, check_rate
+from mpworker.recurring import CronView, CronWorker
 
 if TYPE_CHECKING:
     from mpworker.queues import QueueOptions
@@ -36,7 +37,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class TaskView(Executor):
+class TaskView(CronView, Executor):
     """A worker with other task options; made by `ProcessWorker.options`.
 
     It shares everything with its worker. Leaving a `with` block of it, or shutting it down, does nothing: the worker
@@ -205,7 +206,7 @@ class TaskView(Executor):
         """Nothing: the worker owns the processes."""
 
 
-class ProcessWorker(TaskView, Control):
+class ProcessWorker(TaskView, Control, CronWorker):
     """A pool of child processes that keeps its promises when they die: a `concurrent.futures.Executor`.
 
     A supervisor process of its own schedules the tasks. A child that crashes is replaced at once, and only the task

@@ -18,6 +18,8 @@ from mpworker.options import SizeOptions, TaskOptions
 REFERENCE = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
 
 NAMES = {
+    "CronRun",
+    "CronTask",
     "ProcessWorker",
     "QueueOptions",
     "QueueState",
@@ -33,11 +35,18 @@ NAMES = {
 VIEW = {
     "map": "(self, fn, /, *iterables, timeout=None, chunksize=None, buffersize=None, return_exceptions=False)",
     "options": "(self, **options)",
+    "register_cron_task": ("(self, name, spec, task, *, tz='UTC', overlap='skip', misfire='once', misfire_grace=60.0)"),
     "shutdown": "(self, wait=True, *, cancel_futures=False)",
     "submit": "(self, fn, /, *args, **kwargs)",
 }
 WORKER = VIEW | {
     "cancel_task": "(self, task_id)",
+    "cron_history": "(self, name)",
+    "cron_tasks": "(self)",
+    "pause_cron_task": "(self, name)",
+    "remove_cron_task": "(self, name)",
+    "resume_cron_task": "(self, name)",
+    "run_cron_task": "(self, name)",
     "pause": "(self, *queues)",
     "processes": "(self)",
     "queues": "(self)",
@@ -132,6 +141,13 @@ def test_the_retry_policy() -> None:
 def test_the_queues() -> None:
     assert signature(mpworker.QueueOptions) == "(*, weight=1, max_running=None, rate=None, burst=None)"
     assert signature(mpworker.QueueState) == "(weight, max_running, rate, burst, paused, queued, running)"
+
+
+def test_what_is_told_of_recurring_tasks() -> None:
+    assert signature(mpworker.CronTask) == (
+        "(name, spec, tz, overlap, misfire, next_at, paused, running, waiting, runs, skipped, missed)"
+    )
+    assert signature(mpworker.CronRun) == "(scheduled_at, started_at, ended_at, task_id, outcome, error)"
 
 
 def test_the_errors() -> None:

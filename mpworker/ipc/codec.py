@@ -94,6 +94,9 @@ MAX_CHUNK_ITEMS: Final = (1 << 16) - 1
 MAX_FUNCTIONS: Final = (1 << 24) - 1
 JUDGE_SHIFT: Final = 40
 TASK_MASK: Final = (1 << JUDGE_SHIFT) - 1
+CRON_KEYS: Final = 1 << (
+    JUDGE_SHIFT - 1
+)  # tasks from this number on are made by the supervisor; a client counts from 1
 MAX_SLOTS: Final = 256
 MAX_STREAMS: Final = STREAM >> STREAM_SHIFT
 # What the text of a report is cut to, in characters of each field, and what a whole report may then take beyond

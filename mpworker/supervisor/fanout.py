@@ -1,6 +1,7 @@
 """The client's side of the supervisor: what it sends comes in here, and outcomes go out."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from mpworker.ipc import codec
@@ -99,6 +100,15 @@ class ClientPort:
     def emit(self, task: Task, status: int, payload: bytes) -> None:
         """A task ended."""
         self.send(codec.RESULT, status, task.key, 0, 0, payload)
+
+    def divert(self, first_key: int, sink: Callable[[Task, int, bytes], None]) -> None:
+        """From this key on, outcomes of tasks are not the client's: they go to `sink`."""
+        emit = self.emit
+
+        def either(task: Task, status: int, payload: bytes) -> None:
+            (sink if task.key >= first_key else emit)(task, status, payload)
+
+        self.emit = either  # type: ignore[method-assign]  # where nothing is diverted, no task pays for the question
 
     def emit_items(self, task: Task, start: int, stop: int, status: int, payload: bytes, duration_ns: int) -> None:
         """A run of a chunk's items ended."""

@@ -11,7 +11,7 @@ import select
 import signal
 import time
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpworker.ipc import codec, frames
 from mpworker.ipc._native import RECORD_HEADER_BYTES
@@ -25,6 +25,9 @@ from mpworker.supervisor.leases import Leases
 from mpworker.supervisor.registry import DYING, READY
 from mpworker.supervisor.requests import Requests
 from mpworker.supervisor.scheduler import ProtocolViolation, Scheduler
+
+if TYPE_CHECKING:
+    from mpworker.supervisor.cron import CronDesk
 
 _CLIENT_BATCH = 256
 _CHILD_BATCH = 64
@@ -87,6 +90,7 @@ class Loop:
         self._nursery_served = False  # a child of it was ready
         self._nursery_error = ""  # what it could not have
         self._requests = Requests(self)
+        self.cron: CronDesk | None = None  # not before somebody asks for it
         self._epoll = select.epoll()
         self._handlers: dict[int, Any] = {}
         self._client_batch: list[Record] = []
@@ -114,7 +118,10 @@ class Loop:
                     handler = self._handlers.get(fd)
                     if handler is not None:
                         handler()
-                look_at = time.monotonic() + _LOOK_EVERY
+                now = time.monotonic()
+                look_at = now + _LOOK_EVERY
+                if self.cron is not None:
+                    self.cron.look(now)
             for bell in bells:
                 bell.disarm()
 
@@ -174,7 +181,8 @@ class Loop:
         return found
 
     def _timeout(self) -> float:
-        own = (self._exit_at, self._spawn_at, self._nursery_lease.next_at)
+        cron_at = self.cron.look_at if self.cron is not None else None
+        own = (self._exit_at, self._spawn_at, self._nursery_lease.next_at, cron_at)
         times = [at for at in (self.scheduler.next_timer(), *own) if at is not None]
         return max(0.0, min(times) - time.monotonic()) if times else -1.0
 
@@ -452,6 +460,8 @@ class Loop:
     def stop(self, now: bool) -> None:
         """End at once, or when all that was accepted has ended."""
         self._stopping = _NOW if now else _DRAIN
+        if self.cron is not None:
+            self.cron.close(waiting=True)
         self.scheduler.resume_all()  # what was accepted is finished, paused or not
 
     def _ending(self) -> bool:
@@ -463,6 +473,8 @@ class Loop:
         children = self.world.by_number.values()
         if self._exit_at is None:
             if self.scheduler.unfinished() or self.world.splits or self.world.outbox.waiting:
+                return
+            if self.cron is not None and self.cron.unfinished():
                 return
             self._exit_at = now + self._exit_grace
             for child in children:

@@ -30,6 +30,8 @@ def _resent(loop: "Loop", message: Message) -> Message:
 
 
 def _cancel_unstarted(loop: "Loop", message: Message) -> Message:
+    if loop.cron is not None:
+        loop.cron.close(waiting=False)
     loop.scheduler.cancel_unstarted()
     return {}
 
@@ -79,6 +81,14 @@ def _queues(loop: "Loop", message: Message) -> Message:
     return loop.scheduler.queue_states()
 
 
+def _cron(loop: "Loop", message: Message) -> Message:
+    if loop.cron is None:
+        from mpworker.supervisor.cron import CronDesk
+
+        loop.cron = CronDesk(loop.world, loop.scheduler.submitted)
+    return loop.cron.request(message)
+
+
 VERBS: dict[str, Callable[["Loop", Message], Message]] = {
     "cancel": _cancel,
     "resent": _resent,
@@ -91,6 +101,7 @@ VERBS: dict[str, Callable[["Loop", Message], Message]] = {
     "pause": _pause,
     "resume": _resume,
     "queues": _queues,
+    "cron": _cron,
 }
 # Answered at the end of the turn, when what came before them has been offered.
 _AFTERWARDS = ("children", "queues")
