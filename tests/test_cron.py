@@ -1,5 +1,6 @@
 """Recurring tasks of a real pool: they run, they are listed, and they end with it."""
 
+import atexit
 import functools
 import itertools
 import os
@@ -103,6 +104,16 @@ def test_it_runs_again_and_again_beside_other_tasks(pool: ProcessWorker, name: s
         assert run.scheduled_at.utcoffset() == timedelta(hours=9)
     steps = [(b.scheduled_at - a.scheduled_at).total_seconds() / 0.02 for a, b in itertools.pairwise(found)]
     assert all(step == pytest.approx(round(step), abs=0.01) for step in steps), "it drifts"
+
+
+def test_it_runs_though_nobody_asks(gate: Gate) -> None:
+    worker = ProcessWorker(n=1)
+    worker.submit(pooljobs.pid).result(GUARD)
+    worker.register_cron_task("it", "@every 50ms", hold(gate))
+    for _ in range(3):
+        gate.wait_begun()
+        gate.release()
+    worker.stop_now()
 
 
 def test_a_line_with_seconds_runs_at_whole_seconds(pool: ProcessWorker, name: str) -> None:
@@ -295,8 +306,11 @@ def test_a_drain_finishes_what_has_begun_and_what_waits_and_begins_nothing_else(
         worker.shutdown(wait=False)
         with pytest.raises(WorkerStopped):
             worker.register_cron_task("late", NEVER, pooljobs.pid)
+        eventually(lambda: listed(worker, "it").next_at is None)
+        assert not worker.run_cron_task("it")
         gate.release()
         gate.wait_begun()
+        assert (listed(worker, "it").waiting, listed(worker, "it").runs) == (0, 2)
         gate.release()
     assert lines(tmp_path / "ended") == ["it", "it"]
     assert not gate.begun()
@@ -310,6 +324,14 @@ def test_a_stop_that_cuts_a_run_short_says_so(gate: Gate) -> None:
         if held:
             gate.wait_begun()
         assert worker.stop_graceful(timeout=0.3 if held else GUARD) is not held
+
+
+def test_a_stop_whose_time_is_over_when_all_runs_have_ended_says_so() -> None:
+    worker = ProcessWorker(n=1, grace=GUARD)
+    worker.register_cron_task("it", NEVER, functools.partial(atexit.register, time.sleep, GUARD))
+    worker.run_cron_task("it")
+    assert runs(worker, "it", 1)[0].outcome == "completed"
+    assert worker.stop_graceful(timeout=0.5)
 
 
 def test_what_waits_is_cancelled_with_the_futures(gate: Gate) -> None:
@@ -364,6 +386,19 @@ def test_a_time_zone_travels_with_its_file() -> None:
     assert _zone("UTC", "") is UTC
 
 
+def _hide_tzdata(monkeypatch: pytest.MonkeyPatch) -> None:
+    zoneinfo.ZoneInfo.clear_cache()
+    for module in ["tzdata", *(module for module in sys.modules if module.startswith("tzdata."))]:
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+def test_those_of_the_system_need_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not any(Path(folder, "Europe/Berlin").is_file() for folder in zoneinfo.TZPATH):
+        pytest.skip("this system has none")
+    _hide_tzdata(monkeypatch)
+    assert cron.read_zone("Europe/Berlin")["tzif"]
+
+
 def test_where_the_system_has_no_time_zones_those_of_the_package_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     told = cron.read_zone("America/Argentina/Ushuaia")
     zoneinfo.ZoneInfo.clear_cache()
@@ -373,9 +408,7 @@ def test_where_the_system_has_no_time_zones_those_of_the_package_are_taken(monke
         assert of_package["tz"] == told["tz"]
         zone = _zone(of_package["tz"], of_package["tzif"])
         assert datetime(2026, 1, 1, tzinfo=zone).utcoffset() == timedelta(hours=-3)
-        zoneinfo.ZoneInfo.clear_cache()
-        for module in [module for module in sys.modules if module.partition(".")[0] == "tzdata"]:
-            monkeypatch.setitem(sys.modules, module, None)
+        _hide_tzdata(monkeypatch)
         with pytest.raises(ConfigurationError, match="the package tzdata has one"):
             cron.read_zone("America/Argentina/Ushuaia")
         assert cron.read_zone("UTC")["tz"] == "UTC"

@@ -287,6 +287,35 @@ def test_what_follows_the_clock_goes_on_after_a_step_back() -> None:
     assert scheduled(entry) == [each * MINUTE for each in (10, 20, 30, 20, 30)]
 
 
+def test_nothing_is_left_out_between_a_step_back_and_the_next_look() -> None:
+    world = World()
+    entry = world.add("*/10 * * * *")
+    world.sleep(10 * MINUTE + 10)
+    world.wall -= 2 * MINUTE - 105
+    world.sleep(5)
+    world.wall -= 105
+    world.away(timetable.LOOK_EVERY - 10)
+    world.sleep(2 * MINUTE)
+    assert scheduled(entry) == [10 * MINUTE, 10 * MINUTE]
+
+
+def test_a_step_back_while_nothing_is_due_is_none_for_what_comes_later() -> None:
+    for again in ("resume", "add"):
+        world = World()
+        entry = world.add("*/10 * * * *")
+        world.look()
+        world.table.pause("it", world.now)
+        world.wall -= DAY
+        world.sleep(9 * MINUTE + 59)
+        if again == "resume":
+            world.table.resume("it", world.now)
+        else:
+            entry = world.add("*/10 * * * *", name="new")
+        world.away(1.5)
+        world.sleep(0)
+        assert scheduled(entry) == [10 * MINUTE - DAY]
+
+
 def test_a_correction_of_the_clock_is_no_step_back() -> None:
     world = World()
     entry = world.add("*/10 * * * *")
@@ -326,6 +355,7 @@ def test_no_interval_goes_by_the_wall_clock() -> None:
 def test_a_pause_is_no_time_that_was_missed() -> None:
     world = World()
     entry = world.add("*/10 * * * *", overlap="queue")
+    world.add("@every 1m", name="other")  # for which the loop looks
     world.sleep(20 * MINUTE, end=False)
     assert len(entry.waiting) == 1
     world.table.pause("it", world.now)

@@ -129,13 +129,14 @@ class Timetable:
         self._keys = itertools.count(first_key)
         self._running: dict[int, Entry] = {}
         self._started: list[Start] = []  # not told yet
-        self._ahead = 0.0  # of the monotonic clock the wall clock was at the last look, in seconds
+        self._seen: Now | None = None  # when the clocks were compared last
         self._closed = False
 
     # ------------------------------------------------------------ what is asked of it
 
     def add(self, name: str, work: object, schedule: Schedule, rules: Rules, now: Now) -> None:
         """A new entry; its name is not in `entries`."""
+        self._compare_clocks(now)
         entry = self.entries[name] = Entry(work, schedule, rules)
         entry.due = schedule.next_after(_clock(entry, now))
         self._arm(now)
@@ -158,6 +159,7 @@ class Timetable:
         """Go on with the first time after now."""
         entry = self.entries[name]
         if entry.paused:
+            self._compare_clocks(now)
             entry.paused = False
             entry.due = entry.schedule.next_after(_clock(entry, now))
             self._arm(now)
@@ -204,22 +206,24 @@ class Timetable:
 
     def look(self, now: Now) -> list[Start]:
         """What is due: the runs that begin."""
-        ahead = now.wall - now.monotonic
-        step, self._ahead = ahead - self._ahead, ahead
+        self._compare_clocks(now)
         for entry in self.entries.values():
-            if entry.paused or self._closed:
-                continue
-            if step < -STEP_MIN and not entry.schedule.elapsed:
-                self._set_back(entry, step, now)
-            if entry.due is not None and entry.due <= _clock(entry, now):
+            if entry.due is not None and entry.due <= _clock(entry, now) and not (entry.paused or self._closed):
                 self._look_at(entry, now)
         started, self._started = self._started, []
         self._arm(now)
         return started
 
-    def _set_back(self, entry: Entry, step: float, now: Now) -> None:
-        if not entry.schedule.fixed or step < -STEP_MAX:
-            entry.due = entry.schedule.next_after(now.wall)
+    def _compare_clocks(self, now: Now) -> None:
+        """Has the wall clock been set back? Then some are due again."""
+        seen, self._seen = self._seen or now, now
+        passed = now.monotonic - seen.monotonic
+        earliest = now.wall - passed  # that it can have shown since
+        step = seen.wall - earliest
+        if step > STEP_MIN:
+            for entry in self.entries.values():
+                if not entry.schedule.elapsed and (step > STEP_MAX or not entry.schedule.fixed):
+                    entry.due = entry.schedule.next_after(earliest)
 
     def _look_at(self, entry: Entry, now: Now) -> None:
         clock = _clock(entry, now)
