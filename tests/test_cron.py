@@ -107,7 +107,7 @@ def test_it_runs_again_and_again_beside_other_tasks(pool: ProcessWorker, name: s
 
 
 def test_it_runs_though_nobody_asks(gate: Gate) -> None:
-    worker = ProcessWorker(n=1)
+    worker = ProcessWorker(n=1, lease_ttl=10 * GUARD)  # else a look at the leases wakes the loop, too
     worker.submit(pooljobs.pid).result(GUARD)
     worker.register_cron_task("it", "@every 50ms", hold(gate))
     for _ in range(3):
