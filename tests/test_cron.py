@@ -164,6 +164,17 @@ def test_a_run_has_the_options_of_the_view(pool: ProcessWorker, name: str, tmp_p
     assert lines(tmp_path / "attempts") == ["1", "2", "3"]
 
 
+def test_a_run_waits_in_the_queue_of_the_view(pool: ProcessWorker, name: str) -> None:
+    pool.options(queue="reports").register_cron_task(name, NEVER, pooljobs.pid)
+    pool.pause("reports")
+    assert pool.run_cron_task(name)
+    eventually(lambda: pool.queues()["reports"].queued == 1)
+    assert pool.submit(pooljobs.square, 3).result(GUARD) == 9
+    assert listed(pool, name).running
+    pool.resume("reports")
+    assert runs(pool, name, 1)[0].outcome == "completed"
+
+
 def test_a_large_task_goes_in_parts(pool: ProcessWorker, name: str, tmp_path: Path) -> None:
     data = os.urandom(5_000_000)
     pool.register_cron_task(name, NEVER, lambda: pooljobs.note(str(tmp_path / "sum"), sum(data)))
