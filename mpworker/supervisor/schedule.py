@@ -120,19 +120,19 @@ class Calendar:
 
     def next_after(self, at: float) -> float | None:
         """See `Schedule`. The times are whole seconds."""
-        first = math.floor(at) + 1
-        return self._next_fixed(first) if self.fixed else self._next_running(first)
+        second = math.floor(at)
+        return self._next_fixed(second) if self.fixed else self._next_running(second + 1)
 
-    def _next_fixed(self, first: int) -> int | None:
-        local = self._local(first)
-        time = local.replace(tzinfo=None)
+    def _next_fixed(self, at: int) -> int | None:
+        local = self._local(at)
         if local.fold:  # whatever is due in the second pass was due in the first
-            time = self._end_of_fold(local, first)
+            time = self._end_of_fold(local, at)
+        else:  # not that of the next second, which may be at the end of a gap: what is in that is due then
+            time = local.replace(tzinfo=None) + _SECOND
         found = self._match(time)
         return None if found is None else self._instant(found)
 
-    def _next_running(self, first: int) -> int | None:
-        at = first
+    def _next_running(self, at: int) -> int | None:
         while True:
             offset = self._offset(at)
             found = self._match(self._local(at).replace(tzinfo=None, fold=0))
