@@ -116,6 +116,9 @@ def _crashed(report: dict[str, Any], subject: str) -> BaseException:
 def _timed_out(report: dict[str, Any], subject: str) -> BaseException:
     stack = json.loads(report["interrupted"])["stack"] if report["interrupted"] else ""
     how = "; it did not react to the interrupt and its child was killed" if report["killed"] else ""
+    if report["timeout"] is None:
+        began = f" {_attempt(report)}" if "attempt" in report else ""
+        return TaskTimeout(f"{subject} had not ended at its deadline{began}{how}", stack)
     return TaskTimeout(f"{subject} ran for over {report['timeout']:g} s {_attempt(report)}{how}", stack)
 
 

@@ -2,11 +2,15 @@
 
 import base64
 from collections.abc import Callable
-from datetime import tzinfo
+from dataclasses import replace
+from datetime import datetime, tzinfo
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mpworker.checks import check_seconds
 from mpworker.errors import ConfigurationError, InvalidArgument, TaskNotFound
+from mpworker.options import TaskDefaults
+from mpworker.task import Task, checked_metadata
 
 if TYPE_CHECKING:
     from mpworker.client import Client
@@ -20,22 +24,23 @@ class CronView:
     """The verb that goes by task options, and so belongs to each view of a worker."""
 
     _client: "Client"
-    _options_key: int
+    _defaults: TaskDefaults
 
     def register_cron_task(
         self,
         name: str,
         spec: str,
-        task: Callable[[], object],
+        task: Callable[[], object] | Task[Any],
         *,
         tz: str | tzinfo = "UTC",
         overlap: Overlap = "skip",
         misfire: Misfire = "once",
         misfire_grace: float = 60.0,
     ) -> None:
-        """Have a child call `task()` again and again, until the worker stops.
+        """Have a child call `task()`, or carry out a `Task`, again and again, until the worker stops.
 
-        Each run is a task with the options of this view: `w.options(timeout=60, retries=2).register_cron_task(...)`.
+        Each run is a task with the options of this view: `w.options(timeout=60, retries=2).register_cron_task(...)`,
+        or those that the `Task` says, whose `deadline` counts from the start of each run.
         How it ended is in `cron_history`; there is no future, and what `task` returns is dropped. It is pickled once,
         now.
 
@@ -52,7 +57,8 @@ class CronView:
             name: What it is called in all other verbs, at most 200 characters.
             spec: A line such as `"30 2 * * MON-FRI"`, `"@every 1m30s"` (from 10 ms to 366 days, counted from now), or
                 one of `@hourly`, `@daily`, `@midnight`, `@weekly`, `@monthly`, `@yearly` and `@annually`.
-            task: Called in a child, without arguments; `functools.partial(f, x)` has some.
+            task: Called in a child, without arguments; or a `Task`, with arguments, and without an `id`, a `run_at`,
+                an `idempotency_key` or a moment as `deadline`, since each run is a task of its own.
             tz: The time zone that the line goes by: a name such as `"Europe/Berlin"`, or a `zoneinfo.ZoneInfo`.
             overlap: What is due while a run is unfinished is left out (`"skip"`), or waits until that has ended
                 (`"queue"`): one run, and others are left out.
@@ -80,19 +86,26 @@ class CronView:
         from mpworker.ipc import payload
 
         _check_name(name)
-        if not callable(task):
-            raise InvalidArgument(f"register_cron_task needs a callable without arguments, not {task!r}")
-        refuse_asynchronous(task)
+        if not isinstance(task, Task) and not callable(task):
+            raise InvalidArgument(f"register_cron_task needs a callable without arguments, or a Task, not {task!r}")
+        own = task.options() if isinstance(task, Task) else {}
+        task = _each_run(task)
+        refuse_asynchronous(task.fn)
         _check_choice("overlap", overlap, get_args(Overlap))
         _check_choice("misfire", misfire, get_args(Misfire))
         grace = check_seconds("misfire_grace", misfire_grace, zero=True)
         due, zone = cron.read_spec(spec), cron.read_zone(tz)
         client = self._client
         client.refuse_if_closed()
+        bound = partial(task.fn, *task.args, **task.kwargs) if task.args or task.kwargs else task.fn
         try:
-            data = payload.dumps((call, (task,), {}))
+            data = payload.dumps((call, (bound,), {}))
         except payload.Unserializable as error:
-            raise client.cannot_send(task, (), {}, error) from error
+            raise client.cannot_send(task.fn, task.args, task.kwargs, error) from error
+        options, shared = client.say_options(replace(self._defaults, **own))
+        said = dict(shared or {}, name=task.name or name)
+        if task.metadata:
+            said["metadata"] = checked_metadata(task.metadata)
         client.recurs = True
         _ask(
             client,
@@ -102,7 +115,9 @@ class CronView:
             due=due,
             **zone,
             call=base64.b64encode(data).decode(),
-            options=self._options_key,
+            options=options,
+            said=said,
+            deadline=task.deadline,
             rules={"overlap": overlap, "misfire": misfire, "grace": grace},
         )
 
@@ -255,3 +270,17 @@ def _ask(client: "Client", op: str, name: str | None = None, **fields: Any) -> d
         names = ", ".join(map(repr, answer["names"])) + (", ..." if answer["more"] else "")
         raise TaskNotFound(f"no cron task is called {name!r}; there is {names or 'none at all'}")
     return answer
+
+
+def _each_run(task: "Callable[[], object] | Task[Any]") -> Task[Any]:
+    """The task that each run is."""
+    if not isinstance(task, Task):
+        return Task(task)
+    for name in ("id", "run_at", "idempotency_key"):
+        if getattr(task, name) is not None:
+            raise ConfigurationError(
+                f"each run is a task of its own, so there can be no {name}={getattr(task, name)!r}"
+            )
+    if isinstance(task.deadline, datetime):
+        raise ConfigurationError(f"deadline must be seconds from the start of each run, not {task.deadline!r}")
+    return task

@@ -109,7 +109,10 @@ def test_a_ring_of_a_size_that_is_no_power_of_two() -> None:
         refuse(ProcessWorker, **{option: 5000}, says=[option, "power of two", "5000"])
 
 
-OF_TASKS = "options() takes timeout, retries, crash_retries, retry_policy, queue, priority, weight"
+OF_TASKS = (
+    "options() takes timeout, retries, crash_retries, retry_policy, queue, priority, weight, "
+    "concurrency_key, concurrency"
+)
 
 
 def test_an_unknown_option_names_those_that_this_call_takes(pool: ProcessWorker) -> None:

@@ -175,6 +175,72 @@ def test_a_run_waits_in_the_queue_of_the_view(pool: ProcessWorker, name: str) ->
     assert runs(pool, name, 1)[0].outcome == "completed"
 
 
+def tell(path: Path, value: object) -> None:
+    context = mpworker.current()
+    assert context is not None
+    remaining = context.remaining()
+    path.write_text(f"{value} {dict(context.metadata)} {remaining is not None and 0 < remaining <= 60}")
+
+
+def test_a_run_carries_out_a_task(pool: ProcessWorker, name: str, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    task = mpworker.Task(tell, (told, 7), queue="reports", deadline=60.0, metadata={"case": 1}, name="teller")
+    pool.options(queue="others").register_cron_task(name, NEVER, task)
+    pool.run_cron_task(name)
+    (run,) = runs(pool, name, 1)
+    assert (run.outcome, told.read_text()) == ("completed", "7 {'case': 1} True")
+    assert run.task_id
+    info = pool.get_task(run.task_id)
+    assert (info.name, info.queue, info.status, info.metadata) == ("teller", "reports", "completed", {"case": 1})
+
+
+def test_a_run_is_cancelled_by_its_id(pool: ProcessWorker, name: str, gate: Gate) -> None:
+    pool.register_cron_task(name, NEVER, hold(gate))
+    pool.run_cron_task(name)
+    gate.wait_begun()
+    task_id = pool.cron_history(name)[0].task_id
+    assert pool.cancel_task(task_id)
+    assert runs(pool, name, 1)[0].outcome == "cancelled"
+    assert not pool.cancel_task(task_id)
+
+
+def test_the_deadline_of_a_run_counts_from_its_start(pool: ProcessWorker, name: str) -> None:
+    pool.pause("late")
+    pool.register_cron_task(name, NEVER, mpworker.Task(pooljobs.pid, queue="late", deadline=0.05))
+    pool.run_cron_task(name)
+    (run,) = runs(pool, name, 1)
+    assert run.outcome == "timed_out"
+
+
+def test_the_runs_of_one_concurrency_key_are_alone_with_it(pool: ProcessWorker, name: str, gate: Gate) -> None:
+    alone = pool.options(concurrency_key="it")
+    held = alone.submit(hold(gate))
+    gate.wait_begun()
+    alone.register_cron_task(name, NEVER, pooljobs.pid)
+    pool.run_cron_task(name)
+    assert pool.submit(pooljobs.pid).result()  # there is a child for it
+    assert pool.get_tasks(status="queued")[0].name == name
+    gate.release()
+    held.result()
+    assert runs(pool, name, 1)[0].outcome == "completed"
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"id": "mine"}, "no id='mine'"),
+        ({"run_at": 3.0}, "no run_at=3.0"),
+        ({"idempotency_key": "k"}, "no idempotency_key='k'"),
+        ({"deadline": datetime(2100, 1, 1, tzinfo=UTC)}, "deadline must be seconds from the start of each run"),
+    ],
+)
+def test_what_belongs_to_one_task_cannot_belong_to_each_run(
+    pool: ProcessWorker, name: str, said: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        pool.register_cron_task(name, NEVER, mpworker.Task(pooljobs.pid, **said))
+
+
 def test_a_large_task_goes_in_parts(pool: ProcessWorker, name: str, tmp_path: Path) -> None:
     data = os.urandom(5_000_000)
     pool.register_cron_task(name, NEVER, lambda: pooljobs.note(str(tmp_path / "sum"), sum(data)))

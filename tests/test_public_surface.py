@@ -20,12 +20,18 @@ REFERENCE = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
 NAMES = {
     "CronRun",
     "CronTask",
+    "AttemptInfo",
+    "Metrics",
     "ProcessWorker",
     "QueueOptions",
     "QueueState",
+    "Retention",
     "RetryPolicy",
+    "Task",
     "TaskContext",
     "TaskFuture",
+    "TaskInfo",
+    "TaskStatus",
     "TaskView",
     "__version__",
     "current",
@@ -40,6 +46,7 @@ VIEW = {
     "submit": "(self, fn, /, *args, **kwargs)",
 }
 WORKER = VIEW | {
+    "cancel_all": "(self)",
     "cancel_task": "(self, task_id)",
     "cron_history": "(self, name)",
     "cron_tasks": "(self)",
@@ -47,19 +54,30 @@ WORKER = VIEW | {
     "remove_cron_task": "(self, name)",
     "resume_cron_task": "(self, name)",
     "run_cron_task": "(self, name)",
+    "execute_task": "(self, task, timeout=None)",
+    "get_task": "(self, task_id)",
+    "get_tasks": "(self, *, status=None, queue=None, limit=100)",
+    "metrics": "(self)",
     "pause": "(self, *queues)",
     "processes": "(self)",
     "queues": "(self)",
+    "register_task": "(self, task)",
+    "register_task_after": "(self, delay, task)",
+    "register_task_at": "(self, when, task)",
+    "register_tasks": "(self, *tasks)",
     "resume": "(self, *queues)",
+    "retry_task": "(self, task_id)",
     "set_queue": "(self, name, **options)",
     "set_rate": "(self, rate, burst=None)",
+    "set_retention": "(self, retention)",
+    "wait": "(self, timeout=None)",
     "stop_graceful": "(self, timeout=None)",
     "stop_now": "(self)",
 }
 WORKER_INIT = (
     "(self, n=None, *, timeout=None, grace=5.0, retries=0, crash_retries=None, retry_policy=None, preload=(), "
-    "initializer=None, initargs=(), max_pending=1000000, queues=None, unknown_queues='create', rate=None, "
-    "burst=None, lease_ttl=10.0, start_timeout=60.0, kill_timeout=10.0, "
+    "initializer=None, initargs=(), max_pending=1000000, submit_timeout=None, queues=None, unknown_queues='create', "
+    "rate=None, burst=None, retention=None, lease_ttl=10.0, start_timeout=60.0, kill_timeout=10.0, "
     "python=None, **others)"
 )
 FUTURE = {
@@ -78,6 +96,8 @@ ERRORS: dict[str, tuple[str, str, set[str]]] = {
     "ConfigurationError": ("ValueError", "", set()),
     "InvalidArgument": ("ConfigurationError TypeError", "", set()),
     "TaskNotFound": ("KeyError", "", set()),
+    "DuplicateTask": ("ValueError", "", set()),
+    "QueueFull": ("MPWorkerError", "", set()),
     "WorkerStopped": ("RuntimeError", "", set()),
     "SerializationError": ("MPWorkerError", "", set()),
     "TaskTimeout": ("TimeoutError", "(self, message='', stack='')", {"stack"}),
@@ -128,8 +148,8 @@ def test_the_future() -> None:
 
 def test_what_a_task_may_ask() -> None:
     assert signature(mpworker.current) == "()"
-    assert signature(mpworker.TaskContext) == "(task_id, attempt)"
-    assert methods(mpworker.TaskContext) == {}
+    assert signature(mpworker.TaskContext) == "(task_id, attempt, deadline=None, metadata=<factory>)"
+    assert methods(mpworker.TaskContext) == {"remaining": "(self)"}
 
 
 def test_the_retry_policy() -> None:
@@ -148,6 +168,26 @@ def test_what_is_told_of_recurring_tasks() -> None:
         "(name, spec, tz, overlap, misfire, next_at, paused, running, waiting, runs, skipped, missed)"
     )
     assert signature(mpworker.CronRun) == "(scheduled_at, started_at, ended_at, task_id, outcome, error)"
+
+
+def test_tasks_as_objects() -> None:
+    fields = [name for name in signature(mpworker.Task)[1:-1].split(", ") if name != "*"]
+    assert fields == [
+        *("fn", "args=()", "kwargs=<factory>", "id=None", "name=''", "queue='default'", "priority=0", "weight=1"),
+        *("timeout=Ellipsis", "deadline=None", "retries=Ellipsis", "crash_retries=Ellipsis", "retry_policy=Ellipsis"),
+        *("run_at=None", "concurrency_key=''", "concurrency=1", "idempotency_key=None", "fingerprint=None"),
+        "metadata=<factory>",
+    ]
+    assert signature(mpworker.TaskInfo) == (
+        "(task_id, name, status, queue, priority, weight, attempts, run_at, deadline, metadata, retry_of, future)"
+    )
+    assert signature(mpworker.AttemptInfo) == "(status, pid, started_at, ended_at, cause='')"
+    assert [status.value for status in mpworker.TaskStatus] == [
+        *("scheduled", "queued", "running", "completed", "failed", "cancelled", "timed_out")
+    ]
+    assert signature(mpworker.Retention) == (
+        "(*, ttl=None, max_entries=1000, max_bytes=67108864, results=False, cleanup_interval=1.0)"
+    )
 
 
 def test_the_errors() -> None:

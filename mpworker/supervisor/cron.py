@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from typing import Any, Final
 
-from mpworker.ipc import codec
+from mpworker.ipc import codec, details
 from mpworker.supervisor.fanout import ClientPort
-from mpworker.supervisor.registry import Task
+from mpworker.supervisor.registry import DetailedTask, Task
 from mpworker.supervisor.schedule import Calendar, Every, Schedule
 from mpworker.supervisor.timetable import ENTRIES_MAX, Entry, Now, Rules, Run, Timetable
 
@@ -28,10 +28,14 @@ class _Work:
     Attributes:
         call: The pickle of the call, as in a SUBMIT record without a function.
         options: The number of its options.
+        said: What it says beyond them: see `mpworker.ipc.details`.
+        deadline: Seconds from its start as a task; None for none.
     """
 
     call: bytes
     options: int
+    said: dict[str, Any]
+    deadline: float | None
     spec: str
     tz: str
 
@@ -48,7 +52,7 @@ class CronDesk:
         submit: Takes a task in.
     """
 
-    def __init__(self, world: ClientPort, submit: Callable[[Task], None]) -> None:
+    def __init__(self, world: ClientPort, submit: Callable[[DetailedTask], None]) -> None:
         self._world = world
         self._submit = submit
         self._table = Timetable(codec.CRON_KEYS)
@@ -65,7 +69,9 @@ class CronDesk:
             for start in self._table.look(_now()):
                 work = start.work
                 assert isinstance(work, _Work)
-                self._submit(self._world.task(0, start.key, 0, work.options, work.call))
+                said = work.said if work.deadline is None else work.said | {"deadline": now + work.deadline}
+                call = details.pack(said, work.call)
+                self._submit(self._world.detailed(codec.SUBMIT, codec.DETAILED, start.key, 0, work.options, call))
 
     def _ended(self, task: Task, status: int, report: bytes) -> None:
         self._table.ended(task.key, status, b"" if status == codec.OK else report, _now())
@@ -112,7 +118,8 @@ class CronDesk:
         now = _now()
         due, zone = message["due"], _zone(message["tz"], message["tzif"])
         schedule: Schedule = Every(due["every"], now.monotonic) if "every" in due else _calendar(due, zone)
-        work = _Work(base64.b64decode(message["call"]), message["options"], message["spec"], message["tz"])
+        what = {name: message[name] for name in ("options", "said", "deadline", "spec", "tz")}
+        work = _Work(base64.b64decode(message["call"]), **what)
         self._table.add(name, work, schedule, Rules(**message["rules"]), now)
         return {}
 

@@ -20,6 +20,7 @@ from mpworker.ipc.codec import Record
 from mpworker.ipc.limits import explained
 from mpworker.ipc.ring import RingCorrupt
 from mpworker.supervisor.children import Child, Children
+from mpworker.supervisor.describe import Describer
 from mpworker.supervisor.fanout import ClientPort
 from mpworker.supervisor.leases import Leases
 from mpworker.supervisor.registry import DYING, READY
@@ -91,6 +92,7 @@ class Loop:
         self._nursery_error = ""  # what it could not have
         self._requests = Requests(self)
         self.cron: CronDesk | None = None  # not before somebody asks for it
+        self.describer = Describer(self.scheduler)
         self._epoll = select.epoll()
         self._handlers: dict[int, Any] = {}
         self._client_batch: list[Record] = []
@@ -203,10 +205,12 @@ class Loop:
             for kind, flags, a, b, c, data in batch:
                 if flags & codec.FRAGMENTED:
                     data = world.whole((kind, flags, a, b, c, data))  # noqa: PLW2901
-                if kind == codec.SUBMIT:
+                if kind == codec.SUBMIT and not flags & codec.DETAILED:
                     scheduler.submitted(world.task(0, a, b, c, data))
-                elif kind == codec.CHUNK:
+                elif kind == codec.CHUNK and not flags & codec.DETAILED:
                     scheduler.submitted(world.chunk(flags, a, b, c, data))
+                elif kind in (codec.SUBMIT, codec.CHUNK):
+                    scheduler.submitted_with_details(world.detailed(kind, flags, a, b, c, data))
                 elif kind == codec.OPTIONS:
                     scheduler.options_known(world.note_options(a, data))
                 elif kind == codec.REQUEST:
@@ -249,7 +253,7 @@ class Loop:
             if flags & codec.FRAGMENTED:
                 data = child.assembler.finish(flags, data)  # noqa: PLW2901
             if kind == codec.DONE:
-                scheduler.done(seat, c & 0xFF, b, flags & codec.LOW, c >> 8, data, bool(flags & codec.FINAL))
+                scheduler.done(seat, c & 0xFF, b, flags & codec.LOW, c >> 8, data, bool(flags & codec.FINAL), a)
             elif kind == codec.ITEMS:
                 last, final = bool(flags & codec.LAST), bool(flags & codec.FINAL)
                 start, stop = a & 0xFFFFFFFF, a >> 32
