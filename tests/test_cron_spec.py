@@ -140,7 +140,7 @@ def test_the_other_arguments(pool: ProcessWorker) -> None:
         refuse(register, value, kind=InvalidArgument, says=["the name of a cron task is a str", repr(value)])
     refuse(register, "", says=["1 to 200 characters, not 0"])
     refuse(register, "x" * 201, says=["1 to 200 characters, not 201"])
-    refuse(register, task=5, kind=InvalidArgument, says=["needs a callable without arguments, not 5"])
+    refuse(register, task=5, kind=InvalidArgument, says=["needs a callable without arguments, or a Task, not 5"])
     refuse(register, task=_asynchronous, kind=InvalidArgument, says=["'_asynchronous' is asynchronous"])
     refuse(register, overlap="both", says=["overlap must be one of 'skip', 'queue', not 'both'"])
     refuse(register, overlap=None, kind=InvalidArgument, says=["overlap must be one of", "not None"])
