@@ -52,8 +52,8 @@ class TaskTimeout(MPWorkerError, TimeoutError):
     """An attempt of a task ran for longer than its timeout.
 
     Attributes:
-        stack: The Python stack of the task when it was interrupted, from its function on; "" if it was never in
-            Python code to be.
+        stack: The Python stack of the task when it was interrupted, or had to be killed because it took no interrupt,
+            from its function on; "" if it had no Python frame.
     """
 
     def __init__(self, message: str = "", stack: str = "") -> None:

@@ -114,7 +114,13 @@ def _crashed(report: dict[str, Any], subject: str) -> BaseException:
 
 
 def _timed_out(report: dict[str, Any], subject: str) -> BaseException:
-    stack = json.loads(report["interrupted"])["stack"] if report["interrupted"] else ""
+    stack = ""
+    if report["interrupted"]:
+        stack = json.loads(report["interrupted"])["stack"]
+    elif report["dumped"]:
+        from mpworker import stacks
+
+        stack = stacks.of_task(report["dumped"])
     how = "; it did not react to the interrupt and its child was killed" if report["killed"] else ""
     return TaskTimeout(f"{subject} ran for over {report['timeout']:g} s {_attempt(report)}{how}", stack)
 

@@ -113,6 +113,7 @@ class Child:
         self.ring: deque[tuple[object, ...]] = deque()
         self.ready = self.killed = self.dead = self.frozen = self.unkillable = self.signalled = False
         self.noticed = False  # its death is known, and not yet its report
+        self.stack = ""  # what it has written for the supervisor
         self.run: Offer | None = None
         self.inside = False  # the user's function, the only place where an interrupt is taken
         self.first = self.index = 0  # of a chunk: the first item that is not answered, and the running one
@@ -675,6 +676,16 @@ class World:
                     self.attempts[child.run.key, word.cursor - 1][-1].late = True
         self.log.append(("interrupt", seat.number))
 
+    def ask_stack(self, seat: Seat) -> None:
+        child = self.children[seat.number]
+        child.stack = ""
+        if child.can_move() and child.run is not None:
+            child.stack = f"stack of {child.run.key}"
+        self.log.append(("ask_stack", seat.number))
+
+    def stack(self, seat: Seat) -> bytes:
+        return self.children[seat.number].stack.encode()
+
     def kill(self, seat: Seat) -> None:
         child = self.children[seat.number]
         assert not child.killed
@@ -713,6 +724,8 @@ class World:
 
     def emit_report(self, task: Task, start: int, stop: int, status: int, report: dict[str, object]) -> None:
         self.reports.append((task.key, start, stop, status, report))
+        if report.get("dumped"):
+            assert report["dumped"] == f"stack of {task.key}", f"{task.key} ends with the stack of another task"
         for index in range(start, stop) if task.items else (None,):
             self._outcome(task.key, index, status)
 

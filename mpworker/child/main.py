@@ -27,10 +27,11 @@ from mpworker.errors import Retry
 from mpworker.ipc import codec, payload, raised
 from mpworker.ipc._native import Claims, MadeBeforeFork
 from mpworker.ipc.channel import Channel
-from mpworker.ipc.codec import INTERRUPT_SIGNAL, Record
+from mpworker.ipc.codec import INTERRUPT_SIGNAL, STACK_SIGNAL, Record
 from mpworker.ipc.failures import brief, cut, full, said
 from mpworker.ipc.limits import explained
 from mpworker.ipc.ring import Assembler, split
+from mpworker.ipc.stacks import StackFile
 
 _BATCH = 128
 _FLUSH_NS = 1_000_000  # a chunk's results wait at most this long for the next item to begin
@@ -48,12 +49,14 @@ class Child:
     Args:
         channel: Its channel to the supervisor.
         claims: Its claim page.
+        stack_file: Where the stack of a late task goes.
         settings: What the supervisor sent: "max_payload_bytes", "task_prefix".
     """
 
-    def __init__(self, channel: Channel, claims: Claims, settings: dict[str, Any]) -> None:
+    def __init__(self, channel: Channel, claims: Claims, stack_file: StackFile, settings: dict[str, Any]) -> None:
         self._channel = channel
         self._claims = claims
+        self._stack_file = stack_file
         self._task_prefix: str = settings["task_prefix"]
         self._max_payload_bytes: int = settings["max_payload_bytes"]
         self._assembler = Assembler(self._max_payload_bytes)
@@ -96,6 +99,7 @@ class Child:
 
     def on_interrupt(self, _signal: int, frame: FrameType | None) -> None:
         """The handler of INTERRUPT_SIGNAL."""
+        self._stack_file.rewind()
         generation = self._running
         if generation and self._claims.peek(self._running_slot)[4] == generation:
             self._running = 0  # once: not again while the exception unwinds
@@ -435,14 +439,15 @@ def _reseed() -> None:
         numpy_random.seed()
 
 
-def run(channel: Channel, claims: Claims, settings: dict[str, Any], initializer: bytes) -> None:
+def run(channel: Channel, claims: Claims, stack_file: StackFile, settings: dict[str, Any], initializer: bytes) -> None:
     """Be a child until told to exit; never returns."""
     status = 1
     try:
-        child = Child(channel, claims, settings)
+        child = Child(channel, claims, stack_file, settings)
         context._source = child.context
         context._loading = child.is_loading
         signal.signal(INTERRUPT_SIGNAL, child.on_interrupt)
+        stack_file.dump_at(STACK_SIGNAL)
         # Each line by one write: whole, in order, and not lost with a killed child; also where PYTHONUNBUFFERED is set,
         # with which `print` writes each of its pieces alone, and the lines of two children would mix.
         for stream in (sys.stdout, sys.stderr):

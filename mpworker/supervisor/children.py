@@ -10,6 +10,7 @@ from mpworker.ipc import codec, frames
 from mpworker.ipc._native import Claims
 from mpworker.ipc.channel import Channel, close_all, make_channel, make_claims
 from mpworker.ipc.ring import Assembler, Outbox, RingCorrupt
+from mpworker.ipc.stacks import StackView
 from mpworker.supervisor.nursery import bury, ends, kill_and_reap, kill_strays
 from mpworker.supervisor.oom import OomKills
 from mpworker.supervisor.registry import Death, Function, Seat, Task
@@ -51,13 +52,17 @@ class Child:
         "ring_bell",
         "ring_room",
         "seat",
+        "stack_view",
         "stopping",
     )
 
-    def __init__(self, seat: Seat, channel: Channel, claims: Claims, max_payload_bytes: int) -> None:
+    def __init__(
+        self, seat: Seat, channel: Channel, claims: Claims, stack_view: StackView, max_payload_bytes: int
+    ) -> None:
         self.seat = seat
         self.channel = channel
         self.claims = claims
+        self.stack_view = stack_view
         self.outbox = Outbox(channel.outbound)
         self.push = channel.outbound.push
         self.pop = channel.inbound.pop
@@ -216,7 +221,7 @@ class Children:
         self._next_number += 1
         fds, channel = make_channel("mpworker-child", self._capacities)
         try:
-            claims_fd, claims = make_claims("mpworker-claims", self._slots)
+            claims_fd, claims, stack_view = make_claims("mpworker-claims", self._slots)
             fds.append(claims_fd)
             order = {"op": "spawn", "id": seat.number, "capacities": self._capacities, "slots": self._slots}
             self.nursery.send(order, fds)
@@ -225,7 +230,7 @@ class Children:
             raise
         finally:
             close_all(fds)
-        child = Child(seat, channel, claims, self._config["child"]["max_payload_bytes"])
+        child = Child(seat, channel, claims, stack_view, self._config["child"]["max_payload_bytes"])
         self.by_number[seat.number] = child
         self.everyone = tuple(self.by_number.values())
         return child
@@ -336,6 +341,14 @@ class Children:
 
     def interrupt(self, seat: Seat) -> None:
         self.by_number[seat.number].signal(codec.INTERRUPT_SIGNAL)
+
+    def ask_stack(self, seat: Seat) -> None:
+        child = self.by_number[seat.number]
+        child.stack_view.clear()
+        child.signal(codec.STACK_SIGNAL)
+
+    def stack(self, seat: Seat) -> bytes:
+        return self.by_number[seat.number].stack_view.read()
 
     def kill(self, seat: Seat) -> None:
         self.by_number[seat.number].signal(signal.SIGKILL)

@@ -238,12 +238,11 @@ class Nursery:
             segment, *rest = _move_high(fds)
             *bells, claims_fd = rest
             channel = Channel([segment, *bells], capacities, 1)
-            claims = map_claims(claims_fd, slots)
+            claims, stack_file = map_claims(claims_fd, slots)
             os.close(segment)
-            os.close(claims_fd)
             from mpworker.child import main
 
-            main.run(channel, claims, self._settings, self._initializer)
+            main.run(channel, claims, stack_file, self._settings, self._initializer)
         except BaseException:  # noqa: BLE001
             traceback.print_exc()
         finally:

@@ -94,6 +94,12 @@ class Effects(Protocol):
     def interrupt(self, seat: Seat) -> None:
         """Signal the child to look at its halt word."""
 
+    def ask_stack(self, seat: Seat) -> None:
+        """Have the child write where it is, whatever it runs."""
+
+    def stack(self, seat: Seat) -> bytes:
+        """What it has written since it was asked."""
+
     def kill(self, seat: Seat) -> None:
         """SIGKILL the child."""
 
@@ -552,7 +558,7 @@ class Scheduler:
         if task.function is not None:
             task.function.observe(duration_ns)
         if task.decided:
-            self._decided(task, stack=payload if status == INTERRUPTED else b"", killed=False)
+            self._decided(task, payload if status == INTERRUPTED else b"")
         elif status in (ERROR, EXITED) and task.failures < task.options.retries and not final:
             task.attempts += 1
             task.failures += 1
@@ -619,7 +625,7 @@ class Scheduler:
             self._effects.split(piece, piece.start, piece.stop)
             self._piece_over(piece)
         else:
-            self._decided(piece, stack=b"", killed=False)
+            self._decided(piece)
 
     def _items_ended(
         self,
@@ -646,7 +652,7 @@ class Scheduler:
             alone = piece.part(start, stop)
             alone.decided = piece.decided
             self._add_piece(alone)
-            self._decided(alone, stack=payload, killed=False)
+            self._decided(alone, payload)
         elif status in (ERROR, EXITED) and piece.failures < piece.options.retries and not final:
             alone = piece.part(start, stop)
             alone.attempts += 1
@@ -693,8 +699,8 @@ class Scheduler:
             self._effects.emit_report(task, 0, 0, status, report or {})
         task.payload = b""
 
-    def _decided(self, task: Task, stack: bytes, killed: bool) -> None:
-        """The attempt whose outcome was decided is over."""
+    def _decided(self, task: Task, stack: bytes = b"", died_in: Seat | None = None) -> None:
+        """The attempt whose outcome was decided is over: interrupted, with this stack, or dead with its child."""
         task.attempts += 1
         if task.decided == CANCELLED:
             self._end(task, CANCELLED)
@@ -706,8 +712,10 @@ class Scheduler:
                 "timeout": task.options.timeout,
                 "attempt": task.attempts,
                 "attempts": task.attempts,
-                "killed": killed,
+                "killed": died_in is not None,
                 "interrupted": stack.decode(errors="replace"),
+                # Not of a child that lives: what it wrote may be of its next task.
+                "dumped": self._effects.stack(died_in).decode(errors="replace") if died_in is not None else "",
             }
             self._end(task, TIMED_OUT, report)
 
@@ -759,9 +767,9 @@ class Scheduler:
             claimed = True
             task.unclaimed_deaths = 0
             if task.items:
-                unstarted += self._chunk_died(task, cursor, death)
+                unstarted += self._chunk_died(seat, task, cursor, death)
             elif task.decided:
-                self._decided(task, stack=b"", killed=True)
+                self._decided(task, died_in=seat)
             else:
                 self._crashed(task, death, death.cause)
         of_itself = death.cause in ("signal", "exit", "oom") and not seat.kill_cause
@@ -802,7 +810,7 @@ class Scheduler:
         }
         self._end(task, CRASHED, report)
 
-    def _chunk_died(self, piece: Task, cursor: int, death: Death) -> list[Task]:
+    def _chunk_died(self, seat: Seat, piece: Task, cursor: int, death: Death) -> list[Task]:
         """Settle a claimed range whose child died; what had not begun."""
         if piece.decided == CANCELLED:
             piece.state = ENDED
@@ -830,7 +838,7 @@ class Scheduler:
         alone.decided = piece.decided
         self._add_piece(alone)
         if piece.decided:
-            self._decided(alone, stack=b"", killed=True)
+            self._decided(alone, died_in=seat)
         else:
             self._crashed(alone, death, death.cause)
         piece.start = running + 1
@@ -966,6 +974,8 @@ class Scheduler:
                 self._effects.halt(seat, task.slot, 0)
             self._look_at(seat, now)
             return False
+        if cursor is not None:  # it is late, and will have to say where it was
+            self._effects.ask_stack(seat)
         self._effects.interrupt(seat)
         if seat.kill_at is None and seat.state < DYING:
             seat.kill_at = now + self._grace
