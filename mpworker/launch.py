@@ -149,25 +149,35 @@ def _start_failure(words: bytes, python: str, how: str) -> dict[str, str] | None
     return {"what": "python", "why": why}
 
 
+def descriptors_of(n: int) -> int:
+    """How many descriptors the supervisor of n children must be able to open."""
+    return _FDS_OWN + _FDS_OF_A_CHILD * (n - 1) + _FDS_TO_MAKE_A_CHILD
+
+
 def _descriptors(n: int) -> int:
     """The limit of descriptors that a supervisor must raise its own to, 0 if what this process may open is enough.
 
     Raises:
         OSError: It may not.
     """
-    needed = _FDS_OWN + _FDS_OF_A_CHILD * (n - 1) + _FDS_TO_MAKE_A_CHILD
+    needed = descriptors_of(n)
     if not 0 <= os.sysconf("SC_OPEN_MAX") < needed:  # the soft limit; -1 is none
         return 0
     import resource  # costs an import, and few programs come here
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
-        raise OSError(
-            errno.EMFILE,
-            f"the supervisor of n={n} children needs {needed} open descriptors: {os.strerror(errno.EMFILE)} "
-            f"(RLIMIT_NOFILE allows {hard})",
-        )
+        raise too_few_descriptors(n, hard)
     return needed
+
+
+def too_few_descriptors(n: int, hard: int) -> OSError:
+    """The error where the hard limit is below what n children need."""
+    return OSError(
+        errno.EMFILE,
+        f"the supervisor of n={n} children needs {descriptors_of(n)} open descriptors: {os.strerror(errno.EMFILE)} "
+        f"(RLIMIT_NOFILE allows {hard})",
+    )
 
 
 def _interpreter(options: WorkerOptions) -> str:

@@ -347,6 +347,38 @@ class ProcessWorker(TaskView, Control):
         """
         return self._client.cancel_id(task_id)
 
+    @property
+    def n(self) -> int:
+        """How many children there are to be."""
+        return self._n
+
+    def set_max_workers(self, n: int) -> None:
+        """Have n children from now on, while tasks run.
+
+        Those that are missing are forked at once. Of those that are too many the idle ones exit at once, and the others
+        when the task that they run, or the item of a `map`, has ended; what they were given ahead of time runs
+        elsewhere. It returns as soon as this is decided.
+
+        Args:
+            n: 1 to 256.
+
+        Raises:
+            InvalidArgument: `n` is no whole number.
+            ConfigurationError: It is out of its bounds.
+            OSError: The supervisor may not open the descriptors that so many children need. Nothing has changed.
+            WorkerStopped: The worker was stopped, or made before this process was forked.
+
+        Example:
+            >>> from mpworker import ProcessWorker
+            >>> with ProcessWorker(n=1) as w:
+            ...     w.set_max_workers(2)
+            ...     w.n
+            2
+        """
+        n = check_int("n", n, 1, N_MAX)
+        self._client.set_max_workers(n)
+        self._n = n
+
     def processes(self) -> dict[str, Any]:
         """The process ids of the supervisor, the nursery and the children, for a look from outside.
 

@@ -42,6 +42,7 @@ WORKER = VIEW | {
     "processes": "(self)",
     "queues": "(self)",
     "resume": "(self, *queues)",
+    "set_max_workers": "(self, n)",
     "set_queue": "(self, name, **options)",
     "set_rate": "(self, rate, burst=None)",
     "stop_graceful": "(self, timeout=None)",
@@ -104,6 +105,7 @@ def test_the_names_of_the_package() -> None:
 def test_the_worker() -> None:
     assert methods(mpworker.ProcessWorker) == WORKER
     assert signature(mpworker.ProcessWorker.__init__) == WORKER_INIT
+    assert isinstance(inspect.getattr_static(mpworker.ProcessWorker, "n"), property)
     assert methods(mpworker.TaskView) == VIEW
 
 
@@ -161,7 +163,7 @@ def test_the_reference_shows_all_of_it() -> None:
     assert set(shown) == NAMES - {"errors", "__version__"}
     members = {name: set(filter(None, re.split(r",\s*", listed))) for name, listed in shown.items()}
     assert members["TaskView"] == {"shutdown"}
-    assert members["ProcessWorker"] == set(WORKER)
+    assert members["ProcessWorker"] == {*WORKER, "n"}
     assert members["TaskFuture"] == {*FUTURE, "task_id"}
     assert "automodule:: mpworker.errors\n   :members:\n" in REFERENCE
 

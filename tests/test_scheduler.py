@@ -175,6 +175,13 @@ class AnyHistory(RuleBasedStateMachine):
     def child_spoils_its_ring(self, who: int) -> None:
         self.world.scheduler.kill(self.child(who).seat, "corrupt", self.world.now)
 
+    @rule(n=st.integers(1, 4), racing=st.lists(st.tuples(WHO, ENDINGS), max_size=4))
+    def resize(self, n: int, racing: list[tuple[int, int]]) -> None:
+        self.world.racing.extend((self.child(who), ending) for who, ending in racing)
+        self.world.raced = False
+        self.world.resize(n)
+        self.world.racing.clear()
+
     @rule(who=WHO)
     def becomes_unkillable(self, who: int) -> None:
         self.child(who).unkillable = True

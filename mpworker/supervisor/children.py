@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 from mpworker.ipc import codec, frames
@@ -16,21 +17,6 @@ from mpworker.supervisor.oom import OomKills
 from mpworker.supervisor.registry import Death, Function, Seat, Task
 
 _KILLED_SECONDS = 5.0  # in which a killed nursery and its children are gone, or hang in the kernel
-
-
-def _raise_limit(descriptors: int) -> tuple[int, int] | None:
-    """Let this process open so many, if it may not; the limits that it had, for those who run the user's code.
-
-    Raises:
-        ValueError: The hard limit is below that. The client has looked.
-    """
-    if not descriptors:
-        return None
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
-    return soft, hard
 
 
 class Child:
@@ -125,7 +111,22 @@ class Children:
         self.nursery: frames.Frames | None = None
         self.nursery_pid = 0
         self.nursery_ready = False
-        self._own_limits = _raise_limit(config["descriptors"])
+        self.on_dismissed: Callable[[], None] = lambda: None  # a child's place is vacated
+        self._own_limits: tuple[int, int] | None = None  # that this process had, for those who run the user's code
+        if config["descriptors"]:
+            self.raise_limit(config["descriptors"])
+
+    def raise_limit(self, descriptors: int) -> int:
+        """Let this process open so many, if it may not; what the hard limit allows if that is less, else 0."""
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY and soft < descriptors:
+            if hard != resource.RLIM_INFINITY and hard < descriptors:
+                return hard
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
+            self._own_limits = self._own_limits or (soft, hard)
+        return 0
 
     # ------------------------------------------------------------ the nursery
 
@@ -352,6 +353,12 @@ class Children:
 
     def kill(self, seat: Seat) -> None:
         self.by_number[seat.number].signal(signal.SIGKILL)
+
+    def dismiss(self, seat: Seat) -> None:
+        child = self.by_number[seat.number]
+        self.tell(child, codec.EXIT, 0, 0, 0, 0, b"")
+        child.stopping = True
+        self.on_dismissed()
 
     def beat(self, seat: Seat) -> float:
         return self.by_number[seat.number].claims.beat() / 1e9

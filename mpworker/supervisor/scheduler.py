@@ -40,6 +40,7 @@ from mpworker.supervisor.registry import (
     DYING,
     ENDED,
     GONE,
+    LEAVING,
     OFFERED,
     QUEUED,
     READY,
@@ -102,6 +103,9 @@ class Effects(Protocol):
 
     def kill(self, seat: Seat) -> None:
         """SIGKILL the child."""
+
+    def dismiss(self, seat: Seat) -> None:
+        """Have the child exit, which has no offer."""
 
     def beat(self, seat: Seat) -> float:
         """When the child last beat."""
@@ -448,8 +452,17 @@ class Scheduler:
         task.seat = None
         if task.decided:
             seat.kill_at = None  # it was for this task: a child runs one at a time
-        if not seat.offers and seat.state == READY:
-            self._idle[seat] = None
+        if not seat.offers:
+            if seat.state == READY:
+                self._idle[seat] = None
+            elif seat.state == LEAVING:
+                self._dismiss(seat)
+
+    def _dismiss(self, seat: Seat) -> None:
+        """A child that leaves has no offer: its place is another's, and it shall exit. `mpworker.supervisor.places`."""
+        seat.vacated = True
+        self._effects.dismiss(seat)
+        self._wake_at(0.0)  # its deadline begins then: nobody knows the time here
 
     def _requeue_first(self, tasks: Iterable[Task]) -> None:
         """Back to the head of the queue, in this order."""
@@ -471,7 +484,7 @@ class Scheduler:
             for task in reversed(waiting[len(waiting) // 2 :]):
                 cost_ns = _cost_ns(task)
                 while thieves and (share := shares[thieves[0]]):
-                    if len(share) < self._slots and loads_ns[thieves[0]] + cost_ns <= BUDGET_NS:
+                    if len(share) < len(thieves[0].free) and loads_ns[thieves[0]] + cost_ns <= BUDGET_NS:
                         break
                     thieves.popleft()
                 if not thieves:
@@ -896,7 +909,7 @@ class Scheduler:
             self._watch(now)
 
     def _look_at_leases(self, now: float) -> None:
-        busy = [seat for seat in self._seats.values() if seat.offers and seat.state == READY]
+        busy = [seat for seat in self._seats.values() if seat.offers and seat.state in (READY, LEAVING)]
         awaited = [seat for seat in self._seats.values() if seat.deadline_at is not None]
         away = self._leases.begin_look(now, bool(busy or awaited))
         for seat in awaited:
@@ -917,11 +930,13 @@ class Scheduler:
     def _look_at_seat(self, seat: Seat, now: float) -> None:
         if seat.kill_at is not None and now >= seat.kill_at:
             self._grace_over(seat, now)
+        if seat.state == LEAVING and not seat.offers and seat.deadline_at is None:
+            self._give_until(seat, now, now + self._grace)
         if seat.deadline_at is not None and now >= seat.deadline_at:
             if seat.state >= DYING:
                 self.child_died(seat, Death(seat.pid, _SIGKILL, None, "unkillable"))
                 return
-            self.kill(seat, "start", now)
+            self.kill(seat, "start" if seat.state != LEAVING else "retired", now)
         if seat.timeout_at is not None and now >= seat.timeout_at:
             seat.timeout_at = None
             for task in list(seat.offers.values()):
