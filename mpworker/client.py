@@ -27,7 +27,7 @@ from mpworker.future import TaskFuture
 from mpworker.ipc import codec, payload
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
-from mpworker.launch import descriptors_of, launch, too_few_descriptors
+from mpworker.launch import descriptors_of, launch, overlap, too_few_descriptors
 from mpworker.options import QUEUES_MAX, TaskDefaults, WorkerOptions
 from mpworker.outcomes import start_failed
 from mpworker.reader import Reader
@@ -454,11 +454,12 @@ class Client(Reader):
     def set_max_workers(self, n: int) -> None:
         """Have n children from now on."""
         self.refuse_if_closed()
-        answer = self.request({"verb": "set_max_workers", "n": n, "descriptors": descriptors_of(n)})
+        needed = descriptors_of(n + overlap(self._options))
+        answer = self.request({"verb": "set_max_workers", "n": n, "descriptors": needed})
         if answer is None:
             self._refuse()
         elif answer["hard"]:
-            raise too_few_descriptors(n, answer["hard"])
+            raise too_few_descriptors(n, needed, answer["hard"])
 
     # ------------------------------------------------------------ stop
 

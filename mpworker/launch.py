@@ -47,6 +47,8 @@ main(3)
 _FDS_OWN: Final = 12
 _FDS_OF_A_CHILD: Final = 5
 _FDS_TO_MAKE_A_CHILD: Final = 8
+# Children that exit while others have their places already, where children are replaced on purpose.
+_OVERLAP_MAX: Final = 8
 
 
 class Supervisor:
@@ -149,33 +151,44 @@ def _start_failure(words: bytes, python: str, how: str) -> dict[str, str] | None
     return {"what": "python", "why": why}
 
 
-def descriptors_of(n: int) -> int:
-    """How many descriptors the supervisor of n children must be able to open."""
-    return _FDS_OWN + _FDS_OF_A_CHILD * (n - 1) + _FDS_TO_MAKE_A_CHILD
+def _recycling(options: WorkerOptions) -> dict[str, Any]:
+    """The options by which children are replaced on purpose, as the scheduler takes them; empty for none."""
+    found = {"max_tasks": options.max_tasks_per_child}
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def _descriptors(n: int) -> int:
+def overlap(options: WorkerOptions) -> int:
+    """Children that there may be beyond `n`."""
+    return _OVERLAP_MAX if _recycling(options) else 0
+
+
+def descriptors_of(children: int) -> int:
+    """How many descriptors the supervisor of so many children must be able to open."""
+    return _FDS_OWN + _FDS_OF_A_CHILD * (children - 1) + _FDS_TO_MAKE_A_CHILD
+
+
+def _descriptors(n: int, spare: int = 0) -> int:
     """The limit of descriptors that a supervisor must raise its own to, 0 if what this process may open is enough.
 
     Raises:
         OSError: It may not.
     """
-    needed = descriptors_of(n)
+    needed = descriptors_of(n + spare)
     if not 0 <= os.sysconf("SC_OPEN_MAX") < needed:  # the soft limit; -1 is none
         return 0
     import resource  # costs an import, and few programs come here
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
-        raise too_few_descriptors(n, hard)
+        raise too_few_descriptors(n, needed, hard)
     return needed
 
 
-def too_few_descriptors(n: int, hard: int) -> OSError:
+def too_few_descriptors(n: int, needed: int, hard: int) -> OSError:
     """The error where the hard limit is below what n children need."""
     return OSError(
         errno.EMFILE,
-        f"the supervisor of n={n} children needs {descriptors_of(n)} open descriptors: {os.strerror(errno.EMFILE)} "
+        f"the supervisor of n={n} children needs {needed} open descriptors: {os.strerror(errno.EMFILE)} "
         f"(RLIMIT_NOFILE allows {hard})",
     )
 
@@ -242,7 +255,7 @@ def launch(
         OSError: No memory, descriptor or process is left. Nothing is left behind.
     """
     python = _interpreter(options)
-    descriptors = _descriptors(options.n)
+    descriptors = _descriptors(options.n, overlap(options))
     blob = _blob(options, _pickle_initializer(initializer, initargs))
     root = os.path.dirname(os.path.dirname(os.path.abspath(mpworker.__file__)))
     cores = available_cores()
@@ -251,6 +264,8 @@ def launch(
     config = {
         "n": options.n,
         "descriptors": descriptors,
+        "overlap": overlap(options),
+        "recycling": _recycling(options),
         "slots": options.slots,
         "lease_ttl": options.lease_ttl,
         "grace": options.grace,

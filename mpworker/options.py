@@ -140,11 +140,14 @@ class WorkerOptions:
     slots: int = 126
     max_payload_bytes: int = 1 << 32
     python: str = field(default="")
+    max_tasks_per_child: int | None = None
 
     def __post_init__(self) -> None:
         plain = object.__setattr__  # as in TaskDefaults
         for name, low, high in _COUNTS:
             plain(self, name, check_int(name, getattr(self, name), low, high))
+        if self.max_tasks_per_child is not None:
+            plain(self, "max_tasks_per_child", check_int("max_tasks_per_child", self.max_tasks_per_child, 1, 1 << 40))
         for name in ("grace", "lease_ttl", "start_timeout", "kill_timeout"):
             plain(self, name, check_seconds(name, getattr(self, name)))
         if self.lease_ttl < LEASE_TTL_MIN:

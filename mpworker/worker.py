@@ -225,6 +225,8 @@ class ProcessWorker(TaskView, Control):
         preload: Modules that are imported once, before the children are forked, and shared by them.
         initializer: Called in each child before its first task.
         initargs: Its arguments.
+        max_tasks_per_child: Tasks, or items of a `map`, after which a child is replaced; None for no such number. A
+            chunk is cut at the answer by which the number is reached, which may be of a few items more.
         max_pending: Accepted, unfinished tasks at which `submit` waits.
         queues: Named queues, and for each its weight or a `QueueOptions`; None for "default" alone, with weight 1.
         unknown_queues: "create" makes a queue of weight 1 for a name that `options(queue=...)` uses first, "refuse"
@@ -265,6 +267,7 @@ class ProcessWorker(TaskView, Control):
         preload: Sequence[str] = (),
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
+        max_tasks_per_child: int | None = None,
         max_pending: int = 1_000_000,
         queues: "Mapping[str, int | QueueOptions] | None" = None,
         unknown_queues: Literal["create", "refuse"] = "create",
@@ -295,6 +298,7 @@ class ProcessWorker(TaskView, Control):
             lease_ttl=lease_ttl,
             start_timeout=start_timeout,
             kill_timeout=kill_timeout,
+            max_tasks_per_child=max_tasks_per_child,
             max_pending=max_pending,
             preload=modules,
             python="" if python is None else os.fspath(python),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mpworker.supervisor import scheduler as rules
-from mpworker.supervisor.places import Places
+from mpworker.supervisor.recycling import Recycling
 from mpworker.supervisor.registry import (
     DYING,
     LEAVING,
@@ -115,6 +115,7 @@ class Child:
         self.ready = self.killed = self.dead = self.frozen = self.unkillable = self.signalled = False
         self.noticed = False  # its death is known, and not yet its report
         self.dismissed_at: float | None = None  # told to exit
+        self.tasks_begun = self.items_begun = 0
         self.exited = False
         self.stack = ""  # what it has written for the supervisor
         self.run: Offer | None = None
@@ -276,7 +277,7 @@ class Child:
         return {(run.key, index) for index in range(self.first, max(running + 1, self.index))}
 
 
-class Watched(Places):
+class Watched(Recycling):
     """A scheduler that says whom it gives up, before what that child held is settled."""
 
     world: "World"
@@ -290,7 +291,7 @@ class Watched(Places):
 class World:
     """The scheduler, its children and its client; it is the scheduler's `Effects`."""
 
-    def __init__(self, n: int, slots: int = 4, *, start: bool = True) -> None:
+    def __init__(self, n: int, slots: int = 4, *, start: bool = True, max_tasks: int | None = None) -> None:
         self.now = 1024.0
         self.paused = 0.0  # of that
         self.slots = slots
@@ -302,7 +303,9 @@ class World:
             start_timeout=START_TIMEOUT,
             kill_timeout=KILL_TIMEOUT,
             uniform=lambda: self.random,
+            max_tasks=max_tasks,
         )
+        self.max_tasks = max_tasks
         self.random = 0.5
         self.scheduler.world = self
         self.children: dict[int, Child] = {}
@@ -615,6 +618,12 @@ class World:
     def begins(self, name: Name, child: Child) -> None:
         accepted = self.accepted[name[0]]
         attempts = self.attempts.get(name, [])
+        if name[1] is None:
+            child.tasks_begun += 1
+            at_most = self.max_tasks is None or child.tasks_begun <= self.max_tasks or child.items_begun
+            assert at_most, f"child {child.seat.number} runs a task too many"
+        else:
+            child.items_begun += 1
         assert not accepted.cancelled, f"{name} was cancelled and starts"
         assert name not in self.barred, f"{name} was cancelled with all that had not begun, and starts"
         assert name[1] not in accepted.outcomes, f"{name} has ended and starts"
@@ -851,7 +860,10 @@ class World:
                 where.update(_names(task))
         assert scheduler._unscheduled == sum(task.state != SCHEDULED for task in scheduled)
         for seat in scheduler._seats.values():
-            assert len(seat.offers) + len(seat.free) == seat.slots
+            room = seat.slots if self.max_tasks is None else min(seat.slots, max(0, self.max_tasks - seat.ran))
+            if seat.state <= READY:
+                assert len(seat.offers) + len(seat.free) == max(room, len(seat.offers))
+                assert room, "who has run all that it may stays"
             assert set(seat.offers).isdisjoint(seat.free)
             assert seat.load_ns == sum(task.cost_ns for task in seat.offers.values())
             assert (seat in scheduler._idle) == (seat.state == READY and not seat.offers)

@@ -72,6 +72,7 @@ OUT_OF_TIME = [*TOO_LITTLE_TIME, *TOO_MUCH_TIME]
         ("crash_retries", 0, 1_000_000),
         ("max_pending", 1, 1 << 40),
         ("slots", 1, 256),
+        ("max_tasks_per_child", 1, 1 << 40),
         ("max_payload_bytes", 1 << 12, 1 << 40),
         ("child_ring_bytes", 1 << 12, 1 << 30),
         ("client_ring_bytes", 1 << 12, 1 << 30),
@@ -83,7 +84,7 @@ def test_an_option_that_counts(option: str, low: int, high: int) -> None:
     for value in (high + 1, 10**30):
         refuse(ProcessWorker, **{option: value}, says=[f"{option} must be at most {high}, not {value}"])
     for value in NO_INT:
-        if not (value is None and option in ("n", "crash_retries")):
+        if not (value is None and option in ("n", "crash_retries", "max_tasks_per_child")):
             refuse(ProcessWorker, **{option: value}, kind=InvalidArgument, says=[option, str(low), repr(value)])
 
 
@@ -135,7 +136,7 @@ def test_an_unknown_option_names_those_that_this_call_takes(pool: ProcessWorker)
         ("tiemout", "did you mean 'timeout'?"),
         ("slot", "did you mean 'slots'?"),
         ("mp_context", "a fork of a process without threads"),
-        ("maxtasksperchild", "a child lives as long as its worker"),
+        ("maxtasksperchild", "did you mean 'max_tasks_per_child'?"),
         ("chunksize", "it is an argument of map()"),
     ],
 )

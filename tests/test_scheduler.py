@@ -51,10 +51,15 @@ ESTIMATES_NS = (0, 1_000, 60_000, 10_000_000)
 class AnyHistory(RuleBasedStateMachine):
     """Whatever happens, in whatever order. The world asserts the promises."""
 
-    @initialize(n=st.integers(1, 3), slots=st.integers(1, 5), ordered=st.booleans())
-    def begin(self, n: int, slots: int, ordered: bool) -> None:
+    @initialize(
+        n=st.integers(1, 3),
+        slots=st.integers(1, 5),
+        ordered=st.booleans(),
+        max_tasks=st.sampled_from([None, None, 1, 2, 3, 7]),
+    )
+    def begin(self, n: int, slots: int, ordered: bool, max_tasks: int | None) -> None:
         self.ordered = ordered  # else all of it happens to one FIFO
-        self.world = World(n, slots)
+        self.world = World(n, slots, max_tasks=max_tasks)
         self.functions: list[Function | None] = [None]
         for key, estimate in enumerate(ESTIMATES_NS, start=1):
             function = Function(key, b"function")

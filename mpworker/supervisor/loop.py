@@ -23,6 +23,7 @@ from mpworker.supervisor.children import Child, Children
 from mpworker.supervisor.fanout import ClientPort
 from mpworker.supervisor.leases import Leases
 from mpworker.supervisor.places import Places
+from mpworker.supervisor.recycling import Recycling
 from mpworker.supervisor.registry import DYING, READY
 from mpworker.supervisor.requests import Requests
 from mpworker.supervisor.scheduler import ProtocolViolation
@@ -64,11 +65,15 @@ class Loop:
         self._client = client
         self._client_pidfd = client_pidfd
         self._children_wanted: int = config["n"]
-        self._children_max: int = config["n"]  # that there are descriptors for
+        recycling: dict[str, Any] = config["recycling"]
+        self._overlap: int = config["overlap"]  # children that may exit while others have their places already
+        self._children_max: int = config["n"] + self._overlap  # that there are descriptors for
         self._ring_records: int = config["child_ring_bytes"] // RECORD_HEADER_BYTES
         self.world = World(config, blob_fd, channel)
-        self.scheduler = Places(
+        scheduler = Recycling if recycling else Places
+        self.scheduler = scheduler(
             self.world,
+            **recycling,
             slots=config["slots"],
             lease_ttl=config["lease_ttl"],
             grace=config["grace"],
@@ -218,11 +223,11 @@ class Loop:
 
     def set_max_workers(self, n: int, descriptors: int) -> int:
         """There are n children from now on. If fewer descriptors can be opened than that takes: what the limit allows."""
-        if n > self._children_max:
+        if n + self._overlap > self._children_max:
             hard = self.world.raise_limit(descriptors)
             if hard:
                 return hard
-            self._children_max = n
+            self._children_max = n + self._overlap
         self._children_wanted = n
         self.scheduler.resize(n)
         self._spawn_missing()

@@ -39,12 +39,13 @@ class Places(Scheduler):
             holders = [seat for seat in self._seats.values() if not seat.vacated]
             for seat in sorted(holders, key=_dispensable)[:surplus]:
                 seat.vacated = True
+                seat.recallable = seat.state < LEAVING
                 self.retire(seat)
         else:
-            leaving = [seat for seat in self._seats.values() if seat.vacated and seat.state == LEAVING and seat.offers]
-            for seat in leaving[:-surplus]:  # those still at work may as well stay
+            working = [seat for seat in self._seats.values() if seat.state == LEAVING and seat.offers]
+            for seat in [seat for seat in working if seat.recallable][:-surplus]:  # they may as well stay
                 seat.state = READY
-                seat.vacated = False
+                seat.vacated = seat.recallable = False
 
     def retire(self, seat: Seat) -> None:
         """The child leaves."""

@@ -187,6 +187,8 @@ class Seat:
         kill_at: When the interrupted task's grace is over.
         deadline_at: When a child that is starting, exits or was killed is given up.
         asked: The slot and generation of an attempt that wants to be tried again, and after how many seconds.
+        ran: Tasks and items of chunks that it has answered, if anybody counts.
+        recallable: It leaves because there were fewer places, and stays if there are more before it has ended its work.
         vacated: It holds none of the pool's places any more: it goes, and whoever follows it need not wait for that.
     """
 
@@ -203,6 +205,8 @@ class Seat:
     deadline_at: float | None = None
     kill_cause: str = ""
     asked: tuple[int, int, float] | None = None
+    ran: int = 0
+    recallable: bool = False
     vacated: bool = False
 
     def __post_init__(self) -> None:
