@@ -153,7 +153,11 @@ def _start_failure(words: bytes, python: str, how: str) -> dict[str, str] | None
 
 def _recycling(options: WorkerOptions) -> dict[str, Any]:
     """The options by which children are replaced on purpose, as the scheduler takes them; empty for none."""
-    found = {"max_tasks": options.max_tasks_per_child}
+    found = {
+        "max_tasks": options.max_tasks_per_child,
+        "memory_soft": options.memory_limit,
+        "memory_hard": options.memory_limit_hard,
+    }
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -18,6 +18,7 @@ QUEUES_MAX: Final = 1000
 PRIORITY_MAX: Final = 1 << 31
 TASK_WEIGHT_MAX: Final = 1_000_000
 LEASE_TTL_MIN: Final = 0.01
+MEMORY_LIMIT_MIN: Final = 16 << 20
 
 
 def available_cores() -> int:
@@ -141,13 +142,19 @@ class WorkerOptions:
     max_payload_bytes: int = 1 << 32
     python: str = field(default="")
     max_tasks_per_child: int | None = None
+    memory_limit: int | None = None
+    memory_limit_hard: int | None = None
 
     def __post_init__(self) -> None:
         plain = object.__setattr__  # as in TaskDefaults
         for name, low, high in _COUNTS:
             plain(self, name, check_int(name, getattr(self, name), low, high))
-        if self.max_tasks_per_child is not None:
-            plain(self, "max_tasks_per_child", check_int("max_tasks_per_child", self.max_tasks_per_child, 1, 1 << 40))
+        for name, low, high in _OPTIONAL_COUNTS:
+            if getattr(self, name) is not None:
+                plain(self, name, check_int(name, getattr(self, name), low, high))
+        soft, hard = self.memory_limit, self.memory_limit_hard
+        if soft is not None and hard is not None and hard < soft:
+            raise ConfigurationError(f"memory_limit_hard must be at least memory_limit={soft}, not {hard}")
         for name in ("grace", "lease_ttl", "start_timeout", "kill_timeout"):
             plain(self, name, check_seconds(name, getattr(self, name)))
         if self.lease_ttl < LEASE_TTL_MIN:
@@ -165,6 +172,12 @@ _COUNTS: Final = (
     ("max_payload_bytes", 1 << 12, 1 << 40),
     ("child_ring_bytes", 1 << 12, 1 << 30),
     ("client_ring_bytes", 1 << 12, 1 << 30),
+)
+
+_OPTIONAL_COUNTS: Final = (
+    ("max_tasks_per_child", 1, 1 << 40),
+    ("memory_limit", MEMORY_LIMIT_MIN, 1 << 50),
+    ("memory_limit_hard", MEMORY_LIMIT_MIN, 1 << 50),
 )
 
 TASK_OPTIONS: Final = tuple(each.name for each in fields(TaskDefaults))

@@ -86,6 +86,7 @@ def _exited(report: dict[str, Any], subject: str) -> BaseException:
 
 _CAUSES = {
     "oom": "it was killed because memory ran out",
+    "memory": "it had more memory than memory_limit_hard and was killed",
     "lease": "it gave no heartbeat within lease_ttl and was killed",
     "corrupt": "it wrote nonsense into the memory it shares with the supervisor and was killed",
     "nursery": "the process that forks the children died",

@@ -227,6 +227,11 @@ class ProcessWorker(TaskView, Control):
         initargs: Its arguments.
         max_tasks_per_child: Tasks, or items of a `map`, after which a child is replaced; None for no such number. A
             chunk is cut at the answer by which the number is reached, which may be of a few items more.
+        memory_limit: Bytes, at least 16 MiB. A child that has more of its own after a task is replaced; None for no
+            limit. What was preloaded is shared and does not count.
+        memory_limit_hard: Bytes. A child that has more of its own is killed, and its task ends with `WorkerCrashed`,
+            cause "memory", or is tried again if `crash_retries` allow. It is looked at ten times a second: what
+            grows faster may for a moment have more.
         max_pending: Accepted, unfinished tasks at which `submit` waits.
         queues: Named queues, and for each its weight or a `QueueOptions`; None for "default" alone, with weight 1.
         unknown_queues: "create" makes a queue of weight 1 for a name that `options(queue=...)` uses first, "refuse"
@@ -268,6 +273,8 @@ class ProcessWorker(TaskView, Control):
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         max_tasks_per_child: int | None = None,
+        memory_limit: int | None = None,
+        memory_limit_hard: int | None = None,
         max_pending: int = 1_000_000,
         queues: "Mapping[str, int | QueueOptions] | None" = None,
         unknown_queues: Literal["create", "refuse"] = "create",
@@ -299,6 +306,8 @@ class ProcessWorker(TaskView, Control):
             start_timeout=start_timeout,
             kill_timeout=kill_timeout,
             max_tasks_per_child=max_tasks_per_child,
+            memory_limit=memory_limit,
+            memory_limit_hard=memory_limit_hard,
             max_pending=max_pending,
             preload=modules,
             python="" if python is None else os.fspath(python),

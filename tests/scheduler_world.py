@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mpworker.supervisor import scheduler as rules
-from mpworker.supervisor.recycling import Recycling
+from mpworker.supervisor.recycling import LOOK_SECONDS, Recycling
 from mpworker.supervisor.registry import (
     DYING,
     LEAVING,
@@ -116,6 +116,7 @@ class Child:
         self.noticed = False  # its death is known, and not yet its report
         self.dismissed_at: float | None = None  # told to exit
         self.tasks_begun = self.items_begun = 0
+        self.memory = 0
         self.exited = False
         self.stack = ""  # what it has written for the supervisor
         self.run: Offer | None = None
@@ -291,7 +292,16 @@ class Watched(Recycling):
 class World:
     """The scheduler, its children and its client; it is the scheduler's `Effects`."""
 
-    def __init__(self, n: int, slots: int = 4, *, start: bool = True, max_tasks: int | None = None) -> None:
+    def __init__(
+        self,
+        n: int,
+        slots: int = 4,
+        *,
+        start: bool = True,
+        max_tasks: int | None = None,
+        soft: int | None = None,
+        hard: int | None = None,
+    ) -> None:
         self.now = 1024.0
         self.paused = 0.0  # of that
         self.slots = slots
@@ -304,7 +314,10 @@ class World:
             kill_timeout=KILL_TIMEOUT,
             uniform=lambda: self.random,
             max_tasks=max_tasks,
+            memory_soft=soft,
+            memory_hard=hard,
         )
+        self.soft, self.hard = soft, hard
         self.max_tasks = max_tasks
         self.random = 0.5
         self.scheduler.world = self
@@ -737,6 +750,9 @@ class World:
         elif cause == "start":
             assert not child.ready or ("ready",) in child.ring
             assert self.awake >= child.began_at + START_TIMEOUT, f"killed too early, after {pauses} pauses"
+        elif cause == "memory":
+            assert self.hard is not None
+            assert child.memory > self.hard
         elif cause == "retired":
             assert child.dismissed_at is not None, "killed and never told to exit"
             over = self.awake >= child.dismissed_at + GRACE
@@ -760,6 +776,9 @@ class World:
         assert child.run is None or child.ring, "told to exit while it runs something"
         child.dismissed_at = self.awake
         self.log.append(("dismiss", seat.number))
+
+    def memory(self, seat: Seat) -> int:
+        return self.children[seat.number].memory
 
     def beat(self, seat: Seat) -> float:
         return self.children[seat.number].beat_at
@@ -900,6 +919,10 @@ class World:
                 due.append((seat.deadline_at or 0.0, "a kill that does not kill"))
             elif seat.offers:
                 due += self._due(child)
+                if self.soft or self.hard:
+                    due.append((self.now + LOOK_SECONDS, "a look at the memory"))
+            elif seat.unmeasured and seat.state == READY and (self.soft or self.hard):
+                due.append((self.now + LOOK_SECONDS, "a look at the memory of who has worked"))
         at = self.scheduler.next_timer()
         for when, what in due:
             assert at is not None, f"{what} is due at {when} and nothing will look"

@@ -64,6 +64,9 @@ TOO_MUCH_TIME = [math.inf, 1e300, 10**400]
 OUT_OF_TIME = [*TOO_LITTLE_TIME, *TOO_MUCH_TIME]
 
 
+OPTIONAL = ("n", "crash_retries", "max_tasks_per_child", "memory_limit", "memory_limit_hard")
+
+
 @pytest.mark.parametrize(
     ("option", "low", "high"),
     [
@@ -73,6 +76,8 @@ OUT_OF_TIME = [*TOO_LITTLE_TIME, *TOO_MUCH_TIME]
         ("max_pending", 1, 1 << 40),
         ("slots", 1, 256),
         ("max_tasks_per_child", 1, 1 << 40),
+        ("memory_limit", 16 << 20, 1 << 50),
+        ("memory_limit_hard", 16 << 20, 1 << 50),
         ("max_payload_bytes", 1 << 12, 1 << 40),
         ("child_ring_bytes", 1 << 12, 1 << 30),
         ("client_ring_bytes", 1 << 12, 1 << 30),
@@ -84,7 +89,7 @@ def test_an_option_that_counts(option: str, low: int, high: int) -> None:
     for value in (high + 1, 10**30):
         refuse(ProcessWorker, **{option: value}, says=[f"{option} must be at most {high}, not {value}"])
     for value in NO_INT:
-        if not (value is None and option in ("n", "crash_retries", "max_tasks_per_child")):
+        if not (value is None and option in OPTIONAL):
             refuse(ProcessWorker, **{option: value}, kind=InvalidArgument, says=[option, str(low), repr(value)])
 
 
@@ -108,6 +113,11 @@ def test_a_lease_that_no_heartbeat_can_keep() -> None:
 def test_a_ring_of_a_size_that_is_no_power_of_two() -> None:
     for option in ("child_ring_bytes", "client_ring_bytes"):
         refuse(ProcessWorker, **{option: 5000}, says=[option, "power of two", "5000"])
+
+
+def test_a_hard_limit_of_memory_below_the_soft_one() -> None:
+    says = [f"memory_limit_hard must be at least memory_limit={32 << 20}, not {16 << 20}"]
+    refuse(ProcessWorker, memory_limit=32 << 20, memory_limit_hard=16 << 20, says=says)
 
 
 OF_TASKS = "options() takes timeout, retries, crash_retries, retry_policy, queue, priority, weight"

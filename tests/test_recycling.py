@@ -16,6 +16,8 @@ from test_scheduler import function, kills, offered, outcome, outcomes, start, w
 from mpworker import ProcessWorker
 from mpworker.errors import WorkerCrashed
 from mpworker.supervisor import scheduler as rules
+from mpworker.supervisor.memory import anonymous_bytes
+from mpworker.supervisor.recycling import LOOK_SECONDS
 from mpworker.supervisor.registry import LEAVING, READY
 
 LIMIT = 60.0  # seconds: a guard against a hang, never a measure
@@ -237,3 +239,204 @@ def test_descriptors_for_children_that_exit_are_counted() -> None:
 
     assert launch.overlap(WorkerOptions(1)) == 0
     assert launch.overlap(WorkerOptions(1, max_tasks_per_child=5)) == launch._OVERLAP_MAX
+
+
+# ------------------------------------------------------------ memory: who leaves and who is killed
+
+
+def test_a_child_that_keeps_too_much_leaves_after_its_task() -> None:
+    world = World(1, soft=10)
+    first, second = world.submit(), world.submit()
+    child = start(world)
+    child.memory = 11
+    wait(world, LOOK_SECONDS)
+    assert child.seat.state == LEAVING
+    assert kills(world) == []
+    child.step()
+    world.turn()
+    assert outcome(world, first) == rules.OK
+    assert dismissed(world) == [0]
+    world.children[1].step()
+    world.turn()
+    assert offered(world, 1) == [second.key]
+
+
+def test_a_child_that_had_too_much_for_a_while_stays() -> None:
+    world = World(1, soft=10)
+    world.submit(function(1_000))
+    behind = world.submit(function(1_000))
+    child = start(world)
+    child.memory = 11
+    wait(world, LOOK_SECONDS)
+    assert child.seat.state == LEAVING
+    assert not child.in_line(), "it is looked at before it begins another"
+    child.memory = 10
+    child.step()
+    world.turn()
+    assert child.seat.state == READY
+    assert offered(world) == [behind.key, behind.key]
+    assert len(world.children) == 1
+    child.memory = 11
+    wait(world, 1.0)
+    child.step()
+    child.step()
+    child.step()
+    world.turn()
+    assert dismissed(world) == [0]
+
+
+def test_a_child_whose_offers_can_all_be_taken_back_is_looked_at_at_once() -> None:
+    world = World(1, soft=10)
+    world.submit()
+    world.turn()
+    child = world.children[0]
+    child.memory = 11
+    wait(world, LOOK_SECONDS)
+    assert dismissed(world) == [0]
+
+
+def test_a_child_that_was_done_before_anybody_looked_is_looked_at_once_more() -> None:
+    world = World(1, soft=10)
+    world.submit()
+    start(world).step()
+    world.turn()
+    world.children[0].memory = 11
+    wait(world, LOOK_SECONDS)
+    assert dismissed(world) == [0]
+
+
+def test_an_idle_pool_is_not_looked_at() -> None:
+    world = World(1, soft=10)
+    world.submit()
+    start(world).step()
+    world.turn()
+    wait(world, 4.0)
+    assert world.scheduler._memory_at is None
+
+
+def test_a_pool_without_limits_is_not_looked_at() -> None:
+    world = World(1, max_tasks=5)
+    world.submit()
+    start(world).memory = 1000
+    wait(world, 1.0)
+    assert kills(world) == dismissed(world) == []
+    assert world.scheduler._memory_at is None
+
+
+@pytest.mark.parametrize("crash_retries", [0, 1])
+def test_a_child_that_has_too_much_by_far_is_killed_and_its_task_is_blamed(crash_retries: int) -> None:
+    world = World(1, hard=20)
+    task, behind = world.submit(function(1_000), crash_retries=crash_retries), world.submit(function(1_000))
+    child = start(world)
+    child.memory = 20
+    wait(world, 1.0)
+    assert kills(world) == []
+    child.memory = 21
+    wait(world, LOOK_SECONDS)
+    assert kills(world) == ["memory"]
+    world.bury()
+    assert task.crashes == 1
+    assert outcome(world, task) == (None if crash_retries else rules.CRASHED)
+    assert behind.crashes == 0
+    world.finish()
+    assert outcome(world, behind) == rules.OK
+
+
+def test_a_child_that_is_to_go_has_the_hard_limit_still() -> None:
+    world = World(1, soft=10, hard=20)
+    world.submit()
+    child = start(world)
+    child.memory = 11
+    wait(world, LOOK_SECONDS)
+    child.memory = 21
+    wait(world, LOOK_SECONDS)
+    assert kills(world) == ["memory"]
+
+
+def test_who_is_under_suspicion_and_whose_place_is_gone_goes() -> None:
+    world = World(2, soft=10)
+    world.submit()
+    child = start(world)
+    child.memory = 11
+    wait(world, LOOK_SECONDS)
+    child.memory = 0
+    world.resize(1)
+    assert child.seat.vacated
+    child.step()
+    world.turn()
+    assert dismissed(world) == [0]
+
+
+# ------------------------------------------------------------ memory: with processes
+
+MIB = 1 << 20
+kept: list[bytearray] = []
+
+
+def keep(size: int) -> int:
+    kept.append(bytearray(b"x") * size)
+    return os.getpid()
+
+
+def keep_for_a_while(folder: str, size: int) -> int:
+    needed = bytearray(b"x") * size
+    pooljobs.hold(folder)
+    del needed
+    return os.getpid()
+
+
+def pids(w: ProcessWorker) -> list[int]:
+    return [child["pid"] for child in w.processes()["children"] if child["ready"]]
+
+
+def test_a_child_that_leaks_is_replaced() -> None:
+    with ProcessWorker(n=1, memory_limit=48 * MIB) as w:
+        first = w.submit(keep, 0).result(LIMIT)
+        assert wait_until(lambda: w.submit(keep, 4 * MIB).result(LIMIT) != first, LIMIT)
+        assert w.submit(keep, 0).exception(LIMIT) is None
+
+
+def test_a_child_that_idles_with_too_much_is_replaced() -> None:
+    with ProcessWorker(n=1, memory_limit=48 * MIB) as w:
+        first = w.submit(keep, 64 * MIB).result(LIMIT)
+        assert wait_until(lambda: len(pids(w)) == 1 and pids(w) != [first], LIMIT)
+        assert wait_until(lambda: not alive(first), LIMIT)
+
+
+def test_a_child_that_needs_much_for_a_while_stays(gate: Gate) -> None:
+    with ProcessWorker(n=1, memory_limit=48 * MIB) as w:
+        future = w.submit(keep_for_a_while, gate.folder, 64 * MIB)
+        gate.wait_begun()
+        assert wait_until(lambda: pids(w) == [], LIMIT)  # it is seen, and gets no more
+        gate.release()
+        first = future.result(LIMIT)
+        assert w.submit(keep, 0).result(LIMIT) == first
+
+
+def test_a_task_that_needs_too_much_by_far_crashes(gate: Gate) -> None:
+    with ProcessWorker(n=1, memory_limit_hard=48 * MIB) as w:
+        error = w.submit(keep_for_a_while, gate.folder, 64 * MIB).exception(LIMIT)
+        assert isinstance(error, WorkerCrashed)
+        assert (error.cause, error.signal, error.attempt) == ("memory", 9, 1)
+        assert "it had more memory than memory_limit_hard and was killed" in str(error)
+        again = w.options(crash_retries=1).submit(keep_for_a_while, gate.folder, 64 * MIB).exception(LIMIT)
+        assert isinstance(again, WorkerCrashed)
+        assert again.attempt == 2
+        assert w.submit(abs, -1).result(LIMIT) == 1
+
+
+def test_what_is_preloaded_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
+    (tmp_path / "large_preload.py").write_text("DATA = bytearray(b'x') * (64 << 20)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with ProcessWorker(n=2, preload=["large_preload"], memory_limit_hard=48 * MIB) as w:
+        small = w.submit(keep_for_a_while, gate.folder, 16 * MIB)
+        gate.wait_begun()
+        large = w.submit(keep_for_a_while, gate.folder, 64 * MIB)
+        assert isinstance(large.exception(LIMIT), WorkerCrashed)  # so all have been looked at
+        gate.release()
+        assert small.exception(LIMIT) is None
+
+
+def test_the_memory_of_who_is_not_there_is_none() -> None:
+    assert anonymous_bytes(1 << 30) == 0
+    assert anonymous_bytes(os.getpid()) > MIB

@@ -45,6 +45,7 @@ ORDERED = st.fixed_dictionaries(
 )
 ENDINGS = st.sampled_from([rules.OK] * 5 + [rules.ERROR, rules.EXITED, rules.UNSERIALIZABLE])
 RACING = st.lists(st.tuples(WHO, ENDINGS), max_size=4)
+LIMITS = st.sampled_from([(None, None), (None, None), (10, None), (None, 20), (10, 20)])
 ESTIMATES_NS = (0, 1_000, 60_000, 10_000_000)
 
 
@@ -56,10 +57,13 @@ class AnyHistory(RuleBasedStateMachine):
         slots=st.integers(1, 5),
         ordered=st.booleans(),
         max_tasks=st.sampled_from([None, None, 1, 2, 3, 7]),
+        limits=LIMITS,
     )
-    def begin(self, n: int, slots: int, ordered: bool, max_tasks: int | None) -> None:
+    def begin(
+        self, n: int, slots: int, ordered: bool, max_tasks: int | None, limits: tuple[int | None, int | None]
+    ) -> None:
         self.ordered = ordered  # else all of it happens to one FIFO
-        self.world = World(n, slots, max_tasks=max_tasks)
+        self.world = World(n, slots, max_tasks=max_tasks, soft=limits[0], hard=limits[1])
         self.functions: list[Function | None] = [None]
         for key, estimate in enumerate(ESTIMATES_NS, start=1):
             function = Function(key, b"function")
@@ -186,6 +190,10 @@ class AnyHistory(RuleBasedStateMachine):
         self.world.raced = False
         self.world.resize(n)
         self.world.racing.clear()
+
+    @rule(who=WHO, memory=st.sampled_from([0, 10, 11, 15, 21]))
+    def child_has_memory(self, who: int, memory: int) -> None:
+        self.child(who).memory = memory
 
     @rule(who=WHO)
     def becomes_unkillable(self, who: int) -> None:

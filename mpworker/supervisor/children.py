@@ -12,6 +12,7 @@ from mpworker.ipc._native import Claims
 from mpworker.ipc.channel import Channel, close_all, make_channel, make_claims
 from mpworker.ipc.ring import Assembler, Outbox, RingCorrupt
 from mpworker.ipc.stacks import StackView
+from mpworker.supervisor.memory import anonymous_bytes
 from mpworker.supervisor.nursery import bury, ends, kill_and_reap, kill_strays
 from mpworker.supervisor.oom import OomKills
 from mpworker.supervisor.registry import Death, Function, Seat, Task
@@ -111,6 +112,7 @@ class Children:
         self.nursery: frames.Frames | None = None
         self.nursery_pid = 0
         self.nursery_ready = False
+        self._inherited_bytes = 0  # what every child of this nursery has from the fork on, 0 while nobody has looked
         self.on_dismissed: Callable[[], None] = lambda: None  # a child's place is vacated
         self._own_limits: tuple[int, int] | None = None  # that this process had, for those who run the user's code
         if config["descriptors"]:
@@ -146,6 +148,7 @@ class Children:
         environment["PYTHONHASHSEED"] = self._config["hash_seed"]
         argv = self._config["nursery_argv"]
         self.nursery_ready = False
+        self._inherited_bytes = 0
         self.nursery, theirs = frames.pair()
         try:
             self.nursery_pid = os.posix_spawn(
@@ -255,7 +258,7 @@ class Children:
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         exit_code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
         if not cause:
-            if child.seat.kill_cause in ("lease", "corrupt"):
+            if child.seat.kill_cause in ("lease", "corrupt", "memory"):
                 cause = child.seat.kill_cause
             elif number == signal.SIGKILL and not child.seat.kill_cause and self._oom_kills.take():
                 cause = "oom"
@@ -359,6 +362,11 @@ class Children:
         self.tell(child, codec.EXIT, 0, 0, 0, 0, b"")
         child.stopping = True
         self.on_dismissed()
+
+    def memory(self, seat: Seat) -> int:
+        if not self._inherited_bytes:
+            self._inherited_bytes = anonymous_bytes(self.nursery_pid)
+        return anonymous_bytes(seat.pid) - self._inherited_bytes
 
     def beat(self, seat: Seat) -> float:
         return self.by_number[seat.number].claims.beat() / 1e9

@@ -222,7 +222,7 @@ class Loop:
         return count
 
     def set_max_workers(self, n: int, descriptors: int) -> int:
-        """There are n children from now on. If fewer descriptors can be opened than that takes: what the limit allows."""
+        """There are n children from now on; 0, or how many descriptors may be opened if they need more."""
         if n + self._overlap > self._children_max:
             hard = self.world.raise_limit(descriptors)
             if hard:

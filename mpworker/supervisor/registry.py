@@ -188,6 +188,8 @@ class Seat:
         deadline_at: When a child that is starting, exits or was killed is given up.
         asked: The slot and generation of an attempt that wants to be tried again, and after how many seconds.
         ran: Tasks and items of chunks that it has answered, if anybody counts.
+        unmeasured: Nobody has looked at its memory since it worked.
+        suspect: It leaves if it still has too much memory after its task.
         recallable: It leaves because there were fewer places, and stays if there are more before it has ended its work.
         vacated: It holds none of the pool's places any more: it goes, and whoever follows it need not wait for that.
     """
@@ -206,6 +208,8 @@ class Seat:
     kill_cause: str = ""
     asked: tuple[int, int, float] | None = None
     ran: int = 0
+    unmeasured: bool = False
+    suspect: bool = False
     recallable: bool = False
     vacated: bool = False
 

@@ -107,6 +107,9 @@ class Effects(Protocol):
     def dismiss(self, seat: Seat) -> None:
         """Have the child exit, which has no offer."""
 
+    def memory(self, seat: Seat) -> int:
+        """Bytes that the child has of its own."""
+
     def beat(self, seat: Seat) -> float:
         """When the child last beat."""
 
