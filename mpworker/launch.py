@@ -263,6 +263,7 @@ def launch(
     blob = _blob(options, _pickle_initializer(initializer, initargs))
     root = os.path.dirname(os.path.dirname(os.path.abspath(mpworker.__file__)))
     cores = available_cores()
+    spread = options.cpu_affinity == "spread"
     seed = os.environ.get("PYTHONHASHSEED", "")
     capacities = (options.client_ring_bytes, options.client_ring_bytes)
     config = {
@@ -270,6 +271,8 @@ def launch(
         "descriptors": descriptors,
         "overlap": overlap(options),
         "recycling": _recycling(options),
+        "cores": sorted(os.sched_getaffinity(0)) if spread else list(options.cpu_affinity or ()),
+        "spread": spread,
         "slots": options.slots,
         "lease_ttl": options.lease_ttl,
         "grace": options.grace,
@@ -288,6 +291,9 @@ def launch(
         "child": {
             "max_payload_bytes": options.max_payload_bytes,
             "task_prefix": prefix,
+            "nice": options.nice,
+            "blas_threads": options.blas_threads or max(1, cores // options.n),
+            "blas_asked": options.blas_threads is not None,
             "heartbeat_interval": min(1.0, options.lease_ttl / 8),
             # Children spin only if each of them, the supervisor and the client have a core of their own.
             "spin_ns": _CHILD_SPIN_NS if cores > options.n + 1 else 0,

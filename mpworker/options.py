@@ -2,8 +2,9 @@
 
 import math
 import os
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from mpworker.checks import check_int, check_seconds
 from mpworker.errors import ConfigurationError, InvalidArgument
@@ -144,6 +145,9 @@ class WorkerOptions:
     max_tasks_per_child: int | None = None
     memory_limit: int | None = None
     memory_limit_hard: int | None = None
+    cpu_affinity: Collection[int] | str | None = None
+    nice: int = 0
+    blas_threads: int | None = None
 
     def __post_init__(self) -> None:
         plain = object.__setattr__  # as in TaskDefaults
@@ -152,6 +156,7 @@ class WorkerOptions:
         for name, low, high in _OPTIONAL_COUNTS:
             if getattr(self, name) is not None:
                 plain(self, name, check_int(name, getattr(self, name), low, high))
+        plain(self, "cpu_affinity", _check_cores(self.cpu_affinity))
         soft, hard = self.memory_limit, self.memory_limit_hard
         if soft is not None and hard is not None and hard < soft:
             raise ConfigurationError(f"memory_limit_hard must be at least memory_limit={soft}, not {hard}")
@@ -165,10 +170,26 @@ class WorkerOptions:
                 raise ConfigurationError(f"{name} must be a power of two, not {size}")
 
 
+def _check_cores(value: Any) -> tuple[int, ...] | str | None:
+    if value is None or (isinstance(value, str) and value == "spread"):
+        return value
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise InvalidArgument(f"cpu_affinity must be a set of cores, 'spread' or None, not {value!r}")
+    cores = sorted({check_int("a core of cpu_affinity", core, 0, 1 << 16) for core in value})
+    allowed = os.sched_getaffinity(0)
+    if not cores or not allowed.issuperset(cores):
+        named = ", ".join(map(str, sorted(allowed)))
+        raise ConfigurationError(
+            f"cpu_affinity must be some of the cores that this process may use ({named}), not {value!r}"
+        )
+    return tuple(cores)
+
+
 _COUNTS: Final = (
     ("n", 1, N_MAX),
     ("max_pending", 1, 1 << 40),
     ("slots", 1, MAX_SLOTS),
+    ("nice", 0, 19),
     ("max_payload_bytes", 1 << 12, 1 << 40),
     ("child_ring_bytes", 1 << 12, 1 << 30),
     ("client_ring_bytes", 1 << 12, 1 << 30),
@@ -176,6 +197,7 @@ _COUNTS: Final = (
 
 _OPTIONAL_COUNTS: Final = (
     ("max_tasks_per_child", 1, 1 << 40),
+    ("blas_threads", 1, 4096),
     ("memory_limit", MEMORY_LIMIT_MIN, 1 << 50),
     ("memory_limit_hard", MEMORY_LIMIT_MIN, 1 << 50),
 )

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from types import TracebackType
@@ -232,6 +232,11 @@ class ProcessWorker(TaskView, Control):
         memory_limit_hard: Bytes. A child that has more of its own is killed, and its task ends with `WorkerCrashed`,
             cause "memory", or is tried again if `crash_retries` allow. It is looked at ten times a second: what
             grows faster may for a moment have more.
+        cpu_affinity: Cores that all children are pinned to, or "spread" to pin each to one of them, in turn; None for
+            all that this process may use.
+        nice: 0 to 19: the least nice value of the children, which give way to others the more the higher it is.
+        blas_threads: Threads of BLAS and OpenMP in a child; None for its share of the cores, `cores // n`, in what
+            was preloaded. More than one in what was preloaded needs `threadpoolctl`: `pip install "mpworker[blas]"`.
         max_pending: Accepted, unfinished tasks at which `submit` waits.
         queues: Named queues, and for each its weight or a `QueueOptions`; None for "default" alone, with weight 1.
         unknown_queues: "create" makes a queue of weight 1 for a name that `options(queue=...)` uses first, "refuse"
@@ -275,6 +280,9 @@ class ProcessWorker(TaskView, Control):
         max_tasks_per_child: int | None = None,
         memory_limit: int | None = None,
         memory_limit_hard: int | None = None,
+        cpu_affinity: Collection[int] | str | None = None,
+        nice: int = 0,
+        blas_threads: int | None = None,
         max_pending: int = 1_000_000,
         queues: "Mapping[str, int | QueueOptions] | None" = None,
         unknown_queues: Literal["create", "refuse"] = "create",
@@ -308,6 +316,9 @@ class ProcessWorker(TaskView, Control):
             max_tasks_per_child=max_tasks_per_child,
             memory_limit=memory_limit,
             memory_limit_hard=memory_limit_hard,
+            cpu_affinity=cpu_affinity,
+            nice=nice,
+            blas_threads=blas_threads,
             max_pending=max_pending,
             preload=modules,
             python="" if python is None else os.fspath(python),

@@ -64,7 +64,7 @@ TOO_MUCH_TIME = [math.inf, 1e300, 10**400]
 OUT_OF_TIME = [*TOO_LITTLE_TIME, *TOO_MUCH_TIME]
 
 
-OPTIONAL = ("n", "crash_retries", "max_tasks_per_child", "memory_limit", "memory_limit_hard")
+OPTIONAL = ("n", "crash_retries", "max_tasks_per_child", "memory_limit", "memory_limit_hard", "blas_threads")
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,8 @@ OPTIONAL = ("n", "crash_retries", "max_tasks_per_child", "memory_limit", "memory
         ("max_pending", 1, 1 << 40),
         ("slots", 1, 256),
         ("max_tasks_per_child", 1, 1 << 40),
+        ("nice", 0, 19),
+        ("blas_threads", 1, 4096),
         ("memory_limit", 16 << 20, 1 << 50),
         ("memory_limit_hard", 16 << 20, 1 << 50),
         ("max_payload_bytes", 1 << 12, 1 << 40),
@@ -113,6 +115,22 @@ def test_a_lease_that_no_heartbeat_can_keep() -> None:
 def test_a_ring_of_a_size_that_is_no_power_of_two() -> None:
     for option in ("child_ring_bytes", "client_ring_bytes"):
         refuse(ProcessWorker, **{option: 5000}, says=[option, "power of two", "5000"])
+
+
+@pytest.mark.parametrize("value", [5, "all", b"1", "", 1.0], ids=repr)
+def test_cores_that_are_none(value: object) -> None:
+    says = [f"cpu_affinity must be a set of cores, 'spread' or None, not {value!r}"]
+    refuse(ProcessWorker, cpu_affinity=value, kind=InvalidArgument, says=says)
+
+
+def test_cores_that_are_not_there() -> None:
+    for value in ([], {60_000}, [*os.sched_getaffinity(0), 60_000]):
+        says = ["cpu_affinity must be some of the cores that this process may use (", f"not {value!r}"]
+        refuse(ProcessWorker, cpu_affinity=value, says=says)
+    refuse(ProcessWorker, cpu_affinity=[-1], says=["a core of cpu_affinity must be at least 0, not -1"])
+    refuse(
+        ProcessWorker, cpu_affinity=["0"], kind=InvalidArgument, says=["a core of cpu_affinity must be an int", "'0'"]
+    )
 
 
 def test_a_hard_limit_of_memory_below_the_soft_one() -> None:

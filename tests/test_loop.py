@@ -33,6 +33,8 @@ _CONFIG = {
     "descriptors": 0,
     "overlap": 0,
     "recycling": {},
+    "cores": [],
+    "spread": False,
     "slots": 8,
     "lease_ttl": 10.0,
     "grace": 1.0,

@@ -51,7 +51,8 @@ WORKER = VIEW | {
 WORKER_INIT = (
     "(self, n=None, *, timeout=None, grace=5.0, retries=0, crash_retries=None, retry_policy=None, preload=(), "
     "initializer=None, initargs=(), max_tasks_per_child=None, memory_limit=None, memory_limit_hard=None, "
-    "max_pending=1000000, queues=None, unknown_queues='create', rate=None, burst=None, lease_ttl=10.0, "
+    "cpu_affinity=None, nice=0, blas_threads=None, max_pending=1000000, queues=None, unknown_queues='create', "
+    "rate=None, burst=None, lease_ttl=10.0, "
     "start_timeout=60.0, kill_timeout=10.0, python=None, **others)"
 )
 FUTURE = {

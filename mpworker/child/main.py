@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any, Final
 
 from mpworker import context
+from mpworker.child import machine
 from mpworker.errors import Retry
 from mpworker.ipc import codec, payload, raised
 from mpworker.ipc._native import Claims, MadeBeforeFork
@@ -378,10 +379,15 @@ class Child:
     def _refuse(self, why: str, traceback: str = "") -> None:
         self._answer(codec.REFUSED, 0, 0, 0, 0, json.dumps({"why": why, "traceback": traceback}).encode())
 
-    def initialize(self, data: bytes, heartbeat_interval: float) -> bool:
-        """Start the heartbeat, run the user's initializer, and say whether this child is ready."""
+    def initialize(self, data: bytes, settings: dict[str, Any]) -> bool:
+        """Settle, start the heartbeat, run the user's initializer, and say whether this child is ready."""
         try:
-            self._claims.start_heartbeat(heartbeat_interval)
+            machine.settle(settings)
+        except OSError as error:
+            self._refuse(f"a child cannot have the cores or the priority that were asked for: {error}")
+            return False
+        try:
+            self._claims.start_heartbeat(settings["heartbeat_interval"])
         except OSError as error:  # no thread is left
             self._refuse(str(explained(error, "a child cannot start its heartbeat")))
             return False
@@ -457,7 +463,7 @@ def run(channel: Channel, claims: Claims, stack_file: StackFile, settings: dict[
         # CPython 3.12 and later warn when a process with threads forks. Ours has one that holds no lock and runs no
         # Python; the warning would come for every task that uses multiprocessing.
         warnings.filterwarnings("ignore", r".*use of fork\(\) may lead to deadlocks", DeprecationWarning)
-        if child.initialize(initializer, settings["heartbeat_interval"]):
+        if child.initialize(initializer, settings):
             child.serve()
             import atexit
 

@@ -27,6 +27,7 @@ class Child:
         "assembler",
         "channel",
         "claims",
+        "cores",
         "ended",
         "known",
         "max_payload",
@@ -59,6 +60,7 @@ class Child:
         self.assembler = Assembler(max_payload_bytes + codec.REPORT_BYTES_MAX)
         self.known: set[int] = set()  # functions that it has been sent and not told to forget
         self.pidfd = -1
+        self.cores: list[int] = []  # that it is pinned to
         self.ready = False  # has been so in time
         self.ended = False  # is dead, and is still to be reaped
         self.stopping = False  # told to exit
@@ -228,6 +230,7 @@ class Children:
             claims_fd, claims, stack_view = make_claims("mpworker-claims", self._slots)
             fds.append(claims_fd)
             order = {"op": "spawn", "id": seat.number, "capacities": self._capacities, "slots": self._slots}
+            order["cores"] = cores = self._cores_of_next()
             self.nursery.send(order, fds)
         except OSError:
             channel.close()
@@ -235,9 +238,18 @@ class Children:
         finally:
             close_all(fds)
         child = Child(seat, channel, claims, stack_view, self._config["child"]["max_payload_bytes"])
+        child.cores = cores
         self.by_number[seat.number] = child
         self.everyone = tuple(self.by_number.values())
         return child
+
+    def _cores_of_next(self) -> list[int]:
+        """The cores that the next child is pinned to, none for all; if each has one, that which the fewest have."""
+        cores: list[int] = self._config["cores"]
+        if not self._config["spread"]:
+            return cores
+        taken = [child.cores[0] for child in self.everyone if not child.seat.vacated]
+        return [min(cores, key=taken.count)]
 
     def kill_unwatched(self, number: int) -> None:
         """Have the nursery kill a child whose pidfd did not arrive."""
