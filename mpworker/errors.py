@@ -3,7 +3,7 @@
 ============ ========================================================================================
 whose fault  errors
 ============ ========================================================================================
-the caller's `ConfigurationError`, `TaskNotFound`, `WorkerStopped`
+the caller's `ConfigurationError`, `TaskNotFound`, `DuplicateTask`, `QueueFull`, `WorkerStopped`
 the task's   `SerializationError`, `TaskTimeout`, `TaskCancelled`, `TaskExited`
 a child's    `WorkerCrashed`
 ours         `SupervisorLost`
@@ -30,6 +30,14 @@ class TaskNotFound(MPWorkerError, KeyError):
 
     def __str__(self) -> str:
         return Exception.__str__(self)  # a KeyError's own would quote the message
+
+
+class DuplicateTask(MPWorkerError, ValueError):
+    """A task has the id or the idempotency key of another one."""
+
+
+class QueueFull(MPWorkerError):
+    """`max_pending` tasks are unfinished, and `submit_timeout` is over."""
 
 
 class WorkerStopped(MPWorkerError, RuntimeError):

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
-from mpworker.checks import check_int, check_seconds
+from mpworker.checks import check_int, check_seconds, check_text
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.ipc.codec import MAX_SLOTS
 
@@ -18,6 +18,7 @@ N_MAX: Final = 256
 QUEUES_MAX: Final = 1000
 PRIORITY_MAX: Final = 1 << 31
 TASK_WEIGHT_MAX: Final = 1_000_000
+CONCURRENCY_MAX: Final = 1_000_000
 LEASE_TTL_MIN: Final = 0.01
 MEMORY_LIMIT_MIN: Final = 16 << 20
 
@@ -67,6 +68,8 @@ class TaskOptions(TypedDict, total=False):
     queue: str
     priority: int
     weight: int
+    concurrency_key: str
+    concurrency: int
 
 
 class SizeOptions(TypedDict, total=False):
@@ -90,6 +93,8 @@ class TaskDefaults:
         queue: The name of the queue.
         priority: In it, the lowest number first.
         weight: Of those with the same priority, the highest number first.
+        concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for no such limit.
+        concurrency: See there.
     """
 
     timeout: float | None = None
@@ -99,6 +104,8 @@ class TaskDefaults:
     queue: str = "default"
     priority: int = 0
     weight: int = 1
+    concurrency_key: str = ""
+    concurrency: int = 1
 
     def __post_init__(self) -> None:
         plain = object.__setattr__  # the class is frozen, and what JSON cannot write must not stay in it
@@ -108,6 +115,8 @@ class TaskDefaults:
             plain(self, "crash_retries", check_int("crash_retries", self.crash_retries, 0, RETRIES_MAX))
         plain(self, "priority", check_int("priority", self.priority, -PRIORITY_MAX, PRIORITY_MAX))
         plain(self, "weight", check_int("weight", self.weight, 1, TASK_WEIGHT_MAX))
+        plain(self, "concurrency", check_int("concurrency", self.concurrency, 1, CONCURRENCY_MAX))
+        check_text("concurrency_key", self.concurrency_key, 0)
         if self.queue != "default":
             from mpworker.queues import check_queue_name  # not before: no start shall wait for it
 
@@ -136,6 +145,7 @@ class WorkerOptions:
     start_timeout: float = 60.0
     kill_timeout: float = 10.0
     max_pending: int = 1_000_000
+    submit_timeout: float | None = None
     preload: tuple[str, ...] = ()
     child_ring_bytes: int = 1 << 18
     client_ring_bytes: int = 1 << 20
@@ -162,6 +172,7 @@ class WorkerOptions:
             raise ConfigurationError(f"memory_limit_hard must be at least memory_limit={soft}, not {hard}")
         for name in ("grace", "lease_ttl", "start_timeout", "kill_timeout"):
             plain(self, name, check_seconds(name, getattr(self, name)))
+        plain(self, "submit_timeout", check_seconds("submit_timeout", self.submit_timeout, optional=True, zero=True))
         if self.lease_ttl < LEASE_TTL_MIN:
             raise ConfigurationError(f"lease_ttl must be at least {LEASE_TTL_MIN} s, not {self.lease_ttl!r}")
         for name in ("child_ring_bytes", "client_ring_bytes"):

@@ -123,6 +123,9 @@ def _timed_out(report: dict[str, Any], subject: str) -> BaseException:
 
         stack = stacks.of_task(report["dumped"])
     how = "; it did not react to the interrupt and its child was killed" if report["killed"] else ""
+    if report["timeout"] is None:
+        began = f" {_attempt(report)}" if "attempt" in report else ""
+        return TaskTimeout(f"{subject} had not ended at its deadline{began}{how}", stack)
     return TaskTimeout(f"{subject} ran for over {report['timeout']:g} s {_attempt(report)}{how}", stack)
 
 

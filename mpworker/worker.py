@@ -27,16 +27,19 @@ from mpworker.options import (
     available_cores,
 )
 from mpworker.queues import check_burst, check_queues, check_rate
+from mpworker.recurring import CronView, CronWorker
+from mpworker.tasks import Tasks
 
 if TYPE_CHECKING:
     from mpworker.queues import QueueOptions
+    from mpworker.retention import Retention
     from mpworker.retry import RetryPolicy
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class TaskView(Executor):
+class TaskView(CronView, Executor):
     """A worker with other task options; made by `ProcessWorker.options`.
 
     It shares everything with its worker. Leaving a `with` block of it, or shutting it down, does nothing: the worker
@@ -47,7 +50,7 @@ class TaskView(Executor):
         self._client = client
         self._defaults = defaults
         self._n = n
-        self._options_key = client.options_key(defaults)
+        self._options_key, self._said = client.say_options(defaults)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -70,6 +73,7 @@ class TaskView(Executor):
             InvalidArgument: `fn` is not callable, or asynchronous.
             SerializationError: It, or an argument, cannot be pickled.
             WorkerStopped: The worker was stopped, or made before this process was forked.
+            QueueFull: `max_pending` tasks are unfinished, and `submit_timeout` is over.
 
         Example:
             >>> from mpworker import ProcessWorker
@@ -79,7 +83,7 @@ class TaskView(Executor):
         """
         if not callable(fn):
             raise InvalidArgument(f"submit needs a callable, not {fn!r}: write submit(f, x), not submit(f(x))")
-        return self._client.submit(fn, args, kwargs, self._options_key)
+        return self._client.submit(fn, args, kwargs, self._options_key, self._said)
 
     @overload
     def map(
@@ -174,6 +178,7 @@ class TaskView(Executor):
             buffersize,
             timeout,
             return_exceptions,
+            self._said,
         ).results()
 
     def options(self, **options: Unpack[TaskOptions]) -> "TaskView":
@@ -183,7 +188,8 @@ class TaskView(Executor):
             **options: `timeout`, `retries`, `crash_retries`, `retry_policy`, as for `ProcessWorker`; and `queue`, the
                 name of the queue that the tasks wait in ("default"), `priority`, by which the lowest number goes first
                 in it (0, at most 2**31 and at least the negative of that), and `weight`, by which the highest number
-                goes first among tasks of one priority (1, at most 1,000,000).
+                goes first among tasks of one priority (1, at most 1,000,000); and `concurrency_key`, a text: of all
+                tasks with the same one at most `concurrency` (1) run at once.
 
         Raises:
             InvalidArgument: There is no such option of tasks, or it has a wrong type.
@@ -205,7 +211,7 @@ class TaskView(Executor):
         """Nothing: the worker owns the processes."""
 
 
-class ProcessWorker(TaskView, Control):
+class ProcessWorker(TaskView, Tasks, Control, CronWorker):
     """A pool of child processes that keeps its promises when they die: a `concurrent.futures.Executor`.
 
     A supervisor process of its own schedules the tasks. A child that crashes is replaced at once, and only the task
@@ -238,11 +244,14 @@ class ProcessWorker(TaskView, Control):
         blas_threads: Threads of BLAS and OpenMP in a child; None for its share of the cores, `cores // n`, in what
             was preloaded. More than one in what was preloaded needs `threadpoolctl`: `pip install "mpworker[blas]"`.
         max_pending: Accepted, unfinished tasks at which `submit` waits.
+        submit_timeout: Seconds that it waits then before it raises QueueFull: 0 for at once, None for no limit.
         queues: Named queues, and for each its weight or a `QueueOptions`; None for "default" alone, with weight 1.
         unknown_queues: "create" makes a queue of weight 1 for a name that `options(queue=...)` uses first, "refuse"
             raises ConfigurationError.
         rate: How many tasks of all queues together start per second; None for no limit.
         burst: How many may start at once when none has for long; None for min(n, max_pending).
+        retention: A `Retention`: how long tasks that have ended are remembered; None for the last 1,000 of them, and
+            without their results.
         lease_ttl: Seconds without a heartbeat (it beats even while C code runs) after which a child counts as frozen.
         start_timeout: Seconds a child may take until it is ready.
         kill_timeout: Seconds after SIGKILL until a child counts as unkillable and is replaced.
@@ -284,10 +293,12 @@ class ProcessWorker(TaskView, Control):
         nice: int = 0,
         blas_threads: int | None = None,
         max_pending: int = 1_000_000,
+        submit_timeout: float | None = None,
         queues: "Mapping[str, int | QueueOptions] | None" = None,
         unknown_queues: Literal["create", "refuse"] = "create",
         rate: float | None = None,
         burst: int | None = None,
+        retention: "Retention | None" = None,
         lease_ttl: float = 10.0,
         start_timeout: float = 60.0,
         kill_timeout: float = 10.0,
@@ -320,6 +331,7 @@ class ProcessWorker(TaskView, Control):
             nice=nice,
             blas_threads=blas_threads,
             max_pending=max_pending,
+            submit_timeout=submit_timeout,
             preload=modules,
             python="" if python is None else os.fspath(python),
             **others,
@@ -330,11 +342,12 @@ class ProcessWorker(TaskView, Control):
         client = Client(options, initializer, tuple(initargs))
         try:
             super().__init__(client, defaults, options.n)
-            for name, each in made.items():
-                client.configure_queue(name, each)
+            client.configure_queues(made)
             client.refuses_queues = refuses
             if rate is not None:
                 client.limit_rate(rate, burst)
+            if retention is not None:
+                self.set_retention(retention)
         except BaseException:
             client.stop_now()  # whoever keeps the error keeps the client, too
             raise
@@ -362,14 +375,6 @@ class ProcessWorker(TaskView, Control):
         client = getattr(self, "_client", None)
         if client is not None:
             client.ask_drain()
-
-    def cancel_task(self, task_id: str) -> bool:
-        """Cancel a task by its id; see `TaskFuture.cancel`.
-
-        Raises:
-            TaskNotFound: No task of this worker has the id.
-        """
-        return self._client.cancel_id(task_id)
 
     @property
     def n(self) -> int:

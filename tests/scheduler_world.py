@@ -10,6 +10,7 @@ attempt, a start of what was cancelled, a second outcome, an outcome that nothin
 """
 
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from mpworker.supervisor import scheduler as rules
 from mpworker.supervisor.recycling import LOOK_SECONDS, Recycling
 from mpworker.supervisor.registry import (
     DYING,
+    ENDED,
     LEAVING,
     OFFERED,
     QUEUED,
@@ -175,6 +177,10 @@ class Child:
         slot.state = CLAIMED
         slot.started_at = self.world.now
         self.run = offer
+        if offer.task.deadline_at is not None and self.world.now >= offer.task.deadline_at:
+            self.ring.append(("done", offer.slot, offer.generation, rules.INTERRUPTED, 0, b"stack", False))
+            self.run = None
+            return
         for name in offer.names():
             self.world.claimed_at[name] = self.world.now
             self.world.before_claim[name] = len(self.world.attempts.get(name, ()))
@@ -377,15 +383,23 @@ class World:
         self.spawn_missing()
 
     def submit(
-        self, function: Function | None = None, items: int = 0, concurrency_key: str = "", **options: Any
+        self,
+        function: Function | None = None,
+        items: int = 0,
+        concurrency_key: str = "",
+        deadline: float | None = None,
+        delay: float | None = None,
+        **options: Any,
     ) -> Task:
         key = len(self.accepted) + 1
-        task = (DetailedTask if concurrency_key else Task)(key, function, TaskOptions(**options), b"payload", items)
+        detailed = bool(concurrency_key) or deadline is not None or delay is not None
+        task = (DetailedTask if detailed else Task)(key, function, TaskOptions(**options), b"payload", items)
         self.accepted[key] = Accepted(task, items, task.options)
         self.scheduler.options_known(task.options)
-        if concurrency_key:
-            assert isinstance(task, DetailedTask)
+        if isinstance(task, DetailedTask):
             task.concurrency_key, task.concurrency = concurrency_key, 1
+            task.deadline_at = None if deadline is None else self.now + deadline
+            task.run_at = None if delay is None else self.now + delay
             self.scheduler.submitted_with_details(task)
         else:
             self.scheduler.submitted(task)
@@ -454,12 +468,18 @@ class World:
         assert answer == known, f"cancel of {key} said {answer}"
         return answer
 
-    def cancel_unstarted(self) -> None:
+    def cancel_all(self) -> None:
+        self.cancel_unstarted(lambda: self.scheduler.cancel_all(self.now))
+        for accepted in self.accepted.values():
+            if not accepted.items and not accepted.ended:
+                accepted.cancelled = True  # it had begun, and ends so
+
+    def cancel_unstarted(self, sweep: Callable[[], object] | None = None) -> None:
         scheduler = self.scheduler
         tasks = [*scheduler._tasks.values(), *(piece for pieces in scheduler._pieces.values() for piece in pieces)]
         names = {name: task for task in tasks for name in _names(task)}
         self.sweeping = True
-        scheduler.cancel_unstarted()
+        (sweep or scheduler.cancel_unstarted)()
         self.sweeping = False
         # Whoever raced with that and claimed has begun what began; of a chunk no other item begins.
         self.barred |= {name for name, task in names.items() if not self._has_begun(name, task)}
@@ -642,6 +662,10 @@ class World:
         assert name[1] not in accepted.outcomes, f"{name} has ended and starts"
         assert not attempts or attempts[-1].ended_at is not None, f"{name} has two live attempts"
         options = accepted.options
+        task = accepted.task
+        if isinstance(task, DetailedTask):
+            assert task.run_at is None or self.now >= task.run_at, f"{name} starts before its time"
+            assert task.deadline_at is None or self.now < task.deadline_at, f"{name} starts after its deadline"
         failed = sum(
             attempt.status in (rules.ERROR, rules.EXITED)
             or attempt.late
@@ -816,9 +840,13 @@ class World:
             assert status == rules.CANCELLED, f"{name} was cancelled and ends with {status}"
         elif status == rules.TIMED_OUT:
             timeout = accepted.options.timeout
+            deadline = accepted.task.deadline_at
+            if deadline is not None and self.now >= deadline:
+                timeout = 0.0
             assert timeout is not None
             began = bool(attempts) and (attempts[-1].late or attempts[-1].seconds(self.now) >= timeout)
-            assert began or self.now >= self.claimed_at[name] + timeout, f"{name} was in time"
+            never = deadline is not None and self.now >= deadline
+            assert began or never or self.now >= self.claimed_at[name] + timeout, f"{name} was in time"
         elif status == rules.CRASHED:
             assert self.paid[name], f"{name} crashed without a death"
         elif status == rules.CANCELLED:
@@ -871,13 +899,12 @@ class World:
                 assert task.seat is None
                 assert not task.decided, "a decision about an attempt that is over"
                 where.update(_names(task))
-        scheduled = [*(each[-1] for each in scheduler._pausing), *(each[-1] for each in scheduler._scheduled)]
+        scheduled = [*(each[-1] for each in scheduler._pausing), *(task for _, task in scheduler._scheduled)]
         for task in scheduled:
             if task.state == SCHEDULED:
                 assert task.seat is None
                 assert not task.decided
                 where.update(_names(task))
-        assert scheduler._unscheduled == sum(task.state != SCHEDULED for task in scheduled)
         for seat in scheduler._seats.values():
             room = seat.slots if self.max_tasks is None else min(seat.slots, max(0, self.max_tasks - seat.ran))
             if seat.state <= READY:
@@ -906,7 +933,8 @@ class World:
         self._check_next_timer()
 
     def _check_next_timer(self) -> None:
-        due = [(at, "a retry") for at, _, task in self.scheduler._scheduled if task.state == SCHEDULED]
+        due = [(at, "a deadline") for at, task in self.scheduler._deadlines if task.state != ENDED]
+        due += [(at, "a retry") for at, task in self.scheduler._scheduled if task.state == SCHEDULED]
         for child in self.children.values():
             seat = child.seat
             if child.noticed:

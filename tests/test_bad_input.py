@@ -138,7 +138,10 @@ def test_a_hard_limit_of_memory_below_the_soft_one() -> None:
     refuse(ProcessWorker, memory_limit=32 << 20, memory_limit_hard=16 << 20, says=says)
 
 
-OF_TASKS = "options() takes timeout, retries, crash_retries, retry_policy, queue, priority, weight"
+OF_TASKS = (
+    "options() takes timeout, retries, crash_retries, retry_policy, queue, priority, weight, "
+    "concurrency_key, concurrency"
+)
 
 
 def test_an_unknown_option_names_those_that_this_call_takes(pool: ProcessWorker) -> None:

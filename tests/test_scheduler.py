@@ -22,6 +22,7 @@ from mpworker.supervisor import scheduler as rules
 from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.registry import DYING, Death, Function, Seat, Task
 from mpworker.supervisor.scheduler import ProtocolViolation
+from mpworker.supervisor.timers import DEAD_MAX
 
 # ------------------------------------------------------------ any history
 
@@ -113,6 +114,20 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(rate=st.sampled_from([None, (0.5, 1), (4.0, 2)]))
     def limit_rate(self, rate: tuple[float, int] | None) -> None:
         self.world.limit_rate(rate)
+
+    @rule(
+        options=OPTIONS,
+        deadline=st.sampled_from([None, 0.25, 1.0, 6.0]),
+        delay=st.sampled_from([None, 0.25, 4.0]),
+    )
+    def submit_for_later(self, options: dict[str, Any], deadline: float | None, delay: float | None) -> None:
+        self.world.submit(self.functions[2], 0, deadline=deadline, delay=delay, **options)
+
+    @rule(racing=RACING)
+    def cancel_all(self, racing: list[tuple[int, int]]) -> None:
+        self.world.racing.extend((self.child(who), ending) for who, ending in racing)
+        self.world.cancel_all()
+        self.world.racing.clear()
 
     @rule(racing=RACING)
     def turn(self, racing: list[tuple[int, int]]) -> None:
@@ -711,7 +726,7 @@ def test_what_is_cancelled_before_its_time_does_not_wait_for_it() -> None:
             world.turn()
             world.cancel(task.key)
             world.turn()
-            assert len(world.scheduler._scheduled) <= 2 * rules._UNSCHEDULED_MAX
+            assert len(list(world.scheduler._scheduled)) <= 2 * DEAD_MAX
     assert world.scheduler.unfinished() == 0
 
 

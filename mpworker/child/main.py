@@ -25,7 +25,7 @@ from typing import Any, Final
 from mpworker import context
 from mpworker.child import machine
 from mpworker.errors import Retry
-from mpworker.ipc import codec, payload, raised
+from mpworker.ipc import codec, details, payload, raised
 from mpworker.ipc._native import Claims, MadeBeforeFork
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import INTERRUPT_SIGNAL, STACK_SIGNAL, Record
@@ -68,6 +68,8 @@ class Child:
         self._running_slot = 0
         self._running_task = 0
         self._attempt = 0
+        self._early = False  # an interrupt has come while nothing ran
+        self._details = b""  # of the task that runs, and its call: read when somebody asks
         self._stack: str | None = None  # of the task that was interrupted, until that is told
 
     # ------------------------------------------------------------ answers
@@ -106,12 +108,31 @@ class Child:
             self._running = 0  # once: not again while the exception unwinds
             self._stack = _stack_of_task(frame)
             raise TaskInterrupted
+        self._early = not generation
 
     def context(self) -> context.TaskContext | None:
         """The context of the task that runs now."""
         if not self._attempt:
             return None
-        return context.TaskContext(f"{self._task_prefix}{self._running_task & codec.TASK_MASK}", self._attempt)
+        task_id = f"{self._task_prefix}{self._running_task & codec.TASK_MASK}"
+        if not self._details:
+            return context.TaskContext(task_id, self._attempt)
+        said = details.read(self._details)
+        return context.TaskContext(
+            said.get("id", task_id), self._attempt, said.get("deadline"), said.get("metadata", {})
+        )
+
+    def _is_late(self, started_ns: int) -> bool:
+        """Was it claimed after its deadline?"""
+        deadline = details.read(self._details).get("deadline")
+        return deadline is not None and started_ns / 1e9 >= deadline
+
+    def _take_details(self, data: bytes | MemoryError) -> bytes | MemoryError:
+        """Keep what a task says beyond its call, for who asks; the call."""
+        if isinstance(data, MemoryError):
+            return data
+        self._details = data
+        return details.after(data)
 
     # ------------------------------------------------------------ outcomes
 
@@ -199,7 +220,12 @@ class Child:
             return
         self._attempt = flags & codec.LOW
         self._running_task = task
+        self._details = b""
+        late = False
         try:
+            if flags & codec.DETAILED:
+                data = self._take_details(data)
+                late = self._is_late(started)
             function = c >> 8
             if function:
                 call = self._function(function)
@@ -212,7 +238,12 @@ class Child:
             self._running_slot = slot
             try:
                 try:
+                    if late:
+                        self._stack = ""
+                        raise TaskInterrupted
                     self._running = generation
+                    if self._early:  # it came while the call was unpickled, perhaps: no time to raise anything
+                        self.on_interrupt(0, sys._getframe())
                     value = call(*args, **kwargs)
                 finally:
                     self._running = 0
@@ -224,7 +255,7 @@ class Child:
             args = kwargs = None
         self._attempt = 0
         duration = time.monotonic_ns() - started
-        self._answer(codec.DONE, status, task, generation, slot | duration << 8, out)
+        self._answer(codec.DONE, status, started, generation, slot | duration << 8, out)
 
     def _run_range(  # noqa: PLR0915  # one loop that is hot: a call per item would double its cost
         self, flags: int, task: int, generation: int, c: int, data: bytes | MemoryError
@@ -238,6 +269,9 @@ class Child:
         begun_at = time.monotonic_ns()
         try:
             call = self._function(c >> 8 & 0xFFFFFF)
+            self._details = b""
+            if flags & codec.DETAILED:
+                data = self._take_details(data)
             items = _loads(data)
         except BaseException as error:  # noqa: BLE001
             self._attempt = 0

@@ -276,7 +276,7 @@ class Children:
                 cause = "oom"
             else:
                 cause = "signal" if number else "exit"
-        return Death(child.pid, number, exit_code, cause)
+        return Death(child.pid, number, exit_code, cause, time.monotonic())
 
     def tell(self, child: Child, kind: int, flags: int, a: int, b: int, c: int, payload: bytes) -> None:
         """Send a child a record, now or when it has made room; `ring_told` wakes it."""
@@ -334,10 +334,10 @@ class Children:
             name |= judge.key << codec.JUDGE_SHIFT
             if judge.key not in child.known:
                 self._teach(child, judge)
-        attempt = task.attempts + 1 if task.attempts < codec.LOW else codec.LOW
+        attempt = (task.attempts + 1 if task.attempts < codec.LOW else codec.LOW) | task.flags
         if task.items:
             c = codec.pack_range(slot, key, task.start, task.stop)
-            self.tell(child, codec.RANGE, attempt | task.flags, name, generation, c, task.payload)
+            self.tell(child, codec.RANGE, attempt, name, generation, c, task.payload)
         else:
             self.tell(child, codec.TASK, attempt, name, generation, slot | key << 8, task.payload)
 

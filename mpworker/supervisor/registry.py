@@ -1,7 +1,7 @@
 """What the scheduler knows: tasks, functions and children, as plain data."""
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from mpworker.supervisor.backoff import Backoff
 
@@ -73,6 +73,24 @@ class Function:
             self.estimate_ns = estimate - ((estimate - duration_ns) >> 2)
 
 
+class Attempt(NamedTuple):
+    """One attempt of a task that did not end it, or whose end was decided here.
+
+    Attributes:
+        status: What came of it: `mpworker.ipc.codec`.
+        pid: The child.
+        started_at: When it was claimed.
+        ended_at: When that was answered, or the child dead.
+        cause: Of a death: as `mpworker.errors.WorkerCrashed.cause`.
+    """
+
+    status: int
+    pid: int
+    started_at: float
+    ended_at: float
+    cause: str = ""
+
+
 class Task:
     """One task, or one contiguous range of a chunk's items.
 
@@ -86,7 +104,10 @@ class Task:
         unclaimed_deaths: How often it was the first in line of a child that died with nothing claimed.
         closing: No further item of this range begins: what is left when its child has done ends cancelled.
         order: Its place in line, once it was taken out of that.
+        past: The attempts before the one that is told with its end; None for none.
         concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for none.
+        deadline_at: When it ends, whatever it is at; None for never.
+        expired: That is decided.
     """
 
     __slots__ = (
@@ -104,6 +125,7 @@ class Task:
         "key",
         "options",
         "order",
+        "past",
         "payload",
         "seat",
         "slot",
@@ -116,6 +138,8 @@ class Task:
     # Of the few tasks that have more to say than their options: see `DetailedTask`.
     concurrency_key = ""
     concurrency = 1
+    deadline_at: float | None = None
+    expired = False
 
     def __init__(
         self, key: int, function: Function | None, options: TaskOptions, payload: bytes, items: int = 0, flags: int = 0
@@ -141,6 +165,7 @@ class Task:
         self.slot = -1
         self.generation = 0
         self.order = 0
+        self.past: list[Attempt] | None = None
 
     def part(self, start: int, stop: int) -> "Task":
         """A new range of the same chunk, with this one's history; it is in no line yet."""
@@ -155,9 +180,13 @@ class DetailedTask(Task):
     """A task that has more to say than its options; see `Task` for what.
 
     Most have not, and pay nothing for it: these fields are slots here, and constants of the class there.
+
+    Attributes:
+        run_at: When it is to be queued, None for at once.
+        notes: What the supervisor keeps and does not use: "id", "name", "metadata", "retry_of".
     """
 
-    __slots__ = ("concurrency", "concurrency_key")
+    __slots__ = ("concurrency", "concurrency_key", "deadline_at", "expired", "notes", "run_at")
 
     def __init__(
         self, key: int, function: Function | None, options: TaskOptions, payload: bytes, items: int = 0, flags: int = 0
@@ -165,6 +194,10 @@ class DetailedTask(Task):
         super().__init__(key, function, options, payload, items, flags)
         self.concurrency_key = ""
         self.concurrency = 1
+        self.deadline_at = None
+        self.expired = False
+        self.run_at: float | None = None
+        self.notes: dict[str, Any] = {}
 
     def part(self, start: int, stop: int) -> "Task":
         """See `Task`."""
@@ -223,9 +256,11 @@ class Death:
 
     Attributes:
         cause: As `mpworker.errors.WorkerCrashed.cause`.
+        at: When it was known.
     """
 
     pid: int
     signal: int
     exit_code: int | None
     cause: str
+    at: float = 0.0

@@ -28,12 +28,11 @@ A chunk of `map` is an envelope. Its items are answered in order; `Task.start` i
 that fails, times out or kills its child is treated alone, as a range of its own; the rest of the chunk goes on.
 """
 
-import heapq
-import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
+from mpworker.supervisor.history import History
 from mpworker.supervisor.leases import Leases
 from mpworker.supervisor.queues import DEAD_MAX, DEFAULT_QUEUE, DEFAULT_RANK, Queues
 from mpworker.supervisor.registry import (
@@ -45,17 +44,21 @@ from mpworker.supervisor.registry import (
     QUEUED,
     READY,
     SCHEDULED,
+    Attempt,
     Death,
     DetailedTask,
     Seat,
     Task,
     TaskOptions,
 )
+from mpworker.supervisor.timers import Timers
 
 BUDGET_NS: Final = 200_000
 STEAL_AFTER: Final = 0.0005
+HISTORY_MAX: Final = 1000
+HISTORY_BYTES_MAX: Final = 1 << 26
+ATTEMPTS_MAX: Final = 100
 UNCLAIMED_DEATHS: Final = 5
-_UNSCHEDULED_MAX: Final = 64
 _SIGKILL: Final = 9  # the module of its name is the operating system's
 # With these a child ends by itself once its task is answered, and what it had not begun has no part in it: the numbers
 # are those of mpworker.child.main; a test compares them.
@@ -176,9 +179,16 @@ class Scheduler:
         self._put: Callable[[Task], None] = self._queue.append
         self._queues: Queues | None = None  # from then on
         self._pausing: list[tuple[float, Task]] = []  # for so many seconds from the end of this turn on
-        self._scheduled: list[tuple[float, int, Task]] = []  # a heap by time; some may have been cancelled since
-        self._scheduled_numbers = itertools.count()  # of two at the same time the first one goes first
-        self._unscheduled = 0  # that were cancelled and are in one of these two
+        self._scheduled = Timers(lambda task: task.state == SCHEDULED)
+        self._deadlines = Timers(lambda task: task.state != ENDED)
+        self.history = History(HISTORY_MAX, HISTORY_BYTES_MAX, None, False)
+        self._keep = self.history.entries.append
+        self._clean_every = 0.0
+        self._clean_at: float | None = None
+        self.accepted = 0  # tasks, not parts of a map
+        self.retries = 0
+        self.ended: Counter[int] = Counter()  # tasks by status, but for those that went well
+        self.crashes: Counter[str] = Counter()  # attempts by the cause of the death
         self._pieces: dict[int, set[Task]] = {}  # of chunks: a chunk may be in several ranges at once
         self._tasks: dict[int, Task] = {}
         self._seats: dict[int, Seat] = {}
@@ -195,17 +205,54 @@ class Scheduler:
             self._pieces[task.key] = {task}
         else:
             self._tasks[task.key] = task
+            self.accepted += 1
         self._put(task)
 
     def submitted_with_details(self, task: DetailedTask) -> None:
         """A new task that has more to say than its options was accepted."""
         if task.concurrency_key:
             self._in_order()
-        self.submitted(task)
+        if task.deadline_at is not None:
+            self._deadlines.push(task.deadline_at, task)
+        if task.run_at is None:
+            self.submitted(task)
+        else:
+            self._tasks[task.key] = task
+            self.accepted += 1
+            task.state = SCHEDULED
+            self._scheduled.push(task.run_at, task)
 
     def unfinished(self) -> int:
         """Tasks and chunks that have no outcome yet."""
         return len(self._tasks) + len(self._pieces)
+
+    def unfinished_tasks(self) -> int:
+        """Those of them that are tasks."""
+        return len(self._tasks)
+
+    def task(self, key: int) -> Task | None:
+        """A task that has no outcome yet."""
+        return self._tasks.get(key)
+
+    def tasks(self) -> Iterable[Task]:
+        """All of these, in the order in which they came."""
+        return self._tasks.values()
+
+    def scheduled(self) -> Iterable[Task]:
+        """Those that wait for their time, and some that did."""
+        tasks = [*(task for _, task in self._pausing), *(task for _, task in self._scheduled)]
+        return (task for task in tasks if not task.items)
+
+    def offered(self) -> Iterable[Task]:
+        """Those that are with a child, begun or not."""
+        return (task for seat in self._seats.values() for task in seat.offers.values() if not task.items)
+
+    def claimed_at(self, seat: Seat, task: Task) -> float | None:
+        """Since when the child runs it; None if it has not begun."""
+        generation, state, started_at, _ = self._effects.peek(seat, task.slot)
+        if generation == task.generation and state in (CLAIM_OFFERED, CLAIM_REVOKED):
+            return None
+        return started_at
 
     def seat_of(self, key: int) -> Seat | None:
         """Where a task is offered or running now."""
@@ -215,10 +262,7 @@ class Scheduler:
     def is_running(self, key: int) -> bool:
         """Has a child claimed the task?"""
         task = self._tasks.get(key)
-        if task is None or task.seat is None:
-            return False
-        generation, state, _, _ = self._effects.peek(task.seat, task.slot)
-        return generation == task.generation and state not in (CLAIM_OFFERED, CLAIM_REVOKED)
+        return task is not None and task.seat is not None and self.claimed_at(task.seat, task) is not None
 
     def cancel(self, key: int, now: float) -> bool:
         """A client cancels a task or a chunk. True: it will end CANCELLED (a chunk ends at once, with no outcome)."""
@@ -273,6 +317,37 @@ class Scheduler:
         else:
             piece.decided = CANCELLED
             self._effects.halt(seat, piece.slot, piece.generation)
+
+    def cancel_all(self, now: float) -> int:
+        """Every task is cancelled, and every item of a map that has not begun; how many tasks that were."""
+        count = len(self._tasks)
+        self.cancel_unstarted()
+        for key in list(self._tasks):
+            self.cancel(key, now)
+        return count
+
+    def retain(
+        self, max_entries: int, max_bytes: int, ttl: float | None, results: bool, interval: float, now: float
+    ) -> None:
+        """What is remembered of tasks that have ended; what is too old is looked for every `interval` seconds."""
+        self.history.change(max_entries, max_bytes, ttl, results)
+        self._keep = self.history.entries.append
+        self._clean_every = interval
+        self._clean_at = now if ttl is not None else None
+
+    def again(self, key: int, new_key: int) -> bool:
+        """Run a task once more that has ended, and not well, as a new one; False if its call is not kept."""
+        entry = self.history.find(key)
+        kept = self.history.payloads(key)
+        if entry is None or kept is None or entry[1] == OK:
+            return False
+        old = entry[0]
+        task = DetailedTask(new_key, old.function, old.options, kept[0], 0, old.flags)
+        task.concurrency_key, task.concurrency = old.concurrency_key, old.concurrency
+        notes = old.notes if isinstance(old, DetailedTask) else {}
+        task.notes = {name: notes[name] for name in ("name", "metadata") if name in notes} | {"retry_of": key}
+        self.submitted_with_details(task)
+        return True
 
     # ------------------------------------------------------------ dispatch
 
@@ -503,23 +578,20 @@ class Scheduler:
 
     def _schedule(self, now: float) -> None:
         for pause, task in self._pausing:
-            heapq.heappush(self._scheduled, (now + pause, next(self._scheduled_numbers), task))
+            if task.state == SCHEDULED:
+                self._scheduled.push(now + pause, task)
         self._pausing.clear()
 
     def _queue_scheduled(self, now: float) -> None:
-        while self._scheduled and self._scheduled[0][0] <= now:
-            task = heapq.heappop(self._scheduled)[2]
-            if task.state == SCHEDULED:
-                task.state = QUEUED
-                self._put(task)
-            else:
-                self._unscheduled -= 1
+        for task in self._scheduled.due(now):
+            task.state = QUEUED
+            self._put(task)
 
     def _leave_line(self, task: Task) -> None:
         """A task that waits, in whatever line, has ended."""
         state, task.state = task.state, ENDED
         if state == SCHEDULED:
-            self._unschedule()
+            self._scheduled.died()
         elif state == QUEUED and self._queues is not None:
             self._queues.dropped(task)
         elif state == QUEUED:
@@ -529,15 +601,6 @@ class Scheduler:
                 self._queue.clear()
                 self._queue.extend(kept)
                 self._dead = 0
-
-    def _unschedule(self) -> None:
-        """A task that waits for its time is cancelled: it must not stay in the heap until then, with others like it."""
-        self._unscheduled += 1
-        if self._unscheduled > _UNSCHEDULED_MAX + len(self._scheduled) // 2:
-            self._pausing = [each for each in self._pausing if each[1].state == SCHEDULED]
-            self._scheduled = [each for each in self._scheduled if each[2].state == SCHEDULED]
-            heapq.heapify(self._scheduled)
-            self._unscheduled = 0
 
     # ------------------------------------------------------------ answers
 
@@ -563,8 +626,9 @@ class Scheduler:
         duration_ns: int,
         payload: bytes,
         final: bool = False,
+        started_ns: int = 0,
     ) -> None:
-        """A child answered a task; with `final` it is not to be tried again."""
+        """A child answered a task that it had begun then; with `final` it is not to be tried again."""
         task = seat.offers.get(slot)
         if task is None or task.generation != generation or task.items:
             return  # stale: rule 2
@@ -574,16 +638,40 @@ class Scheduler:
         if task.function is not None:
             task.function.observe(duration_ns)
         if task.decided:
+            self._note_attempt(
+                task, Attempt(task.decided, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9)
+            )
             self._decided(task, payload if status == INTERRUPTED else b"")
-        elif status in (ERROR, EXITED) and task.failures < task.options.retries and not final:
+        elif status in (ERROR, EXITED) and task.failures < task.options.retries and not final and not task.expired:
+            self._note_attempt(task, Attempt(status, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9))
             task.attempts += 1
             task.failures += 1
             self._retry(task, self._asked(seat, task))
+        elif status == INTERRUPTED and isinstance(task, DetailedTask) and task.deadline_at is not None:
+            task.decided = TIMED_OUT  # it came to the child too late, before our own timer saw that
+            task.expired = True
+            self._decided(task, payload)
         else:
             task.attempts += 1
             task.state = ENDED
             del self._tasks[task.key]
+            self._keep((task, status, seat.pid, started_ns, duration_ns))
+            if status != OK:
+                self.ended[status] += 1
+                self.history.keep(task, payload)
+            elif self.history.results:
+                self.history.keep(task, payload)
+            task.payload = b""
             self._effects.emit(task, status, payload)
+
+    @staticmethod
+    def _note_attempt(task: Task, attempt: Attempt) -> None:
+        if not task.items:
+            if task.past is None:
+                task.past = []
+            task.past.append(attempt)
+            if len(task.past) > ATTEMPTS_MAX:
+                del task.past[1]  # the first one and the last ones tell most
 
     def items(
         self,
@@ -696,6 +784,7 @@ class Scheduler:
             backoff = task.options.backoff
             pause = backoff.pause(task.attempts, self._uniform()) if backoff is not None else 0.0
         task.decided = 0
+        self.retries += 1
         if pause > 0.0:
             task.state = SCHEDULED
             self._pausing.append((pause, task))
@@ -712,6 +801,9 @@ class Scheduler:
             self._piece_over(task)
         else:
             del self._tasks[task.key]
+            self.ended[status] += 1
+            self._keep((task, status, 0, 0, 0))
+            self.history.keep(task, report or {})
             self._effects.emit_report(task, 0, 0, status, report or {})
         task.payload = b""
 
@@ -720,12 +812,12 @@ class Scheduler:
         task.attempts += 1
         if task.decided == CANCELLED:
             self._end(task, CANCELLED)
-        elif task.failures < task.options.retries:
+        elif task.failures < task.options.retries and not task.expired:
             task.failures += 1
             self._retry(task)
         else:
             report: dict[str, object] = {
-                "timeout": task.options.timeout,
+                "timeout": None if task.expired else task.options.timeout,
                 "attempt": task.attempts,
                 "attempts": task.attempts,
                 "killed": died_in is not None,
@@ -775,13 +867,16 @@ class Scheduler:
         unstarted: list[Task] = []
         claimed = False
         for task in list(seat.offers.values()):
-            generation, state, _, cursor = self._effects.peek(seat, task.slot)
+            generation, state, started_at, cursor = self._effects.peek(seat, task.slot)
             self._take_back(seat, task)
             if generation == task.generation and state in (CLAIM_OFFERED, CLAIM_REVOKED):
                 unstarted.append(task)
                 continue
             claimed = True
             task.unclaimed_deaths = 0
+            self.crashes[death.cause] += 1
+            status = task.decided or CRASHED
+            self._note_attempt(task, Attempt(status, death.pid, started_at, death.at, death.cause))
             if task.items:
                 unstarted += self._chunk_died(seat, task, cursor, death)
             elif task.decided:
@@ -811,7 +906,7 @@ class Scheduler:
         """A task's child died; `task` is a task, or a range whose every item shares its fate."""
         task.attempts += 1
         task.crashes += 1
-        if task.crashes <= task.options.crash_retries and cause != "unkillable":
+        if task.crashes <= task.options.crash_retries and cause != "unkillable" and not task.expired:
             self._retry(task)
             return
         report: dict[str, object] = {
@@ -868,9 +963,9 @@ class Scheduler:
     def next_timer(self) -> float | None:
         """When `timer` must be called next, None for never."""
         at = self._next_at
-        scheduled = self._scheduled
         slowed = self._queues.wake_at if self._queues is not None else None
-        for other in (self._steal_at, self._leases.next_at, scheduled[0][0] if scheduled else None, slowed):
+        timers = (self._scheduled.next_at, self._deadlines.next_at, self._clean_at)
+        for other in (self._steal_at, self._leases.next_at, slowed, *timers):
             if other is not None and (at is None or other < at):
                 at = other
         return at
@@ -886,6 +981,28 @@ class Scheduler:
         if self._steal_at is not None and now >= self._steal_at:
             self._steal(now)
         self._queue_scheduled(now)
+        for task in self._deadlines.due(now):
+            self._expire(task, now)
+        if self._clean_at is not None and now >= self._clean_at:
+            self.history.evict(now)
+            self._clean_at = now + self._clean_every
+
+    def _expire(self, task: Task, now: float) -> None:
+        """A task's deadline is here: it never starts again, and what runs is interrupted."""
+        assert isinstance(task, DetailedTask)
+        if task.decided == CANCELLED:
+            return
+        task.expired = True
+        seat = task.seat
+        if seat is None or self._revoke(seat, task):
+            self._end(
+                task,
+                TIMED_OUT,
+                {"timeout": None, "attempts": task.attempts, "killed": False, "interrupted": "", "dumped": ""},
+            )
+        elif not task.decided:
+            task.decided = TIMED_OUT
+            self._interrupt(seat, task, now)
 
     def _wake_at(self, at: float) -> None:
         if self._next_at is None or at < self._next_at:
