@@ -27,7 +27,7 @@ from mpworker.future import TaskFuture
 from mpworker.ipc import codec, details, payload
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
-from mpworker.launch import launch
+from mpworker.launch import descriptors_of, launch, overlap, too_few_descriptors
 from mpworker.options import QUEUES_MAX, TaskDefaults, WorkerOptions
 from mpworker.outcomes import start_failed
 from mpworker.reader import Reader
@@ -491,6 +491,16 @@ class Client(Reader):
         """Has a child claimed the task?"""
         answer = self.request({"verb": "running", "task": key})
         return bool(answer and answer["running"])
+
+    def set_max_workers(self, n: int) -> None:
+        """Have n children from now on."""
+        self.refuse_if_closed()
+        needed = descriptors_of(n + overlap(self._options))
+        answer = self.request({"verb": "set_max_workers", "n": n, "descriptors": needed})
+        if answer is None:
+            self._refuse()
+        elif answer["hard"]:
+            raise too_few_descriptors(n, needed, answer["hard"])
 
     # ------------------------------------------------------------ stop
 

@@ -60,8 +60,8 @@ class TaskTimeout(MPWorkerError, TimeoutError):
     """An attempt of a task ran for longer than its timeout.
 
     Attributes:
-        stack: The Python stack of the task when it was interrupted, from its function on; "" if it was never in
-            Python code to be.
+        stack: The Python stack of the task when it was interrupted, or had to be killed because it took no interrupt,
+            from its function on; "" if it had no Python frame.
     """
 
     def __init__(self, message: str = "", stack: str = "") -> None:
@@ -119,7 +119,8 @@ class WorkerCrashed(MPWorkerError, BrokenExecutor):
         pid: The child's process id.
         signal: The number of the signal that killed it, or 0.
         exit_code: Its exit code, or None if a signal killed it.
-        cause: "signal", "exit", "oom" (the kernel's out-of-memory kill), "lease" (no heartbeat), "nursery" (the process
+        cause: "signal", "exit", "oom" (the kernel's out-of-memory kill), "memory" (more than `memory_limit_hard`),
+            "lease" (no heartbeat), "nursery" (the process
             that forks the children died), "corrupt" (it wrote nonsense into the memory it shares with the
             supervisor), "lost" (a chunk's item ended, its result died with the child) or
             "unkillable" (the child survived SIGKILL).

@@ -2,8 +2,9 @@
 
 import math
 import os
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from mpworker.checks import check_int, check_seconds, check_text
 from mpworker.errors import ConfigurationError, InvalidArgument
@@ -19,6 +20,7 @@ PRIORITY_MAX: Final = 1 << 31
 TASK_WEIGHT_MAX: Final = 1_000_000
 CONCURRENCY_MAX: Final = 1_000_000
 LEASE_TTL_MIN: Final = 0.01
+MEMORY_LIMIT_MIN: Final = 16 << 20
 
 
 def available_cores() -> int:
@@ -150,11 +152,24 @@ class WorkerOptions:
     slots: int = 126
     max_payload_bytes: int = 1 << 32
     python: str = field(default="")
+    max_tasks_per_child: int | None = None
+    memory_limit: int | None = None
+    memory_limit_hard: int | None = None
+    cpu_affinity: Collection[int] | str | None = None
+    nice: int = 0
+    blas_threads: int | None = None
 
     def __post_init__(self) -> None:
         plain = object.__setattr__  # as in TaskDefaults
         for name, low, high in _COUNTS:
             plain(self, name, check_int(name, getattr(self, name), low, high))
+        for name, low, high in _OPTIONAL_COUNTS:
+            if getattr(self, name) is not None:
+                plain(self, name, check_int(name, getattr(self, name), low, high))
+        plain(self, "cpu_affinity", _check_cores(self.cpu_affinity))
+        soft, hard = self.memory_limit, self.memory_limit_hard
+        if soft is not None and hard is not None and hard < soft:
+            raise ConfigurationError(f"memory_limit_hard must be at least memory_limit={soft}, not {hard}")
         for name in ("grace", "lease_ttl", "start_timeout", "kill_timeout"):
             plain(self, name, check_seconds(name, getattr(self, name)))
         plain(self, "submit_timeout", check_seconds("submit_timeout", self.submit_timeout, optional=True, zero=True))
@@ -166,13 +181,36 @@ class WorkerOptions:
                 raise ConfigurationError(f"{name} must be a power of two, not {size}")
 
 
+def _check_cores(value: Any) -> tuple[int, ...] | str | None:
+    if value is None or (isinstance(value, str) and value == "spread"):
+        return value
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise InvalidArgument(f"cpu_affinity must be a set of cores, 'spread' or None, not {value!r}")
+    cores = sorted({check_int("a core of cpu_affinity", core, 0, 1 << 16) for core in value})
+    allowed = os.sched_getaffinity(0)
+    if not cores or not allowed.issuperset(cores):
+        named = ", ".join(map(str, sorted(allowed)))
+        raise ConfigurationError(
+            f"cpu_affinity must be some of the cores that this process may use ({named}), not {value!r}"
+        )
+    return tuple(cores)
+
+
 _COUNTS: Final = (
     ("n", 1, N_MAX),
     ("max_pending", 1, 1 << 40),
     ("slots", 1, MAX_SLOTS),
+    ("nice", 0, 19),
     ("max_payload_bytes", 1 << 12, 1 << 40),
     ("child_ring_bytes", 1 << 12, 1 << 30),
     ("client_ring_bytes", 1 << 12, 1 << 30),
+)
+
+_OPTIONAL_COUNTS: Final = (
+    ("max_tasks_per_child", 1, 1 << 40),
+    ("blas_threads", 1, 4096),
+    ("memory_limit", MEMORY_LIMIT_MIN, 1 << 50),
+    ("memory_limit_hard", MEMORY_LIMIT_MIN, 1 << 50),
 )
 
 TASK_OPTIONS: Final = tuple(each.name for each in fields(TaskDefaults))

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from types import TracebackType
@@ -231,6 +231,18 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         preload: Modules that are imported once, before the children are forked, and shared by them.
         initializer: Called in each child before its first task.
         initargs: Its arguments.
+        max_tasks_per_child: Tasks, or items of a `map`, after which a child is replaced; None for no such number. A
+            chunk is cut at the answer by which the number is reached, which may be of a few items more.
+        memory_limit: Bytes, at least 16 MiB. A child that has more of its own after a task is replaced; None for no
+            limit. What was preloaded is shared and does not count.
+        memory_limit_hard: Bytes. A child that has more of its own is killed, and its task ends with `WorkerCrashed`,
+            cause "memory", or is tried again if `crash_retries` allow. It is looked at ten times a second: what
+            grows faster may for a moment have more.
+        cpu_affinity: Cores that all children are pinned to, or "spread" to pin each to one of them, in turn; None for
+            all that this process may use.
+        nice: 0 to 19: the least nice value of the children, which give way to others the more the higher it is.
+        blas_threads: Threads of BLAS and OpenMP in a child; None for its share of the cores, `cores // n`, in what
+            was preloaded. More than one in what was preloaded needs `threadpoolctl`: `pip install "mpworker[blas]"`.
         max_pending: Accepted, unfinished tasks at which `submit` waits.
         submit_timeout: Seconds that it waits then before it raises QueueFull: 0 for at once, None for no limit.
         queues: Named queues, and for each its weight or a `QueueOptions`; None for "default" alone, with weight 1.
@@ -274,6 +286,12 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         preload: Sequence[str] = (),
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
+        max_tasks_per_child: int | None = None,
+        memory_limit: int | None = None,
+        memory_limit_hard: int | None = None,
+        cpu_affinity: Collection[int] | str | None = None,
+        nice: int = 0,
+        blas_threads: int | None = None,
         max_pending: int = 1_000_000,
         submit_timeout: float | None = None,
         queues: "Mapping[str, int | QueueOptions] | None" = None,
@@ -306,6 +324,12 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             lease_ttl=lease_ttl,
             start_timeout=start_timeout,
             kill_timeout=kill_timeout,
+            max_tasks_per_child=max_tasks_per_child,
+            memory_limit=memory_limit,
+            memory_limit_hard=memory_limit_hard,
+            cpu_affinity=cpu_affinity,
+            nice=nice,
+            blas_threads=blas_threads,
             max_pending=max_pending,
             submit_timeout=submit_timeout,
             preload=modules,
@@ -351,6 +375,38 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         client = getattr(self, "_client", None)
         if client is not None:
             client.ask_drain()
+
+    @property
+    def n(self) -> int:
+        """How many children there are to be."""
+        return self._n
+
+    def set_max_workers(self, n: int) -> None:
+        """Have n children from now on, while tasks run.
+
+        Those that are missing are forked at once. Of those that are too many the idle ones exit at once, and the others
+        when the task that they run, or the item of a `map`, has ended; what they were given ahead of time runs
+        elsewhere. It returns as soon as this is decided.
+
+        Args:
+            n: 1 to 256.
+
+        Raises:
+            InvalidArgument: `n` is no whole number.
+            ConfigurationError: It is out of its bounds.
+            OSError: The supervisor may not open the descriptors that so many children need. Nothing has changed.
+            WorkerStopped: The worker was stopped, or made before this process was forked.
+
+        Example:
+            >>> from mpworker import ProcessWorker
+            >>> with ProcessWorker(n=1) as w:
+            ...     w.set_max_workers(2)
+            ...     w.n
+            2
+        """
+        n = check_int("n", n, 1, N_MAX)
+        self._client.set_max_workers(n)
+        self._n = n
 
     def processes(self) -> dict[str, Any]:
         """The process ids of the supervisor, the nursery and the children, for a look from outside.

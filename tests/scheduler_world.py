@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mpworker.supervisor import scheduler as rules
+from mpworker.supervisor.recycling import LOOK_SECONDS, Recycling
 from mpworker.supervisor.registry import (
     DYING,
     ENDED,
+    LEAVING,
     OFFERED,
     QUEUED,
     READY,
@@ -30,7 +32,6 @@ from mpworker.supervisor.registry import (
     Task,
     TaskOptions,
 )
-from mpworker.supervisor.scheduler import Scheduler
 
 FREE, CLAIMED = 0, 2
 SPLIT = "handed back"
@@ -115,6 +116,11 @@ class Child:
         self.ring: deque[tuple[object, ...]] = deque()
         self.ready = self.killed = self.dead = self.frozen = self.unkillable = self.signalled = False
         self.noticed = False  # its death is known, and not yet its report
+        self.dismissed_at: float | None = None  # told to exit
+        self.tasks_begun = self.items_begun = 0
+        self.memory = 0
+        self.exited = False
+        self.stack = ""  # what it has written for the supervisor
         self.run: Offer | None = None
         self.inside = False  # the user's function, the only place where an interrupt is taken
         self.first = self.index = 0  # of a chunk: the first item that is not answered, and the running one
@@ -133,6 +139,8 @@ class Child:
         if not self.ready:
             self.ready = True
             self.ring.append(("ready",))
+        elif self.run is None and self.dismissed_at is not None and not self.inbox:
+            self.dead = self.exited = True
         elif self.run is None:
             self._claim()
         elif not self.run.is_chunk:
@@ -276,7 +284,7 @@ class Child:
         return {(run.key, index) for index in range(self.first, max(running + 1, self.index))}
 
 
-class Watched(Scheduler):
+class Watched(Recycling):
     """A scheduler that says whom it gives up, before what that child held is settled."""
 
     world: "World"
@@ -290,7 +298,16 @@ class Watched(Scheduler):
 class World:
     """The scheduler, its children and its client; it is the scheduler's `Effects`."""
 
-    def __init__(self, n: int, slots: int = 4, *, start: bool = True) -> None:
+    def __init__(
+        self,
+        n: int,
+        slots: int = 4,
+        *,
+        start: bool = True,
+        max_tasks: int | None = None,
+        soft: int | None = None,
+        hard: int | None = None,
+    ) -> None:
         self.now = 1024.0
         self.paused = 0.0  # of that
         self.slots = slots
@@ -302,7 +319,12 @@ class World:
             start_timeout=START_TIMEOUT,
             kill_timeout=KILL_TIMEOUT,
             uniform=lambda: self.random,
+            max_tasks=max_tasks,
+            memory_soft=soft,
+            memory_hard=hard,
         )
+        self.soft, self.hard = soft, hard
+        self.max_tasks = max_tasks
         self.random = 0.5
         self.scheduler.world = self
         self.children: dict[int, Child] = {}
@@ -325,8 +347,8 @@ class World:
         self.raced = False
         self.racing: deque[tuple[Child, int]] = deque()
         self._next_child = 0
-        for _ in range(n):
-            self.spawn()
+        self.wanted = n
+        self.spawn_missing()
         if start:
             for child in self.children.values():
                 child.step()
@@ -335,11 +357,30 @@ class World:
     # ------------------------------------------------------------ what happens
 
     def spawn(self) -> Child:
+        """One more than there were."""
+        self.wanted += 1
+        return self._make()
+
+    def _make(self) -> Child:
         seat = Seat(self._next_child, self.slots, pid=4000 + self._next_child)
         self._next_child += 1
         child = self.children[seat.number] = Child(self, seat)
         self.scheduler.child_starting(seat, self.now)
         return child
+
+    def spawn_missing(self) -> None:
+        """As the loop does, once in each turn."""
+        while self.scheduler.serving() < self.wanted:
+            self._make()
+
+    def resize(self, n: int) -> None:
+        self.wanted = n
+        running = {child.seat.number: child.run for child in self.children.values()}
+        self.scheduler.resize(n)
+        assert self.scheduler.serving() <= n
+        for child in self.children.values():
+            assert self.raced or child.run is running[child.seat.number], "a resize ended what ran"
+        self.spawn_missing()
 
     def submit(
         self,
@@ -487,7 +528,7 @@ class World:
             for child in list(self.children.values()):
                 if child.seat.state > DYING:
                     del self.children[child.seat.number]
-                    self.spawn()
+                    self.spawn_missing()
                 else:
                     over = self._awaited(child, child.killed_at, KILL_TIMEOUT)
                     assert not (child.killed and over) or child.noticed, "an unkillable child is waited for"
@@ -495,7 +536,9 @@ class World:
                     assert not over or child.seat.state != STARTING or child.noticed, "a start is waited for"
             if not self.raced:
                 self._check_late()
+        self.spawn_missing()
         self.scheduler.dispatch(self.now)
+        assert self.scheduler.serving() == self.wanted
         self._check_no_work_left()
         self.racing.clear()
 
@@ -562,6 +605,8 @@ class World:
     def reap(self, child: Child, signal: int = 9, exit_code: int | None = None, cause: str = "signal") -> None:
         """The supervisor learns that a child is dead, reads its last answers, and replaces it."""
         assert child.dead
+        if child.exited:
+            signal, exit_code, cause = 0, 0, "exit"
         self.read(child)
         self._blame(child)
         guilty = self._guilty(child, by_itself=cause in ("signal", "exit", "oom") and exit_code not in (0, 70))
@@ -574,7 +619,7 @@ class World:
             ends = {self.accepted[key].outcomes.get(item) for key, item in guilty.names()}
             assert ends == {SPLIT}, f"chunk {guilty.key} kills whoever takes it, and goes on"
         del self.children[child.seat.number]
-        self.spawn()
+        self.spawn_missing()
 
     def _guilty(self, child: Child, by_itself: bool) -> Offer | None:
         """What pays for a death: what was claimed, or what was first in line when the fifth child died without."""
@@ -606,6 +651,12 @@ class World:
     def begins(self, name: Name, child: Child) -> None:
         accepted = self.accepted[name[0]]
         attempts = self.attempts.get(name, [])
+        if name[1] is None:
+            child.tasks_begun += 1
+            at_most = self.max_tasks is None or child.tasks_begun <= self.max_tasks or child.items_begun
+            assert at_most, f"child {child.seat.number} runs a task too many"
+        else:
+            child.items_begun += 1
         assert not accepted.cancelled, f"{name} was cancelled and starts"
         assert name not in self.barred, f"{name} was cancelled with all that had not begun, and starts"
         assert name[1] not in accepted.outcomes, f"{name} has ended and starts"
@@ -647,6 +698,7 @@ class World:
         offer = Offer(task.key, task.slot, task.generation, start, stop, task.items > 0, task.attempts + 1, task)
         assert seat.state == READY
         assert not child.noticed, "the dead are offered work"
+        assert child.dismissed_at is None, "who was told to exit is offered work"
         accepted = self.accepted[task.key]
         assert not accepted.cancelled, "what was cancelled is offered"
         assert accepted.outcomes.keys().isdisjoint(item for _, item in offer.names()), "what has ended is offered"
@@ -699,6 +751,16 @@ class World:
                     self.attempts[child.run.key, word.cursor - 1][-1].late = True
         self.log.append(("interrupt", seat.number))
 
+    def ask_stack(self, seat: Seat) -> None:
+        child = self.children[seat.number]
+        child.stack = ""
+        if child.can_move() and child.run is not None:
+            child.stack = f"stack of {child.run.key}"
+        self.log.append(("ask_stack", seat.number))
+
+    def stack(self, seat: Seat) -> bytes:
+        return self.children[seat.number].stack.encode()
+
     def kill(self, seat: Seat) -> None:
         child = self.children[seat.number]
         assert not child.killed
@@ -712,6 +774,13 @@ class World:
         elif cause == "start":
             assert not child.ready or ("ready",) in child.ring
             assert self.awake >= child.began_at + START_TIMEOUT, f"killed too early, after {pauses} pauses"
+        elif cause == "memory":
+            assert self.hard is not None
+            assert child.memory > self.hard
+        elif cause == "retired":
+            assert child.dismissed_at is not None, "killed and never told to exit"
+            over = self.awake >= child.dismissed_at + GRACE
+            assert over or self.awake >= child.began_at + START_TIMEOUT, "killed while it may still exit"
         elif cause == "grace":
             run = child.run
             assert run is not None or child.ring, "killed after the task that it was for"
@@ -720,6 +789,20 @@ class World:
                 since = child.page[run.slot].interrupted_at
                 assert since is not None, f"killed while task {run.key} ran uninterrupted"
                 assert self.now >= since + GRACE, "killed before its grace was over"
+
+    def dismiss(self, seat: Seat) -> None:
+        child = self.children[seat.number]
+        assert child.dismissed_at is None, "told to exit twice"
+        assert not child.noticed, "the dead are told to exit"
+        assert seat.state == LEAVING
+        assert seat.vacated
+        assert not child.in_line(), "told to exit with something to do"
+        assert child.run is None or child.ring, "told to exit while it runs something"
+        child.dismissed_at = self.awake
+        self.log.append(("dismiss", seat.number))
+
+    def memory(self, seat: Seat) -> int:
+        return self.children[seat.number].memory
 
     def beat(self, seat: Seat) -> float:
         return self.children[seat.number].beat_at
@@ -737,6 +820,8 @@ class World:
 
     def emit_report(self, task: Task, start: int, stop: int, status: int, report: dict[str, object]) -> None:
         self.reports.append((task.key, start, stop, status, report))
+        if report.get("dumped"):
+            assert report["dumped"] == f"stack of {task.key}", f"{task.key} ends with the stack of another task"
         for index in range(start, stop) if task.items else (None,):
             self._outcome(task.key, index, status)
 
@@ -821,10 +906,18 @@ class World:
                 assert not task.decided
                 where.update(_names(task))
         for seat in scheduler._seats.values():
-            assert len(seat.offers) + len(seat.free) == seat.slots
+            room = seat.slots if self.max_tasks is None else min(seat.slots, max(0, self.max_tasks - seat.ran))
+            if seat.state <= READY:
+                assert len(seat.offers) + len(seat.free) == max(room, len(seat.offers))
+                assert room, "who has run all that it may stays"
             assert set(seat.offers).isdisjoint(seat.free)
             assert seat.load_ns == sum(task.cost_ns for task in seat.offers.values())
             assert (seat in scheduler._idle) == (seat.state == READY and not seat.offers)
+            child = self.children[seat.number]
+            if seat.state == LEAVING:
+                assert not child.in_line(), "who leaves has still something to begin"
+                assert (child.dismissed_at is not None) == (not seat.offers)
+            assert not seat.vacated or seat.state >= LEAVING
             for slot, task in seat.offers.items():
                 assert (task.slot, task.seat, task.state) == (slot, seat, OFFERED)
                 where.update(_names(task))
@@ -848,10 +941,16 @@ class World:
                 continue
             if seat.state < READY:
                 due.append((seat.deadline_at or 0.0, "a start"))
+            elif seat.state == LEAVING and not seat.offers:
+                due.append((seat.deadline_at or 0.0, "an exit"))
             elif seat.state == DYING:
                 due.append((seat.deadline_at or 0.0, "a kill that does not kill"))
             elif seat.offers:
                 due += self._due(child)
+                if self.soft or self.hard:
+                    due.append((self.now + LOOK_SECONDS, "a look at the memory"))
+            elif seat.unmeasured and seat.state == READY and (self.soft or self.hard):
+                due.append((self.now + LOOK_SECONDS, "a look at the memory of who has worked"))
         at = self.scheduler.next_timer()
         for when, what in due:
             assert at is not None, f"{what} is due at {when} and nothing will look"

@@ -67,6 +67,7 @@ WORKER = VIEW | {
     "register_tasks": "(self, *tasks)",
     "resume": "(self, *queues)",
     "retry_task": "(self, task_id)",
+    "set_max_workers": "(self, n)",
     "set_queue": "(self, name, **options)",
     "set_rate": "(self, rate, burst=None)",
     "set_retention": "(self, retention)",
@@ -76,9 +77,10 @@ WORKER = VIEW | {
 }
 WORKER_INIT = (
     "(self, n=None, *, timeout=None, grace=5.0, retries=0, crash_retries=None, retry_policy=None, preload=(), "
-    "initializer=None, initargs=(), max_pending=1000000, submit_timeout=None, queues=None, unknown_queues='create', "
-    "rate=None, burst=None, retention=None, lease_ttl=10.0, start_timeout=60.0, kill_timeout=10.0, "
-    "python=None, **others)"
+    "initializer=None, initargs=(), max_tasks_per_child=None, memory_limit=None, memory_limit_hard=None, "
+    "cpu_affinity=None, nice=0, blas_threads=None, max_pending=1000000, submit_timeout=None, queues=None, "
+    "unknown_queues='create', rate=None, burst=None, retention=None, lease_ttl=10.0, start_timeout=60.0, "
+    "kill_timeout=10.0, python=None, **others)"
 )
 FUTURE = {
     "add_done_callback": "(self, fn)",
@@ -133,6 +135,7 @@ def test_the_names_of_the_package() -> None:
 def test_the_worker() -> None:
     assert methods(mpworker.ProcessWorker) == WORKER
     assert signature(mpworker.ProcessWorker.__init__) == WORKER_INIT
+    assert isinstance(inspect.getattr_static(mpworker.ProcessWorker, "n"), property)
     assert methods(mpworker.TaskView) == VIEW
 
 
@@ -217,7 +220,7 @@ def test_the_reference_shows_all_of_it() -> None:
     assert set(shown) == NAMES - {"errors", "__version__"}
     members = {name: set(filter(None, re.split(r",\s*", listed))) for name, listed in shown.items()}
     assert members["TaskView"] == {"shutdown"}
-    assert members["ProcessWorker"] == set(WORKER)
+    assert members["ProcessWorker"] == {*WORKER, "n"}
     assert members["TaskFuture"] == {*FUTURE, "task_id"}
     assert "automodule:: mpworker.errors\n   :members:\n" in REFERENCE
 

@@ -46,16 +46,25 @@ ORDERED = st.fixed_dictionaries(
 )
 ENDINGS = st.sampled_from([rules.OK] * 5 + [rules.ERROR, rules.EXITED, rules.UNSERIALIZABLE])
 RACING = st.lists(st.tuples(WHO, ENDINGS), max_size=4)
+LIMITS = st.sampled_from([(None, None), (None, None), (10, None), (None, 20), (10, 20)])
 ESTIMATES_NS = (0, 1_000, 60_000, 10_000_000)
 
 
 class AnyHistory(RuleBasedStateMachine):
     """Whatever happens, in whatever order. The world asserts the promises."""
 
-    @initialize(n=st.integers(1, 3), slots=st.integers(1, 5), ordered=st.booleans())
-    def begin(self, n: int, slots: int, ordered: bool) -> None:
+    @initialize(
+        n=st.integers(1, 3),
+        slots=st.integers(1, 5),
+        ordered=st.booleans(),
+        max_tasks=st.sampled_from([None, None, 1, 2, 3, 7]),
+        limits=LIMITS,
+    )
+    def begin(
+        self, n: int, slots: int, ordered: bool, max_tasks: int | None, limits: tuple[int | None, int | None]
+    ) -> None:
         self.ordered = ordered  # else all of it happens to one FIFO
-        self.world = World(n, slots)
+        self.world = World(n, slots, max_tasks=max_tasks, soft=limits[0], hard=limits[1])
         self.functions: list[Function | None] = [None]
         for key, estimate in enumerate(ESTIMATES_NS, start=1):
             function = Function(key, b"function")
@@ -189,6 +198,17 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(who=WHO)
     def child_spoils_its_ring(self, who: int) -> None:
         self.world.scheduler.kill(self.child(who).seat, "corrupt", self.world.now)
+
+    @rule(n=st.integers(1, 4), racing=st.lists(st.tuples(WHO, ENDINGS), max_size=4))
+    def resize(self, n: int, racing: list[tuple[int, int]]) -> None:
+        self.world.racing.extend((self.child(who), ending) for who, ending in racing)
+        self.world.raced = False
+        self.world.resize(n)
+        self.world.racing.clear()
+
+    @rule(who=WHO, memory=st.sampled_from([0, 10, 11, 15, 21]))
+    def child_has_memory(self, who: int, memory: int) -> None:
+        self.child(who).memory = memory
 
     @rule(who=WHO)
     def becomes_unkillable(self, who: int) -> None:
@@ -1017,7 +1037,14 @@ def test_a_late_task_is_interrupted_and_its_answer_no_longer_matters() -> None:
     child.step(rules.OK)
     world.turn()
     assert outcome(world, task) == rules.TIMED_OUT
-    assert last_report(world) == {"timeout": 1.0, "attempt": 1, "attempts": 1, "killed": False, "interrupted": ""}
+    assert last_report(world) == {
+        "timeout": 1.0,
+        "attempt": 1,
+        "attempts": 1,
+        "killed": False,
+        "interrupted": "",
+        "dumped": "",
+    }
 
 
 def test_a_taken_interrupt_says_where_the_task_was() -> None:
@@ -1081,6 +1108,46 @@ def test_a_kill_after_a_timeout_counts_as_a_timeout_and_not_as_a_crash() -> None
     world.bury()
     assert outcome(world, task) == rules.TIMED_OUT
     assert (task.attempts, task.crashes) == (1, 0)
+
+
+@pytest.mark.parametrize("items", [0, 3])
+def test_a_late_task_that_is_killed_says_where_it_was_before_it_was_interrupted(items: int) -> None:
+    world = World(1)
+    task = world.submit(function(), items, timeout=1.0)
+    start(world, steps=2 if items else 1)
+    wait(world, 1.0)
+    assert [entry[0] for entry in world.log[-2:]] == ["ask_stack", "interrupt"]
+    wait(world, GRACE)
+    world.bury()
+    assert last_report(world)["dumped"] == f"stack of {task.key}"
+    assert last_report(world)["interrupted"] == ""
+
+
+def test_only_what_is_late_is_asked_where_it_is() -> None:
+    world = World(1)
+    task = world.submit(timeout=1.0)
+    start(world)
+    world.cancel(task.key)
+    wait(world, GRACE)
+    assert kills(world) == ["grace"]
+    assert ("ask_stack", 0) not in world.log
+
+
+def test_the_stack_of_a_child_that_lives_may_be_that_of_its_next_task() -> None:
+    world = World(1)
+    brief = function(1_000)
+    late, _ = world.submit(brief, timeout=1.0), world.submit(brief)
+    child = start(world)
+    world.now += 1.0
+    child.step()  # it is done, and nobody has read it
+    child.step()
+    world.children[0].ring, unread = type(child.ring)(), child.ring
+    world.turn()
+    child.ring = unread
+    assert child.stack == "stack of 2"
+    world.turn()
+    assert outcome(world, late) == rules.TIMED_OUT
+    assert last_report(world)["dumped"] == ""
 
 
 def test_a_timeout_is_per_item() -> None:
@@ -1182,7 +1249,14 @@ def test_an_item_that_ends_before_its_interrupt_arrives_is_late_all_the_same(end
     assert child.run is None
     world.read(child)
     assert outcomes(world, chunk) == [rules.OK, rules.TIMED_OUT, None, None]
-    assert last_report(world) == {"timeout": 1.0, "attempt": 1, "attempts": 1, "killed": False, "interrupted": ""}
+    assert last_report(world) == {
+        "timeout": 1.0,
+        "attempt": 1,
+        "attempts": 1,
+        "killed": False,
+        "interrupted": "",
+        "dumped": "",
+    }
     world.finish()
     assert outcomes(world, chunk) == [rules.OK, rules.TIMED_OUT, rules.OK, rules.OK]
 

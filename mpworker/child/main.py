@@ -23,14 +23,16 @@ from types import FrameType
 from typing import Any, Final
 
 from mpworker import context
+from mpworker.child import machine
 from mpworker.errors import Retry
 from mpworker.ipc import codec, details, payload, raised
 from mpworker.ipc._native import Claims, MadeBeforeFork
 from mpworker.ipc.channel import Channel
-from mpworker.ipc.codec import INTERRUPT_SIGNAL, Record
+from mpworker.ipc.codec import INTERRUPT_SIGNAL, STACK_SIGNAL, Record
 from mpworker.ipc.failures import brief, cut, full, said
 from mpworker.ipc.limits import explained
 from mpworker.ipc.ring import Assembler, split
+from mpworker.ipc.stacks import StackFile
 
 _BATCH = 128
 _FLUSH_NS = 1_000_000  # a chunk's results wait at most this long for the next item to begin
@@ -48,12 +50,14 @@ class Child:
     Args:
         channel: Its channel to the supervisor.
         claims: Its claim page.
+        stack_file: Where the stack of a late task goes.
         settings: What the supervisor sent: "max_payload_bytes", "task_prefix".
     """
 
-    def __init__(self, channel: Channel, claims: Claims, settings: dict[str, Any]) -> None:
+    def __init__(self, channel: Channel, claims: Claims, stack_file: StackFile, settings: dict[str, Any]) -> None:
         self._channel = channel
         self._claims = claims
+        self._stack_file = stack_file
         self._task_prefix: str = settings["task_prefix"]
         self._max_payload_bytes: int = settings["max_payload_bytes"]
         self._assembler = Assembler(self._max_payload_bytes)
@@ -98,6 +102,7 @@ class Child:
 
     def on_interrupt(self, _signal: int, frame: FrameType | None) -> None:
         """The handler of INTERRUPT_SIGNAL."""
+        self._stack_file.rewind()
         generation = self._running
         if generation and self._claims.peek(self._running_slot)[4] == generation:
             self._running = 0  # once: not again while the exception unwinds
@@ -408,10 +413,15 @@ class Child:
     def _refuse(self, why: str, traceback: str = "") -> None:
         self._answer(codec.REFUSED, 0, 0, 0, 0, json.dumps({"why": why, "traceback": traceback}).encode())
 
-    def initialize(self, data: bytes, heartbeat_interval: float) -> bool:
-        """Start the heartbeat, run the user's initializer, and say whether this child is ready."""
+    def initialize(self, data: bytes, settings: dict[str, Any]) -> bool:
+        """Settle, start the heartbeat, run the user's initializer, and say whether this child is ready."""
         try:
-            self._claims.start_heartbeat(heartbeat_interval)
+            machine.settle(settings)
+        except OSError as error:
+            self._refuse(f"a child cannot have the cores or the priority that were asked for: {error}")
+            return False
+        try:
+            self._claims.start_heartbeat(settings["heartbeat_interval"])
         except OSError as error:  # no thread is left
             self._refuse(str(explained(error, "a child cannot start its heartbeat")))
             return False
@@ -469,14 +479,15 @@ def _reseed() -> None:
         numpy_random.seed()
 
 
-def run(channel: Channel, claims: Claims, settings: dict[str, Any], initializer: bytes) -> None:
+def run(channel: Channel, claims: Claims, stack_file: StackFile, settings: dict[str, Any], initializer: bytes) -> None:
     """Be a child until told to exit; never returns."""
     status = 1
     try:
-        child = Child(channel, claims, settings)
+        child = Child(channel, claims, stack_file, settings)
         context._source = child.context
         context._loading = child.is_loading
         signal.signal(INTERRUPT_SIGNAL, child.on_interrupt)
+        stack_file.dump_at(STACK_SIGNAL)
         # Each line by one write: whole, in order, and not lost with a killed child; also where PYTHONUNBUFFERED is set,
         # with which `print` writes each of its pieces alone, and the lines of two children would mix.
         for stream in (sys.stdout, sys.stderr):
@@ -486,7 +497,7 @@ def run(channel: Channel, claims: Claims, settings: dict[str, Any], initializer:
         # CPython 3.12 and later warn when a process with threads forks. Ours has one that holds no lock and runs no
         # Python; the warning would come for every task that uses multiprocessing.
         warnings.filterwarnings("ignore", r".*use of fork\(\) may lead to deadlocks", DeprecationWarning)
-        if child.initialize(initializer, settings["heartbeat_interval"]):
+        if child.initialize(initializer, settings):
             child.serve()
             import atexit
 

@@ -84,11 +84,14 @@ UNSERIALIZABLE: Final = 2  # JSON: {"what", "type", "message", "traceback"}: of 
 EXITED: Final = 3  # JSON: {"type", "code", "traceback"}: the task raised SystemExit or KeyboardInterrupt
 INTERRUPTED: Final = 4  # JSON: {"stack"}: the interrupt that the supervisor sent was taken
 CRASHED: Final = 5  # JSON: {"pid", "signal", "exit_code", "cause", "attempt", "attempts", "unclaimed_deaths"}
-TIMED_OUT: Final = 6  # JSON: {"timeout", "attempt", "attempts", "interrupted", "killed"}; timeout: None: the deadline
+# JSON: {"timeout", "attempt", "attempts", "interrupted", "dumped", "killed"}; timeout is None for the deadline
+TIMED_OUT: Final = 6
 CANCELLED: Final = 7  # no payload
 
 # Sent to a child after its slot's halt word was set. C libraries and systemd take the first few real-time signals.
 INTERRUPT_SIGNAL: Final = signal.SIGRTMIN + 8
+# Sent before it to a child whose task is late: mpworker.ipc.stacks.
+STACK_SIGNAL: Final = signal.SIGRTMIN + 7
 
 # Bounds of the packed header words.
 MAX_CHUNK_ITEMS: Final = (1 << 16) - 1

@@ -23,9 +23,11 @@ from mpworker.supervisor.children import Child, Children
 from mpworker.supervisor.describe import Describer
 from mpworker.supervisor.fanout import ClientPort
 from mpworker.supervisor.leases import Leases
+from mpworker.supervisor.places import Places
+from mpworker.supervisor.recycling import Recycling
 from mpworker.supervisor.registry import DYING, READY
 from mpworker.supervisor.requests import Requests
-from mpworker.supervisor.scheduler import ProtocolViolation, Scheduler
+from mpworker.supervisor.scheduler import ProtocolViolation
 
 if TYPE_CHECKING:
     from mpworker.supervisor.cron import CronDesk
@@ -67,10 +69,15 @@ class Loop:
         self._client = client
         self._client_pidfd = client_pidfd
         self._children_wanted: int = config["n"]
+        recycling: dict[str, Any] = config["recycling"]
+        self._overlap: int = config["overlap"]  # children that may exit while others have their places already
+        self._children_max: int = config["n"] + self._overlap  # that there are descriptors for
         self._ring_records: int = config["child_ring_bytes"] // RECORD_HEADER_BYTES
         self.world = World(config, blob_fd, channel)
-        self.scheduler = Scheduler(
+        scheduler = Recycling if recycling else Places
+        self.scheduler = scheduler(
             self.world,
+            **recycling,
             slots=config["slots"],
             lease_ttl=config["lease_ttl"],
             grace=config["grace"],
@@ -91,6 +98,7 @@ class Loop:
         self._nursery_served = False  # a child of it was ready
         self._nursery_error = ""  # what it could not have
         self._requests = Requests(self)
+        self.world.on_dismissed = self._place_vacated
         self.cron: CronDesk | None = None  # not before somebody asks for it
         self.describer = Describer(self.scheduler)
         self._epoll = select.epoll()
@@ -224,6 +232,23 @@ class Loop:
             self._stopping = _NOW
         batch.clear()
         return count
+
+    def set_max_workers(self, n: int, descriptors: int) -> int:
+        """There are n children from now on; 0, or how many descriptors may be opened if they need more."""
+        if n + self._overlap > self._children_max:
+            hard = self.world.raise_limit(descriptors)
+            if hard:
+                return hard
+            self._children_max = n + self._overlap
+        self._children_wanted = n
+        self.scheduler.resize(n)
+        self._spawn_missing()
+        return 0
+
+    def _place_vacated(self) -> None:
+        """A child exits, and another one is made: soon and not now, for the scheduler is in the middle of it."""
+        if self._spawn_at is None:
+            self._spawn_at = self._turned_at
 
     # ------------------------------------------------------------ children
 
@@ -376,7 +401,7 @@ class Loop:
         if self._ending() or not self.world.nursery_ready or self._spawn_at is not None:
             return
         now = time.monotonic()
-        while len(self.world.by_number) < self._children_wanted:
+        while self.scheduler.serving() < self._children_wanted and len(self.world.by_number) < self._children_max:
             try:
                 child = self.world.spawn()
             except ConnectionError:
@@ -403,7 +428,8 @@ class Loop:
         death = self.world.death(child, status, cause)
         self.scheduler.child_died(child.seat, death)
         self._remove(child)
-        if not child.ready and not self._ending() and cause not in ("nursery", "unkillable"):
+        failed = not child.ready and not child.seat.vacated
+        if failed and not self._ending() and cause not in ("nursery", "unkillable"):
             how = f"signal {death.signal}" if death.signal else f"exit code {death.exit_code}"
             why = " (it took longer than start_timeout)" if child.seat.kill_cause == "start" else ""
             killed = death.signal in _KILLS and death.cause == "signal" and not child.seat.kill_cause

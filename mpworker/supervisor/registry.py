@@ -14,8 +14,9 @@ SCHEDULED: Final = 3  # for later: it waits for no child
 # States of a child.
 STARTING: Final = 0
 READY: Final = 1
-DYING: Final = 2  # killed, or dead and not reaped: gets no more offers
-GONE: Final = 3
+LEAVING: Final = 2  # gets no more offers, and exits when it has answered what it has claimed
+DYING: Final = 3  # killed, or dead and not reaped: gets no more offers
+GONE: Final = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -217,8 +218,13 @@ class Seat:
         load_ns: Expected nanoseconds of all its offers.
         timeout_at: When to look whether the running task is late.
         kill_at: When the interrupted task's grace is over.
-        deadline_at: When a child that is starting, or was killed, is given up.
+        deadline_at: When a child that is starting, exits or was killed is given up.
         asked: The slot and generation of an attempt that wants to be tried again, and after how many seconds.
+        ran: Tasks and items of chunks that it has answered, if anybody counts.
+        unmeasured: Nobody has looked at its memory since it worked.
+        suspect: It leaves if it still has too much memory after its task.
+        recallable: It leaves because there were fewer places, and stays if there are more before it has ended its work.
+        vacated: It holds none of the pool's places any more: it goes, and whoever follows it need not wait for that.
     """
 
     number: int
@@ -234,6 +240,11 @@ class Seat:
     deadline_at: float | None = None
     kill_cause: str = ""
     asked: tuple[int, int, float] | None = None
+    ran: int = 0
+    unmeasured: bool = False
+    suspect: bool = False
+    recallable: bool = False
+    vacated: bool = False
 
     def __post_init__(self) -> None:
         self.free = list(range(self.slots - 1, -1, -1))

@@ -57,6 +57,10 @@ def _children(loop: "Loop", message: Message) -> Message:
     }
 
 
+def _set_max_workers(loop: "Loop", message: Message) -> Message:
+    return {"hard": loop.set_max_workers(message["n"], message["descriptors"])}
+
+
 def _queue(loop: "Loop", message: Message) -> Message:
     loop.scheduler.configure_queue(message["name"], **message["options"], now=time.monotonic())
     return {}
@@ -134,6 +138,7 @@ VERBS: dict[str, Callable[["Loop", Message], Message]] = {
     "stop": _stop,
     "running": _running,
     "children": _children,
+    "set_max_workers": _set_max_workers,
     "queue": _queue,
     "rate": _rate,
     "pause": _pause,

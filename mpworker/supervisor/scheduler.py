@@ -39,6 +39,7 @@ from mpworker.supervisor.registry import (
     DYING,
     ENDED,
     GONE,
+    LEAVING,
     OFFERED,
     QUEUED,
     READY,
@@ -97,8 +98,20 @@ class Effects(Protocol):
     def interrupt(self, seat: Seat) -> None:
         """Signal the child to look at its halt word."""
 
+    def ask_stack(self, seat: Seat) -> None:
+        """Have the child write where it is, whatever it runs."""
+
+    def stack(self, seat: Seat) -> bytes:
+        """What it has written since it was asked."""
+
     def kill(self, seat: Seat) -> None:
         """SIGKILL the child."""
+
+    def dismiss(self, seat: Seat) -> None:
+        """Have the child exit, which has no offer."""
+
+    def memory(self, seat: Seat) -> int:
+        """Bytes that the child has of its own."""
 
     def beat(self, seat: Seat) -> float:
         """When the child last beat."""
@@ -517,8 +530,17 @@ class Scheduler:
         task.seat = None
         if task.decided:
             seat.kill_at = None  # it was for this task: a child runs one at a time
-        if not seat.offers and seat.state == READY:
-            self._idle[seat] = None
+        if not seat.offers:
+            if seat.state == READY:
+                self._idle[seat] = None
+            elif seat.state == LEAVING:
+                self._dismiss(seat)
+
+    def _dismiss(self, seat: Seat) -> None:
+        """A child that leaves has no offer: its place is another's, and it shall exit. `mpworker.supervisor.places`."""
+        seat.vacated = True
+        self._effects.dismiss(seat)
+        self._wake_at(0.0)  # its deadline begins then: nobody knows the time here
 
     def _requeue_first(self, tasks: Iterable[Task]) -> None:
         """Back to the head of the queue, in this order."""
@@ -540,7 +562,7 @@ class Scheduler:
             for task in reversed(waiting[len(waiting) // 2 :]):
                 cost_ns = _cost_ns(task)
                 while thieves and (share := shares[thieves[0]]):
-                    if len(share) < self._slots and loads_ns[thieves[0]] + cost_ns <= BUDGET_NS:
+                    if len(share) < len(thieves[0].free) and loads_ns[thieves[0]] + cost_ns <= BUDGET_NS:
                         break
                     thieves.popleft()
                 if not thieves:
@@ -619,7 +641,7 @@ class Scheduler:
             self._note_attempt(
                 task, Attempt(task.decided, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9)
             )
-            self._decided(task, stack=payload if status == INTERRUPTED else b"", killed=False)
+            self._decided(task, payload if status == INTERRUPTED else b"")
         elif status in (ERROR, EXITED) and task.failures < task.options.retries and not final and not task.expired:
             self._note_attempt(task, Attempt(status, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9))
             task.attempts += 1
@@ -628,7 +650,7 @@ class Scheduler:
         elif status == INTERRUPTED and isinstance(task, DetailedTask) and task.deadline_at is not None:
             task.decided = TIMED_OUT  # it came to the child too late, before our own timer saw that
             task.expired = True
-            self._decided(task, stack=payload, killed=False)
+            self._decided(task, payload)
         else:
             task.attempts += 1
             task.state = ENDED
@@ -707,7 +729,7 @@ class Scheduler:
             self._effects.split(piece, piece.start, piece.stop)
             self._piece_over(piece)
         else:
-            self._decided(piece, stack=b"", killed=False)
+            self._decided(piece)
 
     def _items_ended(
         self,
@@ -734,7 +756,7 @@ class Scheduler:
             alone = piece.part(start, stop)
             alone.decided = piece.decided
             self._add_piece(alone)
-            self._decided(alone, stack=payload, killed=False)
+            self._decided(alone, payload)
         elif status in (ERROR, EXITED) and piece.failures < piece.options.retries and not final:
             alone = piece.part(start, stop)
             alone.attempts += 1
@@ -785,8 +807,8 @@ class Scheduler:
             self._effects.emit_report(task, 0, 0, status, report or {})
         task.payload = b""
 
-    def _decided(self, task: Task, stack: bytes, killed: bool) -> None:
-        """The attempt whose outcome was decided is over."""
+    def _decided(self, task: Task, stack: bytes = b"", died_in: Seat | None = None) -> None:
+        """The attempt whose outcome was decided is over: interrupted, with this stack, or dead with its child."""
         task.attempts += 1
         if task.decided == CANCELLED:
             self._end(task, CANCELLED)
@@ -798,8 +820,10 @@ class Scheduler:
                 "timeout": None if task.expired else task.options.timeout,
                 "attempt": task.attempts,
                 "attempts": task.attempts,
-                "killed": killed,
+                "killed": died_in is not None,
                 "interrupted": stack.decode(errors="replace"),
+                # Not of a child that lives: what it wrote may be of its next task.
+                "dumped": self._effects.stack(died_in).decode(errors="replace") if died_in is not None else "",
             }
             self._end(task, TIMED_OUT, report)
 
@@ -854,9 +878,9 @@ class Scheduler:
             status = task.decided or CRASHED
             self._note_attempt(task, Attempt(status, death.pid, started_at, death.at, death.cause))
             if task.items:
-                unstarted += self._chunk_died(task, cursor, death)
+                unstarted += self._chunk_died(seat, task, cursor, death)
             elif task.decided:
-                self._decided(task, stack=b"", killed=True)
+                self._decided(task, died_in=seat)
             else:
                 self._crashed(task, death, death.cause)
         of_itself = death.cause in ("signal", "exit", "oom") and not seat.kill_cause
@@ -897,7 +921,7 @@ class Scheduler:
         }
         self._end(task, CRASHED, report)
 
-    def _chunk_died(self, piece: Task, cursor: int, death: Death) -> list[Task]:
+    def _chunk_died(self, seat: Seat, piece: Task, cursor: int, death: Death) -> list[Task]:
         """Settle a claimed range whose child died; what had not begun."""
         if piece.decided == CANCELLED:
             piece.state = ENDED
@@ -925,7 +949,7 @@ class Scheduler:
         alone.decided = piece.decided
         self._add_piece(alone)
         if piece.decided:
-            self._decided(alone, stack=b"", killed=True)
+            self._decided(alone, died_in=seat)
         else:
             self._crashed(alone, death, death.cause)
         piece.start = running + 1
@@ -971,7 +995,11 @@ class Scheduler:
         task.expired = True
         seat = task.seat
         if seat is None or self._revoke(seat, task):
-            self._end(task, TIMED_OUT, {"timeout": None, "attempts": task.attempts, "killed": False, "interrupted": ""})
+            self._end(
+                task,
+                TIMED_OUT,
+                {"timeout": None, "attempts": task.attempts, "killed": False, "interrupted": "", "dumped": ""},
+            )
         elif not task.decided:
             task.decided = TIMED_OUT
             self._interrupt(seat, task, now)
@@ -1001,7 +1029,7 @@ class Scheduler:
             self._watch(now)
 
     def _look_at_leases(self, now: float) -> None:
-        busy = [seat for seat in self._seats.values() if seat.offers and seat.state == READY]
+        busy = [seat for seat in self._seats.values() if seat.offers and seat.state in (READY, LEAVING)]
         awaited = [seat for seat in self._seats.values() if seat.deadline_at is not None]
         away = self._leases.begin_look(now, bool(busy or awaited))
         for seat in awaited:
@@ -1022,11 +1050,13 @@ class Scheduler:
     def _look_at_seat(self, seat: Seat, now: float) -> None:
         if seat.kill_at is not None and now >= seat.kill_at:
             self._grace_over(seat, now)
+        if seat.state == LEAVING and not seat.offers and seat.deadline_at is None:
+            self._give_until(seat, now, now + self._grace)
         if seat.deadline_at is not None and now >= seat.deadline_at:
             if seat.state >= DYING:
                 self.child_died(seat, Death(seat.pid, _SIGKILL, None, "unkillable"))
                 return
-            self.kill(seat, "start", now)
+            self.kill(seat, "start" if seat.state != LEAVING else "retired", now)
         if seat.timeout_at is not None and now >= seat.timeout_at:
             seat.timeout_at = None
             for task in list(seat.offers.values()):
@@ -1079,6 +1109,8 @@ class Scheduler:
                 self._effects.halt(seat, task.slot, 0)
             self._look_at(seat, now)
             return False
+        if cursor is not None:  # it is late, and will have to say where it was
+            self._effects.ask_stack(seat)
         self._effects.interrupt(seat)
         if seat.kill_at is None and seat.state < DYING:
             seat.kill_at = now + self._grace
