@@ -15,15 +15,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mpworker.supervisor import scheduler as rules
+from mpworker.supervisor.describe import Describer
+from mpworker.supervisor.lifecycle import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    FIRST_FINAL,
+    OFFERED,
+    QUEUED,
+    SCHEDULED,
+    TIMED_OUT,
+)
 from mpworker.supervisor.recycling import LOOK_SECONDS, Recycling
 from mpworker.supervisor.registry import (
     DYING,
-    ENDED,
     LEAVING,
-    OFFERED,
-    QUEUED,
     READY,
-    SCHEDULED,
     STARTING,
     Death,
     DetailedTask,
@@ -40,6 +47,9 @@ GRACE = 4.0
 LEASE_TTL = 8.0
 START_TIMEOUT = 32.0
 KILL_TIMEOUT = 16.0
+
+# What a last attempt with this status makes of its task.
+_FINAL: dict[object, int] = {status: event[OFFERED] for status, event in rules.END_BY.items()}
 
 # A task is (key, None), an item of a chunk (key, index).
 Name = tuple[int, int | None]
@@ -332,6 +342,8 @@ class World:
         self.attempts: dict[Name, list[Attempt]] = {}
         self.claimed_at: dict[Name, float] = {}
         self.before_claim: dict[Name, int] = {}  # attempts before the last claim
+        self.dispatching = False
+        self.offered: set[int] = set()  # once, at least
         self.barred: set[Name] = set()  # what had not begun when all that had not was cancelled
         self.sweeping = False  # that is under way
         self.paid: Counter[Name] = Counter()  # deaths that a name may have been blamed for
@@ -537,7 +549,9 @@ class World:
             if not self.raced:
                 self._check_late()
         self.spawn_missing()
+        self.dispatching = True
         self.scheduler.dispatch(self.now)
+        self.dispatching = False
         assert self.scheduler.serving() == self.wanted
         self._check_no_work_left()
         self.racing.clear()
@@ -708,6 +722,9 @@ class World:
             assert not other.holds() & offer.names(), f"{other.holds() & offer.names()} is offered twice"
         child.page[task.slot] = Slot(task.generation, rules.CLAIM_OFFERED)
         child.inbox.append(offer)
+        if self.dispatching:
+            self._check_order(task)
+        self.offered.add(task.key)
         self.log.append(("offer", seat.number, task.key))
 
     def _race(self) -> None:
@@ -890,8 +907,33 @@ class World:
                 assert at is not None, "nobody will steal"
                 assert at <= self.now + rules.STEAL_AFTER, "stealing comes late"
 
+    def _check_order(self, task: Task) -> None:
+        """Of what waits in its queue and may start, no other comes first."""
+        mine, fresh = _rank(task), task.key not in self.offered
+        for other in self.waiting():
+            if other.key == task.key or other.state != QUEUED or other.options.queue != task.options.queue:
+                continue
+            assert _rank(other) >= mine or not self.may_start(other), f"{task.key} starts before {other.key}"
+            if fresh and _rank(other) == mine and other.key not in self.offered and type(other) is Task:
+                assert other.key > task.key, f"{task.key} starts before {other.key}, which came first"
+
+    def _check_counts(self) -> None:
+        """Each task is in one place, and counted there."""
+        told = Describer(self.scheduler).metrics()
+        places = ("scheduled", "queued", "running", "completed", "failed", "cancelled", "timed_out")
+        assert told["accepted"] == sum(told[place] for place in places)
+        tasks = {key: accepted for key, accepted in self.accepted.items() if not accepted.items}
+        assert told["accepted"] == len(tasks)
+        ends = Counter(_FINAL[each.outcomes[None]] for each in tasks.values() if each.outcomes)
+        for place, state in zip(places[3:], (COMPLETED, FAILED, CANCELLED, TIMED_OUT), strict=True):
+            assert told[place] == ends[state], f"{ends[state]} tasks are {place}, and {told[place]} are counted"
+        assert told["scheduled"] == sum(
+            accepted.task.state == SCHEDULED and not accepted.outcomes for accepted in tasks.values()
+        )
+
     def check(self) -> None:
         """What holds at every moment."""
+        self._check_counts()
         scheduler = self.scheduler
         where: Counter[Name] = Counter()
         for task in self.waiting():
@@ -933,7 +975,7 @@ class World:
         self._check_next_timer()
 
     def _check_next_timer(self) -> None:
-        due = [(at, "a deadline") for at, task in self.scheduler._deadlines if task.state != ENDED]
+        due = [(at, "a deadline") for at, task in self.scheduler._deadlines if task.state < FIRST_FINAL]
         due += [(at, "a retry") for at, task in self.scheduler._scheduled if task.state == SCHEDULED]
         for child in self.children.values():
             seat = child.seat
@@ -994,6 +1036,10 @@ class World:
         assert all(accepted.ended for accepted in self.accepted.values())
         assert not any(task.state == QUEUED for task in self.waiting())
         assert len(self.scheduler._idle) == sum(child.seat.state == READY for child in self.children.values())
+
+
+def _rank(task: Task) -> tuple[int, int]:
+    return task.options.priority, -task.options.weight
 
 
 def _names(task: Task) -> list[Name]:

@@ -15,9 +15,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from mpworker.supervisor.lifecycle import CANCELLED, OFFERED, QUEUED
 from mpworker.supervisor.limiter import Bucket
 from mpworker.supervisor.queues import DEAD_MAX, Queues
-from mpworker.supervisor.registry import ENDED, OFFERED, QUEUED, DetailedTask, Task, TaskOptions
+from mpworker.supervisor.registry import DetailedTask, Task, TaskOptions
 from mpworker.supervisor.wheel import Wheel
 
 # ------------------------------------------------------------ whose turn it is
@@ -265,13 +266,13 @@ class AnyOrder(RuleBasedStateMachine):
             self.queues.put_back(task)
             self.model.waiting.append(entry)
         else:
-            task.state = ENDED
+            task.state = CANCELLED
 
     @precondition(lambda self: self.model.waiting)
     @rule(which=st.integers(0, 200))
     def cancel(self, which: int) -> None:
         task, _ = self.model.waiting.pop(which % len(self.model.waiting))
-        task.state = ENDED
+        task.state = CANCELLED
         self.queues.dropped(task)
 
     @rule(name=st.sampled_from(NAMES), paused=st.booleans())
@@ -350,6 +351,6 @@ def test_tasks_that_end_in_line_do_not_stay_in_it() -> None:
     for key in range(20 * DEAD_MAX):
         task = Task(key, None, options, b"")
         queues.append(task)
-        task.state = ENDED
+        task.state = CANCELLED
         queues.dropped(task)
     assert len(queues._queues["a"].lanes[0, -1]) <= 2 * DEAD_MAX

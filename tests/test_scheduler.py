@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import transitions
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -20,6 +21,7 @@ from mpworker.ipc import _native, codec
 from mpworker.options import WorkerOptions
 from mpworker.supervisor import scheduler as rules
 from mpworker.supervisor.backoff import Backoff
+from mpworker.supervisor.lifecycle import EVENTS, FIRST_FINAL, STATES, Event, IllegalTransition
 from mpworker.supervisor.registry import DYING, Death, Function, Seat, Task
 from mpworker.supervisor.scheduler import ProtocolViolation
 from mpworker.supervisor.timers import DEAD_MAX
@@ -83,6 +85,20 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(options=OPTIONS, function=st.integers(1, len(ESTIMATES_NS)), items=st.integers(1, 6))
     def submit_chunk(self, options: dict[str, Any], function: int, items: int) -> None:
         self.world.submit(self.functions[function], items, **options)
+
+    @rule(items=st.integers(2, 4), pause=st.booleans(), cancelled=st.booleans())
+    def items_fail_and_wait(self, items: int, pause: bool, cancelled: bool) -> None:
+        """And the rest of it may be wanted no more."""
+        backoff = Backoff(4.0, 1.0, 4.0, "none") if pause else None
+        chunk = self.world.submit(self.functions[1], items, retries=1, backoff=backoff)
+        self.world.turn()
+        for child in list(self.world.children.values()):
+            child.final, child.asked = False, None
+            for _ in range(4):
+                child.step(rules.ERROR)
+            self.world.read(child)
+        if cancelled:
+            self.world.cancel(chunk.key)
 
     @precondition(lambda self: self.ordered)
     @rule(
@@ -272,8 +288,40 @@ def test_no_history_breaks_a_promise() -> None:
 
 
 @pytest.mark.deep
-def test_no_history_breaks_a_promise_in_a_long_search() -> None:
-    _search(20_000, 80)
+def test_no_history_breaks_a_promise_in_a_long_search(capsys: pytest.CaptureFixture[str]) -> None:
+    with transitions.counted() as seen:
+        _search(20_000, 80)
+    with capsys.disabled():
+        print(f"\n{transitions.table(seen)}")
+    assert {pair: seen[pair] for pair in transitions.LEGAL if seen[pair] < 1_000} == {}
+
+
+# ------------------------------------------------------------ the table of transitions
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.name)
+@pytest.mark.parametrize("state", STATES, ids=STATES.get)
+def test_what_the_table_does_not_know_is_refused(event: Event, state: int) -> None:
+    if (event.name, state) in transitions.LEGAL:
+        assert event[state] in STATES
+    else:
+        with pytest.raises(IllegalTransition, match=f"{event.name} of a task that is {STATES[state]}"):
+            event[state]
+
+
+def test_what_is_final_is_for_ever() -> None:
+    assert all(state < FIRST_FINAL for _, state in transitions.LEGAL)
+    assert {event[state] for event in EVENTS for state in event} == set(STATES)
+
+
+def test_a_fault_of_the_scheduler_cannot_end_a_task_twice() -> None:
+    world = World(1)
+    task = world.submit()
+    start(world).step()
+    world.turn()
+    world.scheduler._tasks[task.key] = task
+    with pytest.raises(IllegalTransition, match="cancel of a task that is COMPLETED"):
+        world.scheduler.cancel(task.key, world.now)
 
 
 # ------------------------------------------------------------ examples

@@ -5,13 +5,9 @@ from itertools import islice
 from typing import Any, Final
 
 from mpworker.supervisor.history import Ended
-from mpworker.supervisor.registry import OFFERED, SCHEDULED, DetailedTask, Task
-from mpworker.supervisor.scheduler import (
-    CANCELLED,
-    OK,
-    TIMED_OUT,
-    Scheduler,
-)
+from mpworker.supervisor.lifecycle import CANCELLED, FAILED, OFFERED, SCHEDULED, STATES, TIMED_OUT
+from mpworker.supervisor.registry import DetailedTask, Task
+from mpworker.supervisor.scheduler import END_BY, Scheduler
 
 Report = dict[str, Any]
 
@@ -19,8 +15,8 @@ _NEVER: Final = (0, 0, 0)
 
 
 def final_status(status: int) -> str:
-    """The name of a final status, of the wire's number."""
-    return {OK: "completed", CANCELLED: "cancelled", TIMED_OUT: "timed_out"}.get(status, "failed")
+    """The name of the final state that an attempt with this status would lead to, of the wire's number."""
+    return STATES[END_BY[status][OFFERED]].lower()
 
 
 class Describer:
@@ -122,9 +118,7 @@ class Describer:
         running = sum(self._began(task) is not None for task in scheduler.offered())
         unfinished = scheduler.unfinished_tasks()
         scheduled = sum(task.state == SCHEDULED for task in scheduler.scheduled())
-        ended = scheduler.ended
-        failed = sum(count for status, count in ended.items() if final_status(status) == "failed")
-        cancelled, timed_out = ended[CANCELLED], ended[TIMED_OUT]
+        failed, cancelled, timed_out = (scheduler.ended[state] for state in (FAILED, CANCELLED, TIMED_OUT))
         return {
             "accepted": scheduler.accepted,
             "scheduled": scheduled,

@@ -20,8 +20,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+from mpworker.supervisor.lifecycle import QUEUED
 from mpworker.supervisor.limiter import Bucket
-from mpworker.supervisor.registry import QUEUED, Task, TaskOptions
+from mpworker.supervisor.registry import Task, TaskOptions
 from mpworker.supervisor.wheel import Wheel
 
 Rank: TypeAlias = tuple[int, int]  # priority and weight, so that what is less is first

@@ -4,12 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from mpworker.supervisor.backoff import Backoff
-
-# States of a task's attempt. Terminal tasks are forgotten once their outcome is emitted.
-QUEUED: Final = 0
-OFFERED: Final = 1  # to a child, which may have claimed it
-ENDED: Final = 2
-SCHEDULED: Final = 3  # for later: it waits for no child
+from mpworker.supervisor.lifecycle import QUEUED
 
 # States of a child.
 STARTING: Final = 0
@@ -98,6 +93,7 @@ class Task:
         key: The client's number of the task or chunk.
         items: 0 for a task; for a chunk the number of its items.
         start, stop: The range still to be answered; `start` moves up as results come in.
+        state: Where it is on its way: `mpworker.supervisor.lifecycle`.
         attempts: Attempts begun and ended.
         decided: The outcome (a status) that was decided while an attempt runs, 0 for none.
         decided_item: Which item that outcome is for.
@@ -168,11 +164,11 @@ class Task:
         self.past: list[Attempt] | None = None
 
     def part(self, start: int, stop: int) -> "Task":
-        """A new range of the same chunk, with this one's history; it is in no line yet."""
+        """A new range of the same chunk, with this one's state and history; it is in no line yet."""
         piece = type(self)(self.key, self.function, self.options, self.payload, self.items, self.flags)
         piece.start, piece.stop = start, stop
         piece.attempts, piece.failures, piece.crashes = self.attempts, self.failures, self.crashes
-        piece.order, piece.state = self.order, OFFERED
+        piece.order, piece.state = self.order, self.state
         return piece
 
 

@@ -34,16 +34,29 @@ from typing import Final, Protocol
 
 from mpworker.supervisor.history import History
 from mpworker.supervisor.leases import Leases
+from mpworker.supervisor.lifecycle import (
+    BACK_OFF,
+    CANCEL,
+    COME_DUE,
+    COMPLETE,
+    FAIL,
+    FIRST_FINAL,
+    OFFER,
+    POSTPONE,
+    QUEUED,
+    RETRY,
+    RETURN,
+    SCHEDULED,
+    SETTLE,
+    TIME_OUT,
+    Event,
+)
 from mpworker.supervisor.queues import DEAD_MAX, DEFAULT_QUEUE, DEFAULT_RANK, Queues
 from mpworker.supervisor.registry import (
     DYING,
-    ENDED,
     GONE,
     LEAVING,
-    OFFERED,
-    QUEUED,
     READY,
-    SCHEDULED,
     Attempt,
     Death,
     DetailedTask,
@@ -73,6 +86,18 @@ INTERRUPTED: Final = 4
 CRASHED: Final = 5
 TIMED_OUT: Final = 6
 CANCELLED: Final = 7
+
+# What a last attempt with this status does to the task.
+END_BY: Final = {
+    OK: COMPLETE,
+    ERROR: FAIL,
+    UNSERIALIZABLE: FAIL,
+    EXITED: FAIL,
+    INTERRUPTED: CANCEL,  # it was asked to stop, and nobody here has decided why
+    CRASHED: FAIL,
+    TIMED_OUT: TIME_OUT,
+    CANCELLED: CANCEL,
+}
 
 # The state of a claim word, likewise: mpworker.ipc.claims.h.
 CLAIM_OFFERED: Final = 1
@@ -180,14 +205,14 @@ class Scheduler:
         self._queues: Queues | None = None  # from then on
         self._pausing: list[tuple[float, Task]] = []  # for so many seconds from the end of this turn on
         self._scheduled = Timers(lambda task: task.state == SCHEDULED)
-        self._deadlines = Timers(lambda task: task.state != ENDED)
+        self._deadlines = Timers(lambda task: task.state < FIRST_FINAL)
         self.history = History(HISTORY_MAX, HISTORY_BYTES_MAX, None, False)
         self._keep = self.history.entries.append
         self._clean_every = 0.0
         self._clean_at: float | None = None
         self.accepted = 0  # tasks, not parts of a map
         self.retries = 0
-        self.ended: Counter[int] = Counter()  # tasks by status, but for those that went well
+        self.ended: Counter[int] = Counter()  # tasks by their final state, but for those that were completed
         self.crashes: Counter[str] = Counter()  # attempts by the cause of the death
         self._pieces: dict[int, set[Task]] = {}  # of chunks: a chunk may be in several ranges at once
         self._tasks: dict[int, Task] = {}
@@ -219,7 +244,7 @@ class Scheduler:
         else:
             self._tasks[task.key] = task
             self.accepted += 1
-            task.state = SCHEDULED
+            task.state = POSTPONE[task.state]
             self._scheduled.push(task.run_at, task)
 
     def unfinished(self) -> int:
@@ -309,11 +334,11 @@ class Scheduler:
         """No further item of it begins. The one that runs is left to end: nobody asked to stop that very one."""
         seat = piece.seat
         if seat is None:
-            self._leave_line(piece)
+            self._leave_line(piece, SETTLE)
             piece.payload = b""
         elif self._effects.revoke(seat, piece.slot, piece.generation):
             self._take_back(seat, piece)
-            piece.state = ENDED
+            piece.state = SETTLE[piece.state]
         else:
             piece.decided = CANCELLED
             self._effects.halt(seat, piece.slot, piece.generation)
@@ -478,7 +503,12 @@ class Scheduler:
 
     def queue_states(self) -> dict[str, dict[str, object]]:
         """How each queue is, by name."""
-        return self._in_order().states()
+        if self._queues is not None:
+            return self._queues.states()
+        states = Queues(deque()).states()  # to look at the FIFO must not make it one of many
+        offers = sum(len(seat.offers) for seat in self._seats.values())
+        states[DEFAULT_QUEUE] |= {"queued": len(self._queue) - self._dead, "running": offers}
+        return states
 
     def _take_back_unclaimed(self, names: list[str] | None) -> None:
         """Offers of these queues (None: of all) that no child has claimed: they wait in line again."""
@@ -502,7 +532,7 @@ class Scheduler:
         slot = task.slot = seat.free.pop()
         seat.generation += 1
         task.generation = seat.generation
-        task.state = OFFERED
+        task.state = OFFER[task.state]
         task.seat = seat
         task.cost_ns = cost_ns
         seat.load_ns += cost_ns
@@ -545,7 +575,7 @@ class Scheduler:
     def _requeue_first(self, tasks: Iterable[Task]) -> None:
         """Back to the head of the queue, in this order."""
         for task in reversed(list(tasks)):
-            task.state = QUEUED
+            task.state = RETURN[task.state]
             if self._queues is not None:
                 self._queues.put_back(task)
             else:
@@ -569,6 +599,7 @@ class Scheduler:
                     break
                 if self._effects.revoke(seat, task.slot, task.generation):
                     self._take_back(seat, task)
+                    task.state = RETURN[task.state]
                     shares[thieves[0]].append(task)
                     loads_ns[thieves[0]] += cost_ns
                     thieves.rotate(-1)
@@ -584,12 +615,12 @@ class Scheduler:
 
     def _queue_scheduled(self, now: float) -> None:
         for task in self._scheduled.due(now):
-            task.state = QUEUED
+            task.state = COME_DUE[task.state]
             self._put(task)
 
-    def _leave_line(self, task: Task) -> None:
-        """A task that waits, in whatever line, has ended."""
-        state, task.state = task.state, ENDED
+    def _leave_line(self, task: Task, event: Event) -> None:
+        """A task ends; if it waits, in whatever line, that is one fewer there."""
+        state, task.state = task.state, event[task.state]
         if state == SCHEDULED:
             self._scheduled.died()
         elif state == QUEUED and self._queues is not None:
@@ -653,11 +684,11 @@ class Scheduler:
             self._decided(task, payload)
         else:
             task.attempts += 1
-            task.state = ENDED
+            task.state = (COMPLETE if status == OK else END_BY[status])[task.state]
             del self._tasks[task.key]
             self._keep((task, status, seat.pid, started_ns, duration_ns))
             if status != OK:
-                self.ended[status] += 1
+                self.ended[task.state] += 1
                 self.history.keep(task, payload)
             elif self.history.results:
                 self.history.keep(task, payload)
@@ -707,7 +738,7 @@ class Scheduler:
                 seat.kill_at = None
         if last:
             if piece.decided == CANCELLED:
-                piece.state = ENDED
+                piece.state = SETTLE[piece.state]
             elif piece.decided and piece.decided_item < 0 and not count and not piece.closing:
                 self._late_before_any_item(piece)
             elif piece.start < piece.stop:
@@ -770,7 +801,10 @@ class Scheduler:
         self._pieces[piece.key].add(piece)
 
     def _piece_over(self, piece: Task) -> None:
-        piece.state = ENDED
+        piece.state = SETTLE[piece.state]
+        self._forget_piece(piece)
+
+    def _forget_piece(self, piece: Task) -> None:
         pieces = self._pieces.get(piece.key)
         if pieces is not None:
             pieces.discard(piece)
@@ -786,22 +820,22 @@ class Scheduler:
         task.decided = 0
         self.retries += 1
         if pause > 0.0:
-            task.state = SCHEDULED
+            task.state = BACK_OFF[task.state]
             self._pausing.append((pause, task))
         else:
-            task.state = QUEUED
+            task.state = RETRY[task.state]
             self._put(task)
 
     def _end(self, task: Task, status: int, report: dict[str, object] | None = None) -> None:
         """An outcome that was decided here: emit it and forget the task."""
-        self._leave_line(task)
+        self._leave_line(task, END_BY[status])
         if task.items:
             if task.key in self._pieces:
                 self._effects.emit_report(task, task.start, task.stop, status, report or {})
-            self._piece_over(task)
+            self._forget_piece(task)
         else:
             del self._tasks[task.key]
-            self.ended[status] += 1
+            self.ended[task.state] += 1
             self._keep((task, status, 0, 0, 0))
             self.history.keep(task, report or {})
             self._effects.emit_report(task, 0, 0, status, report or {})
@@ -924,7 +958,7 @@ class Scheduler:
     def _chunk_died(self, seat: Seat, piece: Task, cursor: int, death: Death) -> list[Task]:
         """Settle a claimed range whose child died; what had not begun."""
         if piece.decided == CANCELLED:
-            piece.state = ENDED
+            piece.state = SETTLE[piece.state]
             return []
         if piece.start == piece.stop:  # only that it was the last was still to be said
             self._piece_over(piece)
