@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from mpworker.cron import CronRun as CronRun
     from mpworker.cron import CronTask as CronTask
     from mpworker.future import TaskFuture as TaskFuture
+    from mpworker.hooks import Hooks as Hooks
+    from mpworker.hooks import TaskEvent as TaskEvent
+    from mpworker.hooks import Tracer as Tracer
+    from mpworker.logs import Logger as Logger
+    from mpworker.logs import StandardLogger as StandardLogger
     from mpworker.metrics import Metrics as Metrics
     from mpworker.queues import QueueOptions as QueueOptions
     from mpworker.queues import QueueState as QueueState
@@ -40,13 +45,18 @@ _HOMES = {
     "CronRun": "mpworker.cron",
     "CronTask": "mpworker.cron",
     "AttemptInfo": "mpworker.task",
+    "Hooks": "mpworker.hooks",
+    "Logger": "mpworker.logs",
     "Metrics": "mpworker.metrics",
     "ProcessWorker": "mpworker.worker",
     "QueueOptions": "mpworker.queues",
     "QueueState": "mpworker.queues",
     "Retention": "mpworker.retention",
     "RetryPolicy": "mpworker.retry",
+    "StandardLogger": "mpworker.logs",
     "Task": "mpworker.task",
+    "TaskEvent": "mpworker.hooks",
+    "Tracer": "mpworker.hooks",
     "TaskContext": "mpworker.context",
     "TaskFuture": "mpworker.future",
     "TaskInfo": "mpworker.task",
@@ -59,18 +69,23 @@ __all__ = [
     "AttemptInfo",
     "CronRun",
     "CronTask",
+    "Hooks",
+    "Logger",
     "Metrics",
     "ProcessWorker",
     "QueueOptions",
     "QueueState",
     "Retention",
     "RetryPolicy",
+    "StandardLogger",
     "Task",
     "TaskContext",
+    "TaskEvent",
     "TaskFuture",
     "TaskInfo",
     "TaskStatus",
     "TaskView",
+    "Tracer",
     "__version__",
     "current",
     "errors",

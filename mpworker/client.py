@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from mpworker import context
@@ -26,8 +27,13 @@ from mpworker.functions import FunctionTable
 from mpworker.future import TaskFuture
 from mpworker.ipc import codec, details, payload
 from mpworker.ipc.codec import Record
+from mpworker.ipc.levels import INFO
 from mpworker.ipc.ring import split
 from mpworker.launch import descriptors_of, launch, overlap, too_few_descriptors
+from mpworker.logs import as_logger, level_of
+from mpworker.middleware import Submission, pickled
+from mpworker.observer import Observer
+from mpworker.observing import Observing
 from mpworker.options import QUEUES_MAX, TaskDefaults, WorkerOptions
 from mpworker.outcomes import start_failed
 from mpworker.reader import Reader
@@ -35,6 +41,7 @@ from mpworker.waiting import Reply, wake_all
 
 if TYPE_CHECKING:
     from mpworker.queues import QueueOptions
+    from mpworker.registering import Registration
     from mpworker.retry import RetryPolicy
 
 _EXIT_SECONDS: Final = 10.0  # how long stop_now lets the supervisor clean up before it is killed
@@ -93,19 +100,35 @@ class Client(Reader):
         options: The worker's options.
         initializer: Called in each child before its first task, with initargs.
         initargs: Its arguments.
+        observing: What is beside and around the tasks.
 
     Raises:
         ConfigurationError: No interpreter can be started.
-        SerializationError: The initializer cannot be pickled.
+        SerializationError: The initializer or an execution middleware cannot be pickled.
         OSError: No memory, descriptor or process is left.
     """
 
     def __init__(
-        self, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+        self,
+        options: WorkerOptions,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        observing: Observing | None = None,
     ) -> None:
         _sweep()
+        observing = observing or Observing()
         self.prefix = f"{secrets.token_hex(4)}-"
-        super().__init__(launch(options, self.prefix, initializer, initargs))
+        logger = as_logger(observing.logger)
+        level = level_of(logger)
+        middleware = pickled(tuple(observing.execute_middleware))
+        super().__init__(launch(options, self.prefix, initializer, initargs, level, middleware))
+        self.observer = Observer(self, logger, observing.tracer)
+        self.submission: Submission | None = None
+        if observing.submit_middleware:
+            self.submission = Submission(
+                tuple(observing.submit_middleware), partial(self.observer.failed, "middleware")
+            )
+        self.registration: Registration | None = None
         self._options = options
         self._queue_names = {"default"}
         self.queues: dict[str, QueueOptions] = {}  # that were configured
@@ -129,6 +152,13 @@ class Client(Reader):
         self._half = options.client_ring_bytes // 2
         self.functions = FunctionTable(self._send_function, self._forget_function)
         _live.add(self)
+        self._observe(observing)
+
+    def _observe(self, observing: Observing) -> None:
+        self.observer.post(INFO, "pool_started", supervisor=self.supervisor.pid, n=self._options.n)
+        self.observer.watch(observing.hooks)
+        if observing.logger is not None:
+            self.observer.read_in_time(True)
 
     # ------------------------------------------------------------ send
 
@@ -358,6 +388,8 @@ class Client(Reader):
 
     def _fail_all(self, status: int, data: bytes) -> None:
         self.end = (status, data)
+        if self.observer.unfinished is None:
+            self.observer.unfinished = frozenset(self.pending)
         super()._fail_all(status, data)
 
     def _send(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
@@ -574,7 +606,9 @@ class Client(Reader):
         """Wait until all callbacks have been called, if none of them can be waiting for this thread."""
         lock: Any = self.functions.lock
         if not lock._is_owned():  # else this is a handler, on top of a frame that holds what a callback may want
+            deadline = None if timeout is None else time.monotonic() + timeout
             self.background.join(timeout)
+            self.observer.join(None if deadline is None else deadline - time.monotonic())
 
     def reap(self) -> None:
         """If a dropped worker's supervisor has ended, take note."""
@@ -634,4 +668,5 @@ class Client(Reader):
         self._closed = "forked"
         self.supervisor.hang_up()  # this process's copy of the socket: it would be warned of as never closed
         self._forget_threads()
+        self.observer.forked()
         self.functions = FunctionTable(self._send_function, self._forget_function)

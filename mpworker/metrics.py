@@ -1,6 +1,9 @@
 """What `ProcessWorker.metrics` tells."""
 
 from dataclasses import dataclass, field
+from typing import Final
+
+OBSERVERS: Final = ("hook", "tracer", "logger", "middleware")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,10 @@ class Metrics:
         crashes: Attempts that ended with the death of their child, by its cause.
         remembered: Tasks that have ended and that `get_task` still knows.
         queues: What is queued by queue, parts of a `map` included.
+        observer_errors: How often what is beside the tasks has raised: "hook", "tracer", "logger" and "middleware". No
+            task has suffered by it. These two are told after the stop, too.
+        observer_drops: Events for hooks and tracers, and records for the log, that were dropped because they were too
+            many.
     """
 
     accepted: int = 0
@@ -36,3 +43,5 @@ class Metrics:
     crashes: dict[str, int] = field(default_factory=dict)
     remembered: int = 0
     queues: dict[str, int] = field(default_factory=dict)
+    observer_errors: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OBSERVERS, 0))
+    observer_drops: int = 0

@@ -1,32 +1,23 @@
 """The verbs for tasks as objects: register, look up, cancel, run again."""
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from weakref import WeakValueDictionary
 
 from mpworker.checks import check_int, check_number, check_seconds
 from mpworker.client import Client
-from mpworker.errors import ConfigurationError, DuplicateTask, InvalidArgument, TaskNotFound
+from mpworker.errors import ConfigurationError, InvalidArgument, TaskNotFound
 from mpworker.future import TaskFuture
-from mpworker.idempotency import Idempotency
 from mpworker.ipc.codec import CRON_KEYS
 from mpworker.options import TaskDefaults
 from mpworker.queues import check_queue_name
+from mpworker.registering import key_of, register, registration, report_of
 from mpworker.retention import Retention, check_retention
-from mpworker.task import (
-    AttemptInfo,
-    Task,
-    TaskInfo,
-    TaskStatus,
-    check_when,
-    checked_metadata,
-    monotonic_at,
-)
+from mpworker.task import AttemptInfo, Task, TaskInfo, TaskStatus
 
 if TYPE_CHECKING:
+    from mpworker.hooks import Hooks
     from mpworker.metrics import Metrics
 
 T = TypeVar("T")
@@ -40,10 +31,6 @@ class Tasks:
 
     _client: Client
     _defaults: TaskDefaults
-
-    # Made when first needed: most workers never register a task.
-    _named: "WeakValueDictionary[str, TaskFuture[Any]] | None" = None
-    _idempotency: "Idempotency | None" = None
 
     # ------------------------------------------------------------ register
 
@@ -66,11 +53,11 @@ class Tasks:
         """
         if not isinstance(task, Task):
             raise InvalidArgument(f"register_task needs a Task, not {task!r}")
-        if task.idempotency_key is None:
-            return self._register(task)
-        if self._idempotency is None:
-            self._idempotency = Idempotency()
-        return self._idempotency.register(task, lambda: self._register(task))
+        client, defaults = self._client, self._defaults
+        if client.submission is not None:
+            future: TaskFuture[T] = client.submission.submit(lambda task: register(client, defaults, task), task)
+            return future
+        return register(client, defaults, task)
 
     def register_tasks(self, *tasks: Task[T]) -> list[TaskFuture[T]]:
         """`register_task` for each; if one raises, those before it are registered."""
@@ -96,45 +83,6 @@ class Tasks:
         """Carry out a task and wait for its result; see `register_task` and `TaskFuture.result`."""
         return self.register_task(task).result(timeout)
 
-    def _register(self, task: Task[T]) -> TaskFuture[T]:
-        check_when("deadline", task.deadline)
-        key, shared = self._client.say_options(replace(self._defaults, **task.options()))
-        said: dict[str, Any] = dict(shared or {})
-        times = {"deadline": monotonic_at(task.deadline), "run_at": monotonic_at(task.run_at)}
-        said |= {name: at for name, at in times.items() if at is not None}
-        for name in ("id", "name"):
-            if getattr(task, name):
-                said[name] = getattr(task, name)
-        if task.metadata:
-            said["metadata"] = checked_metadata(task.metadata)
-        make: Callable[[Client, int, str], TaskFuture[Any]] = TaskFuture
-        if task.name:
-            make = lambda client, number, _: TaskFuture(client, number, task.name)  # noqa: E731
-        if task.id is None:
-            return self._client.submit(task.fn, tuple(task.args), dict(task.kwargs), key, said or None, make)
-        return self._register_named(task, task.id, key, said, make)
-
-    def _register_named(
-        self, task: Task[T], own: str, key: int, said: dict[str, Any], make: Callable[..., TaskFuture[Any]]
-    ) -> TaskFuture[T]:
-        if self._named is None:
-            self._named = WeakValueDictionary()
-        named = self._named
-        if own in named or self._client.key_of(own) or self._info(own) is not None:
-            raise DuplicateTask(f"another task has the id {own!r}")
-
-        def make_named(client: Client, number: int, name: str) -> TaskFuture[Any]:
-            future = make(client, number, name)
-            future._id = own
-            named[own] = future
-            return future
-
-        try:
-            return self._client.submit(task.fn, tuple(task.args), dict(task.kwargs), key, said, make_named)
-        except BaseException:
-            named.pop(own, None)
-            raise
-
     def set_retention(self, retention: Retention) -> None:
         """Remember tasks that have ended in another way, from now on.
 
@@ -150,9 +98,7 @@ class Tasks:
         told = asdict(retention)
         told["interval"] = told.pop("cleanup_interval")
         self._client.tell({"verb": "retention", "options": told})
-        if self._idempotency is None:
-            self._idempotency = Idempotency()
-        self._idempotency.retention = retention
+        registration(self._client).idempotency.retention = retention
 
     # ------------------------------------------------------------ look up
 
@@ -166,7 +112,7 @@ class Tasks:
             InvalidArgument: It is no str.
             TaskNotFound: No task of this worker has the id, or it has ended and is no longer remembered.
         """
-        report = self._info(task_id)
+        report = report_of(self._client, task_id)
         if report is None:
             raise _not_found(task_id)
         return self._told(report)
@@ -193,24 +139,44 @@ class Tasks:
         answer = self._client.request({"verb": "tasks", "status": status, "queue": queue, "limit": limit})
         return [self._told(report) for report in answer["tasks"]] if answer else []
 
+    def set_hooks(self, hooks: "Hooks | None") -> None:
+        """Call these hooks from now on, and none that were set before.
+
+        They are told of tasks that are accepted from now on. What was accepted while there were hooks, or a tracer, is
+        told on, to those hooks that are set when something happens.
+
+        Args:
+            hooks: A `Hooks`; None for none.
+
+        Raises:
+            InvalidArgument: It is neither.
+            WorkerStopped: The worker was stopped.
+
+        Example:
+            >>> from mpworker import Hooks, ProcessWorker
+            >>> begun = []
+            >>> with ProcessWorker(n=1) as w:
+            ...     w.set_hooks(Hooks(on_start=begun.append))
+            ...     w.submit(abs, -3).result()
+            3
+            >>> [event.name for event in begun]
+            ['abs']
+        """
+        from mpworker.hooks import check_hooks
+
+        hooks = check_hooks(hooks)
+        self._client.refuse_if_closed()
+        self._client.observer.watch(hooks)
+
     def metrics(self) -> "Metrics":
-        """Counts of tasks by where they are and how they ended, since the start. All are 0 after the stop."""
+        """Counts of tasks by where they are and how they ended, since the start; those are 0 after the stop."""
         from mpworker.metrics import Metrics
 
-        return Metrics(**(self._client.request({"verb": "metrics"}) or {}))
-
-    def _info(self, task_id: str) -> dict[str, Any] | None:
-        if not isinstance(task_id, str):
-            raise InvalidArgument(f"a task id is a str, not {task_id!r}")
-        key = self._key(task_id)
-        answer = self._client.request({"verb": "task"} | ({"task": key} if key else {"id": task_id}))
-        return answer["task"] if answer else None
-
-    def _key(self, task_id: str) -> int:
-        if not isinstance(task_id, str):
-            raise InvalidArgument(f"a task id is a str, not {task_id!r}")
-        future = self._named.get(task_id) if self._named is not None else None
-        return future._key if future is not None else self._client.key_of(task_id)
+        answer = self._client.request({"verb": "metrics"}) or {}
+        observer = self._client.observer
+        errors = dict(observer.errors)
+        errors["middleware"] += answer.pop("middleware_errors", 0)
+        return Metrics(**answer, observer_errors=errors, observer_drops=observer.dropped)
 
     def _told(self, report: dict[str, Any]) -> TaskInfo:
         client = self._client
@@ -264,11 +230,11 @@ class Tasks:
             InvalidArgument: The id is no str.
             TaskNotFound: No task of this worker has the id.
         """
-        key = self._key(task_id)
+        key = key_of(self._client, task_id)
         future = self._client.pending.get(key)
         if isinstance(future, TaskFuture):
             return bool(future.cancel())
-        if future is not None or (not key and self._info(task_id) is None):  # a chunk of a map is no task
+        if future is not None or (not key and report_of(self._client, task_id) is None):  # a chunk of a map is no task
             raise _not_found(task_id)
         if key >= CRON_KEYS:  # nobody has a future of it
             return self._client.cancel(key)
@@ -293,7 +259,7 @@ class Tasks:
             TaskNotFound: No task of this worker has the id, or it is no longer remembered.
             ConfigurationError: It has not ended, or has ended well.
         """
-        report = self._info(task_id)
+        report = report_of(self._client, task_id)
         if report is None:
             raise _not_found(task_id)
         status = TaskStatus(report["status"])
