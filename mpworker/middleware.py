@@ -44,7 +44,7 @@ def pickled(layers: tuple[Callable[..., Any], ...]) -> bytes:
     except payload.Unserializable as error:
         from mpworker import hints
 
-        what = hints.culprit(None, layers)
+        what = next(filter(None, map(hints.culprit, layers)), "")
         raise SerializationError(f"the execute_middleware cannot be pickled: {error}{what}") from error
 
 
