@@ -37,7 +37,7 @@ _CONFIG = {
     "spread": False,
     "slots": 8,
     "lease_ttl": 10.0,
-    "log_level": 30,
+    "log_level": 100,
     "grace": 1.0,
     "start_timeout": 10.0,
     "kill_timeout": 10.0,

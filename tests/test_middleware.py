@@ -272,7 +272,7 @@ def test_a_middleware_that_cannot_be_sent_is_named() -> None:
     def holds(call_next: Next, context: TaskContext) -> Any:
         return held and call_next()
 
-    with pytest.raises(SerializationError, match="execute_middleware cannot be pickled.*'held'"):
+    with pytest.raises(SerializationError, match=r"execute_middleware cannot be pickled.*'held'"):
         ProcessWorker(n=1, execute_middleware=[holds])
 
 

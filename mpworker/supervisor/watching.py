@@ -143,10 +143,8 @@ class Watch:
         if seat.kill_cause:
             self.log(WARNING, "child_killed", reason=seat.kill_cause, **how)
         elif death.exit_code == 0 and (child.stopping or seat.vacated):
-            if seat.leaves:
+            if seat.leaves:  # else it is the end of the pool, which does not wait for the reports of all deaths
                 self.log(INFO, "child_recycled", reason=seat.leaves, **how)
-            else:
-                self.log(INFO, "child_stopped", **how)
         else:
             ran = [task.key for task in seat.offers.values() if scheduler.claimed_at(seat, task) is not None]
             how |= {"cause": death.cause, "signal": death.signal, "exit_code": death.exit_code}
