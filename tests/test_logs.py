@@ -218,7 +218,7 @@ def test_a_worker_that_cannot_start_says_nothing_of_what_its_initializer_said(bo
 
     with ProcessWorker(n=1, logger=book, initializer=refuse) as w, pytest.raises(StartFailed, match=secret):
         w.submit(len, "four").result(GUARD)
-    assert [fields["starts"] for fields in book.of("start_failed")] == [1, 2, 3]
+    eventually(lambda: [fields["starts"] for fields in book.of("start_failed")] == [1, 2, 3])
     assert book.levels()["start_failed"] == logging.WARNING
     eventually(lambda: book.of("pool_broken"))
     assert secret not in repr(book.records)
