@@ -152,7 +152,11 @@ class Client(Reader):
         self._half = options.client_ring_bytes // 2
         self.functions = FunctionTable(self._send_function, self._forget_function)
         _live.add(self)
-        self._observe(observing)
+        try:
+            self._observe(observing)
+        except BaseException:  # no thread is left, say
+            self.stop_now()  # whoever keeps the error keeps the client, too
+            raise
 
     def _observe(self, observing: Observing) -> None:
         self.observer.post(INFO, "pool_started", supervisor=self.supervisor.pid, n=self._options.n)

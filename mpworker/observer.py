@@ -100,9 +100,9 @@ class Observer:
         client = self._client
         self._hooks = hooks or Hooks()
         wanted = self._tracer is not None or self._hooks != Hooks()
-        if wanted != self._watching:
+        was, self._watching = self._watching, wanted
+        if wanted != was:
             client.tell({"verb": "watch", "on": wanted})
-            self._watching = wanted
             self.read_in_time(wanted)
         if wanted:
             self._need()

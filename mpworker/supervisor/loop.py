@@ -340,8 +340,9 @@ class Loop:
         owing = not self.world.nursery_ready or any(not child.pid or child.ended for child in self.world.everyone)
         self._nursery_lease.begin_look(now, owing)
         if owing and self._nursery_lease.expired(now, self._nursery_heard_at):
+            if not self._nursery_late:  # it may take more than one look until it is gone
+                self.watch.log(WARNING, "nursery_killed", pid=self.world.nursery_pid, reason="silent")
             self._nursery_late = True
-            self.watch.log(WARNING, "nursery_killed", pid=self.world.nursery_pid, reason="silent")
             os.kill(self.world.nursery_pid, signal.SIGKILL)  # ours to reap, so the number is its own
 
     def _nursery_speaks(self) -> None:
