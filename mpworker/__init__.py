@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mpworker.future import TaskFuture as TaskFuture
     from mpworker.queues import QueueOptions as QueueOptions
     from mpworker.queues import QueueState as QueueState
+    from mpworker.results import Subscription as Subscription
+    from mpworker.results import TaskResult as TaskResult
     from mpworker.retry import RetryPolicy as RetryPolicy
     from mpworker.worker import ProcessWorker as ProcessWorker
     from mpworker.worker import TaskView as TaskView
@@ -33,8 +35,10 @@ _HOMES = {
     "QueueOptions": "mpworker.queues",
     "QueueState": "mpworker.queues",
     "RetryPolicy": "mpworker.retry",
+    "Subscription": "mpworker.results",
     "TaskContext": "mpworker.context",
     "TaskFuture": "mpworker.future",
+    "TaskResult": "mpworker.results",
     "TaskView": "mpworker.worker",
     "current": "mpworker.context",
 }
@@ -44,8 +48,10 @@ __all__ = [
     "QueueOptions",
     "QueueState",
     "RetryPolicy",
+    "Subscription",
     "TaskContext",
     "TaskFuture",
+    "TaskResult",
     "TaskView",
     "__version__",
     "current",

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from mpworker import context
 from mpworker.errors import (
@@ -36,6 +36,8 @@ from mpworker.waiting import Reply, wake_all
 if TYPE_CHECKING:
     from mpworker.queues import QueueOptions
     from mpworker.retry import RetryPolicy
+
+    MakeFuture: TypeAlias = Callable[["Client", int, str], TaskFuture[Any]]
 
 _EXIT_SECONDS: Final = 10.0  # how long stop_now lets the supervisor clean up before it is killed
 _CALLBACK_SECONDS: Final = 1.0  # how long stop_now waits for the callbacks of what it cancelled
@@ -213,7 +215,12 @@ class Client(Reader):
             raise WorkerStopped("the worker is stopped and takes no more tasks")
 
     def submit(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: int
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: int,
+        make_future: "MakeFuture" = TaskFuture,
     ) -> TaskFuture[Any]:
         """Send one task."""
         pending = self.pending
@@ -231,7 +238,7 @@ class Client(Reader):
                 self.wait_for(self.when(lambda: len(pending) < self._options.max_pending or bool(self._closed)), None)
                 self.refuse_if_closed()
             name = live.get(function_key) or payload.name_of_callable(function)
-            future: TaskFuture[Any] = TaskFuture(self, key, name)
+            future = make_future(self, key, name)
             large = len(data) > self._max_record
             pending[key] = future
             self._last_key = key

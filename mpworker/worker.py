@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
 
@@ -13,7 +14,7 @@ from mpworker.client import Client
 from mpworker.context import refuse_while_loading
 from mpworker.control import Control, check_unknown_queues
 from mpworker.errors import InvalidArgument
-from mpworker.future import TaskFuture
+from mpworker.future import TaskFuture, in_queue
 from mpworker.ipc.codec import MAX_CHUNK_ITEMS
 from mpworker.mapping import Mapping as Map
 from mpworker.options import (
@@ -48,6 +49,8 @@ class TaskView(Executor):
         self._defaults = defaults
         self._n = n
         self._options_key = client.options_key(defaults)
+        # A plain task's future pays nothing for what only those of other queues must know.
+        self._make_future = TaskFuture if defaults.queue == "default" else partial(in_queue, defaults.queue)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -79,7 +82,7 @@ class TaskView(Executor):
         """
         if not callable(fn):
             raise InvalidArgument(f"submit needs a callable, not {fn!r}: write submit(f, x), not submit(f(x))")
-        return self._client.submit(fn, args, kwargs, self._options_key)
+        return self._client.submit(fn, args, kwargs, self._options_key, self._make_future)
 
     @overload
     def map(

@@ -22,8 +22,10 @@ NAMES = {
     "QueueOptions",
     "QueueState",
     "RetryPolicy",
+    "Subscription",
     "TaskContext",
     "TaskFuture",
+    "TaskResult",
     "TaskView",
     "__version__",
     "current",
@@ -38,6 +40,7 @@ VIEW = {
 }
 WORKER = VIEW | {
     "cancel_task": "(self, task_id)",
+    "get_results": "(self)",
     "pause": "(self, *queues)",
     "processes": "(self)",
     "queues": "(self)",
@@ -46,6 +49,7 @@ WORKER = VIEW | {
     "set_rate": "(self, rate, burst=None)",
     "stop_graceful": "(self, timeout=None)",
     "stop_now": "(self)",
+    "subscribe_results": "(self, buffer=1024, policy='drop_newest', queues=None, statuses=None)",
 }
 WORKER_INIT = (
     "(self, n=None, *, timeout=None, grace=5.0, retries=0, crash_retries=None, retry_policy=None, preload=(), "
@@ -134,6 +138,15 @@ def test_the_queues() -> None:
     assert signature(mpworker.QueueState) == "(weight, max_running, rate, burst, paused, queued, running)"
 
 
+def test_the_results() -> None:
+    subscription = methods(mpworker.Subscription)
+    assert {name: subscription[name] for name in ("close", "get")} == {"close": "(self)", "get": "(self, timeout=None)"}
+    assert isinstance(inspect.getattr_static(mpworker.Subscription, "dropped"), property)
+    assert methods(mpworker.TaskResult) == {"exception": "(self)", "result": "(self)"}
+    shown = {name for name, value in vars(mpworker.TaskResult).items() if isinstance(value, property)}
+    assert shown == {"name", "queue", "status", "task_id"}
+
+
 def test_the_errors() -> None:
     ours = {name for name, value in vars(errors).items() if getattr(value, "__module__", "") == errors.__name__}
     assert ours == set(ERRORS)
@@ -163,6 +176,8 @@ def test_the_reference_shows_all_of_it() -> None:
     assert members["TaskView"] == {"shutdown"}
     assert members["ProcessWorker"] == set(WORKER)
     assert members["TaskFuture"] == {*FUTURE, "task_id"}
+    assert members["Subscription"] == {"close", "dropped", "get"}
+    assert members["TaskResult"] == {"exception", "result"}
     assert "automodule:: mpworker.errors\n   :members:\n" in REFERENCE
 
 

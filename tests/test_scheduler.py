@@ -96,6 +96,13 @@ class AnyHistory(RuleBasedStateMachine):
         self.world.racing.clear()
 
     @precondition(lambda self: self.ordered)
+    @rule(held=st.booleans(), racing=RACING)
+    def hold(self, held: bool, racing: list[tuple[int, int]]) -> None:
+        self.world.racing.extend((self.child(who), ending) for who, ending in racing)
+        self.world.hold(held)
+        self.world.racing.clear()
+
+    @precondition(lambda self: self.ordered)
     @rule(name=st.sampled_from(QUEUES), weight=st.integers(1, 3), limit=st.sampled_from([None, 1, 2]))
     def configure_queue(self, name: str, weight: int, limit: int | None) -> None:
         self.world.configure_queue(name, weight, limit)

@@ -452,7 +452,7 @@ class Loop:
     def stop(self, now: bool) -> None:
         """End at once, or when all that was accepted has ended."""
         self._stopping = _NOW if now else _DRAIN
-        self.scheduler.resume_all()  # what was accepted is finished, paused or not
+        self.scheduler.drain()
 
     def _ending(self) -> bool:
         """Will no further task begin? Until then a drain replaces the children that die."""

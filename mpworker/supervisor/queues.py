@@ -145,6 +145,7 @@ class Queues:
         self._wheel: Wheel[_Queue] | None = None
         self._turn: _Queue | None = None  # whose turn it is, if nothing has changed since that was asked
         self._paused = False
+        self.held = False  # nothing is offered, whatever is paused: the client cannot take in more
         self._returns = itertools.count()
         self.wake_at: float | None = None
         queue = self._queue(DEFAULT_QUEUE)
@@ -285,7 +286,7 @@ class Queues:
 
     def first(self, now: float) -> Task | None:
         """What is to be offered next, if anything may be; it stays in line until `take`."""
-        if self._paused:
+        if self._paused or self.held:
             return None
         if self._bucket is not None and not self._may_go(self._bucket, now):
             return None

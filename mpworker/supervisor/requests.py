@@ -75,6 +75,16 @@ def _resume(loop: "Loop", message: Message) -> Message:
     return {}
 
 
+def _hold(loop: "Loop", message: Message) -> Message:
+    loop.scheduler.hold()
+    return {}
+
+
+def _go_on(loop: "Loop", message: Message) -> Message:
+    loop.scheduler.go_on()
+    return {}
+
+
 def _queues(loop: "Loop", message: Message) -> Message:
     return loop.scheduler.queue_states()
 
@@ -90,6 +100,8 @@ VERBS: dict[str, Callable[["Loop", Message], Message]] = {
     "rate": _rate,
     "pause": _pause,
     "resume": _resume,
+    "hold": _hold,
+    "go_on": _go_on,
     "queues": _queues,
 }
 # Answered at the end of the turn, when what came before them has been offered.

@@ -171,6 +171,7 @@ class Scheduler:
         self._seats: dict[int, Seat] = {}
         self._idle: dict[Seat, None] = {}  # an ordered set
         self._crowded = 0  # children that hold an offer behind another
+        self._draining = False
         self._steal_at: float | None = None
         self._next_at: float | None = None  # of all seats' own times; may be too early, never too late
 
@@ -372,7 +373,9 @@ class Scheduler:
             self._in_order().limit_rate(rate, burst, now)
 
     def pause(self, names: list[str] | None) -> None:
-        """Nothing of these queues (None: of all) starts from now on; what runs goes on."""
+        """Nothing of these queues (None: of all) starts from now on; what runs goes on. Not in a drain."""
+        if self._draining:
+            return
         queues = self._in_order()
         queues.pause(names, True)
         self._take_back_unclaimed(names)
@@ -382,9 +385,25 @@ class Scheduler:
         if self._queues is not None:
             self._queues.pause(names, False)
 
-    def resume_all(self) -> None:
-        """The end of every `pause`."""
+    def hold(self) -> None:
+        """Nothing starts until `go_on`, whatever is paused or resumed meanwhile; what runs goes on.
+
+        Not in a drain, which must come to its end.
+        """
+        if not self._draining:
+            self._in_order().held = True
+            self._take_back_unclaimed(None)
+
+    def go_on(self) -> None:
+        """The end of `hold`."""
         if self._queues is not None:
+            self._queues.held = False
+
+    def drain(self) -> None:
+        """What was accepted is finished: the end of every `pause` and `hold`."""
+        self._draining = True
+        if self._queues is not None:
+            self._queues.held = False
             self._queues.pause(None, False)
             self._queues.pause(self._queues.states(), False)
 
