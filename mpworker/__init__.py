@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mpworker.cron import CronRun as CronRun
     from mpworker.cron import CronTask as CronTask
     from mpworker.future import TaskFuture as TaskFuture
+    from mpworker.metrics import Latency as Latency
     from mpworker.metrics import Metrics as Metrics
     from mpworker.queues import QueueOptions as QueueOptions
     from mpworker.queues import QueueState as QueueState
@@ -41,6 +42,7 @@ _HOMES = {
     "CronRun": "mpworker.cron",
     "CronTask": "mpworker.cron",
     "AttemptInfo": "mpworker.task",
+    "Latency": "mpworker.metrics",
     "Metrics": "mpworker.metrics",
     "ProcessWorker": "mpworker.worker",
     "QueueOptions": "mpworker.queues",
@@ -61,6 +63,7 @@ __all__ = [
     "AttemptInfo",
     "CronRun",
     "CronTask",
+    "Latency",
     "Metrics",
     "ProcessWorker",
     "QueueOptions",

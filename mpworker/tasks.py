@@ -195,9 +195,9 @@ class Tasks:
 
     def metrics(self) -> "Metrics":
         """Counts of tasks by where they are and how they ended, since the start. All are 0 after the stop."""
-        from mpworker.metrics import Metrics
+        from mpworker.metrics import metrics_from
 
-        return Metrics(**(self._client.request({"verb": "metrics"}) or {}))
+        return metrics_from(self._client.request({"verb": "metrics"}) or {})
 
     def _info(self, task_id: str) -> dict[str, Any] | None:
         if not isinstance(task_id, str):

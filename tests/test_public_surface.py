@@ -21,6 +21,7 @@ NAMES = {
     "CronRun",
     "CronTask",
     "AttemptInfo",
+    "Latency",
     "Metrics",
     "ProcessWorker",
     "QueueOptions",

@@ -360,7 +360,7 @@ class Scheduler:
         self._clean_every = interval
         self._clean_at = now if ttl is not None else None
 
-    def again(self, key: int, new_key: int) -> bool:
+    def again(self, key: int, new_key: int, now_ns: int) -> bool:
         """Run a task once more that has ended, and not well, as a new one; False if its call is not kept."""
         entry = self.history.find(key)
         kept = self.history.payloads(key)
@@ -368,6 +368,7 @@ class Scheduler:
             return False
         old = entry[0]
         task = DetailedTask(new_key, old.function, old.options, kept[0], 0, old.flags)
+        task.accepted_ns = now_ns
         task.concurrency_key, task.concurrency = old.concurrency_key, old.concurrency
         notes = old.notes if isinstance(old, DetailedTask) else {}
         task.notes = {name: notes[name] for name in ("name", "metadata") if name in notes} | {"retry_of": key}
@@ -521,6 +522,10 @@ class Scheduler:
         if self._queues is not None:
             self.resume(None)
             self.resume(list(self._queues.states()))
+
+    def limiter_waits(self) -> int:
+        """Starts that a rate has delayed."""
+        return self._queues.waits if self._queues is not None else 0
 
     def queue_states(self) -> dict[str, dict[str, object]]:
         """How each queue is, by name."""
