@@ -21,37 +21,67 @@ if TYPE_CHECKING:
     from mpworker import errors as errors
     from mpworker.context import TaskContext as TaskContext
     from mpworker.context import current as current
+    from mpworker.cron import CronRun as CronRun
+    from mpworker.cron import CronTask as CronTask
     from mpworker.future import TaskFuture as TaskFuture
+    from mpworker.metrics import Latency as Latency
+    from mpworker.metrics import Metrics as Metrics
     from mpworker.queues import QueueOptions as QueueOptions
     from mpworker.queues import QueueState as QueueState
     from mpworker.results import Subscription as Subscription
     from mpworker.results import TaskResult as TaskResult
+    from mpworker.retention import Retention as Retention
     from mpworker.retry import RetryPolicy as RetryPolicy
+    from mpworker.stopping import StopReport as StopReport
+    from mpworker.task import AttemptInfo as AttemptInfo
+    from mpworker.task import Task as Task
+    from mpworker.task import TaskInfo as TaskInfo
+    from mpworker.task import TaskStatus as TaskStatus
     from mpworker.worker import ProcessWorker as ProcessWorker
     from mpworker.worker import TaskView as TaskView
 
 _HOMES = {
+    "CronRun": "mpworker.cron",
+    "CronTask": "mpworker.cron",
+    "AttemptInfo": "mpworker.task",
+    "Latency": "mpworker.metrics",
+    "Metrics": "mpworker.metrics",
     "ProcessWorker": "mpworker.worker",
     "QueueOptions": "mpworker.queues",
     "QueueState": "mpworker.queues",
+    "Retention": "mpworker.retention",
     "RetryPolicy": "mpworker.retry",
     "Subscription": "mpworker.results",
     "TaskContext": "mpworker.context",
     "TaskFuture": "mpworker.future",
     "TaskResult": "mpworker.results",
+    "StopReport": "mpworker.stopping",
+    "Task": "mpworker.task",
+    "TaskInfo": "mpworker.task",
+    "TaskStatus": "mpworker.task",
     "TaskView": "mpworker.worker",
     "current": "mpworker.context",
 }
 
 __all__ = [
+    "AttemptInfo",
+    "CronRun",
+    "CronTask",
+    "Latency",
+    "Metrics",
     "ProcessWorker",
     "QueueOptions",
     "QueueState",
+    "Retention",
     "RetryPolicy",
+    "StopReport",
     "Subscription",
+    "Task",
     "TaskContext",
     "TaskFuture",
+    "TaskInfo",
     "TaskResult",
+    "TaskStatus",
     "TaskView",
     "__version__",
     "current",

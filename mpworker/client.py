@@ -10,24 +10,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from mpworker import context
 from mpworker.errors import (
     ConfigurationError,
-    InvalidArgument,
+    QueueFull,
     SerializationError,
     StartFailed,
     SupervisorLost,
-    TaskNotFound,
     WorkerStopped,
 )
 from mpworker.functions import FunctionTable
 from mpworker.future import TaskFuture
-from mpworker.ipc import codec, payload
+from mpworker.ipc import codec, details, payload
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
-from mpworker.launch import launch
+from mpworker.launch import descriptors_of, launch, overlap, too_few_descriptors
 from mpworker.options import QUEUES_MAX, TaskDefaults, WorkerOptions
 from mpworker.outcomes import start_failed
 from mpworker.reader import Reader
@@ -36,14 +37,15 @@ from mpworker.waiting import Reply, wake_all
 if TYPE_CHECKING:
     from mpworker.queues import QueueOptions
     from mpworker.retry import RetryPolicy
-
-    MakeFuture: TypeAlias = Callable[["Client", int, str], TaskFuture[Any]]
+    from mpworker.stopping import StopReport
 
 _EXIT_SECONDS: Final = 10.0  # how long stop_now lets the supervisor clean up before it is killed
 _CALLBACK_SECONDS: Final = 1.0  # how long stop_now waits for the callbacks of what it cancelled
+_ANSWER_SECONDS: Final = 1.0  # how long a stop whose time is over waits for an answer
 _DRAIN: Final = json.dumps({"verb": "stop", "now": False}).encode()
 _ORDER: Final = ("queue", "priority", "weight")  # what is told only where it differs
 _PLAIN: Final = TaskDefaults()
+OPTIONS_MAX: Final = 1024
 _NOW: Final = json.dumps({"verb": "stop", "now": True}).encode()
 
 
@@ -118,7 +120,13 @@ class Client(Reader):
         self._reaping = False
         self.split: dict[Any, Any] = {}  # chunk: its map; has items to be sent one by one, for which a drain waits
         self._resending: list[tuple[int, int]] = []  # (thread, chunk) of those who do so
+        self.recurs = False  # a recurring task was registered
         self._cancels = False  # what has not begun shall not
+        self._left: tuple[list[TaskFuture[Any]], int] = ([], 0)  # tasks, and how many items, that the end has cut off
+        self._unwanted: list[Any] = []  # what may not have begun when a stop cancelled all that had not
+        self.cancelled_items = 0  # of maps
+        self._cancelled_before = 0  # that stop
+        self._stop_by: float | None = None  # the time that a stop was given, which later ones without have, too
         self.end: tuple[int, bytes] | None = None  # what became of all that was pending
         self._forgotten: deque[int] = deque()  # functions that the supervisor is still to be told of
         self._option_keys: dict[TaskDefaults, int] = {}
@@ -131,29 +139,38 @@ class Client(Reader):
 
     # ------------------------------------------------------------ send
 
-    def options_key(self, options: TaskDefaults) -> int:
-        """The number under which the supervisor knows these options."""
+    def say_options(self, options: TaskDefaults) -> tuple[int, dict[str, Any] | None]:
+        """The number under which the supervisor knows these options, and what of them goes along with each task."""
         if self._closed:
             self._refuse()
-        key = self._option_keys.get(options)
-        if key is None:
-            crash_retries = options.retries if options.crash_retries is None else options.crash_retries
-            report: dict[str, Any] = {
-                "timeout": options.timeout,
-                "retries": options.retries,
-                "crash_retries": crash_retries,
-            }
-            if options.retry_policy is not None:
-                report |= self._retry_report(options.retry_policy)
-            if options.queue not in self._queue_names:
-                self._add_queue(options.queue)
-            for name in _ORDER:
-                if getattr(options, name) != getattr(_PLAIN, name):
-                    report[name] = getattr(options, name)
+        said: dict[str, Any] = {}
+        if options.concurrency_key:
+            said["concurrency"] = [options.concurrency_key, options.concurrency]
+        shared = options
+        if options.concurrency_key or options.concurrency != 1:
+            shared = replace(options, concurrency_key="", concurrency=1)
+        key = self._option_keys.get(shared)
+        if key is None and len(self._option_keys) >= OPTIONS_MAX:
+            key = 1  # any
+            said["options"] = self._options_report(shared)
+        elif key is None:
             key = next(self._option_numbers)
-            self._send(codec.OPTIONS, 0, key, 0, 0, json.dumps(report).encode())
-            self._option_keys[options] = key  # another thread may have sent the same ones: either number will do
-        return key
+            self._send(codec.OPTIONS, 0, key, 0, 0, json.dumps(self._options_report(shared)).encode())
+            self._option_keys[shared] = key  # another thread may have sent the same ones: either number will do
+        return key, said or None
+
+    def _options_report(self, options: TaskDefaults) -> dict[str, Any]:
+        crash_retries = options.retries if options.crash_retries is None else options.crash_retries
+        report: dict[str, Any] = {
+            "timeout": options.timeout,
+            "retries": options.retries,
+            "crash_retries": crash_retries,
+        }
+        if options.retry_policy is not None:
+            report |= self._retry_report(options.retry_policy)
+        if options.queue not in self._queue_names:
+            self._add_queue(options.queue)
+        return report | {name: each for name in _ORDER if (each := getattr(options, name)) != getattr(_PLAIN, name)}
 
     def _retry_report(self, policy: "RetryPolicy") -> dict[str, Any]:
         judge = policy.judge()
@@ -183,6 +200,11 @@ class Client(Reader):
         self.tell({"verb": "queue", "name": name, "options": told})
         self.queues[name] = options
         self._queue_names.add(name)
+
+    def configure_queues(self, queues: "Mapping[str, QueueOptions]") -> None:
+        """Make several queues, or change them."""
+        for name, options in queues.items():
+            self.configure_queue(name, options)
 
     def limit_rate(self, rate: float | None, burst: int | None) -> None:
         """Limit the starts of all queues together."""
@@ -220,10 +242,21 @@ class Client(Reader):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: int,
-        make_future: "MakeFuture" = TaskFuture,
+        said: dict[str, Any] | None = None,
+        make: Callable[["Client", int, str], TaskFuture[Any]] = TaskFuture,
     ) -> TaskFuture[Any]:
-        """Send one task."""
+        """Send one task.
+
+        Args:
+            function: What is called.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+            options: The key of its options.
+            said: What it says beyond them: see `mpworker.ipc.details`.
+            make: Makes its future of this client, its key and the name of the function.
+        """
         pending = self.pending
+        flags = codec.DETAILED if said is not None else 0
         live = self.functions.live
         while True:
             if self._closed:
@@ -232,13 +265,14 @@ class Client(Reader):
                 function_key = self.functions.key(function)
                 data = payload.dumps((args, kwargs) if function_key else (function, args, kwargs))
             except payload.Unserializable as error:
-                raise self._cannot_send(function, args, kwargs, error) from error
+                raise self.cannot_send(function, args, kwargs, error) from error
+            if said is not None:
+                data = details.pack(said, data)
             key = next(self._keys)
             if len(pending) >= self._options.max_pending:
-                self.wait_for(self.when(lambda: len(pending) < self._options.max_pending or bool(self._closed)), None)
-                self.refuse_if_closed()
+                self._wait_until_there_is_room()
             name = live.get(function_key) or payload.name_of_callable(function)
-            future = make_future(self, key, name)
+            future = make(self, key, name)
             large = len(data) > self._max_record
             pending[key] = future
             self._last_key = key
@@ -246,9 +280,9 @@ class Client(Reader):
                 # The GIL changes hands at calls: between these looks and the push no other thread can close the worker
                 # or drop the function. Nor is the task forgotten: whoever closes settles what is pending afterwards.
                 if function_key in live and not self._closed:
-                    if not large and self._push(codec.SUBMIT, 0, key, function_key, options, data):
+                    if not large and self._push(codec.SUBMIT, flags, key, function_key, options, data):
                         break
-                    if self._send_slowly(codec.SUBMIT, 0, key, function_key, options, data):
+                    if self._send_slowly(codec.SUBMIT, flags, key, function_key, options, data):
                         break
             except BaseException:
                 pending.pop(key, None)
@@ -259,6 +293,13 @@ class Client(Reader):
             self.poll()
         return future
 
+    def _wait_until_there_is_room(self) -> None:
+        timeout, bound = self._options.submit_timeout, self._options.max_pending
+        self.poll()
+        if not self.wait_for(self.when(lambda: len(self.pending) < bound or bool(self._closed)), timeout):
+            raise QueueFull(f"max_pending={bound} tasks are unfinished, and submit_timeout={timeout:g} s is over")
+        self.refuse_if_closed()
+
     def _is_closed(self) -> bool:
         return bool(self._closed)
 
@@ -267,9 +308,10 @@ class Client(Reader):
         if self._closed:
             self._refuse()
 
-    def _cannot_send(
+    def cannot_send(
         self, function: object, args: Sequence[Any], kwargs: Mapping[str, Any], error: payload.Unserializable
     ) -> BaseException:
+        """The error of a call that cannot be pickled."""
         from mpworker import hints
 
         name = payload.name_of_callable(function)
@@ -323,6 +365,7 @@ class Client(Reader):
 
     def _fail_all(self, status: int, data: bytes) -> None:
         self.end = (status, data)
+        self._left = self._what_is_left()
         super()._fail_all(status, data)
 
     def _send(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
@@ -439,24 +482,33 @@ class Client(Reader):
             self._send(codec.REQUEST, 0, 0, 0, 0, json.dumps({"verb": "cancel", "task": key}).encode())
         self.pending.pop(key, None)  # last: a chunk that is neither here nor cancelled would keep a drain waiting
 
-    def cancel_id(self, task_id: str) -> bool:
-        """Cancel by id; see `cancel`."""
-        if not isinstance(task_id, str):
-            raise InvalidArgument(f"a task id is a str, not {task_id!r}")
+    def new_key(self) -> int:
+        """The number of a task that the supervisor makes for this client."""
+        key = self._last_key = next(self._keys)
+        return key
+
+    def key_of(self, task_id: str) -> int:
+        """The number that an id of ours names; 0 if it names none that was given out."""
         number = task_id.removeprefix(self.prefix)
-        known = task_id.startswith(self.prefix) and number.isdecimal() and len(number) < 20
-        key = int(number) if known else 0
-        future = self.pending.get(key)
-        if isinstance(future, TaskFuture):
-            return bool(future.cancel())
-        if future is not None or not 0 < key <= self._last_key:  # a chunk of a map is no task
-            raise TaskNotFound(f"no task has the id {task_id!r}")
-        return False
+        if not (task_id.startswith(self.prefix) and number.isdecimal() and len(number) < 20):
+            return 0
+        key = int(number)
+        return key if 0 < key <= self._last_key or (self.recurs and key >= codec.CRON_KEYS) else 0
 
     def is_running(self, key: int) -> bool:
         """Has a child claimed the task?"""
         answer = self.request({"verb": "running", "task": key})
         return bool(answer and answer["running"])
+
+    def set_max_workers(self, n: int) -> None:
+        """Have n children from now on."""
+        self.refuse_if_closed()
+        needed = descriptors_of(n + overlap(self._options))
+        answer = self.request({"verb": "set_max_workers", "n": n, "descriptors": needed})
+        if answer is None:
+            self._refuse()
+        elif answer["hard"]:
+            raise too_few_descriptors(n, needed, answer["hard"])
 
     # ------------------------------------------------------------ stop
 
@@ -465,24 +517,27 @@ class Client(Reader):
         if not self._closed:
             self._closed = "stopped"
 
-    def cancel_unstarted(self) -> None:
+    def cancel_unstarted(self, timeout: float | None = None) -> None:
         """Accept nothing more, and cancel what no child has begun."""
         self.close_submit()
         self._cancels = True
         if not self._forked:
-            self.request({"verb": "cancel_unstarted"})
+            self.request({"verb": "cancel_unstarted"}, timeout)
 
-    def stop_graceful(self, timeout: float | None) -> bool:
-        """Finish what was accepted, then end everything; False if the time was over first and the rest cancelled."""
+    def stop_graceful(self, timeout: float | None, cancel_queued: bool = False) -> "StopReport":
+        """Finish what was accepted, then end everything; when the time is over first the rest is cancelled."""
         if self._forked:
-            return True
+            return self._stop_report(True)
         if self._over:
-            return self._all_finished()
-        deadline = None if timeout is None else time.monotonic() + timeout
+            return self._stop_report(self._all_finished())
+        self._stop_within(timeout)
 
         def left() -> float | None:
-            return None if deadline is None else max(0.0, deadline - time.monotonic())
+            return None if self._stop_by is None else max(0.0, self._stop_by - time.monotonic())
 
+        if cancel_queued and not self._cancels:
+            self._unwanted, self._cancelled_before = list(self.pending.values()), self.cancelled_items
+            self.cancel_unstarted(left())
         if not self._say_drain():
             self._say_drain_when_there_is_room(left())
         thread = threading.get_ident()
@@ -494,8 +549,51 @@ class Client(Reader):
         if self.is_over():
             self._join_background(left())
         else:
+            self._cut_short = self._cut_short or self._cuts_a_run_short()
             self.stop_now()
-        return self._all_finished()
+        return self._stop_report(self._all_finished())
+
+    def begin_to_stop(self, timeout: float | None, cancel_queued: bool = False) -> "StopReport":
+        """`stop_graceful` in a thread of its own, if it has a time; what is left now."""
+        if not (self._forked or self._over):
+            if timeout is None and not cancel_queued:
+                self.ask_drain()
+            else:
+                self.close_submit()
+                self._stop_within(timeout)
+                stop = partial(self.stop_graceful, timeout, cancel_queued)
+                try:
+                    threading.Thread(target=stop, name="mpworker-stop", daemon=True).start()
+                except RuntimeError:
+                    pass  # the interpreter is at its end and starts no thread; the exit handler stops, in the same time
+        return self._stop_report(not self.pending)
+
+    def _stop_within(self, timeout: float | None) -> None:
+        """No stop takes longer than the shortest time that one was given: the interpreter may end meanwhile."""
+        if timeout is not None:
+            by = time.monotonic() + timeout
+            self._stop_by = by if self._stop_by is None else min(by, self._stop_by)
+
+    def _stop_report(self, finished: bool) -> "StopReport":
+        from mpworker.stopping import report_on
+
+        tasks, items = self._left if self._over else self._what_is_left()
+        return report_on(finished, tasks, items)
+
+    def _what_is_left(self) -> tuple[list[TaskFuture[Any]], int]:
+        """Tasks, and how many items, that have no outcome or that a stop has cancelled."""
+        pending = list(self.pending.values())
+        cancelled = [each for each in self._unwanted if isinstance(each, TaskFuture) and each.cancelled()]
+        tasks = [*cancelled, *(each for each in pending if isinstance(each, TaskFuture))]
+        items = sum(each.left for each in pending if not isinstance(each, TaskFuture))
+        return tasks, items + (self.cancelled_items - self._cancelled_before if self._unwanted else 0)
+
+    def _cuts_a_run_short(self) -> bool:
+        """Is a run of a recurring task, which has no future, unfinished?"""
+        if not self.recurs:
+            return False
+        answer = self.request({"verb": "cron", "op": "unfinished"}, _ANSWER_SECONDS)
+        return bool(answer["unfinished"]) if answer is not None else not self.is_over()
 
     def _all_finished(self) -> bool:
         """Of what was accepted; it may have been though the time was over before all processes had gone."""

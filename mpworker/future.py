@@ -48,6 +48,7 @@ class TaskFuture(Future[T]):
     _exception: BaseException | None = None
     _slow = False  # has followers or an audience
     _watched = False  # and somebody needs the background reader for it
+    _id = ""  # of the user's own
 
     def __init__(self, client: "Client", key: int, name: str) -> None:
         # Not Future.__init__, on purpose: see the module's docstring.
@@ -79,7 +80,7 @@ class TaskFuture(Future[T]):
     @property
     def task_id(self) -> str:
         """The task's id, unique on this machine while its worker lives; logs and `mpworker.current()` show the same."""
-        return f"{self._client.prefix}{self._key}"
+        return self._id or f"{self._client.prefix}{self._key}"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a TaskFuture cannot be sent to another process: send its result()")
@@ -257,7 +258,8 @@ class TaskFuture(Future[T]):
 
 
 def in_queue(queue: str, client: "Client", key: int, name: str) -> TaskFuture[Any]:
-    """The future of a task in another queue than "default"."""
+    """The future of a task in a queue of this name."""
     future: TaskFuture[Any] = TaskFuture(client, key, name)
-    future.queue = queue
+    if queue != future.queue:
+        future.queue = queue
     return future

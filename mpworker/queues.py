@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mpworker.checks import check_int, check_number
+from mpworker.checks import check_int, check_number, check_text
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.options import QUEUES_MAX
 
 QUEUE_WEIGHT_MAX: Final = 100
-QUEUE_NAME_MAX: Final = 200
 RATE_MIN, RATE_MAX = 1e-6, 1e9
 BURST_MAX: Final = 1_000_000
 
@@ -59,6 +58,7 @@ class QueueState:
         rate: As there.
         burst: As there; None where there is no rate.
         paused: Nothing of it starts.
+        draining: Nothing of it starts that came since `drain`.
         queued: Tasks and parts of a map that wait in it.
         running: Those that are with a child, a few of which may not have begun.
     """
@@ -68,6 +68,7 @@ class QueueState:
     rate: float | None
     burst: int | None
     paused: bool
+    draining: bool
     queued: int
     running: int
 
@@ -84,11 +85,7 @@ def check_burst(value: Any) -> int | None:
 
 def check_queue_name(value: Any) -> str:
     """The name of a queue."""
-    if not isinstance(value, str):
-        raise InvalidArgument(f"a queue's name must be a str, not {value!r}")
-    if not 0 < len(value) <= QUEUE_NAME_MAX:
-        raise ConfigurationError(f"a queue's name must have 1 to {QUEUE_NAME_MAX} characters, not {len(value)}")
-    return value
+    return check_text("a queue's name", value, 1)
 
 
 def check_queues(value: Any) -> dict[str, QueueOptions]:

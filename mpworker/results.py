@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from mpworker.checks import check_seconds
 from mpworker.outcomes import final_status
+from mpworker.task import TaskStatus
 from mpworker.waiting import wake_all
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class TaskResult:
         task_id: As the future's.
         name: Of the function.
         queue: In which the task was.
-        status: "completed", "failed", "cancelled" or "timed_out".
+        status: One of the final ones of `TaskStatus`.
     """
 
     __slots__ = ("_future",)
@@ -59,9 +60,9 @@ class TaskResult:
         return self._future.queue
 
     @property
-    def status(self) -> str:
-        """In a word."""
-        return final_status(self._future.status)
+    def status(self) -> TaskStatus:
+        """How it ended."""
+        return TaskStatus(final_status(self._future.status))
 
     def result(self) -> Any:
         """The task's value, or what it raised, as `TaskFuture.result` gives it, at once.
@@ -142,11 +143,13 @@ class Subscription:
                 del self._buffer[0]
                 self._taken += 1
                 self._dropped += 1
+                self._fanout.dropped += 1
                 self._came += 1
                 self._append(result)
                 del oldest
             else:
                 self._dropped += 1
+                self._fanout.dropped += 1
         if self.full:
             self._fanout.tell_hold()
         if self._waiters:

@@ -49,11 +49,13 @@ class Fanout:
 
     Attributes:
         published: How many results have been offered to all of them.
+        dropped: How many one of them had no room for, those of closed ones included.
     """
 
     def __init__(self, client: "Client") -> None:
         self.client = client
         self.published = 0
+        self.dropped = 0
         self._pop = client.pending.pop
         self._log: deque[TaskFuture[Any] | None] = deque()  # taken out, and not offered to everybody yet
         self._subscriptions: dict[int, weakref.ref[Subscription]] = {}

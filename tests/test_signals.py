@@ -55,7 +55,6 @@ from mpworker.subscribers import Fanout, subscribe
         (TaskFuture.add_audience, "status", "STORE_ATTR watched"),
         (TaskFuture.settle, "_watched", "STORE_ATTR watched"),
         (TaskFuture._decode, "_payload", "STORE_ATTR _payload"),
-        (_Chunk.settle_items, "_ended", "STORE_ATTR _left"),
         (Subscription.offer, "_seen", "STORE_ATTR _seen"),
         (Subscription.offer, "_came", "_append"),
         (Subscription.offer, "_closed", "STORE_ATTR full"),
@@ -69,6 +68,7 @@ from mpworker.subscribers import Fanout, subscribe
         (Fanout.tell_hold, "_told", "_push"),
         (Fanout.tell_hold, "_tells", "STORE_ATTR _told"),
         (subscribe, "fanout", "STORE_ATTR fanout"),
+        (_Chunk.settle_items, "_ended", "STORE_ATTR left"),
     ],
     ids=lambda value: getattr(value, "__qualname__", value),
 )

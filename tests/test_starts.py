@@ -122,7 +122,7 @@ from mpworker.errors import StartFailed
 n, limit = int(sys.argv[1]), int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 if len(sys.argv) > 3:
-    launch._descriptors = lambda n: 0
+    launch._descriptors = lambda *_: 0
 try:
     w = ProcessWorker(n=n)
 except OSError as error:
@@ -424,7 +424,7 @@ def test_a_python_that_cannot_import_the_package(
     with pytest.raises(ConfigurationError, match=match):  # noqa: PT012
         w = ProcessWorker(n=1)
         future = w.submit(abs, -1)
-        assert w.stop_graceful() is False
+        assert not w.stop_graceful()
         future.result()
     assert capfd.readouterr().err == ""
 

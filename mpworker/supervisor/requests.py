@@ -30,6 +30,8 @@ def _resent(loop: "Loop", message: Message) -> Message:
 
 
 def _cancel_unstarted(loop: "Loop", message: Message) -> Message:
+    if loop.cron is not None:
+        loop.cron.close(waiting=False)
     loop.scheduler.cancel_unstarted()
     return {}
 
@@ -55,6 +57,10 @@ def _children(loop: "Loop", message: Message) -> Message:
     }
 
 
+def _set_max_workers(loop: "Loop", message: Message) -> Message:
+    return {"hard": loop.set_max_workers(message["n"], message["descriptors"])}
+
+
 def _queue(loop: "Loop", message: Message) -> Message:
     loop.scheduler.configure_queue(message["name"], **message["options"], now=time.monotonic())
     return {}
@@ -70,8 +76,18 @@ def _pause(loop: "Loop", message: Message) -> Message:
     return {}
 
 
+def _drain(loop: "Loop", message: Message) -> Message:
+    loop.scheduler.drain_queues(message["names"])
+    return {}
+
+
+def _are_drained(loop: "Loop", message: Message) -> Message | None:
+    return {"drained": True} if loop.scheduler.are_drained(message["names"]) else None
+
+
 def _resume(loop: "Loop", message: Message) -> Message:
     loop.scheduler.resume(message["names"])
+    loop.requests.give_up_drains(message["names"])
     return {}
 
 
@@ -89,6 +105,52 @@ def _queues(loop: "Loop", message: Message) -> Message:
     return loop.scheduler.queue_states()
 
 
+def _cron(loop: "Loop", message: Message) -> Message:
+    if loop.cron is None:
+        from mpworker.supervisor.cron import CronDesk
+
+        loop.cron = CronDesk(loop.world, loop.scheduler.submitted_with_details)
+    return loop.cron.request(message)
+
+
+def _task(loop: "Loop", message: Message) -> Message:
+    describer = loop.describer
+    return {"task": describer.named(message["id"]) if "id" in message else describer.task(message["task"])}
+
+
+def _tasks(loop: "Loop", message: Message) -> Message:
+    return {"tasks": loop.describer.tasks(message["status"], message["queue"], message["limit"])}
+
+
+def _outcome(loop: "Loop", message: Message) -> Message:
+    """What a task has come to, by the record that told it the first time."""
+    entry = loop.scheduler.history.find(message["task"])
+    kept = loop.scheduler.history.payloads(message["task"])
+    if entry is None or kept is None:
+        return {"known": False}
+    loop.world.emit_again(message["as"], entry[1], kept[1])
+    return {"known": True}
+
+
+def _again(loop: "Loop", message: Message) -> Message:
+    return {"again": loop.scheduler.again(message["task"], message["as"], loop.world.now_ns)}
+
+
+def _cancel_all(loop: "Loop", message: Message) -> Message:
+    for child in loop.world.everyone:
+        loop.read_child(child, whole=True)  # as for `cancel`
+    return {"cancelled": loop.scheduler.cancel_all(time.monotonic())}
+
+
+def _metrics(loop: "Loop", message: Message) -> Message:
+    return loop.describer.metrics() | {"latency": loop.latency.told()}
+
+
+def _retention(loop: "Loop", message: Message) -> Message:
+    loop.scheduler.retain(**message["options"], now=time.monotonic())
+    return {}
+
+
 VERBS: dict[str, Callable[["Loop", Message], Message]] = {
     "cancel": _cancel,
     "resent": _resent,
@@ -96,16 +158,28 @@ VERBS: dict[str, Callable[["Loop", Message], Message]] = {
     "stop": _stop,
     "running": _running,
     "children": _children,
+    "set_max_workers": _set_max_workers,
     "queue": _queue,
     "rate": _rate,
     "pause": _pause,
+    "drain": _drain,
     "resume": _resume,
     "hold": _hold,
     "go_on": _go_on,
     "queues": _queues,
+    "cron": _cron,
+    "task": _task,
+    "tasks": _tasks,
+    "outcome": _outcome,
+    "again": _again,
+    "cancel_all": _cancel_all,
+    "metrics": _metrics,
+    "retention": _retention,
 }
 # Answered at the end of the turn, when what came before them has been offered.
-_AFTERWARDS = ("children", "queues")
+_AFTERWARDS = ("children", "queues", "task", "tasks", "metrics")
+# Answered when these have something to say, which they are asked at the end of each turn.
+_IN_TIME: dict[str, Callable[["Loop", Message], Message | None]] = {"drain": _are_drained}
 
 
 class Requests:
@@ -118,6 +192,7 @@ class Requests:
     def __init__(self, loop: "Loop") -> None:
         self._loop = loop
         self._later: list[tuple[int, Message]] = []
+        self._awaited: list[tuple[int, Message]] = []
 
     def take(self, request: int, data: bytes) -> None:
         """A request has come.
@@ -128,6 +203,9 @@ class Requests:
         message = json.loads(data)
         if message["verb"] in _AFTERWARDS:
             self._later.append((request, message))
+        elif message["verb"] in _IN_TIME:
+            VERBS[message["verb"]](self._loop, message)
+            self._awaited.append((request, message))
         else:
             self._answer(request, message)
 
@@ -135,6 +213,24 @@ class Requests:
         """The end of a turn."""
         while self._later:
             self._answer(*self._later.pop())
+        if self._awaited:
+            self._awaited = [each for each in self._awaited if not self._answer_in_time(*each)]
+
+    def give_up_drains(self, names: list[str] | None) -> None:
+        """Those of these queues (None: of all) will not come to their end."""
+        left = []
+        for request, message in self._awaited:
+            if names is None or message["names"] is None or set(names) & set(message["names"]):
+                self._loop.world.reply(request, {"drained": False})
+            else:
+                left.append((request, message))
+        self._awaited = left
+
+    def _answer_in_time(self, request: int, message: Message) -> bool:
+        answer = _IN_TIME[message["verb"]](self._loop, message)
+        if answer is not None:
+            self._loop.world.reply(request, answer)
+        return answer is not None
 
     def _answer(self, request: int, message: Message) -> None:
         verb = VERBS.get(message["verb"])
