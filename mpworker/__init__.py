@@ -29,11 +29,15 @@ if TYPE_CHECKING:
     from mpworker.hooks import Tracer as Tracer
     from mpworker.logs import Logger as Logger
     from mpworker.logs import StandardLogger as StandardLogger
+    from mpworker.metrics import Latency as Latency
     from mpworker.metrics import Metrics as Metrics
     from mpworker.queues import QueueOptions as QueueOptions
     from mpworker.queues import QueueState as QueueState
+    from mpworker.results import Subscription as Subscription
+    from mpworker.results import TaskResult as TaskResult
     from mpworker.retention import Retention as Retention
     from mpworker.retry import RetryPolicy as RetryPolicy
+    from mpworker.stopping import StopReport as StopReport
     from mpworker.task import AttemptInfo as AttemptInfo
     from mpworker.task import Task as Task
     from mpworker.task import TaskInfo as TaskInfo
@@ -47,18 +51,22 @@ _HOMES = {
     "AttemptInfo": "mpworker.task",
     "Hooks": "mpworker.hooks",
     "Logger": "mpworker.logs",
+    "Latency": "mpworker.metrics",
     "Metrics": "mpworker.metrics",
     "ProcessWorker": "mpworker.worker",
     "QueueOptions": "mpworker.queues",
     "QueueState": "mpworker.queues",
     "Retention": "mpworker.retention",
     "RetryPolicy": "mpworker.retry",
+    "Subscription": "mpworker.results",
     "StandardLogger": "mpworker.logs",
-    "Task": "mpworker.task",
     "TaskEvent": "mpworker.hooks",
     "Tracer": "mpworker.hooks",
     "TaskContext": "mpworker.context",
     "TaskFuture": "mpworker.future",
+    "TaskResult": "mpworker.results",
+    "StopReport": "mpworker.stopping",
+    "Task": "mpworker.task",
     "TaskInfo": "mpworker.task",
     "TaskStatus": "mpworker.task",
     "TaskView": "mpworker.worker",
@@ -70,6 +78,7 @@ __all__ = [
     "CronRun",
     "CronTask",
     "Hooks",
+    "Latency",
     "Logger",
     "Metrics",
     "ProcessWorker",
@@ -78,11 +87,14 @@ __all__ = [
     "Retention",
     "RetryPolicy",
     "StandardLogger",
+    "StopReport",
+    "Subscription",
     "Task",
     "TaskContext",
     "TaskEvent",
     "TaskFuture",
     "TaskInfo",
+    "TaskResult",
     "TaskStatus",
     "TaskView",
     "Tracer",

@@ -116,6 +116,11 @@ class Observer:
         else:
             self._client.wake_everybody()
 
+    def counts(self, middleware: int) -> dict[str, Any]:
+        """For `Metrics`; so many errors of middleware were in children."""
+        errors = self.errors | {"middleware": self.errors["middleware"] + middleware}
+        return {"observer_errors": errors, "observer_drops": self.dropped}
+
     def forked(self) -> None:
         """This process is a fork: the thread is not here."""
         self._forget_thread()

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
 from mpworker.client import Client
 from mpworker.errors import DuplicateTask, InvalidArgument
-from mpworker.future import TaskFuture
+from mpworker.future import TaskFuture, in_queue
 from mpworker.idempotency import Idempotency
 from mpworker.options import TaskDefaults
 from mpworker.task import Task, check_when, checked_metadata, monotonic_at
@@ -80,9 +81,9 @@ def _register(client: Client, defaults: TaskDefaults, task: Task[Any]) -> TaskFu
             said[name] = getattr(task, name)
     if task.metadata:
         said["metadata"] = checked_metadata(task.metadata)
-    make: Callable[[Client, int, str], TaskFuture[Any]] = TaskFuture
+    make: Callable[[Client, int, str], TaskFuture[Any]] = partial(in_queue, task.queue)
     if task.name:
-        make = lambda client, number, _: TaskFuture(client, number, task.name)  # noqa: E731
+        make = lambda client, number, _: in_queue(task.queue, client, number, task.name)  # noqa: E731
     if task.id is None:
         return client.submit(task.fn, tuple(task.args), dict(task.kwargs), key, said or None, make)
     return _register_named(client, task, task.id, key, said, make)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from mpworker.checks import check_int, check_number, check_seconds
 from mpworker.client import Client
 from mpworker.errors import ConfigurationError, InvalidArgument, TaskNotFound
-from mpworker.future import TaskFuture
+from mpworker.future import TaskFuture, in_queue
 from mpworker.ipc.codec import CRON_KEYS
 from mpworker.options import TaskDefaults
 from mpworker.queues import check_queue_name
@@ -169,14 +169,17 @@ class Tasks:
         self._client.observer.watch(hooks)
 
     def metrics(self) -> "Metrics":
-        """Counts of tasks by where they are and how they ended, since the start; those are 0 after the stop."""
-        from mpworker.metrics import Metrics
+        """Counts of tasks by where they are and how they ended, since the start.
 
-        answer = self._client.request({"verb": "metrics"}) or {}
-        observer = self._client.observer
-        errors = dict(observer.errors)
-        errors["middleware"] += answer.pop("middleware_errors", 0)
-        return Metrics(**answer, observer_errors=errors, observer_drops=observer.dropped)
+        After the stop all are 0 but `results_dropped`, `observer_errors` and `observer_drops`.
+        """
+        from mpworker.metrics import metrics_from
+
+        client = self._client
+        told = client.request({"verb": "metrics"}) or {}
+        if client.fanout is not None:
+            told["results_dropped"] = client.fanout.dropped
+        return metrics_from(told | client.observer.counts(told.pop("middleware_errors", 0)))
 
     def _told(self, report: dict[str, Any]) -> TaskInfo:
         client = self._client
@@ -209,7 +212,7 @@ class Tasks:
         """A future of what the supervisor has kept."""
         client = self._client
         key = client.new_key()
-        future: TaskFuture[Any] = TaskFuture(client, key, report.get("name") or "")
+        future = in_queue(report["queue"], client, key, report.get("name") or "")
         future._id = report.get("id") or f"{client.prefix}{report['key']}"
         client.pending[key] = future
         answer = client.request({"verb": "outcome", "task": report["key"], "as": key})

@@ -14,7 +14,7 @@ from mpworker.client import Client
 from mpworker.context import refuse_while_loading
 from mpworker.control import Control, check_unknown_queues
 from mpworker.errors import InvalidArgument
-from mpworker.future import TaskFuture
+from mpworker.future import TaskFuture, in_queue
 from mpworker.ipc.codec import MAX_CHUNK_ITEMS
 from mpworker.mapping import Mapping as Map
 from mpworker.observing import Observing
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mpworker.queues import QueueOptions
     from mpworker.retention import Retention
     from mpworker.retry import RetryPolicy
+    from mpworker.stopping import StopReport
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,6 +58,8 @@ class TaskView(CronView, Executor):
         self._client = client
         self._defaults = defaults
         self._n = n
+        # A plain task's future pays nothing for what only those of other queues must know.
+        self._make_future = TaskFuture if defaults.queue == "default" else partial(in_queue, defaults.queue)
         self._options_key, self._said = client.say_options(defaults)
         if client.submission is not None:
             # Not a method of this object's, which would keep it in a cycle: the supervisor ends when it is dropped.
@@ -93,7 +96,7 @@ class TaskView(CronView, Executor):
         """
         if not callable(fn):
             raise InvalidArgument(f"submit needs a callable, not {fn!r}: write submit(f, x), not submit(f(x))")
-        return self._client.submit(fn, args, kwargs, self._options_key, self._said)
+        return self._client.submit(fn, args, kwargs, self._options_key, self._said, self._make_future)
 
     @overload
     def map(
@@ -445,17 +448,38 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         """
         return self._client.request({"verb": "children"}) or {}
 
-    def stop_graceful(self, timeout: float | None = None) -> bool:
+    def stop_graceful(
+        self, timeout: float | None = None, *, cancel_queued: bool = False, wait: bool = True
+    ) -> "StopReport":
         """Accept no more, finish what was accepted, end every process.
+
+        It may be called again, from any thread and from a signal handler; of several times the shortest counts.
 
         Args:
             timeout: Seconds; when they are over, the rest is cancelled as by `stop_now`. None waits for every task.
+            cancel_queued: Cancel what no child has begun, what is for later and items of a `map` included. What runs
+                ends by itself, after the retries that it has.
+            wait: False returns at once, and all of this goes on.
 
         Returns:
-            True if everything accepted was finished, False if something was cancelled or the supervisor was lost.
+            What was left. It is true if everything accepted was finished, and false if something was cancelled or the
+            supervisor was lost; with `wait=False`, if something is unfinished now.
+
+        Raises:
+            InvalidArgument: `timeout` is no number.
+            ConfigurationError: It is out of its bounds.
+
+        Example:
+            >>> from mpworker import ProcessWorker
+            >>> w = ProcessWorker(n=1)
+            >>> future = w.submit(pow, 2, 10)
+            >>> report = w.stop_graceful(timeout=60.0)
+            >>> bool(report), report.tasks, future.result()
+            (True, 0, 1024)
         """
         timeout = check_seconds("timeout", timeout, optional=True)
-        return self._client.stop_graceful(timeout)
+        stop = self._client.stop_graceful if wait else self._client.begin_to_stop
+        return stop(timeout, cancel_queued)
 
     def stop_now(self) -> None:
         """Kill every process now; tasks that have not ended end cancelled. Returns within seconds, whatever happens."""

@@ -181,9 +181,12 @@ def test_queues_that_are_paused_are_told(book: Book) -> None:
         w.resume()
         w.pause("mail", "other")
         w.resume("mail", "other")
-        eventually(lambda: len(book.of("queue_resumed")) == 2)
+        assert w.drain("mail", timeout=GUARD)
+        eventually(lambda: len(book.of("queue_resumed")) == 2 and book.of("queue_draining"))
     assert [fields["queues"] for fields in book.of("queue_paused")] == ["all", "mail,other"]
     assert [fields["queues"] for fields in book.of("queue_resumed")] == ["all", "mail,other"]
+    assert [fields["queues"] for fields in book.of("queue_draining")] == ["mail"]
+    assert book.levels()["queue_draining"] == logging.INFO
     assert book.levels()["queue_paused"] == book.levels()["queue_resumed"] == logging.INFO
 
 

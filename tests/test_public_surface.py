@@ -23,17 +23,21 @@ NAMES = {
     "AttemptInfo",
     "Hooks",
     "Logger",
+    "Latency",
     "Metrics",
     "ProcessWorker",
     "QueueOptions",
     "QueueState",
     "Retention",
     "RetryPolicy",
+    "Subscription",
     "StandardLogger",
-    "Task",
     "TaskContext",
     "TaskEvent",
     "TaskFuture",
+    "TaskResult",
+    "StopReport",
+    "Task",
     "TaskInfo",
     "TaskStatus",
     "TaskView",
@@ -53,12 +57,14 @@ VIEW = {
 WORKER = VIEW | {
     "cancel_all": "(self)",
     "cancel_task": "(self, task_id)",
+    "get_results": "(self)",
     "cron_history": "(self, name)",
     "cron_tasks": "(self)",
     "pause_cron_task": "(self, name)",
     "remove_cron_task": "(self, name)",
     "resume_cron_task": "(self, name)",
     "run_cron_task": "(self, name)",
+    "drain": "(self, *queues, timeout=None)",
     "execute_task": "(self, task, timeout=None)",
     "get_task": "(self, task_id)",
     "get_tasks": "(self, *, status=None, queue=None, limit=100)",
@@ -78,8 +84,9 @@ WORKER = VIEW | {
     "set_rate": "(self, rate, burst=None)",
     "set_retention": "(self, retention)",
     "wait": "(self, timeout=None)",
-    "stop_graceful": "(self, timeout=None)",
+    "stop_graceful": "(self, timeout=None, *, cancel_queued=False, wait=True)",
     "stop_now": "(self)",
+    "subscribe_results": "(self, buffer=1024, policy='drop_newest', queues=None, statuses=None)",
 }
 WORKER_INIT = (
     "(self, n=None, *, timeout=None, grace=5.0, retries=0, crash_retries=None, retry_policy=None, preload=(), "
@@ -182,7 +189,11 @@ def test_what_is_beside_the_tasks() -> None:
 
 def test_the_queues() -> None:
     assert signature(mpworker.QueueOptions) == "(*, weight=1, max_running=None, rate=None, burst=None)"
-    assert signature(mpworker.QueueState) == "(weight, max_running, rate, burst, paused, queued, running)"
+    assert signature(mpworker.QueueState) == "(weight, max_running, rate, burst, paused, draining, queued, running)"
+
+
+def test_what_a_stop_reports() -> None:
+    assert signature(mpworker.StopReport) == "(finished, tasks=0, task_ids=(), items=0)"
 
 
 def test_what_is_told_of_recurring_tasks() -> None:
@@ -210,6 +221,15 @@ def test_tasks_as_objects() -> None:
     assert signature(mpworker.Retention) == (
         "(*, ttl=None, max_entries=1000, max_bytes=67108864, results=False, cleanup_interval=1.0)"
     )
+
+
+def test_the_results() -> None:
+    subscription = methods(mpworker.Subscription)
+    assert {name: subscription[name] for name in ("close", "get")} == {"close": "(self)", "get": "(self, timeout=None)"}
+    assert isinstance(inspect.getattr_static(mpworker.Subscription, "dropped"), property)
+    assert methods(mpworker.TaskResult) == {"exception": "(self)", "result": "(self)"}
+    shown = {name for name, value in vars(mpworker.TaskResult).items() if isinstance(value, property)}
+    assert shown == {"name", "queue", "status", "task_id"}
 
 
 def test_the_errors() -> None:
@@ -241,6 +261,8 @@ def test_the_reference_shows_all_of_it() -> None:
     assert members["TaskView"] == {"shutdown"}
     assert members["ProcessWorker"] == {*WORKER, "n"}
     assert members["TaskFuture"] == {*FUTURE, "task_id"}
+    assert members["Subscription"] == {"close", "dropped", "get"}
+    assert members["TaskResult"] == {"exception", "result"}
     assert "automodule:: mpworker.errors\n   :members:\n" in REFERENCE
 
 

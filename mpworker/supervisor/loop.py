@@ -23,6 +23,7 @@ from mpworker.ipc.ring import RingCorrupt
 from mpworker.supervisor.children import Child, Children
 from mpworker.supervisor.describe import Describer
 from mpworker.supervisor.fanout import ClientPort
+from mpworker.supervisor.latency import Latency
 from mpworker.supervisor.leases import Leases
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.recycling import Recycling
@@ -100,10 +101,11 @@ class Loop:
         self._nursery_late = False  # and so killed
         self._nursery_served = False  # a child of it was ready
         self._nursery_error = ""  # what it could not have
-        self._requests = Requests(self)
+        self.requests = Requests(self)
         self.world.on_dismissed = self._place_vacated
         self.cron: CronDesk | None = None  # not before somebody asks for it
         self.describer = Describer(self.scheduler)
+        self.latency = Latency()
         self._epoll = select.epoll()
         self._handlers: dict[int, Any] = {}
         self._client_batch: list[Record] = []
@@ -177,7 +179,10 @@ class Loop:
             self._nursery_speaks()
             self._look_at_nursery(now)
         scheduler.dispatch(now)
-        self._requests.answer_later_ones()
+        if world.ended_ns:
+            self.latency.take(world.ended_ns, int(now * 1e9))
+            world.ended_ns.clear()
+        self.requests.answer_later_ones()
         if world.outbox.waiting:
             world.flush_client()
         if world.backlog:
@@ -213,6 +218,7 @@ class Loop:
                 return 0
             world, scheduler = self.world, self.scheduler
             world.channel.peer_bell.ring_room()
+            world.now_ns = time.monotonic_ns()
             for kind, flags, a, b, c, data in batch:
                 if flags & codec.FRAGMENTED:
                     data = world.whole((kind, flags, a, b, c, data))  # noqa: PLW2901
@@ -225,7 +231,7 @@ class Loop:
                 elif kind == codec.OPTIONS:
                     scheduler.options_known(world.note_options(a, data))
                 elif kind == codec.REQUEST:
-                    self._requests.take(a, data)
+                    self.requests.take(a, data)
                 else:
                     forgotten = world.note(kind, flags, a, data)
                     if forgotten is not None:
@@ -514,7 +520,7 @@ class Loop:
         self._stopping = _NOW if now else _DRAIN
         if self.cron is not None:
             self.cron.close(waiting=True)
-        self.scheduler.resume_all()  # what was accepted is finished, paused or not
+        self.scheduler.close()
 
     def _ending(self) -> bool:
         """Will no further task begin? Until then a drain replaces the children that die."""

@@ -243,6 +243,7 @@ class Scheduler:
         self._seats: dict[int, Seat] = {}
         self._idle: dict[Seat, None] = {}  # an ordered set
         self._crowded = 0  # children that hold an offer behind another
+        self._closing = False
         self._steal_at: float | None = None
         self._next_at: float | None = None  # of all seats' own times; may be too early, never too late
 
@@ -386,7 +387,7 @@ class Scheduler:
         self._clean_every = interval
         self._clean_at = now if ttl is not None else None
 
-    def again(self, key: int, new_key: int) -> bool:
+    def again(self, key: int, new_key: int, now_ns: int) -> bool:
         """Run a task once more that has ended, and not well, as a new one; False if its call is not kept."""
         entry = self.history.find(key)
         kept = self.history.payloads(key)
@@ -394,6 +395,7 @@ class Scheduler:
             return False
         old = entry[0]
         task = DetailedTask(new_key, old.function, old.options, kept[0], 0, old.flags)
+        task.accepted_ns = now_ns
         task.concurrency_key, task.concurrency = old.concurrency_key, old.concurrency
         notes = old.notes if isinstance(old, DetailedTask) else {}
         task.notes = {name: notes[name] for name in ("name", "metadata") if name in notes} | {"retry_of": key}
@@ -543,21 +545,66 @@ class Scheduler:
             self._in_order().limit_rate(rate, burst, now)
 
     def pause(self, names: list[str] | None) -> None:
-        """Nothing of these queues (None: of all) starts from now on; what runs goes on."""
+        """Nothing of these queues (None: of all) starts from now on; what runs goes on. Not in a drain."""
+        if self._closing:
+            return
         queues = self._in_order()
         queues.pause(names, True)
         self._take_back_unclaimed(names)
 
-    def resume(self, names: list[str] | None) -> None:
-        """The end of `pause`."""
-        if self._queues is not None:
-            self._queues.pause(names, False)
+    def drain_queues(self, names: list[str] | None) -> None:
+        """What comes to these queues (None: to all) from now on does not start before `resume`. Not in a stop."""
+        if self._closing:
+            return
+        queues = self._in_order()
+        queues.drain(names)
+        self._put = queues.put
 
-    def resume_all(self) -> None:
-        """The end of every `pause`."""
+    def are_drained(self, names: list[str] | None) -> bool:
+        """Has all ended that was there before `drain_queues`, but for what is not due yet?"""
+        queues = self._in_order()
+        if not queues.is_drained(names):
+            return False
+        waiting = [*(task for _, task in self._pausing), *(task for _, task in self._scheduled)]
+        return not any(
+            task.state == SCHEDULED and task.attempts and (names is None or task.options.queue in names)
+            for task in waiting
+        )
+
+    def resume(self, names: list[str] | None) -> None:
+        """The end of `pause` and `drain_queues`."""
+        queues = self._queues
+        if queues is not None:
+            queues.pause(names, False)
+            queues.end_drain(names)
+            if not queues.is_draining():
+                self._put = queues.append
+
+    def hold(self) -> None:
+        """Nothing starts until `go_on`, whatever is paused or resumed meanwhile; what runs goes on.
+
+        Not in a stop, which must come to its end.
+        """
+        if not self._closing:
+            self._in_order().on_hold = True
+            self._take_back_unclaimed(None)
+
+    def go_on(self) -> None:
+        """The end of `hold`."""
         if self._queues is not None:
-            self._queues.pause(None, False)
-            self._queues.pause(self._queues.states(), False)
+            self._queues.on_hold = False
+
+    def close(self) -> None:
+        """What was accepted is finished: the end of every `pause`, `drain_queues` and `hold`."""
+        self._closing = True
+        self.go_on()
+        if self._queues is not None:
+            self.resume(None)
+            self.resume(list(self._queues.states()))
+
+    def limiter_waits(self) -> int:
+        """Starts that a rate has delayed."""
+        return self._queues.waits if self._queues is not None else 0
 
     def queue_states(self) -> dict[str, dict[str, object]]:
         """How each queue is, by name."""
