@@ -74,6 +74,7 @@ class Observer:
         self._logger = logger
         self._tracer = tracer
         self._hooks = Hooks()
+        self._changes: deque[tuple[int, Hooks]] = deque()  # from which number on which hooks are told
         self._watching = False  # the supervisor tells of tasks, and the background thread reads for that
         self.level = level_of(logger)
         self.errors = dict.fromkeys(OBSERVERS, 0)
@@ -98,14 +99,16 @@ class Observer:
     def watch(self, hooks: Hooks | None) -> None:
         """These hooks are told from now on, None for none."""
         client = self._client
-        self._hooks = hooks or Hooks()
-        wanted = self._tracer is not None or self._hooks != Hooks()
+        wanted = self._tracer is not None or (hooks is not None and hooks != Hooks())
         was, self._watching = self._watching, wanted
+        if not (wanted or was):
+            return
+        client.poll()  # what has happened so far is told to those that were there
+        self._changes.append((self._top, hooks or Hooks()))
         if wanted != was:
             client.tell({"verb": "watch", "on": wanted})
             self.read_in_time(wanted)
-        if wanted:
-            self._need()
+        self._need()
 
     def read_in_time(self, wanted: bool) -> None:
         """Have the background thread read all the time, or no longer: events come when they happen."""
@@ -143,9 +146,13 @@ class Observer:
 
     def post(self, level: int, event: str, **fields: object) -> None:
         """A record of the client's own."""
-        if level >= self.level and len(self._posts) < POSTS_MAX:
+        if level < self.level:
+            return
+        if len(self._posts) < POSTS_MAX:
             self._posts.append((level, event, {**fields, "at": time.time()}))
             self._need()
+        else:
+            self.dropped += 1
 
     def failed(self, what: str, who: str, error: BaseException | None, why: str = "") -> None:
         """The code of an observer has raised, or done what it must not.
@@ -222,6 +229,7 @@ class Observer:
     def _tell_all(self) -> None:
         while True:
             record = self._take_first()
+            self._change_hooks(self._next if record is None else self._next - 1)
             if record is not None:
                 self._tell(*record)
             elif self._posts:
@@ -230,6 +238,11 @@ class Observer:
             else:
                 self._prune()
                 return
+
+    def _change_hooks(self, number: int) -> None:
+        """The record with this number is the next to be told, whether or not it has come."""
+        while self._changes and self._changes[0][0] <= number:
+            self._hooks = self._changes.popleft()[1]
 
     def _take_first(self) -> tuple[int, int, int, bytes, str, str] | None:
         while self._next < self._top:

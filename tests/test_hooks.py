@@ -1,5 +1,6 @@
 """Hooks and tracers: what they are told of tasks, when, and what they cannot do to them."""
 
+import json
 import logging
 import os
 import signal
@@ -510,6 +511,41 @@ def test_the_start_of_an_attempt_whose_child_died_first_is_told_with_its_end() -
     ]
     assert [record[5].startswith(b"[1.0, ") for record in sent] == [False, True, False, False, False]
     assert watch._begun == watch._noted == {}
+
+
+def test_the_process_is_told_of_an_attempt_that_was_too_late_to_begin_its_call() -> None:
+    sent: list[tuple[Any, ...]] = []
+    port = SimpleNamespace(outbox=SimpleNamespace(waiting=[]), send=lambda *record: sent.append(record))
+    watch = watching.Watch(port, logging.WARNING)  # type: ignore[arg-type]
+    task = registry.Task(1, None, registry.TaskOptions(), b"")
+    watch.accepted(task)
+    watch.begun(task, 77, 1.0)
+    task.attempts += 1
+    watch.ended((task, codec.TIMED_OUT, 0, 0, 0))  # it was claimed after its deadline: no attempt is noted
+    assert [record[1] for record in sent] == [codec.QUEUED, codec.STARTED, codec.FINISHED]
+    assert json.loads(sent[-1][5])[2:5] == [1, 77, 1.0]
+
+
+def test_new_hooks_are_not_told_of_what_has_happened_before() -> None:
+    go, came = threading.Event(), threading.Event()
+    old: list[TaskEvent] = []
+    new = Diary()
+
+    def slow(event: TaskEvent) -> None:
+        came.set()
+        go.wait(GUARD)
+        old.append(event)
+
+    with ProcessWorker(n=1, hooks=Hooks(on_queued=slow, on_finish=slow)) as w:
+        first = w.submit(len, "four")
+        assert came.wait(GUARD)
+        assert first.result(GUARD) == 4  # its end is there, and has not been told
+        w.set_hooks(new.hooks)
+        second = w.submit(abs, -2)
+        assert second.result(GUARD) == 2
+        go.set()
+    assert [event.kind for event in old] == ["queued", "finish"]
+    assert {event.task_id for event in new.events} == {second.task_id}
 
 
 @pytest.fixture(autouse=True)

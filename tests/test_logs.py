@@ -6,6 +6,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from concurrently import eventually
 
 import mpworker
-from mpworker import Hooks, ProcessWorker, StandardLogger, Task, TaskContext, TaskEvent
+from mpworker import Hooks, ProcessWorker, StandardLogger, Task, TaskContext, TaskEvent, observer
 from mpworker.errors import StartFailed, SupervisorLost, TaskTimeout, WorkerCrashed
 from mpworker.logs import as_logger
 
@@ -291,6 +292,32 @@ def test_a_logger_that_raises_is_counted() -> None:
         assert w.submit(len, "four").result(GUARD) == 4
         # The worker, its child twice, and the hook.
         eventually(lambda: w.metrics().observer_errors == {"hook": 1, "tracer": 0, "logger": 4, "middleware": 0})
+
+
+def test_records_that_nobody_takes_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observer, "POSTS_MAX", 3)
+    go, came = threading.Event(), threading.Event()
+
+    class Slow(Book):
+        def log(self, level: int, event: str, /, **fields: Any) -> None:
+            came.set()
+            go.wait(GUARD)
+            super().log(level, event, **fields)
+
+    def fails(call_next: Any, task: Task[Any]) -> Any:
+        call_next(task)
+        raise LookupError
+
+    slow = Slow(logging.ERROR)
+    with ProcessWorker(n=1, logger=slow, submit_middleware=[fails]) as w:
+        first = w.submit(len, "four")
+        assert came.wait(GUARD)
+        assert [w.submit(abs, -i).result(GUARD) for i in range(10)] == list(range(10))
+        assert first.result(GUARD) == 4
+        assert w.metrics().observer_drops == 7
+        go.set()
+    assert len(slow.of("middleware_failed")) == 4
+    assert w.metrics().observer_errors["middleware"] == 11
 
 
 _PROGRAM = """
