@@ -233,6 +233,18 @@ def test_hooks_are_set_while_tasks_run(diary: Diary, tmp_path: Path) -> None:
     assert w._client.observer._open == {}
 
 
+def test_nothing_is_kept_of_a_task_that_nobody_watches_any_more(diary: Diary, tmp_path: Path) -> None:
+    with ProcessWorker(n=1, hooks=diary.hooks) as w:
+        running = w.submit(wait_for_file, str(tmp_path / "go"))
+        eventually(lambda: "start" in diary.kinds(running.task_id))
+        assert len(w._client.observer._open) == 1
+        w.set_hooks(None)
+        eventually(lambda: not w._client.observer._open)
+        (tmp_path / "go").touch()
+        assert running.result(GUARD) == "there"
+    assert diary.kinds(running.task_id) == ["queued", "start"]
+
+
 def test_new_hooks_take_the_place_of_the_old_ones(diary: Diary) -> None:
     other = Diary()
     with ProcessWorker(n=1, hooks=diary.hooks) as w:
@@ -364,6 +376,7 @@ def test_a_record_that_is_taken_in_twice_is_told_once(diary: Diary) -> None:
         for future in futures:
             future.result(GUARD)
     assert [diary.kinds(future.task_id) for future in futures] == [["queued", "start", "finish"]] * 50
+    assert client.observer._records == {}
     assert w.metrics().observer_drops == 0
 
 

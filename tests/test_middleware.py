@@ -208,6 +208,8 @@ def test_the_exceptions_of_a_task_count() -> None:
             w.options(retry_policy=policy).submit(fail, "at once").result(GUARD)
         assert w.metrics().retries == 1
         assert w.metrics().observer_errors["middleware"] == 0
+        # Once for each attempt, and not around what judges their exceptions.
+        assert w.submit(walked).result(GUARD).count("inner") == 5
 
 
 @pytest.mark.parametrize("layer", [inner, swallows, raises_instead])
