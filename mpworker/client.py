@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +28,7 @@ from mpworker.ipc import codec, payload
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
 from mpworker.launch import launch
+from mpworker.mapping import Mapping
 from mpworker.options import QUEUES_MAX, TaskDefaults, WorkerOptions
 from mpworker.outcomes import start_failed
 from mpworker.reader import Reader
@@ -98,12 +99,16 @@ class Client(Reader):
         OSError: No memory, descriptor or process is left.
     """
 
+    _future_type: type[TaskFuture[Any]] = TaskFuture
+    _interrupts = False  # a map that is closed interrupts its items that run
+    _launch = staticmethod(launch)
+
     def __init__(
         self, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
     ) -> None:
         _sweep()
         self.prefix = f"{secrets.token_hex(4)}-"
-        super().__init__(launch(options, self.prefix, initializer, initargs))
+        super().__init__(self._launch(options, self.prefix, initializer, initargs))
         self._options = options
         self._queue_names = {"default"}
         self.queues: dict[str, QueueOptions] = {}  # that were configured
@@ -228,10 +233,9 @@ class Client(Reader):
                 raise self._cannot_send(function, args, kwargs, error) from error
             key = next(self._keys)
             if len(pending) >= self._options.max_pending:
-                self.wait_for(self.when(lambda: len(pending) < self._options.max_pending or bool(self._closed)), None)
-                self.refuse_if_closed()
+                self._wait_for_place()
             name = live.get(function_key) or payload.name_of_callable(function)
-            future: TaskFuture[Any] = TaskFuture(self, key, name)
+            future: TaskFuture[Any] = self._future_type(self, key, name)
             large = len(data) > self._max_record
             pending[key] = future
             self._last_key = key
@@ -252,6 +256,12 @@ class Client(Reader):
             self.poll()
         return future
 
+    def _wait_for_place(self) -> None:
+        """Wait until fewer than max_pending tasks are unfinished."""
+        pending, most = self.pending, self._options.max_pending
+        self.wait_for(self.when(lambda: len(pending) < most or bool(self._closed)), None)
+        self.refuse_if_closed()
+
     def _is_closed(self) -> bool:
         return bool(self._closed)
 
@@ -261,7 +271,7 @@ class Client(Reader):
             self._refuse()
 
     def _cannot_send(
-        self, function: object, args: Sequence[Any], kwargs: Mapping[str, Any], error: payload.Unserializable
+        self, function: object, args: Sequence[Any], kwargs: dict[str, Any], error: payload.Unserializable
     ) -> BaseException:
         from mpworker import hints
 
@@ -269,6 +279,18 @@ class Client(Reader):
         cause = error.__cause__ if error.__cause__ is not None else error
         what = hints.culprit(function, args, kwargs)
         return SerializationError(f"the call of {name!r} cannot be pickled: {type(cause).__name__}: {cause}{what}")
+
+    def is_iterable(self, value: Any) -> bool:
+        """Can `map` read it?"""
+        try:
+            iter(value)
+        except TypeError:
+            return False
+        return True
+
+    def map(self, *args: Any) -> Any:
+        """The results of a `map`; for the arguments see `Mapping`."""
+        return Mapping(self, *args).results()
 
     def send_chunk(
         self, chunk: Any, flags: int, function: int, options: int, items: int, data: bytes, again: bool = False
@@ -429,11 +451,21 @@ class Client(Reader):
         """Nobody wants the rest of this chunk any more."""
         if key in self.pending and not (self._exited or self._forked):
             # The reply is an event, by which a submit that waits for max_pending sees that there is room.
-            self._send(codec.REQUEST, 0, 0, 0, 0, json.dumps({"verb": "cancel", "task": key}).encode())
+            message = {"verb": "cancel", "task": key, "interrupt": self._interrupts}
+            self._send(codec.REQUEST, 0, 0, 0, 0, json.dumps(message).encode())
         self.pending.pop(key, None)  # last: a chunk that is neither here nor cancelled would keep a drain waiting
 
     def cancel_id(self, task_id: str) -> bool:
         """Cancel by id; see `cancel`."""
+        future = self._unfinished(task_id)
+        return future is not None and bool(future.cancel())
+
+    def _unfinished(self, task_id: str) -> "TaskFuture[Any] | None":
+        """The future of a task; None if it has ended.
+
+        Raises:
+            TaskNotFound: No task has the id.
+        """
         if not isinstance(task_id, str):
             raise InvalidArgument(f"a task id is a str, not {task_id!r}")
         number = task_id.removeprefix(self.prefix)
@@ -441,10 +473,10 @@ class Client(Reader):
         key = int(number) if known else 0
         future = self.pending.get(key)
         if isinstance(future, TaskFuture):
-            return bool(future.cancel())
+            return future
         if future is not None or not 0 < key <= self._last_key:  # a chunk of a map is no task
             raise TaskNotFound(f"no task has the id {task_id!r}")
-        return False
+        return None
 
     def is_running(self, key: int) -> bool:
         """Has a child claimed the task?"""

@@ -298,34 +298,44 @@ class Mapping:
             self._abandon()
 
     def _each(self) -> Iterator[Any]:
+        while True:
+            chunk = self._turn()
+            if chunk is None:
+                break
+            self._wait(chunk)
+            yield from self._take(chunk)
+        if self._failure is not None:
+            raise self._failure
+
+    def _turn(self) -> _Chunk | None:
+        """The chunk whose turn it is; None at the end."""
         chunks = self._chunks
         while chunks:
             line = chunks[0].singles or chunks
             chunk = line[0]
-            if chunk.at == chunk.stop:
-                self._items -= chunk.stop
-                line.popleft()
-                self.fill()
-                continue
-            self._wait(chunk)
-            if chunk.at not in chunk.runs:
-                if chunk.at in chunk.splits or chunk.at in chunk.unsaid:
-                    self.resend(chunk)
-                elif chunk.at in chunk.resent:
-                    stop, singles = chunk.resent.pop(chunk.at)
-                    chunk.at, chunk.singles = stop, deque(singles)
-                continue
-            stop, status, data, duration_ns = chunk.runs.pop(chunk.at)
-            count = stop - chunk.at
-            chunk.at = stop
-            if status == codec.OK:
-                self._adapt(duration_ns, count)
-                yield from self._values(data, count)
-            else:
-                for _ in range(count):
-                    yield from self._failed(status, data)
-        if self._failure is not None:
-            raise self._failure
+            if chunk.at != chunk.stop:
+                return chunk
+            self._items -= chunk.stop
+            line.popleft()
+            self.fill()
+        return None
+
+    def _take(self, chunk: _Chunk) -> Iterable[Any]:
+        """The next results of a chunk that is ready; none if they are still to come, for its items go once more."""
+        if chunk.at not in chunk.runs:
+            if chunk.at in chunk.splits or chunk.at in chunk.unsaid:
+                self.resend(chunk)
+            elif chunk.at in chunk.resent:
+                stop, singles = chunk.resent.pop(chunk.at)
+                chunk.at, chunk.singles = stop, deque(singles)
+            return ()
+        stop, status, data, duration_ns = chunk.runs.pop(chunk.at)
+        count = stop - chunk.at
+        chunk.at = stop
+        if status == codec.OK:
+            self._adapt(duration_ns, count)
+            return self._values(data, count)
+        return self._failed(status, data, count)
 
     def _wait(self, chunk: _Chunk) -> None:
         if chunk.ready:
@@ -354,8 +364,9 @@ class Mapping:
     def _subject(self) -> str:
         return f"item {self._index} of map({self._name})"
 
-    def _failed(self, status: int, data: bytes) -> Iterator[Any]:
-        yield from self._raise_or_return(make_error(status, data, self._subject()))
+    def _failed(self, status: int, data: bytes, count: int) -> Iterator[Any]:
+        for _ in range(count):
+            yield from self._raise_or_return(make_error(status, data, self._subject()))
 
     def _raise_or_return(self, error: BaseException) -> Iterator[Any]:
         self._index += 1

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
 
 from mpworker.checks import check_int, check_seconds
@@ -15,7 +15,6 @@ from mpworker.control import Control, check_unknown_queues
 from mpworker.errors import InvalidArgument
 from mpworker.future import TaskFuture
 from mpworker.ipc.codec import MAX_CHUNK_ITEMS
-from mpworker.mapping import Mapping as Map
 from mpworker.options import (
     N_MAX,
     TASK_OPTIONS,
@@ -155,26 +154,17 @@ class TaskView(Executor):
         if not iterables:
             raise InvalidArgument("map needs at least one iterable")
         for each in iterables:
-            try:
-                iter(each)
-            except TypeError as error:
-                raise InvalidArgument(f"map needs iterables, not {each!r}") from error
+            if not self._client.is_iterable(each):
+                raise InvalidArgument(f"map needs iterables, not {each!r}")
         timeout = check_seconds("timeout", timeout, optional=True, zero=True)
         if chunksize is not None:
             chunksize = check_int("chunksize", chunksize, 1, MAX_CHUNK_ITEMS)
         if buffersize is not None:
             buffersize = check_int("buffersize", buffersize, 1, 1 << 40)
-        return Map(
-            self._client,
-            fn,
-            iterables,
-            self._options_key,
-            self._n,
-            chunksize,
-            buffersize,
-            timeout,
-            return_exceptions,
-        ).results()
+        results: Iterator[T | BaseException] = self._client.map(
+            fn, iterables, self._options_key, self._n, chunksize, buffersize, timeout, return_exceptions
+        )
+        return results
 
     def options(self, **options: Unpack[TaskOptions]) -> "TaskView":
         """The same worker with other task options.
@@ -276,7 +266,7 @@ class ProcessWorker(TaskView, Control):
         python: str | os.PathLike[str] | None = None,
         **others: Unpack[SizeOptions],
     ) -> None:
-        refuse_while_loading(sys._getframe(1).f_globals.get("__name__", "?"))
+        refuse_while_loading(_calling_module())
         for name in others:
             if name not in WORKER_OPTIONS:
                 raise _unknown_option(name, "ProcessWorker", _all_options())
@@ -303,7 +293,7 @@ class ProcessWorker(TaskView, Control):
         refuses = check_unknown_queues(unknown_queues)
         made = check_queues(queues)
         rate, burst = check_rate(rate), check_burst(burst)
-        client = Client(options, initializer, tuple(initargs))
+        client = self._make_client(options, initializer, tuple(initargs))
         try:
             super().__init__(client, defaults, options.n)
             for name, each in made.items():
@@ -314,6 +304,11 @@ class ProcessWorker(TaskView, Control):
         except BaseException:
             client.stop_now()  # whoever keeps the error keeps the client, too
             raise
+
+    def _make_client(
+        self, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+    ) -> Client:
+        return Client(options, initializer, initargs)
 
     def __repr__(self) -> str:
         return f"<ProcessWorker n={self._n} supervisor={self._client.supervisor.pid}>"
@@ -386,6 +381,18 @@ class ProcessWorker(TaskView, Control):
             self._client.stop_graceful(None)
         else:
             self._client.ask_drain()
+
+
+def _calling_module() -> str:
+    """The module of the first frame that is not in this package."""
+    frame: FrameType | None = sys._getframe(1)
+    name = "?"
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", "?"))
+        if name.partition(".")[0] != "mpworker":
+            break
+        frame = frame.f_back
+    return name
 
 
 def _all_options() -> tuple[str, ...]:

@@ -404,12 +404,12 @@ class World:
             and not (task.concurrency_key and any(each.concurrency_key == task.concurrency_key for each in offers))
         )
 
-    def cancel(self, key: int) -> bool:
+    def cancel(self, key: int, interrupt: bool = False) -> bool:
         accepted = self.accepted[key]
         known = self.is_known(key)
         if known:
             accepted.cancelled = True  # from here on nothing of it may begin, nor end otherwise
-        answer = self.scheduler.cancel(key, self.now)
+        answer = self.scheduler.cancel(key, self.now, interrupt)
         assert answer == known, f"cancel of {key} said {answer}"
         return answer
 

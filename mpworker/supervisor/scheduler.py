@@ -207,12 +207,18 @@ class Scheduler:
         generation, state, _, _ = self._effects.peek(task.seat, task.slot)
         return generation == task.generation and state not in (CLAIM_OFFERED, CLAIM_REVOKED)
 
-    def cancel(self, key: int, now: float) -> bool:
-        """A client cancels a task or a chunk. True: it will end CANCELLED (a chunk ends at once, with no outcome)."""
+    def cancel(self, key: int, now: float, interrupt: bool = False) -> bool:
+        """A client cancels a task or a chunk. True: it will end CANCELLED (a chunk ends at once, with no outcome).
+
+        Args:
+            key: Which one.
+            now: The time.
+            interrupt: Also interrupt the items of a chunk that run, as a task is in any case.
+        """
         pieces = self._pieces.pop(key, None)
         if pieces is not None:
             for piece in pieces:
-                self._cancel_piece(piece)
+                self._cancel_piece(piece, now, interrupt)
             return True
         task = self._tasks.get(key)
         if task is None:
@@ -248,8 +254,8 @@ class Scheduler:
         self._queue.clear()
         self._dead = 0
 
-    def _cancel_piece(self, piece: Task) -> None:
-        """No further item of it begins. The one that runs is left to end: nobody asked to stop that very one."""
+    def _cancel_piece(self, piece: Task, now: float, interrupt: bool) -> None:
+        """No further item of it begins. The one that runs is left to end, unless it is to be interrupted."""
         seat = piece.seat
         if seat is None:
             self._leave_line(piece)
@@ -259,7 +265,10 @@ class Scheduler:
             piece.state = ENDED
         else:
             piece.decided = CANCELLED
-            self._effects.halt(seat, piece.slot, piece.generation)
+            if interrupt:
+                self._interrupt(seat, piece, now)
+            else:
+                self._effects.halt(seat, piece.slot, piece.generation)
 
     # ------------------------------------------------------------ dispatch
 
