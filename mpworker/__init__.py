@@ -19,16 +19,22 @@ if not getattr(sys, "_is_gil_enabled", lambda: True)():
 
 if TYPE_CHECKING:
     from mpworker import errors as errors
+    from mpworker.aio import AsyncProcessWorker as AsyncProcessWorker
+    from mpworker.aio import AsyncTaskView as AsyncTaskView
     from mpworker.context import TaskContext as TaskContext
     from mpworker.context import current as current
     from mpworker.future import TaskFuture as TaskFuture
     from mpworker.queues import QueueOptions as QueueOptions
     from mpworker.queues import QueueState as QueueState
+    from mpworker.loopclient import AsyncTaskFuture as AsyncTaskFuture
     from mpworker.retry import RetryPolicy as RetryPolicy
     from mpworker.worker import ProcessWorker as ProcessWorker
     from mpworker.worker import TaskView as TaskView
 
 _HOMES = {
+    "AsyncProcessWorker": "mpworker.aio",
+    "AsyncTaskFuture": "mpworker.loopclient",
+    "AsyncTaskView": "mpworker.aio",
     "ProcessWorker": "mpworker.worker",
     "QueueOptions": "mpworker.queues",
     "QueueState": "mpworker.queues",
@@ -40,6 +46,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncProcessWorker",
+    "AsyncTaskFuture",
+    "AsyncTaskView",
     "ProcessWorker",
     "QueueOptions",
     "QueueState",

@@ -416,7 +416,7 @@ class Mapping:
 
     def _abandon(self) -> None:
         """The consumer is done: what has not begun never does."""
-        for chunk in self._chunks:
+        for chunk in reversed(self._chunks):  # so that the end of one that runs lets none of these begin
             sent = (*chunk.sending.values(), *chunk.unsaid.values(), *chunk.resent.values())
             lines = [singles for _, singles in sent]
             for each in itertools.chain([chunk], chunk.singles, *lines):

@@ -13,11 +13,14 @@ import pytest
 
 import mpworker
 from mpworker import errors, options
+from mpworker.aio import PoolOptions
 from mpworker.options import SizeOptions, TaskOptions
 
 REFERENCE = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
 
+ASYNC_NAMES = {"AsyncProcessWorker", "AsyncTaskFuture", "AsyncTaskView"}
 NAMES = {
+    *ASYNC_NAMES,
     "ProcessWorker",
     "QueueOptions",
     "QueueState",
@@ -70,6 +73,7 @@ ERRORS: dict[str, tuple[str, str, set[str]]] = {
     "InvalidArgument": ("ConfigurationError TypeError", "", set()),
     "TaskNotFound": ("KeyError", "", set()),
     "WorkerStopped": ("RuntimeError", "", set()),
+    "WrongEventLoop": ("RuntimeError", "", set()),
     "SerializationError": ("MPWorkerError", "", set()),
     "TaskTimeout": ("TimeoutError", "(self, message='', stack='')", {"stack"}),
     "TaskCancelled": ("CancelledError", "", set()),
@@ -105,6 +109,17 @@ def test_the_worker() -> None:
     assert methods(mpworker.ProcessWorker) == WORKER
     assert signature(mpworker.ProcessWorker.__init__) == WORKER_INIT
     assert methods(mpworker.TaskView) == VIEW
+
+
+def test_the_asynchronous_worker() -> None:
+    view = {name: signature for name, signature in VIEW.items() if name != "shutdown"}
+    assert methods(mpworker.AsyncTaskView) == view
+    assert methods(mpworker.AsyncProcessWorker) == WORKER
+    assert signature(mpworker.AsyncProcessWorker.__init__) == "(self, n=None, **options)"
+    coroutines = {name for name in WORKER if inspect.iscoroutinefunction(getattr(mpworker.AsyncProcessWorker, name))}
+    assert coroutines == WORKER.keys() - {"submit", "map", "options"}
+    assert methods(mpworker.AsyncTaskFuture) == {"cancel": "(self, msg=None)"}
+    assert isinstance(inspect.getattr_static(mpworker.AsyncTaskFuture, "task_id"), property)
 
 
 def test_the_future() -> None:
@@ -163,6 +178,8 @@ def test_the_reference_shows_all_of_it() -> None:
     assert members["TaskView"] == {"shutdown"}
     assert members["ProcessWorker"] == set(WORKER)
     assert members["TaskFuture"] == {*FUTURE, "task_id"}
+    assert members["AsyncProcessWorker"] == set(WORKER)
+    assert members["AsyncTaskFuture"] == {"cancel", "task_id"}
     assert "automodule:: mpworker.errors\n   :members:\n" in REFERENCE
 
 
@@ -170,3 +187,5 @@ def test_type_checkers_know_every_option() -> None:
     named = inspect.signature(mpworker.ProcessWorker).parameters.keys() - {"others"}
     assert TaskOptions.__annotations__.keys() == set(options.TASK_OPTIONS)
     assert SizeOptions.__annotations__.keys() == set(options.WORKER_OPTIONS) - named
+    of_tasks, of_sizes = TaskOptions.__annotations__.keys(), SizeOptions.__annotations__.keys()
+    assert PoolOptions.__annotations__.keys() == (named | of_tasks | of_sizes) - {"n"}

@@ -1,0 +1,490 @@
+"""The client of an event loop: it never waits, and it has no thread.
+
+What the loop watches
+---------------------
+The bell's pipe, and the supervisor's pidfd. The bell says how a sleeper arms and looks again (`ipc/bell.h`); here the
+sleep is that of the loop in its selector, so the bell is armed whenever the loop may sleep, and a turn has this order:
+
+    drain the pipe;  disarm;  read a batch, tell, send what waits;  arm;  look once more
+
+If that last look finds something, the client writes a byte into its own pipe: the loop comes back to it after whatever
+else is ready, and nothing is held up for longer than a batch takes. The same byte is the way back for all that asks for
+a turn from elsewhere, and for a turn that a KeyboardInterrupt broke off: the pipe is watched level-triggered, so a turn
+that is owed is never forgotten. At all times but in a turn the bell is armed, or there is a byte in the pipe.
+
+What waits
+----------
+Nothing blocks on the ring: a record for which there is no room goes to `_outbox`, in order, and while it is there the
+bell wakes for room as well. A task above max_pending waits in `_line` with its pickle. Requests overtake the line, so
+that a cancel goes through; what must not (a function to be forgotten, the drain) stands in it.
+
+A record is taken out of either before it is pushed, with no call between the look and that: a second Ctrl-C, which
+raises anywhere, may lose a task that then ends cancelled, but never sends one twice.
+
+Only the loop's own thread comes here. A signal handler may cancel a future (the first Ctrl-C does), which therefore
+only asks the loop to do it.
+"""
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from mpworker.client import _DRAIN, _EXIT_SECONDS, Client
+from mpworker.errors import SerializationError, WrongEventLoop
+from mpworker.future import TaskFuture
+from mpworker.ipc import codec
+from mpworker.ipc._native import Bell, RingCorrupt
+from mpworker.ipc.codec import Record
+from mpworker.ipc.failures import brief
+from mpworker.ipc.ring import split
+from mpworker.options import WorkerOptions
+from mpworker.reader import _BATCH
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+T = TypeVar("T")
+
+_RETRY_SECONDS: Final = 0.05
+_KEEPS_ITS_PLACE: Final = (codec.SUBMIT, codec.FORGET)
+
+
+class AsyncTaskFuture(asyncio.Future[T]):
+    """The result to come of one task: an `asyncio.Future`, made by `AsyncProcessWorker.submit`.
+
+    It can be awaited, and given to `asyncio.gather`, `wait`, `wait_for`, `shield` and the like. What it raises is what
+    `TaskFuture.result` raises. Cancelling it, or the asyncio task that awaits it, cancels the task: before its start it
+    never starts; while it runs it is interrupted, and killed after `grace`. The future is cancelled at once.
+    """
+
+    def __init__(self, client: "LoopClient", key: int, name: str) -> None:
+        super().__init__(loop=client.loop)
+        self._client = client
+        self._key = key
+        self._name = name  # of the function
+
+    @property
+    def task_id(self) -> str:
+        """The task's id; logs and `mpworker.current()` show the same."""
+        return f"{self._client.prefix}{self._key}"
+
+    def __repr__(self) -> str:
+        state = "cancelled" if self.cancelled() else "finished" if self.done() else "unfinished"
+        return f'<AsyncTaskFuture {self.task_id} ("{self._name}") {state}>'
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel the task; False if the future is done."""
+        if not super().cancel(msg):
+            return False
+        self._client.cancel_soon(self._key)
+        return True
+
+
+class _LoopFuture(TaskFuture[Any]):
+    """What the reader settles: it hands on to the future that is awaited."""
+
+    _client: "LoopClient"
+
+    def __init__(self, client: "LoopClient", key: int, name: str) -> None:
+        super().__init__(client, key, name)
+        self.awaited: AsyncTaskFuture[Any] = AsyncTaskFuture(client, key, name)
+
+    def settle(self, status: int, data: bytes) -> None:
+        """As for every future, it may be done twice."""
+        if self.status < 0:
+            self._payload = data
+            self.status = status
+        self._client.due.append(self)
+
+    def tell(self) -> None:
+        """Unpickle, and end the wait. The user's code runs here, and so not while events are read."""
+        awaited = self.awaited
+        if awaited.done():
+            return  # it was cancelled
+        try:
+            self._decode()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as broken:  # noqa: BLE001  # a value's own code may raise anything; asked again it would anew
+            self._exception = SerializationError(
+                f"{self._subject}: its result cannot be unpickled here: {brief(broken)}"
+            )
+        error = self._exception
+        if awaited.done():
+            return
+        if error is None:
+            awaited.set_result(self._result)
+        elif isinstance(error, StopIteration):  # which no future takes: it would end the coroutine that awaits it
+            awaited.set_exception(_wrapped(error, self._subject))
+        else:
+            awaited.set_exception(error)
+        if self.status == codec.CANCELLED:
+            awaited.exception()  # whoever stopped the worker knows: asyncio need not log what nobody asked for
+
+
+def _wrapped(error: StopIteration, subject: str) -> RuntimeError:
+    wrapped = RuntimeError(f"{subject} raised StopIteration")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _no_more(*_: object) -> int:
+    return 0
+
+
+class Wakes:
+    """Something that waits in the event loop.
+
+    Attributes:
+        future: Done when it has been woken.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[None] = loop.create_future()
+        self.answer: dict[str, Any] | None = None  # to a request
+
+    @property
+    def ready(self) -> bool:
+        """Is it there?"""
+        return self.future.done()
+
+    def wake(self) -> None:
+        """End the wait."""
+        if not self.future.done() and not self.future.get_loop().is_closed():
+            self.future.set_result(None)
+
+    def settle(self, answer: dict[str, Any]) -> None:
+        """The answer to a request is there."""
+        self.answer = answer
+        self.wake()
+
+
+class LoopClient(Client):
+    """One client of one supervisor, in one event loop.
+
+    Args:
+        options: As for `Client`.
+        initializer: The same.
+        initargs: The same.
+
+    Attributes:
+        loop: Which; None until the first call in one.
+        due: Futures that have ended and have not been told.
+    """
+
+    _future_type = _LoopFuture
+    _interrupts = True
+
+    def __init__(
+        self, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+    ) -> None:
+        super().__init__(options, initializer, initargs)
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.due: deque[_LoopFuture] = deque()
+        self._over_waiters: list[Wakes] = []
+        self._line: dict[int, Record] = {}  # behind max_pending: of a task by its key, of others by a negative number
+        self._in_line = 0  # how many of them are tasks
+        self._outbox: deque[Record] = deque()  # behind a full ring
+        self._room_max = self.supervisor.channel.outbound.max_payload
+        self._push_now = self._push
+        self._push = self._send_or_keep
+        self._max_record = options.max_payload_bytes  # the outbox cuts what is larger than the ring takes
+
+    # ------------------------------------------------------------ the loop
+
+    def check(self) -> asyncio.AbstractEventLoop:
+        """See that this is the loop that the worker is used in; the first one is.
+
+        Raises:
+            WrongEventLoop: It is another one, or there is none.
+            WorkerStopped: In a fork.
+        """
+        running = asyncio._get_running_loop()
+        if running is not None and running is self.loop:
+            return running
+        self.refuse_if_forked()
+        if running is None:
+            raise WrongEventLoop("an AsyncProcessWorker is used inside a coroutine: no event loop runs in this thread")
+        if self.loop is not None:
+            raise WrongEventLoop(
+                "this AsyncProcessWorker is used by another event loop, or was: one loop, and so one thread, can use it"
+            )
+        if not self._over:
+            running.add_reader(self.supervisor.channel.fd, self._on_bell)
+            running.add_reader(self.supervisor.pidfd, self._on_death)
+        self.loop = running
+        self._wake_leader()  # for what came before
+        return running
+
+    def _on_bell(self) -> None:
+        bell = self._bell
+        if bell is None:
+            return
+        armed = False
+        try:
+            bell.drain()
+            armed = self._take_turn(bell)
+        except Exception:
+            armed = True  # at once it would fail in the same way, for want of memory perhaps; the loop logs it
+            self.check().call_later(_RETRY_SECONDS, self._wake_leader)
+            raise
+        finally:
+            if not armed:
+                self._wake_leader()
+
+    def _take_turn(self, bell: Bell) -> bool:
+        """Take in and send what can be; True if the bell is armed, and nothing has come since."""
+        bell.disarm()
+        try:
+            self._read_batch()
+        except RingCorrupt:
+            self._pop = _no_more
+            self.supervisor.kill()  # its pidfd tells of that
+            return True
+        self._tell()
+        if self.split:
+            self._resend_splits()
+        self._leave_line()
+        bell.want_room(not self._flush())
+        bell.arm()
+        if not self._sees_any():
+            return True
+        bell.disarm()
+        return False
+
+    def _read_batch(self) -> None:
+        """Settle one batch, so that nothing else in the loop waits for more than that."""
+        if self._leader is None:  # else the interpreter ends, and its main thread reads
+            self._leader = thread = threading.get_ident()
+            try:
+                self._read_some(thread)
+            finally:
+                self._leader = None
+
+    def _sees_any(self) -> bool:
+        outbox = self._outbox
+        return bool(self.due or self._inbox) or self._fill() > 0 or (bool(outbox) and self._fits(len(outbox[0][5])))
+
+    def _tell(self) -> None:
+        due = self.due
+        if self.loop is None or self.loop.is_closed():
+            due.clear()  # nobody can be told any more
+        for _ in range(min(len(due), _BATCH)):
+            first = due[0]
+            first.tell()
+            if due and due[0] is first:  # no call between look and act
+                del due[0]
+
+    def _on_death(self) -> None:
+        if self._leader is not None:
+            return  # as in `_read_batch`
+        self._leader = threading.get_ident()
+        try:
+            self._supervisor_died()
+        finally:
+            self._leader = None
+            if not self._over and self.loop is not None:
+                self.loop.call_soon(self._on_death)  # an interrupt came
+
+    def _supervisor_died(self) -> None:
+        super()._supervisor_died()
+        if self._over:
+            self._push_now = self._push  # the ring's memory goes
+            while self.due:
+                self._tell()
+            for waiter in self._over_waiters:
+                waiter.wake()
+
+    def _fail_all(self, status: int, data: bytes) -> None:
+        if self.loop is not None:
+            # Before their numbers are another file's.
+            self.loop.remove_reader(self.supervisor.channel.fd)
+            self.loop.remove_reader(self.supervisor.pidfd)
+        self._line.clear()
+        self._in_line = 0
+        self._outbox.clear()
+        super()._fail_all(status, data)
+
+    # ------------------------------------------------------------ send
+
+    def _send_or_keep(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> bool:
+        """Send a record, or see to it that it is sent later: in place of a push, which may find no room."""
+        line = self._line
+        if kind == codec.SUBMIT and (line or len(self.pending) - self._in_line > self._options.max_pending):
+            line[a] = (kind, flags, a, b, c, data)
+            self._in_line += 1  # no call since the store
+        elif line and (kind in _KEEPS_ITS_PLACE or data is _DRAIN):
+            line[-next(self._keys)] = (kind, flags, a, b, c, data)
+        else:
+            self._post((kind, flags, a, b, c, data))
+        return True
+
+    def _post(self, record: Record) -> None:
+        outbox = self._outbox
+        large = len(record[5]) > self._room_max
+        if not outbox and not large and self._push_now(*record):
+            return
+        # In one call: nothing of a handler's may come between the parts.
+        outbox.extend(list(split(record, self._room_max // 2)) if large else [record])
+        self._wake_leader()
+
+    def _flush(self) -> bool:
+        """Push what waits, as far as there is room; False if something still waits."""
+        outbox = self._outbox
+        while outbox:
+            if not self._fits(len(outbox[0][5])):
+                self._ring()
+                return False
+            first = outbox[0]
+            del outbox[0]
+            if not self._push_now(*first):  # a handler has taken the room
+                outbox.appendleft(first)
+                return False
+        self._ring()
+        return True
+
+    def _wait_for_place(self) -> None:
+        """Nothing: what is too much waits in line."""
+
+    def _leave_line(self) -> None:
+        """Send what waits for others to end."""
+        line = self._line
+        while line:
+            key = next(iter(line), 0)
+            if key > 0 and len(self.pending) - self._in_line >= self._options.max_pending:
+                return
+            if key in line:
+                record = line[key]
+                del line[key]
+                if key > 0:
+                    self._in_line -= 1  # no call since the look
+                self._post(record)
+
+    def _drop_from_line(self, key: int) -> bool:
+        """A task is cancelled: if it is in line it never leaves; whether it was."""
+        if key not in self._line:
+            return False
+        del self._line[key]
+        self._in_line -= 1  # no call since the look
+        future = self.pending.pop(key)
+        future.settle(codec.CANCELLED, b"")
+        self._wake_leader()
+        return True
+
+    # ------------------------------------------------------------ cancel and ask
+
+    def cancel_soon(self, key: int) -> None:
+        """An awaited future was cancelled, perhaps by a signal handler: cancel its task in the loop."""
+        loop = self.loop
+        if loop is not None and not loop.is_closed() and key in self.pending:
+            loop.call_soon(self._cancel, key)
+
+    def _cancel(self, key: int) -> None:
+        if key in self.pending and not self._drop_from_line(key) and not (self._exited or self._forked):
+            self._send(codec.REQUEST, 0, 0, 0, 0, json.dumps({"verb": "cancel", "task": key}).encode())
+
+    async def cancel_task(self, task_id: str) -> bool:
+        """Cancel by id; see `Client.cancel_id`."""
+        self.check()
+        future = self._unfinished(task_id)
+        if future is None:
+            return False
+        if self._drop_from_line(future._key):
+            return True
+        answer = await self.ask({"verb": "cancel", "task": future._key})
+        return bool(answer and answer["cancelled"])
+
+    async def ask(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        """Ask the supervisor; None when it is gone."""
+        reply = Wakes(self.check())
+        if self._exited:
+            return None
+        key = next(self._keys)
+        self._replies[key] = reply  # type: ignore[assignment]  # settled in the same way
+        try:
+            self._send(codec.REQUEST, 0, key, 0, 0, json.dumps(message).encode())
+            await reply.future
+        finally:
+            self._replies.pop(key, None)
+        return None if reply.answer is None or "lost" in reply.answer else reply.answer
+
+    # ------------------------------------------------------------ map
+
+    def is_iterable(self, value: Any) -> bool:
+        """Can `map` read it? An asynchronous iterable it can, too."""
+        return hasattr(type(value), "__aiter__") or super().is_iterable(value)
+
+    def map(self, *args: Any) -> "AsyncIterator[Any]":
+        """The results of a `map`; for the arguments see `Mapping`."""
+        from mpworker.aiomap import AsyncMapping
+
+        return AsyncMapping(self, *args).results_as_they_come()
+
+    # ------------------------------------------------------------ stop
+
+    async def drain(self, timeout: float | None) -> bool:
+        """As `Client.stop_graceful`."""
+        self.check()
+        if self._over:
+            return self._all_finished()
+        self._say_drain()
+        if not await self._until_over(timeout):
+            await self.end_now()
+        return self._all_finished()
+
+    async def end_now(self) -> None:
+        """As `Client.stop_now`."""
+        self.check()
+        if self._over:
+            return
+        self.close_submit()
+        self._stop_asked = self._stop_now = True
+        self.supervisor.hang_up()  # which says the same as a request, and needs no room
+        if not await self._until_over(_EXIT_SECONDS):
+            self.supervisor.kill()
+            await self._until_over(_EXIT_SECONDS)
+
+    async def cancel_what_waits(self) -> None:
+        """As `Client.cancel_unstarted`."""
+        self.check()
+        self.close_submit()
+        self._cancels = True
+        for key in [key for key in self._line if key > 0]:
+            self._drop_from_line(key)
+        await self.ask({"verb": "cancel_unstarted"})
+
+    async def _until_over(self, timeout: float | None) -> bool:
+        waiter = Wakes(self.check())
+        self._over_waiters.append(waiter)
+        try:
+            if not self._over:
+                await asyncio.wait([waiter.future], timeout=timeout)
+        finally:
+            self._over_waiters.remove(waiter)
+        return self._over
+
+    def reap(self) -> None:
+        """Nothing, as long as the loop does it, to which its results must be told."""
+        if self.loop is None or self.loop.is_closed():
+            super().reap()
+
+    def begin_to_drain(self) -> None:
+        """As `Client.ask_drain`, in the loop."""
+        self.check()
+        if not self._over:
+            self._say_drain()
+
+    def ask_drain(self) -> None:
+        """The worker is dropped, in any thread: finish what was accepted and end."""
+        loop = self.loop
+        if self._forked or self._over:
+            return
+        if loop is None or loop.is_closed():
+            self._say_drain()  # the next worker that is made reaps it, or the end of the interpreter
+            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed just now
+            loop.call_soon_threadsafe(self._say_drain)
