@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from mpworker import errors as errors
     from mpworker.aio import AsyncProcessWorker as AsyncProcessWorker
     from mpworker.aio import AsyncTaskView as AsyncTaskView
+    from mpworker.aiofuture import AsyncTaskFuture as AsyncTaskFuture
     from mpworker.context import TaskContext as TaskContext
     from mpworker.context import current as current
     from mpworker.future import TaskFuture as TaskFuture
     from mpworker.queues import QueueOptions as QueueOptions
     from mpworker.queues import QueueState as QueueState
-    from mpworker.loopclient import AsyncTaskFuture as AsyncTaskFuture
     from mpworker.retry import RetryPolicy as RetryPolicy
     from mpworker.worker import ProcessWorker as ProcessWorker
     from mpworker.worker import TaskView as TaskView
 
 _HOMES = {
     "AsyncProcessWorker": "mpworker.aio",
-    "AsyncTaskFuture": "mpworker.loopclient",
+    "AsyncTaskFuture": "mpworker.aiofuture",
     "AsyncTaskView": "mpworker.aio",
     "ProcessWorker": "mpworker.worker",
     "QueueOptions": "mpworker.queues",

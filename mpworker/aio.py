@@ -5,8 +5,9 @@ from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
+from mpworker.aiofuture import AsyncTaskFuture
 from mpworker.checks import check_seconds
-from mpworker.loopclient import AsyncTaskFuture, LoopClient
+from mpworker.loopclient import LoopClient
 from mpworker.options import SizeOptions, TaskOptions, WorkerOptions
 from mpworker.worker import ProcessWorker, TaskView
 

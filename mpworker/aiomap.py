@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mpworker.loopclient import Wakes
+from mpworker.aiofuture import Wakes
 from mpworker.mapping import SLOW_INPUT, Mapping, _Chunk
 
 if TYPE_CHECKING:
