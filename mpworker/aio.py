@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Self, TypeV
 
 from mpworker.aiofuture import AsyncTaskFuture
 from mpworker.checks import check_seconds
+from mpworker.errors import InvalidArgument
 from mpworker.loopclient import LoopClient
 from mpworker.options import SizeOptions, TaskOptions, WorkerOptions
 from mpworker.worker import ProcessWorker, TaskView
@@ -36,8 +37,10 @@ class _Pool(ProcessWorker):
     """The pool behind an `AsyncProcessWorker`."""
 
     def _make_client(
-        self, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+        self, debug: bool, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
     ) -> "Client":
+        if debug:
+            raise InvalidArgument("debug=True would run tasks in the event loop: use it with a ProcessWorker")
         return LoopClient(options, initializer, initargs)
 
 

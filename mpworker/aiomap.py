@@ -122,7 +122,7 @@ class AsyncMapping(Mapping):
 
     def _has_room(self) -> bool:
         full = self._items_max is not None and self._items + len(self._held) >= self._items_max
-        return len(self._chunks) < self._window and not full
+        return len(self._chunks) < self.window and not full
 
     def _send_held(self) -> None:
         if self._send_held_at is not None:

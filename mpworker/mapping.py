@@ -189,7 +189,7 @@ class Mapping:
         self._size = min(chunksize or 1, codec.MAX_CHUNK_ITEMS)
         self._items_max = buffersize
         self._items = 0
-        self._window = max(WINDOW_MIN, WINDOW_PER_CHILD * n)
+        self.window = max(WINDOW_MIN, WINDOW_PER_CHILD * n)
         self._chunks: deque[_Chunk] = deque()
         self._exhausted = False
         self._failure: BaseException | None = None  # of the input; raised when all before it has been taken
@@ -210,7 +210,7 @@ class Mapping:
 
     def fill(self) -> None:
         """Send chunks until the window is full or the input is at its end; or, if that is slow, a result is there."""
-        while not self._exhausted and len(self._chunks) < self._window:
+        while not self._exhausted and len(self._chunks) < self.window:
             size = self._size
             if self._items_max is not None:
                 size = min(size, self._items_max - self._items)

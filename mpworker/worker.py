@@ -226,6 +226,8 @@ class ProcessWorker(TaskView, Control):
         kill_timeout: Seconds after SIGKILL until a child counts as unkillable and is replaced.
         python: The interpreter to start, None for this one. It must be of the same version (such as 3.11): functions
             travel as byte code.
+        debug: Run each task here, in the thread that submits it or takes its result, for a debugger to step into. There
+            are no processes then, and no timeouts; see the quick start.
         **others: `child_ring_bytes`, `client_ring_bytes`, `slots`, `max_payload_bytes`: see the table of defaults.
 
     Raises:
@@ -264,6 +266,7 @@ class ProcessWorker(TaskView, Control):
         start_timeout: float = 60.0,
         kill_timeout: float = 10.0,
         python: str | os.PathLike[str] | None = None,
+        debug: bool = False,
         **others: Unpack[SizeOptions],
     ) -> None:
         refuse_while_loading(_calling_module())
@@ -293,7 +296,9 @@ class ProcessWorker(TaskView, Control):
         refuses = check_unknown_queues(unknown_queues)
         made = check_queues(queues)
         rate, burst = check_rate(rate), check_burst(burst)
-        client = self._make_client(options, initializer, tuple(initargs))
+        if not isinstance(debug, bool):
+            raise InvalidArgument(f"debug must be a bool, not {debug!r}")
+        client = self._make_client(debug, options, initializer, tuple(initargs))
         try:
             super().__init__(client, defaults, options.n)
             for name, each in made.items():
@@ -306,12 +311,17 @@ class ProcessWorker(TaskView, Control):
             raise
 
     def _make_client(
-        self, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+        self, debug: bool, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
     ) -> Client:
+        if debug:
+            from mpworker.inline import InlineClient
+
+            return InlineClient(options, initializer, initargs)
         return Client(options, initializer, initargs)
 
     def __repr__(self) -> str:
-        return f"<ProcessWorker n={self._n} supervisor={self._client.supervisor.pid}>"
+        pid = self._client.supervisor.pid
+        return f"<ProcessWorker n={self._n} {f'supervisor={pid}' if pid else 'debug=True'}>"
 
     def __enter__(self) -> Self:
         return self
@@ -347,7 +357,7 @@ class ProcessWorker(TaskView, Control):
 
         Returns:
             A dictionary of "supervisor" and "nursery", which are process ids, and "children", a list of dictionaries
-            of "pid", "ready" and "offers". Empty after the stop.
+            of "pid", "ready" and "offers". With `debug=True`: None, None and no children. Empty after the stop.
         """
         return self._client.request({"verb": "children"}) or {}
 

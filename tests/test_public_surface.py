@@ -54,7 +54,7 @@ WORKER_INIT = (
     "(self, n=None, *, timeout=None, grace=5.0, retries=0, crash_retries=None, retry_policy=None, preload=(), "
     "initializer=None, initargs=(), max_pending=1000000, queues=None, unknown_queues='create', rate=None, "
     "burst=None, lease_ttl=10.0, start_timeout=60.0, kill_timeout=10.0, "
-    "python=None, **others)"
+    "python=None, debug=False, **others)"
 )
 FUTURE = {
     "add_done_callback": "(self, fn)",
@@ -188,4 +188,4 @@ def test_type_checkers_know_every_option() -> None:
     assert TaskOptions.__annotations__.keys() == set(options.TASK_OPTIONS)
     assert SizeOptions.__annotations__.keys() == set(options.WORKER_OPTIONS) - named
     of_tasks, of_sizes = TaskOptions.__annotations__.keys(), SizeOptions.__annotations__.keys()
-    assert PoolOptions.__annotations__.keys() == (named | of_tasks | of_sizes) - {"n"}
+    assert PoolOptions.__annotations__.keys() == (named | of_tasks | of_sizes) - {"n", "debug"}
