@@ -679,13 +679,14 @@ def test_cancelling_the_task_that_awaits_a_map_interrupts_what_runs(gate: Gate) 
                 async for _ in w.map(pooljobs.hold, [gate.folder] * 4, chunksize=2):
                     pytest.fail("nobody opens the gate")
 
-            task = asyncio.create_task(waits())
-            await begun(gate)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert await w.submit(abs, -1) == 1, "the only child is free"
-            assert not gate.begun()
+            for _ in range(20):
+                task = asyncio.create_task(waits())
+                await begun(gate)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert await w.submit(abs, -1) == 1, "the only child is free"
+                assert not gate.begun(), "no other item has begun"
 
     run(main)
 
@@ -1070,3 +1071,36 @@ def test_it_starts_no_thread(gate: Gate) -> None:
         assert threading.active_count() == before
 
     run(main)
+
+
+@pytest.mark.parametrize("name", ["_read_batch", "_tell", "_leave_line", "_flush", "_take_turn"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_turn_that_an_interrupt_breaks_off_is_taken_again(name: str, after: bool) -> None:
+    interrupted = False
+    call = getattr(LoopClient, name)
+
+    def interrupts(client: LoopClient, *args: Any) -> Any:
+        nonlocal interrupted
+        now, interrupted = not interrupted and bool(client.pending), interrupted or bool(client.pending)
+        if now and not after:
+            raise KeyboardInterrupt
+        value = call(client, *args)
+        if now:
+            raise KeyboardInterrupt
+        return value
+
+    async def main(w: AsyncProcessWorker) -> None:
+        assert await asyncio.wait_for(w.submit(abs, -2), GUARD) == 2
+
+    with asyncio.Runner() as runner:
+        w = AsyncProcessWorker(n=1, max_pending=1)
+        runner.run(main(w))
+        loop = runner.get_loop()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LoopClient, name, interrupts)
+            calls = [loop.create_task(main(w)) for _ in range(3)]
+            with pytest.raises(KeyboardInterrupt):
+                loop.run_forever()
+            loop.run_until_complete(asyncio.gather(*calls))
+        assert interrupted
+        runner.run(w.stop_now())
