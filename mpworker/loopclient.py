@@ -173,22 +173,26 @@ class LoopClient(Client):
     def _on_death(self) -> None:
         if self._leader is not None:
             return  # as in `_read_batch`
+        told = False
         self._leader = threading.get_ident()
         try:
-            self._supervisor_died()
+            if not self._over:
+                self._supervisor_died()
+            self._leader = None
+            self._tell()
+            told = not self.due
         finally:
             self._leader = None
-            if not self._over and self.loop is not None:
-                self.loop.call_soon(self._on_death)  # an interrupt came
+            if not told and self.loop is not None:
+                self.loop.call_soon(self._on_death)  # there are more, or an interrupt came
+        if told:
+            for waiter in self._over_waiters:
+                waiter.wake()
 
     def _supervisor_died(self) -> None:
         super()._supervisor_died()
         if self._over:
             self._push_now = self._push  # the ring's memory goes
-            while self.due:
-                self._tell()
-            for waiter in self._over_waiters:
-                waiter.wake()
 
     def _fail_all(self, status: int, data: bytes) -> None:
         if self.loop is not None:
@@ -253,7 +257,8 @@ class LoopClient(Client):
                 del line[key]
                 if key > 0:
                     self._in_line -= 1  # no call since the look
-                self._post(record)
+                if key < 0 or key in self.pending:  # else its submission was interrupted
+                    self._post(record)
 
     def _drop_from_line(self, key: int) -> bool:
         """A task is cancelled: if it is in line it never leaves; whether it was."""
@@ -320,9 +325,8 @@ class LoopClient(Client):
     async def drain(self, timeout: float | None) -> bool:
         """As `Client.stop_graceful`."""
         self.check()
-        if self._over:
-            return self._all_finished()
-        self._say_drain()
+        if not self._over:
+            self._say_drain()
         if not await self._until_over(timeout):
             await self.end_now()
         return self._all_finished()
@@ -352,7 +356,7 @@ class LoopClient(Client):
         waiter = Wakes(self.check())
         self._over_waiters.append(waiter)
         try:
-            if not self._over:
+            if not self._over or self.due:
                 await asyncio.wait([waiter.future], timeout=timeout)
         finally:
             self._over_waiters.remove(waiter)

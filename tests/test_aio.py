@@ -813,6 +813,19 @@ def test_a_stop_with_a_time_limit(gate: Gate) -> None:
     run(main)
 
 
+def test_after_any_stop_every_future_is_done() -> None:
+    async def main() -> None:
+        w = AsyncProcessWorker(n=1)
+        pending = [w.submit(signal.pause) for _ in range(3000)]
+        ending = asyncio.create_task(w.stop_now())
+        await until(client_of(w).is_over)
+        assert not await w.stop_graceful()
+        assert all(each.done() for each in pending)
+        await ending
+
+    run(main)
+
+
 def test_shutdown(gate: Gate) -> None:
     async def main() -> None:
         w = AsyncProcessWorker(n=1, max_pending=2)
@@ -1104,3 +1117,36 @@ def test_a_turn_that_an_interrupt_breaks_off_is_taken_again(name: str, after: bo
             loop.run_until_complete(asyncio.gather(*calls))
         assert interrupted
         runner.run(w.stop_now())
+
+
+@pytest.mark.parametrize("name", ["_supervisor_died", "_fail_all", "_tell"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_an_end_that_an_interrupt_breaks_off_is_gone_on_with(name: str, after: bool) -> None:
+    interrupted = False
+    call = getattr(LoopClient, name)
+
+    def interrupts(client: LoopClient, *args: Any) -> Any:
+        nonlocal interrupted
+        at_the_end = client._exited or name == "_supervisor_died"
+        now, interrupted = at_the_end and not interrupted, interrupted or at_the_end
+        if now and not after:
+            raise KeyboardInterrupt
+        value = call(client, *args)
+        if now:
+            raise KeyboardInterrupt
+        return value
+
+    async def main(w: AsyncProcessWorker) -> None:
+        pending = [w.submit(signal.pause) for _ in range(1000)]
+        await w.stop_now()
+        assert all(isinstance(each.exception(), TaskCancelled) for each in pending)
+
+    with asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
+        loop = runner.get_loop()
+        w = AsyncProcessWorker(n=1)
+        patch.setattr(LoopClient, name, interrupts)
+        task = loop.create_task(main(w))
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_forever()
+        assert interrupted
+        loop.run_until_complete(asyncio.wait_for(task, GUARD))
