@@ -1,10 +1,11 @@
 """`AsyncProcessWorker`: the pool in an event loop."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
+from mpworker.aiocontrol import AsyncControl
 from mpworker.aiofuture import AsyncTaskFuture
 from mpworker.checks import check_seconds
 from mpworker.errors import InvalidArgument
@@ -14,19 +15,29 @@ from mpworker.worker import ProcessWorker, TaskView
 
 if TYPE_CHECKING:
     from mpworker.client import Client
+    from mpworker.queues import QueueOptions
+    from mpworker.retry import RetryPolicy
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class PoolOptions(TaskOptions, SizeOptions, total=False):
+class PoolOptions(SizeOptions, total=False):
     """The options of `ProcessWorker` beside `n`, for type checkers."""
 
+    timeout: float | None
     grace: float
+    retries: int
+    crash_retries: int | None
+    retry_policy: "RetryPolicy | None"
     preload: Sequence[str]
     initializer: Callable[..., object] | None
     initargs: Iterable[Any]
     max_pending: int
+    queues: "Mapping[str, int | QueueOptions] | None"
+    unknown_queues: Literal["create", "refuse"]
+    rate: float | None
+    burst: int | None
     lease_ttl: float
     start_timeout: float
     kill_timeout: float
@@ -181,7 +192,7 @@ class AsyncTaskView:
         """The same worker with other task options.
 
         Args:
-            **options: `timeout`, `retries`, `crash_retries`, `retry_policy`, as for `ProcessWorker`.
+            **options: As for `ProcessWorker.options`.
 
         Raises:
             InvalidArgument: There is no such option of tasks, or it has a wrong type.
@@ -202,7 +213,7 @@ class AsyncTaskView:
         return AsyncTaskView(self._view.options(**options))
 
 
-class AsyncProcessWorker(AsyncTaskView):
+class AsyncProcessWorker(AsyncTaskView, AsyncControl):
     """A `ProcessWorker` for asyncio: what waits there is awaited here, and the event loop goes on meanwhile.
 
     It has no thread: the loop itself watches for results, and unpickles them. It belongs to the event loop in which it
@@ -233,7 +244,8 @@ class AsyncProcessWorker(AsyncTaskView):
     """
 
     def __init__(self, n: int | None = None, **options: Unpack[PoolOptions]) -> None:
-        super().__init__(_Pool(n, **options))
+        self._pool = _Pool(n, **options)
+        super().__init__(self._pool)
 
     def __repr__(self) -> str:
         return f"<AsyncProcessWorker n={self._view._n} supervisor={self._client.supervisor.pid}>"

@@ -74,7 +74,7 @@ class Control:
         Raises:
             InvalidArgument: A name is no str.
         """
-        self._client.request({"verb": "pause", "names": _names(queues)})
+        self._client.request({"verb": "pause", "names": check_queue_names(queues)})
 
     def resume(self, *queues: str) -> None:
         """The end of a `pause` with the same arguments.
@@ -85,10 +85,11 @@ class Control:
         Raises:
             InvalidArgument: A name is no str.
         """
-        self._client.request({"verb": "resume", "names": _names(queues)})
+        self._client.request({"verb": "resume", "names": check_queue_names(queues)})
 
 
-def _names(queues: tuple[str, ...]) -> list[str] | None:
+def check_queue_names(queues: tuple[str, ...]) -> list[str] | None:
+    """The names of queues; None, for all, if there are none."""
     return [check_queue_name(name) for name in queues] or None
 
 

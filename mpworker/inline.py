@@ -32,6 +32,7 @@ from mpworker.options import WorkerOptions
 from mpworker.waiting import Waitable
 
 _GENERATION: Final = 1  # of every claim
+_PLAIN_QUEUE: Final = {"weight": 1, "max_running": None, "rate": None, "burst": None}
 _LOOK_SECONDS: Final = 0.5  # a wait for another thread's task looks up so often
 
 
@@ -133,6 +134,7 @@ class InlineSupervisor:
         self._functions: dict[int, Any] = {}
         self._options: dict[int, dict[str, Any]] = {}
         self._initialized: dict[str, Any] = {}
+        self._queues: dict[str, dict[str, Any]] = {}  # what they were configured as, which is for nothing here
         self._chunks: dict[int, Record] = {}
         self._running: list[int] = []  # threads, each once for each task that it runs
         self._draining = self._dead = False
@@ -207,6 +209,12 @@ class InlineSupervisor:
             for key in list(self._chunks):
                 self._chunks.pop(key, None)
                 self.events.append((codec.RESULTS, codec.CANCELLED, key, 1 << 32, 0, b""))
+        elif verb == "queue":
+            options = message["options"]
+            self._queues[message["name"]] = options | ({} if options["rate"] is not None else {"burst": None})
+        elif verb == "queues":
+            idle = {"paused": False, "queued": 0, "running": 0}
+            return {name: {**options, **idle} for name, options in self._queues.items()}
         elif verb == "stop":
             self._draining = True
             self._dead = self._dead or message["now"]
@@ -228,6 +236,7 @@ class InlineSupervisor:
     def _run(self, task: int, options: int, run: Callable[..., None]) -> tuple[int, bytes]:
         """Run the attempts of a task, with no pause between them; the status and payload of the last one."""
         asked = self._options[options]
+        self._queues.setdefault(asked.get("queue", "default"), _PLAIN_QUEUE)
         thread, below = threading.get_ident(), _here.runner
         self._running.append(thread)
         try:

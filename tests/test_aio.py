@@ -207,6 +207,34 @@ def _third_attempt() -> int:
     return attempt if attempt == 3 else cast(int, pooljobs.fail(attempt))
 
 
+def test_queues_and_their_limits() -> None:
+    async def main() -> None:
+        async with AsyncProcessWorker(n=1, queues={"mail": 3}, rate=1e6) as w:
+            await w.pause("mail")
+            view = w.options(queue="mail", priority=3)
+            waiting = view.submit(abs, -1)
+            assert await w.submit(abs, -2) == 2
+            states = await w.queues()
+            assert (states["mail"].weight, states["mail"].paused, states["mail"].queued) == (3, True, 1)
+            await w.set_queue("mail", weight=5)
+            await w.set_rate(None)
+            await w.resume("mail")
+            assert await waiting == 1
+            state = (await w.queues())["mail"]
+            assert (state.weight, state.paused, state.queued) == (5, False, 0)
+            with pytest.raises(InvalidArgument, match="a queue's name must be a str"):
+                await w.pause(3)  # type: ignore[arg-type]
+            with pytest.raises(InvalidArgument, match="wait"):
+                await w.set_queue("mail", wait=3)
+            with pytest.raises(ConfigurationError, match="rate must be at least"):
+                await w.set_rate(-1.0)
+        assert await w.queues() == {}
+        with pytest.raises(WorkerStopped):
+            await w.set_rate(1.0)
+
+    run(main)
+
+
 # ------------------------------------------------------------ wake-ups
 
 
@@ -985,7 +1013,9 @@ def test_another_event_loop_gets_one_clear_error() -> None:
             for call in (lambda: w.submit(abs, 1), lambda: w.map(abs, [1]), lambda: w.options(retries=1)):
                 with pytest.raises(WrongEventLoop, match="another event loop"):
                     call()
-            for verb in (w.stop_graceful, w.stop_now, w.processes, w.shutdown, lambda: w.cancel_task("x")):
+            plain = (w.stop_graceful, w.stop_now, w.processes, w.shutdown, w.queues, w.pause, w.resume)
+            given = (lambda: w.cancel_task("x"), lambda: w.set_rate(1), lambda: w.set_queue("x"))
+            for verb in (*plain, *given):
                 with pytest.raises(WrongEventLoop, match="another event loop"):
                     await verb()
             with pytest.raises(WrongEventLoop, match="another event loop"):

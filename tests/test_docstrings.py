@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("module", ["mpworker.aio", "mpworker.context", "mpworker.worker"])
+@pytest.mark.parametrize("module", ["mpworker.aio", "mpworker.aiocontrol", "mpworker.context", "mpworker.worker"])
 def test_the_examples_run(module: str) -> None:
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted > 0

@@ -187,6 +187,21 @@ def test_the_context(w: ProcessWorker) -> None:
         mpworker.current()
 
 
+def test_queues(make: Make) -> None:
+    with make(queues={"mail": 3}, rate=1e6) as w:
+        assert w.options(queue="mail", priority=3).submit(abs, -1).result() == 1
+        assert w.submit(abs, -1).result() == 1
+        w.set_queue("mail", weight=5)
+        w.set_rate(None)
+        states = w.queues()
+        assert (states["mail"].weight, states["mail"].queued, states["mail"].burst) == (5, 0, None)
+        assert (states["default"].weight, states["default"].paused) == (1, False)
+        w.pause()
+        w.resume()
+        assert w.submit(abs, -1).result() == 1
+    assert w.queues() == {}
+
+
 # ------------------------------------------------------------ retries
 
 
@@ -206,6 +221,11 @@ def test_a_retry_policy_judges(w: ProcessWorker, tmp_path: Path) -> None:
     assert len(retry_tasks.times(tmp_path / "one")) == 1
     assert view.submit(retry_tasks.ask_until, tmp_path / "two", 3, 0.0).result() == 3
     assert isinstance(w.submit(raise_it, Retry(after=9.0)).exception(), Retry)
+
+
+def test_a_paused_queue_holds_nothing_up(here: ProcessWorker) -> None:
+    here.pause()
+    assert here.submit(abs, -1).result() == 1
 
 
 def test_a_pause_is_not_waited_for(here: ProcessWorker, tmp_path: Path) -> None:
