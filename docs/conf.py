@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pygments.lexers.special import TextLexer
+
 import mpworker
 
 project = "mpworker"
@@ -40,4 +42,5 @@ def resolve_public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.add_lexer("mermaid", TextLexer)  # the diagrams are drawn where the sources are shown, and are text here
     app.connect("missing-reference", resolve_public_name)

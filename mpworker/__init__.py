@@ -22,25 +22,43 @@ if TYPE_CHECKING:
     from mpworker.aio import AsyncProcessWorker as AsyncProcessWorker
     from mpworker.aio import AsyncTaskView as AsyncTaskView
     from mpworker.aiofuture import AsyncTaskFuture as AsyncTaskFuture
+    from mpworker.aiotasks import AsyncTaskInfo as AsyncTaskInfo
     from mpworker.context import TaskContext as TaskContext
     from mpworker.context import current as current
+    from mpworker.cron import CronRun as CronRun
+    from mpworker.cron import CronTask as CronTask
     from mpworker.future import TaskFuture as TaskFuture
+    from mpworker.metrics import Metrics as Metrics
     from mpworker.queues import QueueOptions as QueueOptions
     from mpworker.queues import QueueState as QueueState
+    from mpworker.retention import Retention as Retention
     from mpworker.retry import RetryPolicy as RetryPolicy
+    from mpworker.task import AttemptInfo as AttemptInfo
+    from mpworker.task import Task as Task
+    from mpworker.task import TaskInfo as TaskInfo
+    from mpworker.task import TaskStatus as TaskStatus
     from mpworker.worker import ProcessWorker as ProcessWorker
     from mpworker.worker import TaskView as TaskView
 
 _HOMES = {
     "AsyncProcessWorker": "mpworker.aio",
     "AsyncTaskFuture": "mpworker.aiofuture",
+    "AsyncTaskInfo": "mpworker.aiotasks",
     "AsyncTaskView": "mpworker.aio",
+    "AttemptInfo": "mpworker.task",
+    "CronRun": "mpworker.cron",
+    "CronTask": "mpworker.cron",
+    "Metrics": "mpworker.metrics",
     "ProcessWorker": "mpworker.worker",
     "QueueOptions": "mpworker.queues",
     "QueueState": "mpworker.queues",
+    "Retention": "mpworker.retention",
     "RetryPolicy": "mpworker.retry",
+    "Task": "mpworker.task",
     "TaskContext": "mpworker.context",
     "TaskFuture": "mpworker.future",
+    "TaskInfo": "mpworker.task",
+    "TaskStatus": "mpworker.task",
     "TaskView": "mpworker.worker",
     "current": "mpworker.context",
 }
@@ -48,13 +66,22 @@ _HOMES = {
 __all__ = [
     "AsyncProcessWorker",
     "AsyncTaskFuture",
+    "AsyncTaskInfo",
     "AsyncTaskView",
+    "AttemptInfo",
+    "CronRun",
+    "CronTask",
+    "Metrics",
     "ProcessWorker",
     "QueueOptions",
     "QueueState",
+    "Retention",
     "RetryPolicy",
+    "Task",
     "TaskContext",
     "TaskFuture",
+    "TaskInfo",
+    "TaskStatus",
     "TaskView",
     "__version__",
     "current",

@@ -1,12 +1,14 @@
 """`AsyncProcessWorker`: the pool in an event loop."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
 from mpworker.aiocontrol import AsyncControl
+from mpworker.aiocron import AsyncCronView, AsyncCronWorker
 from mpworker.aiofuture import AsyncTaskFuture
+from mpworker.aiotasks import AsyncTasks
 from mpworker.checks import check_seconds
 from mpworker.errors import InvalidArgument
 from mpworker.loopclient import LoopClient
@@ -16,6 +18,7 @@ from mpworker.worker import ProcessWorker, TaskView
 if TYPE_CHECKING:
     from mpworker.client import Client
     from mpworker.queues import QueueOptions
+    from mpworker.retention import Retention
     from mpworker.retry import RetryPolicy
 
 P = ParamSpec("P")
@@ -33,11 +36,19 @@ class PoolOptions(SizeOptions, total=False):
     preload: Sequence[str]
     initializer: Callable[..., object] | None
     initargs: Iterable[Any]
+    max_tasks_per_child: int | None
+    memory_limit: int | None
+    memory_limit_hard: int | None
+    cpu_affinity: Collection[int] | str | None
+    nice: int
+    blas_threads: int | None
     max_pending: int
+    submit_timeout: float | None
     queues: "Mapping[str, int | QueueOptions] | None"
     unknown_queues: Literal["create", "refuse"]
     rate: float | None
     burst: int | None
+    retention: "Retention | None"
     lease_ttl: float
     start_timeout: float
     kill_timeout: float
@@ -55,7 +66,7 @@ class _Pool(ProcessWorker):
         return LoopClient(options, initializer, initargs)
 
 
-class AsyncTaskView:
+class AsyncTaskView(AsyncCronView):
     """An asynchronous worker with other task options; made by `AsyncProcessWorker.options`.
 
     It shares everything with its worker, which owns the processes.
@@ -72,7 +83,8 @@ class AsyncTaskView:
         """Have a child call `fn(*args, **kwargs)`; not a coroutine: the task is on its way when this returns.
 
         Where `max_pending` tasks are unfinished, or the ring to the supervisor is full, the call waits in this process,
-        as a pickle, and the event loop goes on; the future is done when the task is. So `await` what you submit before
+        as a pickle, and the event loop goes on; the future is done when the task is, or after `submit_timeout` has
+        raised QueueFull. So `await` what you submit before
         you submit more, or use `map`, which reads its input as results are taken.
 
         Args:
@@ -90,6 +102,7 @@ class AsyncTaskView:
             SerializationError: It, or an argument, cannot be pickled.
             WorkerStopped: The worker was stopped, or made before this process was forked.
             WrongEventLoop: The worker is in use by another event loop, or none runs here.
+            QueueFull: `max_pending` tasks are unfinished, and `submit_timeout` is 0; else the future raises it.
 
         Example:
             >>> import asyncio
@@ -213,7 +226,7 @@ class AsyncTaskView:
         return AsyncTaskView(self._view.options(**options))
 
 
-class AsyncProcessWorker(AsyncTaskView, AsyncControl):
+class AsyncProcessWorker(AsyncTaskView, AsyncTasks, AsyncControl, AsyncCronWorker):
     """A `ProcessWorker` for asyncio: what waits there is awaited here, and the event loop goes on meanwhile.
 
     It has no thread: the loop itself watches for results, and unpickles them. It belongs to the event loop in which it
@@ -267,19 +280,26 @@ class AsyncProcessWorker(AsyncTaskView, AsyncControl):
             await self.stop_now()
         return False
 
-    async def cancel_task(self, task_id: str) -> bool:
-        """Cancel a task by its id.
+    @property
+    def n(self) -> int:
+        """How many children there are to be."""
+        return self._pool.n
 
-        Its future raises `TaskCancelled`, while one that is cancelled itself raises `asyncio.CancelledError`.
+    async def set_max_workers(self, n: int) -> None:
+        """Have n children from now on, while tasks run: see `ProcessWorker.set_max_workers`.
 
-        Returns:
-            True if it will end cancelled, False if it had ended.
+        Args:
+            n: 1 to 256.
 
         Raises:
-            TaskNotFound: No task of this worker has the id.
+            InvalidArgument: `n` is no whole number.
+            ConfigurationError: It is out of its bounds.
+            OSError: The supervisor may not open the descriptors that so many children need. Nothing has changed.
+            WorkerStopped: The worker was stopped, or made before this process was forked.
             WrongEventLoop: The worker is in use by another event loop.
         """
-        return await self._client.cancel_task(task_id)
+        self._client.check()
+        await self._client.carry_out_soon(self._pool._resizing(n))
 
     async def processes(self) -> dict[str, Any]:
         """The process ids of the supervisor, the nursery and the children: see `ProcessWorker.processes`.

@@ -27,11 +27,12 @@ class AsyncTaskFuture(asyncio.Future[T]):
         self._client = client
         self._key = key
         self._name = name  # of the function
+        self._id = ""  # of the user's own
 
     @property
     def task_id(self) -> str:
         """The task's id; logs and `mpworker.current()` show the same."""
-        return f"{self._client.prefix}{self._key}"
+        return self._id or f"{self._client.prefix}{self._key}"
 
     def __repr__(self) -> str:
         state = "cancelled" if self.cancelled() else "finished" if self.done() else "unfinished"
@@ -49,6 +50,7 @@ class LoopFuture(TaskFuture[Any]):
     """What the reader settles: it hands on to the future that is awaited."""
 
     _client: "LoopClient"
+    _retold = False  # its outcome was told before, by another future
 
     def __init__(self, client: "LoopClient", key: int, name: str) -> None:
         super().__init__(client, key, name)
@@ -60,6 +62,23 @@ class LoopFuture(TaskFuture[Any]):
             self._payload = data
             self.status = status
         self._client.due.append(self)
+
+    def take_id(self, task_id: str, retold: bool = False) -> None:
+        """See `TaskFuture.take_id`."""
+        super().take_id(task_id, retold)
+        self.awaited._id = task_id
+        self._retold = retold
+
+    def has_been_told(self) -> bool:
+        """See `TaskFuture.has_been_told`."""
+        return self.status >= 0 and self.awaited.done()
+
+    def refuse(self, error: Exception) -> None:
+        """It will not be sent: it ends by this."""
+        self.refused = True
+        self._exception = error
+        self.settle(codec.ERROR, b"")
+        self._payload = None
 
     def tell(self) -> None:
         """Unpickle, and end the wait. The user's code runs here, and so not while events are read."""
@@ -83,7 +102,7 @@ class LoopFuture(TaskFuture[Any]):
             awaited.set_exception(_wrapped(error, self._subject))
         else:
             awaited.set_exception(error)
-        if self.status == codec.CANCELLED:
+        if self.status == codec.CANCELLED or self._retold:
             awaited.exception()  # whoever stopped the worker knows: asyncio need not log what nobody asked for
 
 

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from mpworker.errors import ConfigurationError, InvalidArgument
 
+TEXT_MAX: Final = 200
 _SECONDS_MAX: Final = 1e9
 
 
@@ -68,6 +69,20 @@ def check_number(name: str, value: Any, low: float, high: float) -> float:
     if value > high:
         raise ConfigurationError(f"{name} must be at most {high:g}, not {value!r}")
     return float(value)
+
+
+def check_text(name: str, value: Any, low: int) -> str:
+    """A text of `low` to TEXT_MAX characters: a name, an id, a key.
+
+    Raises:
+        InvalidArgument: It is no str.
+        ConfigurationError: It is too short or too long.
+    """
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{name} must be a str, not {value!r}")
+    if not low <= len(value) <= TEXT_MAX:
+        raise ConfigurationError(f"{name} must have {low} to {TEXT_MAX} characters, not {len(value)}")
+    return value
 
 
 def _is_real(value: Any) -> bool:

@@ -8,41 +8,46 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from mpworker import context
 from mpworker.errors import (
     ConfigurationError,
-    InvalidArgument,
+    QueueFull,
     SerializationError,
     StartFailed,
     SupervisorLost,
-    TaskNotFound,
     WorkerStopped,
 )
 from mpworker.functions import FunctionTable
 from mpworker.future import TaskFuture
-from mpworker.ipc import codec, payload
+from mpworker.ipc import codec, details, payload
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
-from mpworker.launch import launch
-from mpworker.mapping import Mapping
+from mpworker.launch import descriptors_of, launch, overlap, too_few_descriptors
+from mpworker.mapping import Mapping as Map
 from mpworker.options import QUEUES_MAX, TaskDefaults, WorkerOptions
 from mpworker.outcomes import start_failed
 from mpworker.reader import Reader
+from mpworker.steps import Answer, Steps, asking
 from mpworker.waiting import Reply, wake_all
 
 if TYPE_CHECKING:
     from mpworker.queues import QueueOptions
     from mpworker.retry import RetryPolicy
 
+T = TypeVar("T")
+
 _EXIT_SECONDS: Final = 10.0  # how long stop_now lets the supervisor clean up before it is killed
 _CALLBACK_SECONDS: Final = 1.0  # how long stop_now waits for the callbacks of what it cancelled
+_ANSWER_SECONDS: Final = 1.0  # how long a stop whose time is over waits for an answer
 _DRAIN: Final = json.dumps({"verb": "stop", "now": False}).encode()
 _ORDER: Final = ("queue", "priority", "weight")  # what is told only where it differs
 _PLAIN: Final = TaskDefaults()
+OPTIONS_MAX: Final = 1024
 _NOW: Final = json.dumps({"verb": "stop", "now": True}).encode()
 
 
@@ -85,6 +90,11 @@ os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)
 
 
+def queue_full(bound: int, timeout: float) -> QueueFull:
+    """The error of a submission that finds `max_pending` tasks unfinished."""
+    return QueueFull(f"max_pending={bound} tasks are unfinished, and submit_timeout={timeout:g} s is over")
+
+
 class Client(Reader):
     """One client of one supervisor of its own.
 
@@ -99,7 +109,7 @@ class Client(Reader):
         OSError: No memory, descriptor or process is left.
     """
 
-    _future_type: type[TaskFuture[Any]] = TaskFuture
+    make_future: type[TaskFuture[Any]] = TaskFuture
     _interrupts = False  # a map that is closed interrupts its items that run
     _launch = staticmethod(launch)
 
@@ -121,6 +131,7 @@ class Client(Reader):
         self._reaping = False
         self.split: dict[Any, Any] = {}  # chunk: its map; has items to be sent one by one, for which a drain waits
         self._resending: list[tuple[int, int]] = []  # (thread, chunk) of those who do so
+        self.recurs = False  # a recurring task was registered
         self._cancels = False  # what has not begun shall not
         self.end: tuple[int, bytes] | None = None  # what became of all that was pending
         self._forgotten: deque[int] = deque()  # functions that the supervisor is still to be told of
@@ -134,29 +145,38 @@ class Client(Reader):
 
     # ------------------------------------------------------------ send
 
-    def options_key(self, options: TaskDefaults) -> int:
-        """The number under which the supervisor knows these options."""
+    def say_options(self, options: TaskDefaults) -> tuple[int, dict[str, Any] | None]:
+        """The number under which the supervisor knows these options, and what of them goes along with each task."""
         if self._closed:
             self._refuse()
-        key = self._option_keys.get(options)
-        if key is None:
-            crash_retries = options.retries if options.crash_retries is None else options.crash_retries
-            report: dict[str, Any] = {
-                "timeout": options.timeout,
-                "retries": options.retries,
-                "crash_retries": crash_retries,
-            }
-            if options.retry_policy is not None:
-                report |= self._retry_report(options.retry_policy)
-            if options.queue not in self._queue_names:
-                self._add_queue(options.queue)
-            for name in _ORDER:
-                if getattr(options, name) != getattr(_PLAIN, name):
-                    report[name] = getattr(options, name)
+        said: dict[str, Any] = {}
+        if options.concurrency_key:
+            said["concurrency"] = [options.concurrency_key, options.concurrency]
+        shared = options
+        if options.concurrency_key or options.concurrency != 1:
+            shared = replace(options, concurrency_key="", concurrency=1)
+        key = self._option_keys.get(shared)
+        if key is None and len(self._option_keys) >= OPTIONS_MAX:
+            key = 1  # any
+            said["options"] = self._options_report(shared)
+        elif key is None:
             key = next(self._option_numbers)
-            self._send(codec.OPTIONS, 0, key, 0, 0, json.dumps(report).encode())
-            self._option_keys[options] = key  # another thread may have sent the same ones: either number will do
-        return key
+            self._send(codec.OPTIONS, 0, key, 0, 0, json.dumps(self._options_report(shared)).encode())
+            self._option_keys[shared] = key  # another thread may have sent the same ones: either number will do
+        return key, said or None
+
+    def _options_report(self, options: TaskDefaults) -> dict[str, Any]:
+        crash_retries = options.retries if options.crash_retries is None else options.crash_retries
+        report: dict[str, Any] = {
+            "timeout": options.timeout,
+            "retries": options.retries,
+            "crash_retries": crash_retries,
+        }
+        if options.retry_policy is not None:
+            report |= self._retry_report(options.retry_policy)
+        if options.queue not in self._queue_names:
+            self._add_queue(options.queue)
+        return report | {name: each for name in _ORDER if (each := getattr(options, name)) != getattr(_PLAIN, name)}
 
     def _retry_report(self, policy: "RetryPolicy") -> dict[str, Any]:
         judge = policy.judge()
@@ -186,6 +206,11 @@ class Client(Reader):
         self.tell({"verb": "queue", "name": name, "options": told})
         self.queues[name] = options
         self._queue_names.add(name)
+
+    def configure_queues(self, queues: "Mapping[str, QueueOptions]") -> None:
+        """Make several queues, or change them."""
+        for name, options in queues.items():
+            self.configure_queue(name, options)
 
     def limit_rate(self, rate: float | None, burst: int | None) -> None:
         """Limit the starts of all queues together."""
@@ -218,10 +243,26 @@ class Client(Reader):
             raise WorkerStopped("the worker is stopped and takes no more tasks")
 
     def submit(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: int
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: int,
+        said: dict[str, Any] | None = None,
+        make: Callable[["Client", int, str], TaskFuture[Any]] | None = None,
     ) -> TaskFuture[Any]:
-        """Send one task."""
+        """Send one task.
+
+        Args:
+            function: What is called.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+            options: The key of its options.
+            said: What it says beyond them: see `mpworker.ipc.details`.
+            make: Makes its future of this client, its key and the name of the function; None makes a plain one.
+        """
         pending = self.pending
+        flags = codec.DETAILED if said is not None else 0
         live = self.functions.live
         while True:
             if self._closed:
@@ -230,12 +271,14 @@ class Client(Reader):
                 function_key = self.functions.key(function)
                 data = payload.dumps((args, kwargs) if function_key else (function, args, kwargs))
             except payload.Unserializable as error:
-                raise self._cannot_send(function, args, kwargs, error) from error
+                raise self.cannot_send(function, args, kwargs, error) from error
+            if said is not None:
+                data = details.pack(said, data)
             key = next(self._keys)
             if len(pending) >= self._options.max_pending:
-                self._wait_for_place()
+                self._wait_until_there_is_room()
             name = live.get(function_key) or payload.name_of_callable(function)
-            future: TaskFuture[Any] = self._future_type(self, key, name)
+            future: TaskFuture[Any] = (make or self.make_future)(self, key, name)
             large = len(data) > self._max_record
             pending[key] = future
             self._last_key = key
@@ -243,9 +286,9 @@ class Client(Reader):
                 # The GIL changes hands at calls: between these looks and the push no other thread can close the worker
                 # or drop the function. Nor is the task forgotten: whoever closes settles what is pending afterwards.
                 if function_key in live and not self._closed:
-                    if not large and self._push(codec.SUBMIT, 0, key, function_key, options, data):
+                    if not large and self._push(codec.SUBMIT, flags, key, function_key, options, data):
                         break
-                    if self._send_slowly(codec.SUBMIT, 0, key, function_key, options, data):
+                    if self._send_slowly(codec.SUBMIT, flags, key, function_key, options, data):
                         break
             except BaseException:
                 pending.pop(key, None)
@@ -256,10 +299,11 @@ class Client(Reader):
             self.poll()
         return future
 
-    def _wait_for_place(self) -> None:
-        """Wait until fewer than max_pending tasks are unfinished."""
-        pending, most = self.pending, self._options.max_pending
-        self.wait_for(self.when(lambda: len(pending) < most or bool(self._closed)), None)
+    def _wait_until_there_is_room(self) -> None:
+        timeout, bound = self._options.submit_timeout, self._options.max_pending
+        self.poll()
+        if not self.wait_for(self.when(lambda: len(self.pending) < bound or bool(self._closed)), timeout):
+            raise queue_full(bound, timeout or 0.0)
         self.refuse_if_closed()
 
     def _is_closed(self) -> bool:
@@ -270,9 +314,10 @@ class Client(Reader):
         if self._closed:
             self._refuse()
 
-    def _cannot_send(
-        self, function: object, args: Sequence[Any], kwargs: dict[str, Any], error: payload.Unserializable
+    def cannot_send(
+        self, function: object, args: Sequence[Any], kwargs: Mapping[str, Any], error: payload.Unserializable
     ) -> BaseException:
+        """The error of a call that cannot be pickled."""
         from mpworker import hints
 
         name = payload.name_of_callable(function)
@@ -290,7 +335,7 @@ class Client(Reader):
 
     def map(self, *args: Any) -> Any:
         """The results of a `map`; for the arguments see `Mapping`."""
-        return Mapping(self, *args).results()
+        return Map(self, *args).results()
 
     def send_chunk(
         self, chunk: Any, flags: int, function: int, options: int, items: int, data: bytes, again: bool = False
@@ -437,6 +482,20 @@ class Client(Reader):
         self._replies.pop(key, None)
         return None if reply.answer is None or "lost" in reply.answer else reply.answer
 
+    def carry_out(self, steps: Steps[T]) -> T:
+        """Ask what a verb asks, and return what it returns."""
+        try:
+            self._ask_each(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        finally:
+            steps.close()
+
+    def _ask_each(self, steps: Steps[T]) -> NoReturn:
+        answer: Answer = None
+        while True:
+            answer = self.request(steps.send(answer))
+
     def cancel(self, key: int) -> bool:
         """Cancel a task. True if it will end cancelled, False if it had ended."""
         try:
@@ -455,33 +514,33 @@ class Client(Reader):
             self._send(codec.REQUEST, 0, 0, 0, 0, json.dumps(message).encode())
         self.pending.pop(key, None)  # last: a chunk that is neither here nor cancelled would keep a drain waiting
 
-    def cancel_id(self, task_id: str) -> bool:
-        """Cancel by id; see `cancel`."""
-        future = self._unfinished(task_id)
-        return future is not None and bool(future.cancel())
+    def new_key(self) -> int:
+        """The number of a task that the supervisor makes for this client."""
+        key = self._last_key = next(self._keys)
+        return key
 
-    def _unfinished(self, task_id: str) -> "TaskFuture[Any] | None":
-        """The future of a task; None if it has ended.
-
-        Raises:
-            TaskNotFound: No task has the id.
-        """
-        if not isinstance(task_id, str):
-            raise InvalidArgument(f"a task id is a str, not {task_id!r}")
+    def key_of(self, task_id: str) -> int:
+        """The number that an id of ours names; 0 if it names none that was given out."""
         number = task_id.removeprefix(self.prefix)
-        known = task_id.startswith(self.prefix) and number.isdecimal() and len(number) < 20
-        key = int(number) if known else 0
-        future = self.pending.get(key)
-        if isinstance(future, TaskFuture):
-            return future
-        if future is not None or not 0 < key <= self._last_key:  # a chunk of a map is no task
-            raise TaskNotFound(f"no task has the id {task_id!r}")
-        return None
+        if not (task_id.startswith(self.prefix) and number.isdecimal() and len(number) < 20):
+            return 0
+        key = int(number)
+        return key if 0 < key <= self._last_key or (self.recurs and key >= codec.CRON_KEYS) else 0
 
     def is_running(self, key: int) -> bool:
         """Has a child claimed the task?"""
         answer = self.request({"verb": "running", "task": key})
         return bool(answer and answer["running"])
+
+    def resizing(self, n: int) -> Steps[None]:
+        """Have n children from now on."""
+        self.refuse_if_closed()
+        needed = descriptors_of(n + overlap(self._options))
+        answer = yield from asking({"verb": "set_max_workers", "n": n, "descriptors": needed})
+        if answer is None:
+            self._refuse()
+        elif answer["hard"]:
+            raise too_few_descriptors(n, needed, answer["hard"])
 
     # ------------------------------------------------------------ stop
 
@@ -519,8 +578,16 @@ class Client(Reader):
         if self.is_over():
             self._join_background(left())
         else:
+            self._cut_short = self._cut_short or self._cuts_a_run_short()
             self.stop_now()
         return self._all_finished()
+
+    def _cuts_a_run_short(self) -> bool:
+        """Is a run of a recurring task, which has no future, unfinished?"""
+        if not self.recurs:
+            return False
+        answer = self.request({"verb": "cron", "op": "unfinished"}, _ANSWER_SECONDS)
+        return bool(answer["unfinished"]) if answer is not None else not self.is_over()
 
     def _all_finished(self) -> bool:
         """Of what was accepted; it may have been though the time was over before all processes had gone."""

@@ -1,7 +1,8 @@
 """What a running task can ask: `mpworker.current()`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from mpworker.errors import ConfigurationError, MPWorkerError
 
@@ -13,10 +14,22 @@ class TaskContext:
     Attributes:
         task_id: The id that the client's `TaskFuture.task_id` shows too; for an item of a `map`, that of its chunk.
         attempt: 1 for the first.
+        deadline: When the task must have ended, on the clock of `time.monotonic`; None for no deadline.
+        metadata: As it was given to `Task`.
     """
 
     task_id: str
     attempt: int
+    deadline: float | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, 0 or more; None for no deadline."""
+        if self.deadline is None:
+            return None
+        import time
+
+        return max(0.0, self.deadline - time.monotonic())
 
 
 # Set by the child's main loop: makes the context of what runs now, or None between tasks. Made when asked for, not per

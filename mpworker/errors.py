@@ -3,7 +3,7 @@
 ============ ========================================================================================
 whose fault  errors
 ============ ========================================================================================
-the caller's `ConfigurationError`, `TaskNotFound`, `WorkerStopped`, `WrongEventLoop`
+the caller's `ConfigurationError`, `TaskNotFound`, `DuplicateTask`, `QueueFull`, `WorkerStopped`, `WrongEventLoop`
 the task's   `SerializationError`, `TaskTimeout`, `TaskCancelled`, `TaskExited`
 a child's    `WorkerCrashed`
 ours         `SupervisorLost`
@@ -32,6 +32,14 @@ class TaskNotFound(MPWorkerError, KeyError):
         return Exception.__str__(self)  # a KeyError's own would quote the message
 
 
+class DuplicateTask(MPWorkerError, ValueError):
+    """A task has the id or the idempotency key of another one."""
+
+
+class QueueFull(MPWorkerError):
+    """`max_pending` tasks are unfinished, and `submit_timeout` is over."""
+
+
 class WorkerStopped(MPWorkerError, RuntimeError):
     """The worker takes no more tasks: it was stopped, or it was made before this process was forked."""
 
@@ -56,8 +64,8 @@ class TaskTimeout(MPWorkerError, TimeoutError):
     """An attempt of a task ran for longer than its timeout.
 
     Attributes:
-        stack: The Python stack of the task when it was interrupted, from its function on; "" if it was never in
-            Python code to be.
+        stack: The Python stack of the task when it was interrupted, or had to be killed because it took no interrupt,
+            from its function on; "" if it had no Python frame.
     """
 
     def __init__(self, message: str = "", stack: str = "") -> None:
@@ -115,7 +123,8 @@ class WorkerCrashed(MPWorkerError, BrokenExecutor):
         pid: The child's process id.
         signal: The number of the signal that killed it, or 0.
         exit_code: Its exit code, or None if a signal killed it.
-        cause: "signal", "exit", "oom" (the kernel's out-of-memory kill), "lease" (no heartbeat), "nursery" (the process
+        cause: "signal", "exit", "oom" (the kernel's out-of-memory kill), "memory" (more than `memory_limit_hard`),
+            "lease" (no heartbeat), "nursery" (the process
             that forks the children died), "corrupt" (it wrote nonsense into the memory it shares with the
             supervisor), "lost" (a chunk's item ended, its result died with the child) or
             "unkillable" (the child survived SIGKILL).

@@ -14,12 +14,12 @@ _NAMES_ELSEWHERE: Final = {
     ),
     **dict.fromkeys(("max_retries", "retry", "attempts"), "retries"),
     **dict.fromkeys(("imports", "preload_modules", "set_forkserver_preload"), "preload"),
+    "maxtasksperchild": "max_tasks_per_child",
 }
 _FORKED: Final = "there is one way to start children, a fork of a process without threads"
 _OF_MAP: Final = "it is an argument of map()"
 _NOT_HERE: Final = {
     **dict.fromkeys(("mp_context", "context", "start_method", "backend"), _FORKED),
-    **dict.fromkeys(("maxtasksperchild", "max_tasks_per_child"), "a child lives as long as its worker"),
     **dict.fromkeys(("chunksize", "buffersize", "return_exceptions"), _OF_MAP),
 }
 

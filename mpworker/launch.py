@@ -47,6 +47,8 @@ main(3)
 _FDS_OWN: Final = 12
 _FDS_OF_A_CHILD: Final = 5
 _FDS_TO_MAKE_A_CHILD: Final = 8
+# Children that exit while others have their places already, where children are replaced on purpose.
+_OVERLAP_MAX: Final = 8
 
 
 class Supervisor:
@@ -149,25 +151,50 @@ def _start_failure(words: bytes, python: str, how: str) -> dict[str, str] | None
     return {"what": "python", "why": why}
 
 
-def _descriptors(n: int) -> int:
+def _recycling(options: WorkerOptions) -> dict[str, Any]:
+    """The options by which children are replaced on purpose, as the scheduler takes them; empty for none."""
+    found = {
+        "max_tasks": options.max_tasks_per_child,
+        "memory_soft": options.memory_limit,
+        "memory_hard": options.memory_limit_hard,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def overlap(options: WorkerOptions) -> int:
+    """Children that there may be beyond `n`."""
+    return _OVERLAP_MAX if _recycling(options) else 0
+
+
+def descriptors_of(children: int) -> int:
+    """How many descriptors the supervisor of so many children must be able to open."""
+    return _FDS_OWN + _FDS_OF_A_CHILD * (children - 1) + _FDS_TO_MAKE_A_CHILD
+
+
+def _descriptors(n: int, spare: int = 0) -> int:
     """The limit of descriptors that a supervisor must raise its own to, 0 if what this process may open is enough.
 
     Raises:
         OSError: It may not.
     """
-    needed = _FDS_OWN + _FDS_OF_A_CHILD * (n - 1) + _FDS_TO_MAKE_A_CHILD
+    needed = descriptors_of(n + spare)
     if not 0 <= os.sysconf("SC_OPEN_MAX") < needed:  # the soft limit; -1 is none
         return 0
     import resource  # costs an import, and few programs come here
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
-        raise OSError(
-            errno.EMFILE,
-            f"the supervisor of n={n} children needs {needed} open descriptors: {os.strerror(errno.EMFILE)} "
-            f"(RLIMIT_NOFILE allows {hard})",
-        )
+        raise too_few_descriptors(n, needed, hard)
     return needed
+
+
+def too_few_descriptors(n: int, needed: int, hard: int) -> OSError:
+    """The error where the hard limit is below what n children need."""
+    return OSError(
+        errno.EMFILE,
+        f"the supervisor of n={n} children needs {needed} open descriptors: {os.strerror(errno.EMFILE)} "
+        f"(RLIMIT_NOFILE allows {hard})",
+    )
 
 
 def _interpreter(options: WorkerOptions) -> str:
@@ -238,15 +265,20 @@ def launch(
         OSError: No memory, descriptor or process is left. Nothing is left behind.
     """
     python = _interpreter(options)
-    descriptors = _descriptors(options.n)
+    descriptors = _descriptors(options.n, overlap(options))
     blob = _blob(options, pickle_initializer(initializer, initargs))
     root = os.path.dirname(os.path.dirname(os.path.abspath(mpworker.__file__)))
     cores = available_cores()
+    spread = options.cpu_affinity == "spread"
     seed = os.environ.get("PYTHONHASHSEED", "")
     capacities = (options.client_ring_bytes, options.client_ring_bytes)
     config = {
         "n": options.n,
         "descriptors": descriptors,
+        "overlap": overlap(options),
+        "recycling": _recycling(options),
+        "cores": sorted(os.sched_getaffinity(0)) if spread else list(options.cpu_affinity or ()),
+        "spread": spread,
         "slots": options.slots,
         "lease_ttl": options.lease_ttl,
         "grace": options.grace,
@@ -265,6 +297,9 @@ def launch(
         "child": {
             "max_payload_bytes": options.max_payload_bytes,
             "task_prefix": prefix,
+            "nice": options.nice,
+            "blas_threads": options.blas_threads or max(1, cores // options.n),
+            "blas_asked": options.blas_threads is not None,
             "heartbeat_interval": min(1.0, options.lease_ttl / 8),
             # Children spin only if each of them, the supervisor and the client have a core of their own.
             "spin_ns": _CHILD_SPIN_NS if cores > options.n + 1 else 0,

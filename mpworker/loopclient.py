@@ -31,10 +31,11 @@ import json
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mpworker.aiofuture import LoopFuture, Wakes
-from mpworker.client import _DRAIN, _EXIT_SECONDS, Client
+from mpworker.aioline import ABOUT_TASKS, complete
+from mpworker.client import _ANSWER_SECONDS, _DRAIN, _EXIT_SECONDS, Client, queue_full
 from mpworker.errors import WrongEventLoop
 from mpworker.ipc import codec
 from mpworker.ipc._native import Bell, RingCorrupt
@@ -42,9 +43,13 @@ from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
 from mpworker.options import WorkerOptions
 from mpworker.reader import _BATCH
+from mpworker.steps import Answer, Message, Steps
+from mpworker.waiting import wake_all
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+T = TypeVar("T")
 
 _RETRY_SECONDS: Final = 0.05
 _KEEPS_ITS_PLACE: Final = (codec.SUBMIT, codec.FORGET)
@@ -67,7 +72,7 @@ class LoopClient(Client):
         due: Futures that have ended and have not been told.
     """
 
-    _future_type = LoopFuture
+    make_future = LoopFuture
     _interrupts = True
 
     def __init__(
@@ -79,6 +84,7 @@ class LoopClient(Client):
         self._over_waiters: list[Wakes] = []
         self._line: dict[int, Record] = {}  # behind max_pending: of a task by its key, of others by a negative number
         self._in_line = 0  # how many of them are tasks
+        self._questions = 0  # about tasks, whose answers are under way: nothing leaves the line
         self._outbox: deque[Record] = deque()  # behind a full ring
         self._room_max = self.supervisor.channel.outbound.max_payload
         self._push_now = self._push
@@ -169,6 +175,7 @@ class LoopClient(Client):
             first.tell()
             if due and due[0] is first:  # no call between look and act
                 del due[0]
+        wake_all(self._any_event)
 
     def _on_death(self) -> None:
         if self._leader is not None:
@@ -212,6 +219,8 @@ class LoopClient(Client):
         if kind == codec.SUBMIT and (line or len(self.pending) - self._in_line > self._options.max_pending):
             line[a] = (kind, flags, a, b, c, data)
             self._in_line += 1  # no call since the store
+            if self._options.submit_timeout is not None:
+                self.check().call_later(self._options.submit_timeout, self._give_up, a)
         elif line and (kind in _KEEPS_ITS_PLACE or data is _DRAIN):
             line[-next(self._keys)] = (kind, flags, a, b, c, data)
         else:
@@ -242,13 +251,19 @@ class LoopClient(Client):
         self._ring()
         return True
 
-    def _wait_for_place(self) -> None:
-        """Nothing: what is too much waits in line."""
+    def _wait_until_there_is_room(self) -> None:
+        """What is too much waits in line, and not here."""
+        if self._options.submit_timeout == 0.0:
+            self.poll()
+            self._wake_leader()  # what has ended is to be told
+            if len(self.pending) >= self._options.max_pending:
+                raise queue_full(self._options.max_pending, 0.0)
+        self.refuse_if_closed()
 
     def _leave_line(self) -> None:
         """Send what waits for others to end."""
         line = self._line
-        while line:
+        while line and not self._questions:
             key = next(iter(line), 0)
             if key > 0 and len(self.pending) - self._in_line >= self._options.max_pending:
                 return
@@ -260,6 +275,15 @@ class LoopClient(Client):
                 if key < 0 or key in self.pending:  # else its submission was interrupted
                     self._post(record)
 
+    def _give_up(self, key: int) -> None:
+        """A task has been in line for `submit_timeout`."""
+        timeout = self._options.submit_timeout
+        if key in self._line and timeout is not None:
+            del self._line[key]
+            self._in_line -= 1  # no call since the look
+            self.pending.pop(key).refuse(queue_full(self._options.max_pending, timeout))
+            self._wake_leader()
+
     def _drop_from_line(self, key: int) -> bool:
         """A task is cancelled: if it is in line it never leaves; whether it was."""
         if key not in self._line:
@@ -270,6 +294,20 @@ class LoopClient(Client):
         future.settle(codec.CANCELLED, b"")
         self._wake_leader()
         return True
+
+    def _drop_all_from_line(self) -> int:
+        return sum(self._drop_from_line(key) for key in [key for key in self._line if key > 0])
+
+    def tasks_in_line(self) -> list[Record]:
+        """What `submit` has kept back."""
+        return [record for key, record in self._line.items() if key > 0]
+
+    def options_said(self, number: int) -> dict[str, Any]:
+        """The queue, priority and weight that the supervisor knows by this number."""
+        for options, each in self._option_keys.items():
+            if each == number:
+                return {name: getattr(options, name) for name in ("queue", "priority", "weight")}
+        return {}
 
     # ------------------------------------------------------------ cancel and ask
 
@@ -283,19 +321,25 @@ class LoopClient(Client):
         if key in self.pending and not self._drop_from_line(key) and not (self._exited or self._forked):
             self._send(codec.REQUEST, 0, 0, 0, 0, json.dumps({"verb": "cancel", "task": key}).encode())
 
-    async def cancel_task(self, task_id: str) -> bool:
-        """Cancel by id; see `Client.cancel_id`."""
-        self.check()
-        future = self._unfinished(task_id)
-        if future is None:
-            return False
-        if self._drop_from_line(future._key):
-            return True
-        answer = await self.ask({"verb": "cancel", "task": future._key})
-        return bool(answer and answer["cancelled"])
+    async def ask(self, message: Message) -> Answer:
+        """Ask the supervisor; None when it is gone. What it says of tasks is completed by what waits in line."""
+        verb = message["verb"]
+        if verb == "cancel" and self._drop_from_line(message["task"]):
+            return {"cancelled": True}
+        if verb == "cancel_all":
+            dropped = self._drop_all_from_line()
+            answer = await self._ask(message)
+            return {"cancelled": dropped + (answer["cancelled"] if answer else 0)}
+        if verb not in ABOUT_TASKS:
+            return await self._ask(message)
+        self._questions += 1
+        try:
+            return complete(self, message, await self._ask(message))
+        finally:
+            self._questions -= 1
+            self._wake_leader()  # the line moves on
 
-    async def ask(self, message: dict[str, Any]) -> dict[str, Any] | None:
-        """Ask the supervisor; None when it is gone."""
+    async def _ask(self, message: Message) -> Answer:
         reply = Wakes(self.check())
         if self._exited:
             return None
@@ -307,6 +351,34 @@ class LoopClient(Client):
         finally:
             self._replies.pop(key, None)
         return None if reply.answer is None or "lost" in reply.answer else reply.answer
+
+    async def carry_out_soon(self, steps: Steps[T]) -> T:
+        """Ask what a verb asks, and return what it returns."""
+        self.check()
+        answer: Answer = None
+        try:
+            while True:
+                answer = await self.ask(steps.send(answer))
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        finally:
+            steps.close()
+
+    async def until(self, test: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until something is so that an event brings about; whether it is."""
+        loop = self.check()
+        deadline = None if timeout is None else loop.time() + timeout
+        while not test():
+            left = None if deadline is None else deadline - loop.time()
+            if left is not None and left <= 0:
+                return False
+            waiter: Any = Wakes(loop)
+            self._any_event.append(waiter)
+            try:
+                await asyncio.wait([waiter.future], timeout=left)
+            finally:
+                self._any_event.remove(waiter)
+        return True
 
     # ------------------------------------------------------------ map
 
@@ -328,8 +400,21 @@ class LoopClient(Client):
         if not self._over:
             self._say_drain()
         if not await self._until_over(timeout):
+            self._cut_short = self._cut_short or await self._cuts_one_short()
             await self.end_now()
         return self._all_finished()
+
+    async def _cuts_one_short(self) -> bool:
+        """As `Client._cuts_a_run_short`."""
+        if not self.recurs:
+            return False
+        asked = asyncio.ensure_future(self.ask({"verb": "cron", "op": "unfinished"}))
+        await asyncio.wait([asked], timeout=_ANSWER_SECONDS)
+        if not asked.done():
+            asked.cancel()
+            return not self._over
+        answer = asked.result()
+        return bool(answer["unfinished"]) if answer is not None else not self._over
 
     async def end_now(self) -> None:
         """As `Client.stop_now`."""
@@ -348,8 +433,7 @@ class LoopClient(Client):
         self.check()
         self.close_submit()
         self._cancels = True
-        for key in [key for key in self._line if key > 0]:
-            self._drop_from_line(key)
+        self._drop_all_from_line()
         await self.ask({"verb": "cancel_unstarted"})
 
     async def _until_over(self, timeout: float | None) -> bool:

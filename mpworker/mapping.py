@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.errors import SerializationError
-from mpworker.ipc import codec, payload
+from mpworker.ipc import codec, details, payload
 from mpworker.ipc.failures import brief
 from mpworker.outcomes import make_error
 from mpworker.waiting import wake_all
@@ -160,6 +160,7 @@ class Mapping:
         buffersize: The most items that are under way or ready and not taken.
         timeout: Seconds for the whole map.
         return_exceptions: Yield the exception of a failed item in its place.
+        said: What goes along with each chunk beyond the options: see `mpworker.ipc.details`.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class Mapping:
         buffersize: int | None,
         timeout: float | None,
         return_exceptions: bool,
+        said: dict[str, Any] | None = None,
     ) -> None:
         self.client = client
         client.refuse_if_closed()
@@ -196,6 +198,7 @@ class Mapping:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._timeout = timeout
         self._return_exceptions = return_exceptions
+        self._said = said
         self._index = 0
 
     def _begin(self) -> None:
@@ -262,6 +265,9 @@ class Mapping:
         if self._chunksize is None:
             self._size = max(1, min(self._size, CHUNK_BYTES * count // (len(data) or 1)))
         flags = codec.SPREAD if self._spread else 0
+        if self._said is not None:
+            data = details.pack(self._said, data)
+            flags |= codec.DETAILED
         self.client.send_chunk(chunk, flags, self._function, self._options, count, data, again)
 
     def _send_each(self, items: list[Any], into: deque[_Chunk]) -> None:

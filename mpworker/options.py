@@ -2,10 +2,11 @@
 
 import math
 import os
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
-from mpworker.checks import check_int, check_seconds
+from mpworker.checks import check_int, check_seconds, check_text
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.ipc.codec import MAX_SLOTS
 
@@ -17,7 +18,9 @@ N_MAX: Final = 256
 QUEUES_MAX: Final = 1000
 PRIORITY_MAX: Final = 1 << 31
 TASK_WEIGHT_MAX: Final = 1_000_000
+CONCURRENCY_MAX: Final = 1_000_000
 LEASE_TTL_MIN: Final = 0.01
+MEMORY_LIMIT_MIN: Final = 16 << 20
 
 
 def available_cores() -> int:
@@ -65,6 +68,8 @@ class TaskOptions(TypedDict, total=False):
     queue: str
     priority: int
     weight: int
+    concurrency_key: str
+    concurrency: int
 
 
 class SizeOptions(TypedDict, total=False):
@@ -88,6 +93,8 @@ class TaskDefaults:
         queue: The name of the queue.
         priority: In it, the lowest number first.
         weight: Of those with the same priority, the highest number first.
+        concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for no such limit.
+        concurrency: See there.
     """
 
     timeout: float | None = None
@@ -97,6 +104,8 @@ class TaskDefaults:
     queue: str = "default"
     priority: int = 0
     weight: int = 1
+    concurrency_key: str = ""
+    concurrency: int = 1
 
     def __post_init__(self) -> None:
         plain = object.__setattr__  # the class is frozen, and what JSON cannot write must not stay in it
@@ -106,6 +115,8 @@ class TaskDefaults:
             plain(self, "crash_retries", check_int("crash_retries", self.crash_retries, 0, RETRIES_MAX))
         plain(self, "priority", check_int("priority", self.priority, -PRIORITY_MAX, PRIORITY_MAX))
         plain(self, "weight", check_int("weight", self.weight, 1, TASK_WEIGHT_MAX))
+        plain(self, "concurrency", check_int("concurrency", self.concurrency, 1, CONCURRENCY_MAX))
+        check_text("concurrency_key", self.concurrency_key, 0)
         if self.queue != "default":
             from mpworker.queues import check_queue_name  # not before: no start shall wait for it
 
@@ -134,19 +145,34 @@ class WorkerOptions:
     start_timeout: float = 60.0
     kill_timeout: float = 10.0
     max_pending: int = 1_000_000
+    submit_timeout: float | None = None
     preload: tuple[str, ...] = ()
     child_ring_bytes: int = 1 << 18
     client_ring_bytes: int = 1 << 20
     slots: int = 126
     max_payload_bytes: int = 1 << 32
     python: str = field(default="")
+    max_tasks_per_child: int | None = None
+    memory_limit: int | None = None
+    memory_limit_hard: int | None = None
+    cpu_affinity: Collection[int] | str | None = None
+    nice: int = 0
+    blas_threads: int | None = None
 
     def __post_init__(self) -> None:
         plain = object.__setattr__  # as in TaskDefaults
         for name, low, high in _COUNTS:
             plain(self, name, check_int(name, getattr(self, name), low, high))
+        for name, low, high in _OPTIONAL_COUNTS:
+            if getattr(self, name) is not None:
+                plain(self, name, check_int(name, getattr(self, name), low, high))
+        plain(self, "cpu_affinity", _check_cores(self.cpu_affinity))
+        soft, hard = self.memory_limit, self.memory_limit_hard
+        if soft is not None and hard is not None and hard < soft:
+            raise ConfigurationError(f"memory_limit_hard must be at least memory_limit={soft}, not {hard}")
         for name in ("grace", "lease_ttl", "start_timeout", "kill_timeout"):
             plain(self, name, check_seconds(name, getattr(self, name)))
+        plain(self, "submit_timeout", check_seconds("submit_timeout", self.submit_timeout, optional=True, zero=True))
         if self.lease_ttl < LEASE_TTL_MIN:
             raise ConfigurationError(f"lease_ttl must be at least {LEASE_TTL_MIN} s, not {self.lease_ttl!r}")
         for name in ("child_ring_bytes", "client_ring_bytes"):
@@ -155,13 +181,36 @@ class WorkerOptions:
                 raise ConfigurationError(f"{name} must be a power of two, not {size}")
 
 
+def _check_cores(value: Any) -> tuple[int, ...] | str | None:
+    if value is None or (isinstance(value, str) and value == "spread"):
+        return value
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise InvalidArgument(f"cpu_affinity must be a set of cores, 'spread' or None, not {value!r}")
+    cores = sorted({check_int("a core of cpu_affinity", core, 0, 1 << 16) for core in value})
+    allowed = os.sched_getaffinity(0)
+    if not cores or not allowed.issuperset(cores):
+        named = ", ".join(map(str, sorted(allowed)))
+        raise ConfigurationError(
+            f"cpu_affinity must be some of the cores that this process may use ({named}), not {value!r}"
+        )
+    return tuple(cores)
+
+
 _COUNTS: Final = (
     ("n", 1, N_MAX),
     ("max_pending", 1, 1 << 40),
     ("slots", 1, MAX_SLOTS),
+    ("nice", 0, 19),
     ("max_payload_bytes", 1 << 12, 1 << 40),
     ("child_ring_bytes", 1 << 12, 1 << 30),
     ("client_ring_bytes", 1 << 12, 1 << 30),
+)
+
+_OPTIONAL_COUNTS: Final = (
+    ("max_tasks_per_child", 1, 1 << 40),
+    ("blas_threads", 1, 4096),
+    ("memory_limit", MEMORY_LIMIT_MIN, 1 << 50),
+    ("memory_limit_hard", MEMORY_LIMIT_MIN, 1 << 50),
 )
 
 TASK_OPTIONS: Final = tuple(each.name for each in fields(TaskDefaults))

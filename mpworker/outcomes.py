@@ -86,6 +86,7 @@ def _exited(report: dict[str, Any], subject: str) -> BaseException:
 
 _CAUSES = {
     "oom": "it was killed because memory ran out",
+    "memory": "it had more memory than memory_limit_hard and was killed",
     "lease": "it gave no heartbeat within lease_ttl and was killed",
     "corrupt": "it wrote nonsense into the memory it shares with the supervisor and was killed",
     "nursery": "the process that forks the children died",
@@ -114,8 +115,17 @@ def _crashed(report: dict[str, Any], subject: str) -> BaseException:
 
 
 def _timed_out(report: dict[str, Any], subject: str) -> BaseException:
-    stack = json.loads(report["interrupted"])["stack"] if report["interrupted"] else ""
+    stack = ""
+    if report["interrupted"]:
+        stack = json.loads(report["interrupted"])["stack"]
+    elif report["dumped"]:
+        from mpworker import stacks
+
+        stack = stacks.of_task(report["dumped"])
     how = "; it did not react to the interrupt and its child was killed" if report["killed"] else ""
+    if report["timeout"] is None:
+        began = f" {_attempt(report)}" if "attempt" in report else ""
+        return TaskTimeout(f"{subject} had not ended at its deadline{began}{how}", stack)
     return TaskTimeout(f"{subject} ran for over {report['timeout']:g} s {_attempt(report)}{how}", stack)
 
 

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mpworker.checks import check_int, check_number
+from mpworker.checks import check_int, check_number, check_text
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.options import QUEUES_MAX
 
 QUEUE_WEIGHT_MAX: Final = 100
-QUEUE_NAME_MAX: Final = 200
 RATE_MIN, RATE_MAX = 1e-6, 1e9
 BURST_MAX: Final = 1_000_000
 
@@ -84,11 +83,7 @@ def check_burst(value: Any) -> int | None:
 
 def check_queue_name(value: Any) -> str:
     """The name of a queue."""
-    if not isinstance(value, str):
-        raise InvalidArgument(f"a queue's name must be a str, not {value!r}")
-    if not 0 < len(value) <= QUEUE_NAME_MAX:
-        raise ConfigurationError(f"a queue's name must have 1 to {QUEUE_NAME_MAX} characters, not {len(value)}")
-    return value
+    return check_text("a queue's name", value, 1)
 
 
 def check_queues(value: Any) -> dict[str, QueueOptions]:

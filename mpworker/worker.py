@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from types import FrameType, TracebackType
@@ -26,16 +26,20 @@ from mpworker.options import (
     available_cores,
 )
 from mpworker.queues import check_burst, check_queues, check_rate
+from mpworker.recurring import CronView, CronWorker
+from mpworker.steps import Steps
+from mpworker.tasks import Tasks
 
 if TYPE_CHECKING:
     from mpworker.queues import QueueOptions
+    from mpworker.retention import Retention
     from mpworker.retry import RetryPolicy
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class TaskView(Executor):
+class TaskView(CronView, Executor):
     """A worker with other task options; made by `ProcessWorker.options`.
 
     It shares everything with its worker. Leaving a `with` block of it, or shutting it down, does nothing: the worker
@@ -46,7 +50,7 @@ class TaskView(Executor):
         self._client = client
         self._defaults = defaults
         self._n = n
-        self._options_key = client.options_key(defaults)
+        self._options_key, self._said = client.say_options(defaults)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -69,6 +73,7 @@ class TaskView(Executor):
             InvalidArgument: `fn` is not callable, or asynchronous.
             SerializationError: It, or an argument, cannot be pickled.
             WorkerStopped: The worker was stopped, or made before this process was forked.
+            QueueFull: `max_pending` tasks are unfinished, and `submit_timeout` is over.
 
         Example:
             >>> from mpworker import ProcessWorker
@@ -78,7 +83,7 @@ class TaskView(Executor):
         """
         if not callable(fn):
             raise InvalidArgument(f"submit needs a callable, not {fn!r}: write submit(f, x), not submit(f(x))")
-        return self._client.submit(fn, args, kwargs, self._options_key)
+        return self._client.submit(fn, args, kwargs, self._options_key, self._said)
 
     @overload
     def map(
@@ -162,7 +167,15 @@ class TaskView(Executor):
         if buffersize is not None:
             buffersize = check_int("buffersize", buffersize, 1, 1 << 40)
         results: Iterator[T | BaseException] = self._client.map(
-            fn, iterables, self._options_key, self._n, chunksize, buffersize, timeout, return_exceptions
+            fn,
+            iterables,
+            self._options_key,
+            self._n,
+            chunksize,
+            buffersize,
+            timeout,
+            return_exceptions,
+            self._said,
         )
         return results
 
@@ -173,7 +186,8 @@ class TaskView(Executor):
             **options: `timeout`, `retries`, `crash_retries`, `retry_policy`, as for `ProcessWorker`; and `queue`, the
                 name of the queue that the tasks wait in ("default"), `priority`, by which the lowest number goes first
                 in it (0, at most 2**31 and at least the negative of that), and `weight`, by which the highest number
-                goes first among tasks of one priority (1, at most 1,000,000).
+                goes first among tasks of one priority (1, at most 1,000,000); and `concurrency_key`, a text: of all
+                tasks with the same one at most `concurrency` (1) run at once.
 
         Raises:
             InvalidArgument: There is no such option of tasks, or it has a wrong type.
@@ -195,7 +209,7 @@ class TaskView(Executor):
         """Nothing: the worker owns the processes."""
 
 
-class ProcessWorker(TaskView, Control):
+class ProcessWorker(TaskView, Tasks, Control, CronWorker):
     """A pool of child processes that keeps its promises when they die: a `concurrent.futures.Executor`.
 
     A supervisor process of its own schedules the tasks. A child that crashes is replaced at once, and only the task
@@ -215,12 +229,27 @@ class ProcessWorker(TaskView, Control):
         preload: Modules that are imported once, before the children are forked, and shared by them.
         initializer: Called in each child before its first task.
         initargs: Its arguments.
+        max_tasks_per_child: Tasks, or items of a `map`, after which a child is replaced; None for no such number. A
+            chunk is cut at the answer by which the number is reached, which may be of a few items more.
+        memory_limit: Bytes, at least 16 MiB. A child that has more of its own after a task is replaced; None for no
+            limit. What was preloaded is shared and does not count.
+        memory_limit_hard: Bytes. A child that has more of its own is killed, and its task ends with `WorkerCrashed`,
+            cause "memory", or is tried again if `crash_retries` allow. It is looked at ten times a second: what
+            grows faster may for a moment have more.
+        cpu_affinity: Cores that all children are pinned to, or "spread" to pin each to one of them, in turn; None for
+            all that this process may use.
+        nice: 0 to 19: the least nice value of the children, which give way to others the more the higher it is.
+        blas_threads: Threads of BLAS and OpenMP in a child; None for its share of the cores, `cores // n`, in what
+            was preloaded. More than one in what was preloaded needs `threadpoolctl`: `pip install "mpworker[blas]"`.
         max_pending: Accepted, unfinished tasks at which `submit` waits.
+        submit_timeout: Seconds that it waits then before it raises QueueFull: 0 for at once, None for no limit.
         queues: Named queues, and for each its weight or a `QueueOptions`; None for "default" alone, with weight 1.
         unknown_queues: "create" makes a queue of weight 1 for a name that `options(queue=...)` uses first, "refuse"
             raises ConfigurationError.
         rate: How many tasks of all queues together start per second; None for no limit.
         burst: How many may start at once when none has for long; None for min(n, max_pending).
+        retention: A `Retention`: how long tasks that have ended are remembered; None for the last 1,000 of them, and
+            without their results.
         lease_ttl: Seconds without a heartbeat (it beats even while C code runs) after which a child counts as frozen.
         start_timeout: Seconds a child may take until it is ready.
         kill_timeout: Seconds after SIGKILL until a child counts as unkillable and is replaced.
@@ -257,11 +286,19 @@ class ProcessWorker(TaskView, Control):
         preload: Sequence[str] = (),
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
+        max_tasks_per_child: int | None = None,
+        memory_limit: int | None = None,
+        memory_limit_hard: int | None = None,
+        cpu_affinity: Collection[int] | str | None = None,
+        nice: int = 0,
+        blas_threads: int | None = None,
         max_pending: int = 1_000_000,
+        submit_timeout: float | None = None,
         queues: "Mapping[str, int | QueueOptions] | None" = None,
         unknown_queues: Literal["create", "refuse"] = "create",
         rate: float | None = None,
         burst: int | None = None,
+        retention: "Retention | None" = None,
         lease_ttl: float = 10.0,
         start_timeout: float = 60.0,
         kill_timeout: float = 10.0,
@@ -288,7 +325,14 @@ class ProcessWorker(TaskView, Control):
             lease_ttl=lease_ttl,
             start_timeout=start_timeout,
             kill_timeout=kill_timeout,
+            max_tasks_per_child=max_tasks_per_child,
+            memory_limit=memory_limit,
+            memory_limit_hard=memory_limit_hard,
+            cpu_affinity=cpu_affinity,
+            nice=nice,
+            blas_threads=blas_threads,
             max_pending=max_pending,
+            submit_timeout=submit_timeout,
             preload=modules,
             python="" if python is None else os.fspath(python),
             **others,
@@ -301,11 +345,12 @@ class ProcessWorker(TaskView, Control):
         client = self._make_client(debug, options, initializer, tuple(initargs))
         try:
             super().__init__(client, defaults, options.n)
-            for name, each in made.items():
-                client.configure_queue(name, each)
+            client.configure_queues(made)
             client.refuses_queues = refuses
             if rate is not None:
                 client.limit_rate(rate, burst)
+            if retention is not None:
+                self.set_retention(retention)
         except BaseException:
             client.stop_now()  # whoever keeps the error keeps the client, too
             raise
@@ -344,13 +389,41 @@ class ProcessWorker(TaskView, Control):
         if client is not None:
             client.ask_drain()
 
-    def cancel_task(self, task_id: str) -> bool:
-        """Cancel a task by its id; see `TaskFuture.cancel`.
+    @property
+    def n(self) -> int:
+        """How many children there are to be."""
+        return self._n
+
+    def set_max_workers(self, n: int) -> None:
+        """Have n children from now on, while tasks run.
+
+        Those that are missing are forked at once. Of those that are too many the idle ones exit at once, and the others
+        when the task that they run, or the item of a `map`, has ended; what they were given ahead of time runs
+        elsewhere. It returns as soon as this is decided.
+
+        Args:
+            n: 1 to 256.
 
         Raises:
-            TaskNotFound: No task of this worker has the id.
+            InvalidArgument: `n` is no whole number.
+            ConfigurationError: It is out of its bounds.
+            OSError: The supervisor may not open the descriptors that so many children need. Nothing has changed.
+            WorkerStopped: The worker was stopped, or made before this process was forked.
+
+        Example:
+            >>> from mpworker import ProcessWorker
+            >>> with ProcessWorker(n=1) as w:
+            ...     w.set_max_workers(2)
+            ...     w.n
+            2
         """
-        return self._client.cancel_id(task_id)
+        self._client.carry_out(self._resizing(n))
+
+    def _resizing(self, n: int) -> Steps[None]:
+        """The steps of `set_max_workers`."""
+        n = check_int("n", n, 1, N_MAX)
+        yield from self._client.resizing(n)
+        self._n = n
 
     def processes(self) -> dict[str, Any]:
         """The process ids of the supervisor, the nursery and the children, for a look from outside.

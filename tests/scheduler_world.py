@@ -10,16 +10,27 @@ attempt, a start of what was cancelled, a second outcome, an outcome that nothin
 """
 
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from mpworker.supervisor import scheduler as rules
-from mpworker.supervisor.registry import (
-    DYING,
+from mpworker.supervisor.describe import Describer
+from mpworker.supervisor.lifecycle import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    FIRST_FINAL,
     OFFERED,
     QUEUED,
-    READY,
     SCHEDULED,
+    TIMED_OUT,
+)
+from mpworker.supervisor.recycling import LOOK_SECONDS, Recycling
+from mpworker.supervisor.registry import (
+    DYING,
+    LEAVING,
+    READY,
     STARTING,
     Death,
     DetailedTask,
@@ -28,7 +39,6 @@ from mpworker.supervisor.registry import (
     Task,
     TaskOptions,
 )
-from mpworker.supervisor.scheduler import Scheduler
 
 FREE, CLAIMED = 0, 2
 SPLIT = "handed back"
@@ -37,6 +47,9 @@ GRACE = 4.0
 LEASE_TTL = 8.0
 START_TIMEOUT = 32.0
 KILL_TIMEOUT = 16.0
+
+# What a last attempt with this status makes of its task.
+_FINAL: dict[object, int] = {status: event[OFFERED] for status, event in rules.END_BY.items()}
 
 # A task is (key, None), an item of a chunk (key, index).
 Name = tuple[int, int | None]
@@ -113,6 +126,11 @@ class Child:
         self.ring: deque[tuple[object, ...]] = deque()
         self.ready = self.killed = self.dead = self.frozen = self.unkillable = self.signalled = False
         self.noticed = False  # its death is known, and not yet its report
+        self.dismissed_at: float | None = None  # told to exit
+        self.tasks_begun = self.items_begun = 0
+        self.memory = 0
+        self.exited = False
+        self.stack = ""  # what it has written for the supervisor
         self.run: Offer | None = None
         self.inside = False  # the user's function, the only place where an interrupt is taken
         self.first = self.index = 0  # of a chunk: the first item that is not answered, and the running one
@@ -131,6 +149,8 @@ class Child:
         if not self.ready:
             self.ready = True
             self.ring.append(("ready",))
+        elif self.run is None and self.dismissed_at is not None and not self.inbox:
+            self.dead = self.exited = True
         elif self.run is None:
             self._claim()
         elif not self.run.is_chunk:
@@ -167,6 +187,10 @@ class Child:
         slot.state = CLAIMED
         slot.started_at = self.world.now
         self.run = offer
+        if offer.task.deadline_at is not None and self.world.now >= offer.task.deadline_at:
+            self.ring.append(("done", offer.slot, offer.generation, rules.INTERRUPTED, 0, b"stack", False))
+            self.run = None
+            return
         for name in offer.names():
             self.world.claimed_at[name] = self.world.now
             self.world.before_claim[name] = len(self.world.attempts.get(name, ()))
@@ -270,7 +294,7 @@ class Child:
         return {(run.key, index) for index in range(self.first, max(running + 1, self.index))}
 
 
-class Watched(Scheduler):
+class Watched(Recycling):
     """A scheduler that says whom it gives up, before what that child held is settled."""
 
     world: "World"
@@ -284,7 +308,16 @@ class Watched(Scheduler):
 class World:
     """The scheduler, its children and its client; it is the scheduler's `Effects`."""
 
-    def __init__(self, n: int, slots: int = 4, *, start: bool = True) -> None:
+    def __init__(
+        self,
+        n: int,
+        slots: int = 4,
+        *,
+        start: bool = True,
+        max_tasks: int | None = None,
+        soft: int | None = None,
+        hard: int | None = None,
+    ) -> None:
         self.now = 1024.0
         self.paused = 0.0  # of that
         self.slots = slots
@@ -296,7 +329,12 @@ class World:
             start_timeout=START_TIMEOUT,
             kill_timeout=KILL_TIMEOUT,
             uniform=lambda: self.random,
+            max_tasks=max_tasks,
+            memory_soft=soft,
+            memory_hard=hard,
         )
+        self.soft, self.hard = soft, hard
+        self.max_tasks = max_tasks
         self.random = 0.5
         self.scheduler.world = self
         self.children: dict[int, Child] = {}
@@ -304,6 +342,8 @@ class World:
         self.attempts: dict[Name, list[Attempt]] = {}
         self.claimed_at: dict[Name, float] = {}
         self.before_claim: dict[Name, int] = {}  # attempts before the last claim
+        self.dispatching = False
+        self.offered: set[int] = set()  # once, at least
         self.barred: set[Name] = set()  # what had not begun when all that had not was cancelled
         self.sweeping = False  # that is under way
         self.paid: Counter[Name] = Counter()  # deaths that a name may have been blamed for
@@ -319,8 +359,8 @@ class World:
         self.raced = False
         self.racing: deque[tuple[Child, int]] = deque()
         self._next_child = 0
-        for _ in range(n):
-            self.spawn()
+        self.wanted = n
+        self.spawn_missing()
         if start:
             for child in self.children.values():
                 child.step()
@@ -329,22 +369,49 @@ class World:
     # ------------------------------------------------------------ what happens
 
     def spawn(self) -> Child:
+        """One more than there were."""
+        self.wanted += 1
+        return self._make()
+
+    def _make(self) -> Child:
         seat = Seat(self._next_child, self.slots, pid=4000 + self._next_child)
         self._next_child += 1
         child = self.children[seat.number] = Child(self, seat)
         self.scheduler.child_starting(seat, self.now)
         return child
 
+    def spawn_missing(self) -> None:
+        """As the loop does, once in each turn."""
+        while self.scheduler.serving() < self.wanted:
+            self._make()
+
+    def resize(self, n: int) -> None:
+        self.wanted = n
+        running = {child.seat.number: child.run for child in self.children.values()}
+        self.scheduler.resize(n)
+        assert self.scheduler.serving() <= n
+        for child in self.children.values():
+            assert self.raced or child.run is running[child.seat.number], "a resize ended what ran"
+        self.spawn_missing()
+
     def submit(
-        self, function: Function | None = None, items: int = 0, concurrency_key: str = "", **options: Any
+        self,
+        function: Function | None = None,
+        items: int = 0,
+        concurrency_key: str = "",
+        deadline: float | None = None,
+        delay: float | None = None,
+        **options: Any,
     ) -> Task:
         key = len(self.accepted) + 1
-        task = (DetailedTask if concurrency_key else Task)(key, function, TaskOptions(**options), b"payload", items)
+        detailed = bool(concurrency_key) or deadline is not None or delay is not None
+        task = (DetailedTask if detailed else Task)(key, function, TaskOptions(**options), b"payload", items)
         self.accepted[key] = Accepted(task, items, task.options)
         self.scheduler.options_known(task.options)
-        if concurrency_key:
-            assert isinstance(task, DetailedTask)
+        if isinstance(task, DetailedTask):
             task.concurrency_key, task.concurrency = concurrency_key, 1
+            task.deadline_at = None if deadline is None else self.now + deadline
+            task.run_at = None if delay is None else self.now + delay
             self.scheduler.submitted_with_details(task)
         else:
             self.scheduler.submitted(task)
@@ -413,12 +480,18 @@ class World:
         assert answer == known, f"cancel of {key} said {answer}"
         return answer
 
-    def cancel_unstarted(self) -> None:
+    def cancel_all(self) -> None:
+        self.cancel_unstarted(lambda: self.scheduler.cancel_all(self.now))
+        for accepted in self.accepted.values():
+            if not accepted.items and not accepted.ended:
+                accepted.cancelled = True  # it had begun, and ends so
+
+    def cancel_unstarted(self, sweep: Callable[[], object] | None = None) -> None:
         scheduler = self.scheduler
         tasks = [*scheduler._tasks.values(), *(piece for pieces in scheduler._pieces.values() for piece in pieces)]
         names = {name: task for task in tasks for name in _names(task)}
         self.sweeping = True
-        scheduler.cancel_unstarted()
+        (sweep or scheduler.cancel_unstarted)()
         self.sweeping = False
         # Whoever raced with that and claimed has begun what began; of a chunk no other item begins.
         self.barred |= {name for name, task in names.items() if not self._has_begun(name, task)}
@@ -467,7 +540,7 @@ class World:
             for child in list(self.children.values()):
                 if child.seat.state > DYING:
                     del self.children[child.seat.number]
-                    self.spawn()
+                    self.spawn_missing()
                 else:
                     over = self._awaited(child, child.killed_at, KILL_TIMEOUT)
                     assert not (child.killed and over) or child.noticed, "an unkillable child is waited for"
@@ -475,7 +548,11 @@ class World:
                     assert not over or child.seat.state != STARTING or child.noticed, "a start is waited for"
             if not self.raced:
                 self._check_late()
+        self.spawn_missing()
+        self.dispatching = True
         self.scheduler.dispatch(self.now)
+        self.dispatching = False
+        assert self.scheduler.serving() == self.wanted
         self._check_no_work_left()
         self.racing.clear()
 
@@ -542,6 +619,8 @@ class World:
     def reap(self, child: Child, signal: int = 9, exit_code: int | None = None, cause: str = "signal") -> None:
         """The supervisor learns that a child is dead, reads its last answers, and replaces it."""
         assert child.dead
+        if child.exited:
+            signal, exit_code, cause = 0, 0, "exit"
         self.read(child)
         self._blame(child)
         guilty = self._guilty(child, by_itself=cause in ("signal", "exit", "oom") and exit_code not in (0, 70))
@@ -554,7 +633,7 @@ class World:
             ends = {self.accepted[key].outcomes.get(item) for key, item in guilty.names()}
             assert ends == {SPLIT}, f"chunk {guilty.key} kills whoever takes it, and goes on"
         del self.children[child.seat.number]
-        self.spawn()
+        self.spawn_missing()
 
     def _guilty(self, child: Child, by_itself: bool) -> Offer | None:
         """What pays for a death: what was claimed, or what was first in line when the fifth child died without."""
@@ -586,11 +665,21 @@ class World:
     def begins(self, name: Name, child: Child) -> None:
         accepted = self.accepted[name[0]]
         attempts = self.attempts.get(name, [])
+        if name[1] is None:
+            child.tasks_begun += 1
+            at_most = self.max_tasks is None or child.tasks_begun <= self.max_tasks or child.items_begun
+            assert at_most, f"child {child.seat.number} runs a task too many"
+        else:
+            child.items_begun += 1
         assert not accepted.cancelled, f"{name} was cancelled and starts"
         assert name not in self.barred, f"{name} was cancelled with all that had not begun, and starts"
         assert name[1] not in accepted.outcomes, f"{name} has ended and starts"
         assert not attempts or attempts[-1].ended_at is not None, f"{name} has two live attempts"
         options = accepted.options
+        task = accepted.task
+        if isinstance(task, DetailedTask):
+            assert task.run_at is None or self.now >= task.run_at, f"{name} starts before its time"
+            assert task.deadline_at is None or self.now < task.deadline_at, f"{name} starts after its deadline"
         failed = sum(
             attempt.status in (rules.ERROR, rules.EXITED)
             or attempt.late
@@ -623,6 +712,7 @@ class World:
         offer = Offer(task.key, task.slot, task.generation, start, stop, task.items > 0, task.attempts + 1, task)
         assert seat.state == READY
         assert not child.noticed, "the dead are offered work"
+        assert child.dismissed_at is None, "who was told to exit is offered work"
         accepted = self.accepted[task.key]
         assert not accepted.cancelled, "what was cancelled is offered"
         assert accepted.outcomes.keys().isdisjoint(item for _, item in offer.names()), "what has ended is offered"
@@ -632,6 +722,9 @@ class World:
             assert not other.holds() & offer.names(), f"{other.holds() & offer.names()} is offered twice"
         child.page[task.slot] = Slot(task.generation, rules.CLAIM_OFFERED)
         child.inbox.append(offer)
+        if self.dispatching:
+            self._check_order(task)
+        self.offered.add(task.key)
         self.log.append(("offer", seat.number, task.key))
 
     def _race(self) -> None:
@@ -675,6 +768,16 @@ class World:
                     self.attempts[child.run.key, word.cursor - 1][-1].late = True
         self.log.append(("interrupt", seat.number))
 
+    def ask_stack(self, seat: Seat) -> None:
+        child = self.children[seat.number]
+        child.stack = ""
+        if child.can_move() and child.run is not None:
+            child.stack = f"stack of {child.run.key}"
+        self.log.append(("ask_stack", seat.number))
+
+    def stack(self, seat: Seat) -> bytes:
+        return self.children[seat.number].stack.encode()
+
     def kill(self, seat: Seat) -> None:
         child = self.children[seat.number]
         assert not child.killed
@@ -688,6 +791,13 @@ class World:
         elif cause == "start":
             assert not child.ready or ("ready",) in child.ring
             assert self.awake >= child.began_at + START_TIMEOUT, f"killed too early, after {pauses} pauses"
+        elif cause == "memory":
+            assert self.hard is not None
+            assert child.memory > self.hard
+        elif cause == "retired":
+            assert child.dismissed_at is not None, "killed and never told to exit"
+            over = self.awake >= child.dismissed_at + GRACE
+            assert over or self.awake >= child.began_at + START_TIMEOUT, "killed while it may still exit"
         elif cause == "grace":
             run = child.run
             assert run is not None or child.ring, "killed after the task that it was for"
@@ -696,6 +806,20 @@ class World:
                 since = child.page[run.slot].interrupted_at
                 assert since is not None, f"killed while task {run.key} ran uninterrupted"
                 assert self.now >= since + GRACE, "killed before its grace was over"
+
+    def dismiss(self, seat: Seat) -> None:
+        child = self.children[seat.number]
+        assert child.dismissed_at is None, "told to exit twice"
+        assert not child.noticed, "the dead are told to exit"
+        assert seat.state == LEAVING
+        assert seat.vacated
+        assert not child.in_line(), "told to exit with something to do"
+        assert child.run is None or child.ring, "told to exit while it runs something"
+        child.dismissed_at = self.awake
+        self.log.append(("dismiss", seat.number))
+
+    def memory(self, seat: Seat) -> int:
+        return self.children[seat.number].memory
 
     def beat(self, seat: Seat) -> float:
         return self.children[seat.number].beat_at
@@ -713,6 +837,8 @@ class World:
 
     def emit_report(self, task: Task, start: int, stop: int, status: int, report: dict[str, object]) -> None:
         self.reports.append((task.key, start, stop, status, report))
+        if report.get("dumped"):
+            assert report["dumped"] == f"stack of {task.key}", f"{task.key} ends with the stack of another task"
         for index in range(start, stop) if task.items else (None,):
             self._outcome(task.key, index, status)
 
@@ -731,9 +857,13 @@ class World:
             assert status == rules.CANCELLED, f"{name} was cancelled and ends with {status}"
         elif status == rules.TIMED_OUT:
             timeout = accepted.options.timeout
+            deadline = accepted.task.deadline_at
+            if deadline is not None and self.now >= deadline:
+                timeout = 0.0
             assert timeout is not None
             began = bool(attempts) and (attempts[-1].late or attempts[-1].seconds(self.now) >= timeout)
-            assert began or self.now >= self.claimed_at[name] + timeout, f"{name} was in time"
+            never = deadline is not None and self.now >= deadline
+            assert began or never or self.now >= self.claimed_at[name] + timeout, f"{name} was in time"
         elif status == rules.CRASHED:
             assert self.paid[name], f"{name} crashed without a death"
         elif status == rules.CANCELLED:
@@ -777,8 +907,33 @@ class World:
                 assert at is not None, "nobody will steal"
                 assert at <= self.now + rules.STEAL_AFTER, "stealing comes late"
 
+    def _check_order(self, task: Task) -> None:
+        """Of what waits in its queue and may start, no other comes first."""
+        mine, fresh = _rank(task), task.key not in self.offered
+        for other in self.waiting():
+            if other.key == task.key or other.state != QUEUED or other.options.queue != task.options.queue:
+                continue
+            assert _rank(other) >= mine or not self.may_start(other), f"{task.key} starts before {other.key}"
+            if fresh and _rank(other) == mine and other.key not in self.offered and type(other) is Task:
+                assert other.key > task.key, f"{task.key} starts before {other.key}, which came first"
+
+    def _check_counts(self) -> None:
+        """Each task is in one place, and counted there."""
+        told = Describer(self.scheduler).metrics()
+        places = ("scheduled", "queued", "running", "completed", "failed", "cancelled", "timed_out")
+        assert told["accepted"] == sum(told[place] for place in places)
+        tasks = {key: accepted for key, accepted in self.accepted.items() if not accepted.items}
+        assert told["accepted"] == len(tasks)
+        ends = Counter(_FINAL[each.outcomes[None]] for each in tasks.values() if each.outcomes)
+        for place, state in zip(places[3:], (COMPLETED, FAILED, CANCELLED, TIMED_OUT), strict=True):
+            assert told[place] == ends[state], f"{ends[state]} tasks are {place}, and {told[place]} are counted"
+        assert told["scheduled"] == sum(
+            accepted.task.state == SCHEDULED and not accepted.outcomes for accepted in tasks.values()
+        )
+
     def check(self) -> None:
         """What holds at every moment."""
+        self._check_counts()
         scheduler = self.scheduler
         where: Counter[Name] = Counter()
         for task in self.waiting():
@@ -786,18 +941,25 @@ class World:
                 assert task.seat is None
                 assert not task.decided, "a decision about an attempt that is over"
                 where.update(_names(task))
-        scheduled = [*(each[-1] for each in scheduler._pausing), *(each[-1] for each in scheduler._scheduled)]
+        scheduled = [*(each[-1] for each in scheduler._pausing), *(task for _, task in scheduler._scheduled)]
         for task in scheduled:
             if task.state == SCHEDULED:
                 assert task.seat is None
                 assert not task.decided
                 where.update(_names(task))
-        assert scheduler._unscheduled == sum(task.state != SCHEDULED for task in scheduled)
         for seat in scheduler._seats.values():
-            assert len(seat.offers) + len(seat.free) == seat.slots
+            room = seat.slots if self.max_tasks is None else min(seat.slots, max(0, self.max_tasks - seat.ran))
+            if seat.state <= READY:
+                assert len(seat.offers) + len(seat.free) == max(room, len(seat.offers))
+                assert room, "who has run all that it may stays"
             assert set(seat.offers).isdisjoint(seat.free)
             assert seat.load_ns == sum(task.cost_ns for task in seat.offers.values())
             assert (seat in scheduler._idle) == (seat.state == READY and not seat.offers)
+            child = self.children[seat.number]
+            if seat.state == LEAVING:
+                assert not child.in_line(), "who leaves has still something to begin"
+                assert (child.dismissed_at is not None) == (not seat.offers)
+            assert not seat.vacated or seat.state >= LEAVING
             for slot, task in seat.offers.items():
                 assert (task.slot, task.seat, task.state) == (slot, seat, OFFERED)
                 where.update(_names(task))
@@ -813,17 +975,24 @@ class World:
         self._check_next_timer()
 
     def _check_next_timer(self) -> None:
-        due = [(at, "a retry") for at, _, task in self.scheduler._scheduled if task.state == SCHEDULED]
+        due = [(at, "a deadline") for at, task in self.scheduler._deadlines if task.state < FIRST_FINAL]
+        due += [(at, "a retry") for at, task in self.scheduler._scheduled if task.state == SCHEDULED]
         for child in self.children.values():
             seat = child.seat
             if child.noticed:
                 continue
             if seat.state < READY:
                 due.append((seat.deadline_at or 0.0, "a start"))
+            elif seat.state == LEAVING and not seat.offers:
+                due.append((seat.deadline_at or 0.0, "an exit"))
             elif seat.state == DYING:
                 due.append((seat.deadline_at or 0.0, "a kill that does not kill"))
             elif seat.offers:
                 due += self._due(child)
+                if self.soft or self.hard:
+                    due.append((self.now + LOOK_SECONDS, "a look at the memory"))
+            elif seat.unmeasured and seat.state == READY and (self.soft or self.hard):
+                due.append((self.now + LOOK_SECONDS, "a look at the memory of who has worked"))
         at = self.scheduler.next_timer()
         for when, what in due:
             assert at is not None, f"{what} is due at {when} and nothing will look"
@@ -867,6 +1036,10 @@ class World:
         assert all(accepted.ended for accepted in self.accepted.values())
         assert not any(task.state == QUEUED for task in self.waiting())
         assert len(self.scheduler._idle) == sum(child.seat.state == READY for child in self.children.values())
+
+
+def _rank(task: Task) -> tuple[int, int]:
+    return task.options.priority, -task.options.weight
 
 
 def _names(task: Task) -> list[Name]:

@@ -64,6 +64,9 @@ TOO_MUCH_TIME = [math.inf, 1e300, 10**400]
 OUT_OF_TIME = [*TOO_LITTLE_TIME, *TOO_MUCH_TIME]
 
 
+OPTIONAL = ("n", "crash_retries", "max_tasks_per_child", "memory_limit", "memory_limit_hard", "blas_threads")
+
+
 @pytest.mark.parametrize(
     ("option", "low", "high"),
     [
@@ -72,6 +75,11 @@ OUT_OF_TIME = [*TOO_LITTLE_TIME, *TOO_MUCH_TIME]
         ("crash_retries", 0, 1_000_000),
         ("max_pending", 1, 1 << 40),
         ("slots", 1, 256),
+        ("max_tasks_per_child", 1, 1 << 40),
+        ("nice", 0, 19),
+        ("blas_threads", 1, 4096),
+        ("memory_limit", 16 << 20, 1 << 50),
+        ("memory_limit_hard", 16 << 20, 1 << 50),
         ("max_payload_bytes", 1 << 12, 1 << 40),
         ("child_ring_bytes", 1 << 12, 1 << 30),
         ("client_ring_bytes", 1 << 12, 1 << 30),
@@ -83,7 +91,7 @@ def test_an_option_that_counts(option: str, low: int, high: int) -> None:
     for value in (high + 1, 10**30):
         refuse(ProcessWorker, **{option: value}, says=[f"{option} must be at most {high}, not {value}"])
     for value in NO_INT:
-        if not (value is None and option in ("n", "crash_retries")):
+        if not (value is None and option in OPTIONAL):
             refuse(ProcessWorker, **{option: value}, kind=InvalidArgument, says=[option, str(low), repr(value)])
 
 
@@ -109,7 +117,31 @@ def test_a_ring_of_a_size_that_is_no_power_of_two() -> None:
         refuse(ProcessWorker, **{option: 5000}, says=[option, "power of two", "5000"])
 
 
-OF_TASKS = "options() takes timeout, retries, crash_retries, retry_policy, queue, priority, weight"
+@pytest.mark.parametrize("value", [5, "all", b"1", "", 1.0], ids=repr)
+def test_cores_that_are_none(value: object) -> None:
+    says = [f"cpu_affinity must be a set of cores, 'spread' or None, not {value!r}"]
+    refuse(ProcessWorker, cpu_affinity=value, kind=InvalidArgument, says=says)
+
+
+def test_cores_that_are_not_there() -> None:
+    for value in ([], {60_000}, [*os.sched_getaffinity(0), 60_000]):
+        says = ["cpu_affinity must be some of the cores that this process may use (", f"not {value!r}"]
+        refuse(ProcessWorker, cpu_affinity=value, says=says)
+    refuse(ProcessWorker, cpu_affinity=[-1], says=["a core of cpu_affinity must be at least 0, not -1"])
+    refuse(
+        ProcessWorker, cpu_affinity=["0"], kind=InvalidArgument, says=["a core of cpu_affinity must be an int", "'0'"]
+    )
+
+
+def test_a_hard_limit_of_memory_below_the_soft_one() -> None:
+    says = [f"memory_limit_hard must be at least memory_limit={32 << 20}, not {16 << 20}"]
+    refuse(ProcessWorker, memory_limit=32 << 20, memory_limit_hard=16 << 20, says=says)
+
+
+OF_TASKS = (
+    "options() takes timeout, retries, crash_retries, retry_policy, queue, priority, weight, "
+    "concurrency_key, concurrency"
+)
 
 
 def test_an_unknown_option_names_those_that_this_call_takes(pool: ProcessWorker) -> None:
@@ -135,7 +167,7 @@ def test_an_unknown_option_names_those_that_this_call_takes(pool: ProcessWorker)
         ("tiemout", "did you mean 'timeout'?"),
         ("slot", "did you mean 'slots'?"),
         ("mp_context", "a fork of a process without threads"),
-        ("maxtasksperchild", "a child lives as long as its worker"),
+        ("maxtasksperchild", "did you mean 'max_tasks_per_child'?"),
         ("chunksize", "it is an argument of map()"),
     ],
 )

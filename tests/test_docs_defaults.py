@@ -26,12 +26,18 @@ def section(title: str) -> dict[str, object]:
 
 
 TASK = section("Options of tasks")
+CRON = section("Options of recurring tasks")
 WORKER = section("Options of the worker")
 INSIDE = section("Bounds and measures inside")
 
 
 def test_the_options_of_tasks() -> None:
     assert {field.name: field.default for field in fields(TaskDefaults)} == TASK
+
+
+def test_the_options_of_recurring_tasks() -> None:
+    parameters = inspect.signature(ProcessWorker.register_cron_task).parameters.values()
+    assert {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY} == CRON
 
 
 def test_the_options_of_the_worker() -> None:

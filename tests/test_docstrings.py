@@ -6,7 +6,18 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("module", ["mpworker.aio", "mpworker.aiocontrol", "mpworker.context", "mpworker.worker"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "mpworker.aio",
+        "mpworker.aiocontrol",
+        "mpworker.aiocron",
+        "mpworker.aiotasks",
+        "mpworker.context",
+        "mpworker.recurring",
+        "mpworker.worker",
+    ],
+)
 def test_the_examples_run(module: str) -> None:
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted > 0

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# The extras, the command line's libraries, and NumPy, which is the user's own affair.
-HEAVY = ["click", "grpc", "numpy", "opentelemetry", "prometheus_client", "redis", "rich"]
+# The extras, the libraries of the command line and of recurring tasks, and NumPy, which is the user's own affair.
+HEAVY = ["click", "cronsim", "grpc", "numpy", "opentelemetry", "prometheus_client", "redis", "rich", "zoneinfo"]
 
 
 # The names of mpworker load when first used, so the second form reaches what users write.

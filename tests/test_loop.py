@@ -31,6 +31,10 @@ from mpworker.supervisor.scheduler import ProtocolViolation
 _CONFIG = {
     "n": 1,
     "descriptors": 0,
+    "overlap": 0,
+    "recycling": {},
+    "cores": [],
+    "spread": False,
     "slots": 8,
     "lease_ttl": 10.0,
     "grace": 1.0,

@@ -18,15 +18,23 @@ from mpworker.options import SizeOptions, TaskOptions
 
 REFERENCE = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
 
-ASYNC_NAMES = {"AsyncProcessWorker", "AsyncTaskFuture", "AsyncTaskView"}
+ASYNC_NAMES = {"AsyncProcessWorker", "AsyncTaskFuture", "AsyncTaskInfo", "AsyncTaskView"}
 NAMES = {
     *ASYNC_NAMES,
+    "AttemptInfo",
+    "CronRun",
+    "CronTask",
+    "Metrics",
     "ProcessWorker",
     "QueueOptions",
     "QueueState",
+    "Retention",
     "RetryPolicy",
+    "Task",
     "TaskContext",
     "TaskFuture",
+    "TaskInfo",
+    "TaskStatus",
     "TaskView",
     "__version__",
     "current",
@@ -36,25 +44,46 @@ NAMES = {
 VIEW = {
     "map": "(self, fn, /, *iterables, timeout=None, chunksize=None, buffersize=None, return_exceptions=False)",
     "options": "(self, **options)",
+    "register_cron_task": ("(self, name, spec, task, *, tz='UTC', overlap='skip', misfire='once', misfire_grace=60.0)"),
     "shutdown": "(self, wait=True, *, cancel_futures=False)",
     "submit": "(self, fn, /, *args, **kwargs)",
 }
 WORKER = VIEW | {
+    "cancel_all": "(self)",
     "cancel_task": "(self, task_id)",
+    "cron_history": "(self, name)",
+    "cron_tasks": "(self)",
+    "pause_cron_task": "(self, name)",
+    "remove_cron_task": "(self, name)",
+    "resume_cron_task": "(self, name)",
+    "run_cron_task": "(self, name)",
+    "execute_task": "(self, task, timeout=None)",
+    "get_task": "(self, task_id)",
+    "get_tasks": "(self, *, status=None, queue=None, limit=100)",
+    "metrics": "(self)",
     "pause": "(self, *queues)",
     "processes": "(self)",
     "queues": "(self)",
+    "register_task": "(self, task)",
+    "register_task_after": "(self, delay, task)",
+    "register_task_at": "(self, when, task)",
+    "register_tasks": "(self, *tasks)",
     "resume": "(self, *queues)",
+    "retry_task": "(self, task_id)",
+    "set_max_workers": "(self, n)",
     "set_queue": "(self, name, **options)",
     "set_rate": "(self, rate, burst=None)",
+    "set_retention": "(self, retention)",
+    "wait": "(self, timeout=None)",
     "stop_graceful": "(self, timeout=None)",
     "stop_now": "(self)",
 }
 WORKER_INIT = (
     "(self, n=None, *, timeout=None, grace=5.0, retries=0, crash_retries=None, retry_policy=None, preload=(), "
-    "initializer=None, initargs=(), max_pending=1000000, queues=None, unknown_queues='create', rate=None, "
-    "burst=None, lease_ttl=10.0, start_timeout=60.0, kill_timeout=10.0, "
-    "python=None, debug=False, **others)"
+    "initializer=None, initargs=(), max_tasks_per_child=None, memory_limit=None, memory_limit_hard=None, "
+    "cpu_affinity=None, nice=0, blas_threads=None, max_pending=1000000, submit_timeout=None, queues=None, "
+    "unknown_queues='create', rate=None, burst=None, retention=None, lease_ttl=10.0, start_timeout=60.0, "
+    "kill_timeout=10.0, python=None, debug=False, **others)"
 )
 FUTURE = {
     "add_done_callback": "(self, fn)",
@@ -72,6 +101,8 @@ ERRORS: dict[str, tuple[str, str, set[str]]] = {
     "ConfigurationError": ("ValueError", "", set()),
     "InvalidArgument": ("ConfigurationError TypeError", "", set()),
     "TaskNotFound": ("KeyError", "", set()),
+    "DuplicateTask": ("ValueError", "", set()),
+    "QueueFull": ("MPWorkerError", "", set()),
     "WorkerStopped": ("RuntimeError", "", set()),
     "WrongEventLoop": ("RuntimeError", "", set()),
     "SerializationError": ("MPWorkerError", "", set()),
@@ -108,6 +139,7 @@ def test_the_names_of_the_package() -> None:
 def test_the_worker() -> None:
     assert methods(mpworker.ProcessWorker) == WORKER
     assert signature(mpworker.ProcessWorker.__init__) == WORKER_INIT
+    assert isinstance(inspect.getattr_static(mpworker.ProcessWorker, "n"), property)
     assert methods(mpworker.TaskView) == VIEW
 
 
@@ -118,6 +150,8 @@ def test_the_asynchronous_worker() -> None:
     assert signature(mpworker.AsyncProcessWorker.__init__) == "(self, n=None, **options)"
     coroutines = {name for name in WORKER if inspect.iscoroutinefunction(getattr(mpworker.AsyncProcessWorker, name))}
     assert coroutines == WORKER.keys() - {"submit", "map", "options"}
+    assert isinstance(inspect.getattr_static(mpworker.AsyncProcessWorker, "n"), property)
+    assert signature(mpworker.AsyncTaskInfo) == signature(mpworker.TaskInfo)
     assert methods(mpworker.AsyncTaskFuture) == {"cancel": "(self, msg=None)"}
     assert isinstance(inspect.getattr_static(mpworker.AsyncTaskFuture, "task_id"), property)
 
@@ -134,8 +168,8 @@ def test_the_future() -> None:
 
 def test_what_a_task_may_ask() -> None:
     assert signature(mpworker.current) == "()"
-    assert signature(mpworker.TaskContext) == "(task_id, attempt)"
-    assert methods(mpworker.TaskContext) == {}
+    assert signature(mpworker.TaskContext) == "(task_id, attempt, deadline=None, metadata=<factory>)"
+    assert methods(mpworker.TaskContext) == {"remaining": "(self)"}
 
 
 def test_the_retry_policy() -> None:
@@ -147,6 +181,33 @@ def test_the_retry_policy() -> None:
 def test_the_queues() -> None:
     assert signature(mpworker.QueueOptions) == "(*, weight=1, max_running=None, rate=None, burst=None)"
     assert signature(mpworker.QueueState) == "(weight, max_running, rate, burst, paused, queued, running)"
+
+
+def test_what_is_told_of_recurring_tasks() -> None:
+    assert signature(mpworker.CronTask) == (
+        "(name, spec, tz, overlap, misfire, next_at, paused, running, waiting, runs, skipped, missed)"
+    )
+    assert signature(mpworker.CronRun) == "(scheduled_at, started_at, ended_at, task_id, outcome, error)"
+
+
+def test_tasks_as_objects() -> None:
+    fields = [name for name in signature(mpworker.Task)[1:-1].split(", ") if name != "*"]
+    assert fields == [
+        *("fn", "args=()", "kwargs=<factory>", "id=None", "name=''", "queue='default'", "priority=0", "weight=1"),
+        *("timeout=Ellipsis", "deadline=None", "retries=Ellipsis", "crash_retries=Ellipsis", "retry_policy=Ellipsis"),
+        *("run_at=None", "concurrency_key=''", "concurrency=1", "idempotency_key=None", "fingerprint=None"),
+        "metadata=<factory>",
+    ]
+    assert signature(mpworker.TaskInfo) == (
+        "(task_id, name, status, queue, priority, weight, attempts, run_at, deadline, metadata, retry_of, future)"
+    )
+    assert signature(mpworker.AttemptInfo) == "(status, pid, started_at, ended_at, cause='')"
+    assert [status.value for status in mpworker.TaskStatus] == [
+        *("scheduled", "queued", "running", "completed", "failed", "cancelled", "timed_out")
+    ]
+    assert signature(mpworker.Retention) == (
+        "(*, ttl=None, max_entries=1000, max_bytes=67108864, results=False, cleanup_interval=1.0)"
+    )
 
 
 def test_the_errors() -> None:
@@ -176,9 +237,9 @@ def test_the_reference_shows_all_of_it() -> None:
     assert set(shown) == NAMES - {"errors", "__version__"}
     members = {name: set(filter(None, re.split(r",\s*", listed))) for name, listed in shown.items()}
     assert members["TaskView"] == {"shutdown"}
-    assert members["ProcessWorker"] == set(WORKER)
+    assert members["ProcessWorker"] == {*WORKER, "n"}
     assert members["TaskFuture"] == {*FUTURE, "task_id"}
-    assert members["AsyncProcessWorker"] == set(WORKER)
+    assert members["AsyncProcessWorker"] == {*WORKER, "n"}
     assert members["AsyncTaskFuture"] == {"cancel", "task_id"}
     assert "automodule:: mpworker.errors\n   :members:\n" in REFERENCE
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import transitions
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -20,8 +21,10 @@ from mpworker.ipc import _native, codec
 from mpworker.options import WorkerOptions
 from mpworker.supervisor import scheduler as rules
 from mpworker.supervisor.backoff import Backoff
+from mpworker.supervisor.lifecycle import EVENTS, FIRST_FINAL, STATES, Event, IllegalTransition
 from mpworker.supervisor.registry import DYING, Death, Function, Seat, Task
 from mpworker.supervisor.scheduler import ProtocolViolation
+from mpworker.supervisor.timers import DEAD_MAX
 
 # ------------------------------------------------------------ any history
 
@@ -45,16 +48,25 @@ ORDERED = st.fixed_dictionaries(
 )
 ENDINGS = st.sampled_from([rules.OK] * 5 + [rules.ERROR, rules.EXITED, rules.UNSERIALIZABLE])
 RACING = st.lists(st.tuples(WHO, ENDINGS), max_size=4)
+LIMITS = st.sampled_from([(None, None), (None, None), (10, None), (None, 20), (10, 20)])
 ESTIMATES_NS = (0, 1_000, 60_000, 10_000_000)
 
 
 class AnyHistory(RuleBasedStateMachine):
     """Whatever happens, in whatever order. The world asserts the promises."""
 
-    @initialize(n=st.integers(1, 3), slots=st.integers(1, 5), ordered=st.booleans())
-    def begin(self, n: int, slots: int, ordered: bool) -> None:
+    @initialize(
+        n=st.integers(1, 3),
+        slots=st.integers(1, 5),
+        ordered=st.booleans(),
+        max_tasks=st.sampled_from([None, None, 1, 2, 3, 7]),
+        limits=LIMITS,
+    )
+    def begin(
+        self, n: int, slots: int, ordered: bool, max_tasks: int | None, limits: tuple[int | None, int | None]
+    ) -> None:
         self.ordered = ordered  # else all of it happens to one FIFO
-        self.world = World(n, slots)
+        self.world = World(n, slots, max_tasks=max_tasks, soft=limits[0], hard=limits[1])
         self.functions: list[Function | None] = [None]
         for key, estimate in enumerate(ESTIMATES_NS, start=1):
             function = Function(key, b"function")
@@ -73,6 +85,20 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(options=OPTIONS, function=st.integers(1, len(ESTIMATES_NS)), items=st.integers(1, 6))
     def submit_chunk(self, options: dict[str, Any], function: int, items: int) -> None:
         self.world.submit(self.functions[function], items, **options)
+
+    @rule(items=st.integers(2, 4), pause=st.booleans(), cancelled=st.booleans())
+    def items_fail_and_wait(self, items: int, pause: bool, cancelled: bool) -> None:
+        """And the rest of it may be wanted no more."""
+        backoff = Backoff(4.0, 1.0, 4.0, "none") if pause else None
+        chunk = self.world.submit(self.functions[1], items, retries=1, backoff=backoff)
+        self.world.turn()
+        for child in list(self.world.children.values()):
+            child.final, child.asked = False, None
+            for _ in range(4):
+                child.step(rules.ERROR)
+            self.world.read(child)
+        if cancelled:
+            self.world.cancel(chunk.key)
 
     @precondition(lambda self: self.ordered)
     @rule(
@@ -104,6 +130,20 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(rate=st.sampled_from([None, (0.5, 1), (4.0, 2)]))
     def limit_rate(self, rate: tuple[float, int] | None) -> None:
         self.world.limit_rate(rate)
+
+    @rule(
+        options=OPTIONS,
+        deadline=st.sampled_from([None, 0.25, 1.0, 6.0]),
+        delay=st.sampled_from([None, 0.25, 4.0]),
+    )
+    def submit_for_later(self, options: dict[str, Any], deadline: float | None, delay: float | None) -> None:
+        self.world.submit(self.functions[2], 0, deadline=deadline, delay=delay, **options)
+
+    @rule(racing=RACING)
+    def cancel_all(self, racing: list[tuple[int, int]]) -> None:
+        self.world.racing.extend((self.child(who), ending) for who, ending in racing)
+        self.world.cancel_all()
+        self.world.racing.clear()
 
     @rule(racing=RACING)
     def turn(self, racing: list[tuple[int, int]]) -> None:
@@ -175,6 +215,17 @@ class AnyHistory(RuleBasedStateMachine):
     def child_spoils_its_ring(self, who: int) -> None:
         self.world.scheduler.kill(self.child(who).seat, "corrupt", self.world.now)
 
+    @rule(n=st.integers(1, 4), racing=st.lists(st.tuples(WHO, ENDINGS), max_size=4))
+    def resize(self, n: int, racing: list[tuple[int, int]]) -> None:
+        self.world.racing.extend((self.child(who), ending) for who, ending in racing)
+        self.world.raced = False
+        self.world.resize(n)
+        self.world.racing.clear()
+
+    @rule(who=WHO, memory=st.sampled_from([0, 10, 11, 15, 21]))
+    def child_has_memory(self, who: int, memory: int) -> None:
+        self.child(who).memory = memory
+
     @rule(who=WHO)
     def becomes_unkillable(self, who: int) -> None:
         self.child(who).unkillable = True
@@ -237,8 +288,40 @@ def test_no_history_breaks_a_promise() -> None:
 
 
 @pytest.mark.deep
-def test_no_history_breaks_a_promise_in_a_long_search() -> None:
-    _search(20_000, 80)
+def test_no_history_breaks_a_promise_in_a_long_search(capsys: pytest.CaptureFixture[str]) -> None:
+    with transitions.counted() as seen:
+        _search(20_000, 80)
+    with capsys.disabled():
+        print(f"\n{transitions.table(seen)}")
+    assert {pair: seen[pair] for pair in transitions.LEGAL if seen[pair] < 1_000} == {}
+
+
+# ------------------------------------------------------------ the table of transitions
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.name)
+@pytest.mark.parametrize("state", STATES, ids=STATES.get)
+def test_what_the_table_does_not_know_is_refused(event: Event, state: int) -> None:
+    if (event.name, state) in transitions.LEGAL:
+        assert event[state] in STATES
+    else:
+        with pytest.raises(IllegalTransition, match=f"{event.name} of a task that is {STATES[state]}"):
+            event[state]
+
+
+def test_what_is_final_is_for_ever() -> None:
+    assert all(state < FIRST_FINAL for _, state in transitions.LEGAL)
+    assert {event[state] for event in EVENTS for state in event} == set(STATES)
+
+
+def test_a_fault_of_the_scheduler_cannot_end_a_task_twice() -> None:
+    world = World(1)
+    task = world.submit()
+    start(world).step()
+    world.turn()
+    world.scheduler._tasks[task.key] = task
+    with pytest.raises(IllegalTransition, match="cancel of a task that is COMPLETED"):
+        world.scheduler.cancel(task.key, world.now)
 
 
 # ------------------------------------------------------------ examples
@@ -691,7 +774,7 @@ def test_what_is_cancelled_before_its_time_does_not_wait_for_it() -> None:
             world.turn()
             world.cancel(task.key)
             world.turn()
-            assert len(world.scheduler._scheduled) <= 2 * rules._UNSCHEDULED_MAX
+            assert len(list(world.scheduler._scheduled)) <= 2 * DEAD_MAX
     assert world.scheduler.unfinished() == 0
 
 
@@ -1002,7 +1085,14 @@ def test_a_late_task_is_interrupted_and_its_answer_no_longer_matters() -> None:
     child.step(rules.OK)
     world.turn()
     assert outcome(world, task) == rules.TIMED_OUT
-    assert last_report(world) == {"timeout": 1.0, "attempt": 1, "attempts": 1, "killed": False, "interrupted": ""}
+    assert last_report(world) == {
+        "timeout": 1.0,
+        "attempt": 1,
+        "attempts": 1,
+        "killed": False,
+        "interrupted": "",
+        "dumped": "",
+    }
 
 
 def test_a_taken_interrupt_says_where_the_task_was() -> None:
@@ -1066,6 +1156,46 @@ def test_a_kill_after_a_timeout_counts_as_a_timeout_and_not_as_a_crash() -> None
     world.bury()
     assert outcome(world, task) == rules.TIMED_OUT
     assert (task.attempts, task.crashes) == (1, 0)
+
+
+@pytest.mark.parametrize("items", [0, 3])
+def test_a_late_task_that_is_killed_says_where_it_was_before_it_was_interrupted(items: int) -> None:
+    world = World(1)
+    task = world.submit(function(), items, timeout=1.0)
+    start(world, steps=2 if items else 1)
+    wait(world, 1.0)
+    assert [entry[0] for entry in world.log[-2:]] == ["ask_stack", "interrupt"]
+    wait(world, GRACE)
+    world.bury()
+    assert last_report(world)["dumped"] == f"stack of {task.key}"
+    assert last_report(world)["interrupted"] == ""
+
+
+def test_only_what_is_late_is_asked_where_it_is() -> None:
+    world = World(1)
+    task = world.submit(timeout=1.0)
+    start(world)
+    world.cancel(task.key)
+    wait(world, GRACE)
+    assert kills(world) == ["grace"]
+    assert ("ask_stack", 0) not in world.log
+
+
+def test_the_stack_of_a_child_that_lives_may_be_that_of_its_next_task() -> None:
+    world = World(1)
+    brief = function(1_000)
+    late, _ = world.submit(brief, timeout=1.0), world.submit(brief)
+    child = start(world)
+    world.now += 1.0
+    child.step()  # it is done, and nobody has read it
+    child.step()
+    world.children[0].ring, unread = type(child.ring)(), child.ring
+    world.turn()
+    child.ring = unread
+    assert child.stack == "stack of 2"
+    world.turn()
+    assert outcome(world, late) == rules.TIMED_OUT
+    assert last_report(world)["dumped"] == ""
 
 
 def test_a_timeout_is_per_item() -> None:
@@ -1167,7 +1297,14 @@ def test_an_item_that_ends_before_its_interrupt_arrives_is_late_all_the_same(end
     assert child.run is None
     world.read(child)
     assert outcomes(world, chunk) == [rules.OK, rules.TIMED_OUT, None, None]
-    assert last_report(world) == {"timeout": 1.0, "attempt": 1, "attempts": 1, "killed": False, "interrupted": ""}
+    assert last_report(world) == {
+        "timeout": 1.0,
+        "attempt": 1,
+        "attempts": 1,
+        "killed": False,
+        "interrupted": "",
+        "dumped": "",
+    }
     world.finish()
     assert outcomes(world, chunk) == [rules.OK, rules.TIMED_OUT, rules.OK, rules.OK]
 

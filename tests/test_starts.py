@@ -122,7 +122,7 @@ from mpworker.errors import StartFailed
 n, limit = int(sys.argv[1]), int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 if len(sys.argv) > 3:
-    launch._descriptors = lambda n: 0
+    launch._descriptors = lambda *_: 0
 try:
     w = ProcessWorker(n=n)
 except OSError as error:

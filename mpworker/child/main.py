@@ -23,14 +23,16 @@ from types import FrameType
 from typing import Any, Final
 
 from mpworker import context
+from mpworker.child import machine
 from mpworker.errors import Retry
-from mpworker.ipc import codec, payload, raised
+from mpworker.ipc import codec, details, payload, raised
 from mpworker.ipc._native import Claims, MadeBeforeFork
 from mpworker.ipc.channel import Channel
-from mpworker.ipc.codec import INTERRUPT_SIGNAL, Record
+from mpworker.ipc.codec import INTERRUPT_SIGNAL, STACK_SIGNAL, Record
 from mpworker.ipc.failures import brief, cut, full, said
 from mpworker.ipc.limits import explained
 from mpworker.ipc.ring import Assembler, split
+from mpworker.ipc.stacks import StackFile
 
 _BATCH = 128
 _FLUSH_NS = 1_000_000  # a chunk's results wait at most this long for the next item to begin
@@ -48,12 +50,14 @@ class Child:
     Args:
         channel: Its channel to the supervisor.
         claims: Its claim page.
+        stack_file: Where the stack of a late task goes.
         settings: What the supervisor sent: "max_payload_bytes", "task_prefix".
     """
 
-    def __init__(self, channel: Channel, claims: Claims, settings: dict[str, Any]) -> None:
+    def __init__(self, channel: Channel, claims: Claims, stack_file: StackFile, settings: dict[str, Any]) -> None:
         self._channel = channel
         self._claims = claims
+        self._stack_file = stack_file
         self._task_prefix: str = settings["task_prefix"]
         self._max_payload_bytes: int = settings["max_payload_bytes"]
         self._assembler = Assembler(self._max_payload_bytes)
@@ -64,6 +68,8 @@ class Child:
         self._running_slot = 0
         self._running_task = 0
         self._attempt = 0
+        self._early = False  # an interrupt has come while nothing ran
+        self._details = b""  # of the task that runs, and its call: read when somebody asks
         self._stack: str | None = None  # of the task that was interrupted, until that is told
 
     # ------------------------------------------------------------ answers
@@ -96,17 +102,37 @@ class Child:
 
     def on_interrupt(self, _signal: int, frame: FrameType | None) -> None:
         """The handler of INTERRUPT_SIGNAL."""
+        self._stack_file.rewind()
         generation = self._running
         if generation and self._claims.peek(self._running_slot)[4] == generation:
             self._running = 0  # once: not again while the exception unwinds
             self._stack = _stack_of_task(frame)
             raise TaskInterrupted
+        self._early = not generation
 
     def context(self) -> context.TaskContext | None:
         """The context of the task that runs now."""
         if not self._attempt:
             return None
-        return context.TaskContext(f"{self._task_prefix}{self._running_task & codec.TASK_MASK}", self._attempt)
+        task_id = f"{self._task_prefix}{self._running_task & codec.TASK_MASK}"
+        if not self._details:
+            return context.TaskContext(task_id, self._attempt)
+        said = details.read(self._details)
+        return context.TaskContext(
+            said.get("id", task_id), self._attempt, said.get("deadline"), said.get("metadata", {})
+        )
+
+    def _is_late(self, started_ns: int) -> bool:
+        """Was it claimed after its deadline?"""
+        deadline = details.read(self._details).get("deadline")
+        return deadline is not None and started_ns / 1e9 >= deadline
+
+    def _take_details(self, data: bytes | MemoryError) -> bytes | MemoryError:
+        """Keep what a task says beyond its call, for who asks; the call."""
+        if isinstance(data, MemoryError):
+            return data
+        self._details = data
+        return details.after(data)
 
     # ------------------------------------------------------------ outcomes
 
@@ -200,7 +226,12 @@ class Child:
             return
         self._attempt = flags & codec.LOW
         self._running_task = task
+        self._details = b""
+        late = False
         try:
+            if flags & codec.DETAILED:
+                data = self._take_details(data)
+                late = self._is_late(started)
             function = c >> 8
             if function:
                 call = self._function(function)
@@ -213,7 +244,12 @@ class Child:
             self._running_slot = slot
             try:
                 try:
+                    if late:
+                        self._stack = ""
+                        raise TaskInterrupted
                     self._running = generation
+                    if self._early:  # it came while the call was unpickled, perhaps: no time to raise anything
+                        self.on_interrupt(0, sys._getframe())
                     value = call(*args, **kwargs)
                 finally:
                     self._running = 0
@@ -225,7 +261,7 @@ class Child:
             args = kwargs = None
         self._attempt = 0
         duration = time.monotonic_ns() - started
-        self._answer(codec.DONE, status, task, generation, slot | duration << 8, out)
+        self._answer(codec.DONE, status, started, generation, slot | duration << 8, out)
 
     def _run_range(  # noqa: PLR0915  # one loop that is hot: a call per item would double its cost
         self, flags: int, task: int, generation: int, c: int, data: bytes | MemoryError
@@ -239,6 +275,9 @@ class Child:
         begun_at = time.monotonic_ns()
         try:
             call = self._function(c >> 8 & 0xFFFFFF)
+            self._details = b""
+            if flags & codec.DETAILED:
+                data = self._take_details(data)
             items = self._loads(data)
         except BaseException as error:  # noqa: BLE001
             self._attempt = 0
@@ -380,10 +419,15 @@ class Child:
     def _refuse(self, why: str, traceback: str = "") -> None:
         self._answer(codec.REFUSED, 0, 0, 0, 0, json.dumps({"why": why, "traceback": traceback}).encode())
 
-    def initialize(self, data: bytes, heartbeat_interval: float) -> bool:
-        """Start the heartbeat, run the user's initializer, and say whether this child is ready."""
+    def initialize(self, data: bytes, settings: dict[str, Any]) -> bool:
+        """Settle, start the heartbeat, run the user's initializer, and say whether this child is ready."""
         try:
-            self._claims.start_heartbeat(heartbeat_interval)
+            machine.settle(settings)
+        except OSError as error:
+            self._refuse(f"a child cannot have the cores or the priority that were asked for: {error}")
+            return False
+        try:
+            self._claims.start_heartbeat(settings["heartbeat_interval"])
         except OSError as error:  # no thread is left
             self._refuse(str(explained(error, "a child cannot start its heartbeat")))
             return False
@@ -434,14 +478,15 @@ def _reseed() -> None:
         numpy_random.seed()
 
 
-def run(channel: Channel, claims: Claims, settings: dict[str, Any], initializer: bytes) -> None:
+def run(channel: Channel, claims: Claims, stack_file: StackFile, settings: dict[str, Any], initializer: bytes) -> None:
     """Be a child until told to exit; never returns."""
     status = 1
     try:
-        child = Child(channel, claims, settings)
+        child = Child(channel, claims, stack_file, settings)
         context._source = child.context
         context._loading = child.is_loading
         signal.signal(INTERRUPT_SIGNAL, child.on_interrupt)
+        stack_file.dump_at(STACK_SIGNAL)
         # Each line by one write: whole, in order, and not lost with a killed child; also where PYTHONUNBUFFERED is set,
         # with which `print` writes each of its pieces alone, and the lines of two children would mix.
         for stream in (sys.stdout, sys.stderr):
@@ -451,7 +496,7 @@ def run(channel: Channel, claims: Claims, settings: dict[str, Any], initializer:
         # CPython 3.12 and later warn when a process with threads forks. Ours has one that holds no lock and runs no
         # Python; the warning would come for every task that uses multiprocessing.
         warnings.filterwarnings("ignore", r".*use of fork\(\) may lead to deadlocks", DeprecationWarning)
-        if child.initialize(initializer, settings["heartbeat_interval"]):
+        if child.initialize(initializer, settings):
             child.serve()
             import atexit
 

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 from mpworker.ipc import _native
 from mpworker.ipc._native import Bell, Claims, Ring
+from mpworker.ipc.stacks import STACK_BYTES, StackFile, StackView
 
 _PAGE = 4096
 _MFD_NOEXEC_SEAL = 0x0008  # Linux 6.3; not named by Python 3.11
@@ -161,21 +162,23 @@ def make_channel(name: str, capacities: tuple[int, int]) -> tuple[list[int], Cha
 
 
 def claims_bytes(slots: int) -> int:
-    """The size of a claim page's segment: whole pages."""
+    """The size of a claim page: whole pages."""
     return -(-(_native.CLAIMS_HEADER_BYTES + slots * _native.CLAIM_SLOT_BYTES) // _PAGE) * _PAGE
 
 
-def make_claims(name: str, slots: int) -> tuple[int, Claims]:
-    """A new claim page: its descriptor for the child (the caller closes it), and the page."""
+def make_claims(name: str, slots: int) -> tuple[int, Claims, StackView]:
+    """A new claim page: its descriptor for the child (the caller closes it), the page, and the stack after it."""
     size = claims_bytes(slots)
-    fd = make_segment(name, size)
+    fd = make_segment(name, size + STACK_BYTES)
     try:
-        return fd, Claims(map_segment(fd, size), slots)
+        mapping = map_segment(fd, size + STACK_BYTES)
+        return fd, Claims(mapping, slots), StackView(memoryview(mapping)[size:])
     except BaseException:
         os.close(fd)
         raise
 
 
-def map_claims(fd: int, slots: int) -> Claims:
-    """The child's view of its claim page."""
-    return Claims(map_segment(fd, claims_bytes(slots)), slots)
+def map_claims(fd: int, slots: int) -> tuple[Claims, StackFile]:
+    """The child's view of its claim page, and where its stack goes, to which the descriptor belongs from now on."""
+    size = claims_bytes(slots)
+    return Claims(map_segment(fd, size), slots), StackFile(fd, size)

@@ -18,7 +18,7 @@ RANGE    supervisor > child               task | judge << 40    generation      
 EXIT     supervisor > child               0                     0                       0
 READY    child > supervisor               0                     0                       0
 REFUSED  child > supervisor: no start     0                     0                       0
-DONE     child > supervisor               task                  generation              slot | duration_ns << 8
+DONE     child > supervisor               started_ns            generation              slot | duration_ns << 8
 ITEMS    child > supervisor               start | stop << 32    generation              slot | duration_ns << 8
 AFTER    child > supervisor               microseconds          generation              slot
 RESULT   supervisor > client              task                  0                       0
@@ -71,6 +71,7 @@ LOW: Final = 0xFF
 SPREAD: Final = 0x0100  # the items of a chunk are argument tuples, not single arguments
 LAST: Final = 0x0200  # ITEMS: the chunk ends with this record and its slot is free
 FINAL: Final = 0x0100  # DONE, ITEMS: not to be tried again, whatever `retries` are left
+DETAILED: Final = 0x0200  # SUBMIT, CHUNK, TASK, RANGE: the payload begins with details: `mpworker.ipc.details`
 FIRST: Final = 0x0400  # FRAGMENT: a payload begins
 STREAM: Final = 0x7800  # FRAGMENT, FRAGMENTED: which of the payloads that one producer sends at the same time
 STREAM_SHIFT: Final = 11
@@ -83,17 +84,21 @@ UNSERIALIZABLE: Final = 2  # JSON: {"what", "type", "message", "traceback"}: of 
 EXITED: Final = 3  # JSON: {"type", "code", "traceback"}: the task raised SystemExit or KeyboardInterrupt
 INTERRUPTED: Final = 4  # JSON: {"stack"}: the interrupt that the supervisor sent was taken
 CRASHED: Final = 5  # JSON: {"pid", "signal", "exit_code", "cause", "attempt", "attempts", "unclaimed_deaths"}
-TIMED_OUT: Final = 6  # JSON: {"timeout", "attempt", "attempts", "interrupted", "killed"}
+# JSON: {"timeout", "attempt", "attempts", "interrupted", "dumped", "killed"}; timeout is None for the deadline
+TIMED_OUT: Final = 6
 CANCELLED: Final = 7  # no payload
 
 # Sent to a child after its slot's halt word was set. C libraries and systemd take the first few real-time signals.
 INTERRUPT_SIGNAL: Final = signal.SIGRTMIN + 8
+# Sent before it to a child whose task is late: mpworker.ipc.stacks.
+STACK_SIGNAL: Final = signal.SIGRTMIN + 7
 
 # Bounds of the packed header words.
 MAX_CHUNK_ITEMS: Final = (1 << 16) - 1
 MAX_FUNCTIONS: Final = (1 << 24) - 1
 JUDGE_SHIFT: Final = 40
 TASK_MASK: Final = (1 << JUDGE_SHIFT) - 1
+CRON_KEYS: Final = 1 << (JUDGE_SHIFT - 1)  # tasks from this number on the supervisor makes; a client counts from 1
 MAX_SLOTS: Final = 256
 MAX_STREAMS: Final = STREAM >> STREAM_SHIFT
 # What the text of a report is cut to, in characters of each field, and what a whole report may then take beyond

@@ -4,32 +4,20 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 from mpworker.ipc import codec, frames
 from mpworker.ipc._native import Claims
 from mpworker.ipc.channel import Channel, close_all, make_channel, make_claims
 from mpworker.ipc.ring import Assembler, Outbox, RingCorrupt
+from mpworker.ipc.stacks import StackView
+from mpworker.supervisor.memory import anonymous_bytes
 from mpworker.supervisor.nursery import bury, ends, kill_and_reap, kill_strays
 from mpworker.supervisor.oom import OomKills
 from mpworker.supervisor.registry import Death, Function, Seat, Task
 
 _KILLED_SECONDS = 5.0  # in which a killed nursery and its children are gone, or hang in the kernel
-
-
-def _raise_limit(descriptors: int) -> tuple[int, int] | None:
-    """Let this process open so many, if it may not; the limits that it had, for those who run the user's code.
-
-    Raises:
-        ValueError: The hard limit is below that. The client has looked.
-    """
-    if not descriptors:
-        return None
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
-    return soft, hard
 
 
 class Child:
@@ -39,6 +27,7 @@ class Child:
         "assembler",
         "channel",
         "claims",
+        "cores",
         "ended",
         "known",
         "max_payload",
@@ -51,13 +40,17 @@ class Child:
         "ring_bell",
         "ring_room",
         "seat",
+        "stack_view",
         "stopping",
     )
 
-    def __init__(self, seat: Seat, channel: Channel, claims: Claims, max_payload_bytes: int) -> None:
+    def __init__(
+        self, seat: Seat, channel: Channel, claims: Claims, stack_view: StackView, max_payload_bytes: int
+    ) -> None:
         self.seat = seat
         self.channel = channel
         self.claims = claims
+        self.stack_view = stack_view
         self.outbox = Outbox(channel.outbound)
         self.push = channel.outbound.push
         self.pop = channel.inbound.pop
@@ -67,6 +60,7 @@ class Child:
         self.assembler = Assembler(max_payload_bytes + codec.REPORT_BYTES_MAX)
         self.known: set[int] = set()  # functions that it has been sent and not told to forget
         self.pidfd = -1
+        self.cores: list[int] = []  # that it is pinned to
         self.ready = False  # has been so in time
         self.ended = False  # is dead, and is still to be reaped
         self.stopping = False  # told to exit
@@ -120,7 +114,23 @@ class Children:
         self.nursery: frames.Frames | None = None
         self.nursery_pid = 0
         self.nursery_ready = False
-        self._own_limits = _raise_limit(config["descriptors"])
+        self._inherited_bytes = 0  # what every child of this nursery has from the fork on, 0 while nobody has looked
+        self.on_dismissed: Callable[[], None] = lambda: None  # a child's place is vacated
+        self._own_limits: tuple[int, int] | None = None  # that this process had, for those who run the user's code
+        if config["descriptors"]:
+            self.raise_limit(config["descriptors"])
+
+    def raise_limit(self, descriptors: int) -> int:
+        """Let this process open so many, if it may not; what the hard limit allows if that is less, else 0."""
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY and soft < descriptors:
+            if hard != resource.RLIM_INFINITY and hard < descriptors:
+                return hard
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
+            self._own_limits = self._own_limits or (soft, hard)
+        return 0
 
     # ------------------------------------------------------------ the nursery
 
@@ -140,6 +150,7 @@ class Children:
         environment["PYTHONHASHSEED"] = self._config["hash_seed"]
         argv = self._config["nursery_argv"]
         self.nursery_ready = False
+        self._inherited_bytes = 0
         self.nursery, theirs = frames.pair()
         try:
             self.nursery_pid = os.posix_spawn(
@@ -216,19 +227,29 @@ class Children:
         self._next_number += 1
         fds, channel = make_channel("mpworker-child", self._capacities)
         try:
-            claims_fd, claims = make_claims("mpworker-claims", self._slots)
+            claims_fd, claims, stack_view = make_claims("mpworker-claims", self._slots)
             fds.append(claims_fd)
             order = {"op": "spawn", "id": seat.number, "capacities": self._capacities, "slots": self._slots}
+            order["cores"] = cores = self._cores_of_next()
             self.nursery.send(order, fds)
         except OSError:
             channel.close()
             raise
         finally:
             close_all(fds)
-        child = Child(seat, channel, claims, self._config["child"]["max_payload_bytes"])
+        child = Child(seat, channel, claims, stack_view, self._config["child"]["max_payload_bytes"])
+        child.cores = cores
         self.by_number[seat.number] = child
         self.everyone = tuple(self.by_number.values())
         return child
+
+    def _cores_of_next(self) -> list[int]:
+        """The cores that the next child is pinned to, none for all; if each has one, that which the fewest have."""
+        cores: list[int] = self._config["cores"]
+        if not self._config["spread"]:
+            return cores
+        taken = [child.cores[0] for child in self.everyone if not child.seat.vacated]
+        return [min(cores, key=taken.count)]
 
     def kill_unwatched(self, number: int) -> None:
         """Have the nursery kill a child whose pidfd did not arrive."""
@@ -249,13 +270,13 @@ class Children:
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         exit_code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
         if not cause:
-            if child.seat.kill_cause in ("lease", "corrupt"):
+            if child.seat.kill_cause in ("lease", "corrupt", "memory"):
                 cause = child.seat.kill_cause
             elif number == signal.SIGKILL and not child.seat.kill_cause and self._oom_kills.take():
                 cause = "oom"
             else:
                 cause = "signal" if number else "exit"
-        return Death(child.pid, number, exit_code, cause)
+        return Death(child.pid, number, exit_code, cause, time.monotonic())
 
     def tell(self, child: Child, kind: int, flags: int, a: int, b: int, c: int, payload: bytes) -> None:
         """Send a child a record, now or when it has made room; `ring_told` wakes it."""
@@ -313,10 +334,10 @@ class Children:
             name |= judge.key << codec.JUDGE_SHIFT
             if judge.key not in child.known:
                 self._teach(child, judge)
-        attempt = task.attempts + 1 if task.attempts < codec.LOW else codec.LOW
+        attempt = (task.attempts + 1 if task.attempts < codec.LOW else codec.LOW) | task.flags
         if task.items:
             c = codec.pack_range(slot, key, task.start, task.stop)
-            self.tell(child, codec.RANGE, attempt | task.flags, name, generation, c, task.payload)
+            self.tell(child, codec.RANGE, attempt, name, generation, c, task.payload)
         else:
             self.tell(child, codec.TASK, attempt, name, generation, slot | key << 8, task.payload)
 
@@ -337,8 +358,27 @@ class Children:
     def interrupt(self, seat: Seat) -> None:
         self.by_number[seat.number].signal(codec.INTERRUPT_SIGNAL)
 
+    def ask_stack(self, seat: Seat) -> None:
+        child = self.by_number[seat.number]
+        child.stack_view.clear()
+        child.signal(codec.STACK_SIGNAL)
+
+    def stack(self, seat: Seat) -> bytes:
+        return self.by_number[seat.number].stack_view.read()
+
     def kill(self, seat: Seat) -> None:
         self.by_number[seat.number].signal(signal.SIGKILL)
+
+    def dismiss(self, seat: Seat) -> None:
+        child = self.by_number[seat.number]
+        self.tell(child, codec.EXIT, 0, 0, 0, 0, b"")
+        child.stopping = True
+        self.on_dismissed()
+
+    def memory(self, seat: Seat) -> int:
+        if not self._inherited_bytes:
+            self._inherited_bytes = anonymous_bytes(self.nursery_pid)
+        return anonymous_bytes(seat.pid) - self._inherited_bytes
 
     def beat(self, seat: Seat) -> float:
         return self.by_number[seat.number].claims.beat() / 1e9

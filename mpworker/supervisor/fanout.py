@@ -1,14 +1,17 @@
 """The client's side of the supervisor: what it sends comes in here, and outcomes go out."""
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
-from mpworker.ipc import codec
+from mpworker.ipc import codec, details
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import Assembler, Outbox
 from mpworker.supervisor.backoff import Backoff
-from mpworker.supervisor.registry import Function, Task, TaskOptions
+from mpworker.supervisor.registry import DetailedTask, Function, Task, TaskOptions
+
+TOLD_MAX: Final = 1024
 
 
 class ClientPort:
@@ -31,7 +34,7 @@ class ClientPort:
         self._assembler = Assembler(max_payload_bytes)
         self._functions: dict[int, Function] = {}
         self._options: dict[int, TaskOptions] = {}
-        self._defaults = TaskOptions()
+        self._told: dict[str, TaskOptions] = {}  # with single tasks, those used last at the end
 
     # ------------------------------------------------------------ in
 
@@ -47,6 +50,32 @@ class ClientPort:
         """The chunk that a CHUNK record asks for."""
         options = self._options[c & 0xFFFFFFFF]
         return Task(key, self._functions[function], options, payload, c >> 32, flags & codec.SPREAD)
+
+    def detailed(self, kind: int, flags: int, key: int, function: int, c: int, payload: bytes) -> DetailedTask:
+        """The task or chunk of a record that says more than its options."""
+        said = details.read(payload)
+        options = self._options[c & 0xFFFFFFFF]
+        own = said.pop("options", None)
+        if own is not None:
+            options = self._own_options(json.dumps(own), own)
+        items = c >> 32 if kind == codec.CHUNK else 0
+        flags &= codec.SPREAD | codec.DETAILED
+        task = DetailedTask(key, self._functions[function] if function else None, options, payload, items, flags)
+        task.concurrency_key, task.concurrency = said.pop("concurrency", ("", 1))
+        task.deadline_at = said.pop("deadline", None)
+        task.run_at = said.pop("run_at", None)
+        task.notes = said
+        return task
+
+    def _own_options(self, text: str, own: dict[str, Any]) -> TaskOptions:
+        """Options that were told with a task: tasks with the same ones share them, as long as these are used."""
+        options = self._told.pop(text, None)
+        if options is None:
+            options = self._task_options(**own)
+            if len(self._told) >= TOLD_MAX:
+                del self._told[next(iter(self._told))]
+        self._told[text] = options
+        return options
 
     def note(self, kind: int, flags: int, a: int, payload: bytes) -> Function | None:
         """Keep a FUNCTION or a FRAGMENT; for FORGET, the function that is forgotten."""
@@ -100,6 +129,15 @@ class ClientPort:
         """A task ended."""
         self.send(codec.RESULT, status, task.key, 0, 0, payload)
 
+    def divert(self, first_key: int, sink: Callable[[Task, int, bytes], None]) -> None:
+        """From this key on, outcomes of tasks are not the client's: they go to `sink`."""
+        emit = self.emit
+
+        def either(task: Task, status: int, payload: bytes) -> None:
+            (sink if task.key >= first_key else emit)(task, status, payload)
+
+        self.emit = either  # type: ignore[method-assign]  # where nothing is diverted, no task pays for the question
+
     def emit_items(self, task: Task, start: int, stop: int, status: int, payload: bytes, duration_ns: int) -> None:
         """A run of a chunk's items ended."""
         self.send(codec.RESULTS, status, task.key, start | stop << 32, duration_ns, payload)
@@ -111,6 +149,11 @@ class ClientPort:
             self.emit_items(task, start, stop, status, payload, 0)
         else:
             self.emit(task, status, payload)
+
+    def emit_again(self, key: int, status: int, outcome: bytes | dict[str, object]) -> None:
+        """How a task ended, told once more, to whom it has under another number."""
+        payload = outcome if isinstance(outcome, bytes) else json.dumps(outcome).encode() if outcome else b""
+        self.send(codec.RESULT, status, key, 0, 0, payload)
 
     def split(self, task: Task, start: int, stop: int) -> None:
         """The client shall send these items one by one, and then say so: a drain waits for it."""

@@ -11,7 +11,7 @@ import select
 import signal
 import time
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpworker.ipc import codec, frames
 from mpworker.ipc._native import RECORD_HEADER_BYTES
@@ -20,11 +20,17 @@ from mpworker.ipc.codec import Record
 from mpworker.ipc.limits import explained
 from mpworker.ipc.ring import RingCorrupt
 from mpworker.supervisor.children import Child, Children
+from mpworker.supervisor.describe import Describer
 from mpworker.supervisor.fanout import ClientPort
 from mpworker.supervisor.leases import Leases
+from mpworker.supervisor.places import Places
+from mpworker.supervisor.recycling import Recycling
 from mpworker.supervisor.registry import DYING, READY
 from mpworker.supervisor.requests import Requests
-from mpworker.supervisor.scheduler import ProtocolViolation, Scheduler
+from mpworker.supervisor.scheduler import ProtocolViolation
+
+if TYPE_CHECKING:
+    from mpworker.supervisor.cron import CronDesk
 
 _CLIENT_BATCH = 256
 _CHILD_BATCH = 64
@@ -63,10 +69,15 @@ class Loop:
         self._client = client
         self._client_pidfd = client_pidfd
         self._children_wanted: int = config["n"]
+        recycling: dict[str, Any] = config["recycling"]
+        self._overlap: int = config["overlap"]  # children that may exit while others have their places already
+        self._children_max: int = config["n"] + self._overlap  # that there are descriptors for
         self._ring_records: int = config["child_ring_bytes"] // RECORD_HEADER_BYTES
         self.world = World(config, blob_fd, channel)
-        self.scheduler = Scheduler(
+        scheduler = Recycling if recycling else Places
+        self.scheduler = scheduler(
             self.world,
+            **recycling,
             slots=config["slots"],
             lease_ttl=config["lease_ttl"],
             grace=config["grace"],
@@ -87,6 +98,9 @@ class Loop:
         self._nursery_served = False  # a child of it was ready
         self._nursery_error = ""  # what it could not have
         self._requests = Requests(self)
+        self.world.on_dismissed = self._place_vacated
+        self.cron: CronDesk | None = None  # not before somebody asks for it
+        self.describer = Describer(self.scheduler)
         self._epoll = select.epoll()
         self._handlers: dict[int, Any] = {}
         self._client_batch: list[Record] = []
@@ -114,7 +128,10 @@ class Loop:
                     handler = self._handlers.get(fd)
                     if handler is not None:
                         handler()
-                look_at = time.monotonic() + _LOOK_EVERY
+                now = time.monotonic()
+                look_at = now + _LOOK_EVERY
+                if self.cron is not None:
+                    self.cron.look(now)
             for bell in bells:
                 bell.disarm()
 
@@ -174,7 +191,8 @@ class Loop:
         return found
 
     def _timeout(self) -> float:
-        own = (self._exit_at, self._spawn_at, self._nursery_lease.next_at)
+        cron_at = self.cron.look_at if self.cron is not None else None
+        own = (self._exit_at, self._spawn_at, self._nursery_lease.next_at, cron_at)
         times = [at for at in (self.scheduler.next_timer(), *own) if at is not None]
         return max(0.0, min(times) - time.monotonic()) if times else -1.0
 
@@ -195,10 +213,12 @@ class Loop:
             for kind, flags, a, b, c, data in batch:
                 if flags & codec.FRAGMENTED:
                     data = world.whole((kind, flags, a, b, c, data))  # noqa: PLW2901
-                if kind == codec.SUBMIT:
+                if kind == codec.SUBMIT and not flags & codec.DETAILED:
                     scheduler.submitted(world.task(0, a, b, c, data))
-                elif kind == codec.CHUNK:
+                elif kind == codec.CHUNK and not flags & codec.DETAILED:
                     scheduler.submitted(world.chunk(flags, a, b, c, data))
+                elif kind in (codec.SUBMIT, codec.CHUNK):
+                    scheduler.submitted_with_details(world.detailed(kind, flags, a, b, c, data))
                 elif kind == codec.OPTIONS:
                     scheduler.options_known(world.note_options(a, data))
                 elif kind == codec.REQUEST:
@@ -212,6 +232,23 @@ class Loop:
             self._stopping = _NOW
         batch.clear()
         return count
+
+    def set_max_workers(self, n: int, descriptors: int) -> int:
+        """There are n children from now on; 0, or how many descriptors may be opened if they need more."""
+        if n + self._overlap > self._children_max:
+            hard = self.world.raise_limit(descriptors)
+            if hard:
+                return hard
+            self._children_max = n + self._overlap
+        self._children_wanted = n
+        self.scheduler.resize(n)
+        self._spawn_missing()
+        return 0
+
+    def _place_vacated(self) -> None:
+        """A child exits, and another one is made: soon and not now, for the scheduler is in the middle of it."""
+        if self._spawn_at is None:
+            self._spawn_at = self._turned_at
 
     # ------------------------------------------------------------ children
 
@@ -241,7 +278,7 @@ class Loop:
             if flags & codec.FRAGMENTED:
                 data = child.assembler.finish(flags, data)  # noqa: PLW2901
             if kind == codec.DONE:
-                scheduler.done(seat, c & 0xFF, b, flags & codec.LOW, c >> 8, data, bool(flags & codec.FINAL))
+                scheduler.done(seat, c & 0xFF, b, flags & codec.LOW, c >> 8, data, bool(flags & codec.FINAL), a)
             elif kind == codec.ITEMS:
                 last, final = bool(flags & codec.LAST), bool(flags & codec.FINAL)
                 start, stop = a & 0xFFFFFFFF, a >> 32
@@ -364,7 +401,7 @@ class Loop:
         if self._ending() or not self.world.nursery_ready or self._spawn_at is not None:
             return
         now = time.monotonic()
-        while len(self.world.by_number) < self._children_wanted:
+        while self.scheduler.serving() < self._children_wanted and len(self.world.by_number) < self._children_max:
             try:
                 child = self.world.spawn()
             except ConnectionError:
@@ -391,7 +428,8 @@ class Loop:
         death = self.world.death(child, status, cause)
         self.scheduler.child_died(child.seat, death)
         self._remove(child)
-        if not child.ready and not self._ending() and cause not in ("nursery", "unkillable"):
+        failed = not child.ready and not child.seat.vacated
+        if failed and not self._ending() and cause not in ("nursery", "unkillable"):
             how = f"signal {death.signal}" if death.signal else f"exit code {death.exit_code}"
             why = " (it took longer than start_timeout)" if child.seat.kill_cause == "start" else ""
             killed = death.signal in _KILLS and death.cause == "signal" and not child.seat.kill_cause
@@ -452,6 +490,8 @@ class Loop:
     def stop(self, now: bool) -> None:
         """End at once, or when all that was accepted has ended."""
         self._stopping = _NOW if now else _DRAIN
+        if self.cron is not None:
+            self.cron.close(waiting=True)
         self.scheduler.resume_all()  # what was accepted is finished, paused or not
 
     def _ending(self) -> bool:
@@ -463,6 +503,8 @@ class Loop:
         children = self.world.by_number.values()
         if self._exit_at is None:
             if self.scheduler.unfinished() or self.world.splits or self.world.outbox.waiting:
+                return
+            if self.cron is not None and self.cron.unfinished():
                 return
             self._exit_at = now + self._exit_grace
             for child in children:

@@ -29,6 +29,7 @@ from mpworker.ipc import frames
 from mpworker.ipc.channel import Channel, map_claims
 from mpworker.ipc.failures import brief, cut, full
 from mpworker.ipc.limits import explained
+from mpworker.supervisor import blas
 
 # What the supervisor ignores, and passes on ignored: the nursery does too, a child does not.
 UNHEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -37,13 +38,6 @@ _PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True)
 _STRAY_SECONDS = 2.0  # how long killed strays get to disappear before the nursery goes on without them
 _CHILD_OOM_SCORE_ADJ = "500"
-_BLAS_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-)
 
 
 def prctl(option: int, value: int) -> None:
@@ -188,7 +182,7 @@ class Nursery:
             try:
                 pid = os.fork()
                 if pid == 0:
-                    self._become_child(fds, order["capacities"], order["slots"])
+                    self._become_child(fds, order["capacities"], order["slots"], order["cores"])
                 os.setpgid(pid, pid)  # here as well as in the child: whoever is first
                 pidfd = os.pidfd_open(pid)
             finally:
@@ -223,7 +217,7 @@ class Nursery:
             bury(pid)
         kill_strays(set())
 
-    def _become_child(self, fds: list[int], capacities: tuple[int, int], slots: int) -> NoReturn:
+    def _become_child(self, fds: list[int], capacities: tuple[int, int], slots: int, cores: list[int]) -> NoReturn:
         try:
             os.setpgid(0, 0)
             prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -238,12 +232,11 @@ class Nursery:
             segment, *rest = _move_high(fds)
             *bells, claims_fd = rest
             channel = Channel([segment, *bells], capacities, 1)
-            claims = map_claims(claims_fd, slots)
+            claims, stack_file = map_claims(claims_fd, slots)
             os.close(segment)
-            os.close(claims_fd)
             from mpworker.child import main
 
-            main.run(channel, claims, self._settings, self._initializer)
+            main.run(channel, claims, stack_file, self._settings | {"cores": cores}, self._initializer)
         except BaseException:  # noqa: BLE001
             traceback.print_exc()
         finally:
@@ -294,7 +287,7 @@ def _flush_streams() -> None:
             pass  # the client runs without them, or a preloaded module has closed or replaced them
 
 
-def _preload(modules: list[str]) -> None:
+def _preload(modules: list[str], *, blas_asked: bool) -> None:
     """Import what the user asked for, with BLAS and OpenMP limited to one thread: a fork with threads is a hang.
 
     Raises:
@@ -302,26 +295,38 @@ def _preload(modules: list[str]) -> None:
     """
     from mpworker import context
 
-    limited = [name for name in _BLAS_VARIABLES if name not in os.environ]
     context._loading = lambda: True
-    os.environ.update(dict.fromkeys(limited, "1"))
     try:
-        for module in modules:
-            try:
-                __import__(module)
-            except BaseException as error:
-                raise _PreloadFailed(f"preload of {module!r} raised {brief(error)}") from error
-            threads = os.listdir("/proc/self/task")
-            if len(threads) > 1:
-                raise _PreloadFailed(
-                    f"preload of {module!r} left {len(threads) - 1} running thread(s); a process with threads cannot "
-                    f"be forked safely: import it in the initializer instead"
-                )
+        with blas.one_thread(asked=blas_asked):
+            for module in modules:
+                _preload_one(module)
     finally:
         context._loading = None
-        for name in limited:
-            os.environ.pop(name, None)
         _flush_streams()  # what was printed shall not be printed by every fork again
+
+
+def _preload_one(module: str) -> None:
+    try:
+        __import__(module)
+    except BaseException as error:
+        raise _PreloadFailed(f"preload of {module!r} raised {brief(error)}") from error
+    threads = os.listdir("/proc/self/task")
+    if len(threads) > 1:
+        raise _PreloadFailed(
+            f"preload of {module!r} left {len(threads) - 1} running thread(s); a process with threads cannot be forked "
+            f"safely: import it in the initializer instead"
+        )
+
+
+def _blas_threads(settings: dict[str, Any], modules: list[str]) -> int:
+    threads, asked = settings["blas_threads"], settings["blas_asked"]
+    if not (modules or asked):
+        return 0
+    try:
+        return blas.threads_to_set(threads, asked=asked)
+    except ImportError as error:
+        why = f"blas_threads={threads} of what was preloaded needs threadpoolctl: pip install 'mpworker[blas]'"
+        raise _PreloadFailed(why) from error
 
 
 def main(fd: int) -> None:
@@ -373,14 +378,15 @@ def _live(supervisor: frames.Frames) -> None:
         if blob["directory"] is not None:
             os.chdir(blob["directory"])
         sys.path[:] = blob["path"]
-        _preload(blob["preload"])
+        _preload(blob["preload"], blas_asked=config["child"]["blas_asked"])
+        blas_threads = _blas_threads(config["child"], blob["preload"])
     except BaseException as error:  # noqa: BLE001  # an import runs anything
         cause = error.__cause__
         why = str(error) if isinstance(error, _PreloadFailed) else brief(error)
         text = "" if cause is None else cut(full(cause))
         supervisor.send({"op": "failed", "why": why, "traceback": text})
         return
-    settings = config["child"] | {"nursery_pid": os.getpid()}
+    settings = config["child"] | {"nursery_pid": os.getpid(), "blas_threads": blas_threads}
     nursery = Nursery(supervisor, settings, bytes.fromhex(blob["initializer"]))
     import gc
 

@@ -20,8 +20,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+from mpworker.supervisor.lifecycle import QUEUED
 from mpworker.supervisor.limiter import Bucket
-from mpworker.supervisor.registry import QUEUED, Task, TaskOptions
+from mpworker.supervisor.registry import Task, TaskOptions
 from mpworker.supervisor.wheel import Wheel
 
 Rank: TypeAlias = tuple[int, int]  # priority and weight, so that what is less is first
@@ -268,6 +269,8 @@ class Queues:
                     heapq.heapify(key.parked[queue])
             queue.dead = 0
             self._look_at(queue)
+        if task.concurrency_key in self._keys:
+            self._unpark(task.concurrency_key)  # this may have been the one that was let back in line for all
 
     def clear(self) -> None:
         """Nothing that is queued will start: all of it has ended."""
@@ -280,6 +283,7 @@ class Queues:
         self._count = 0
         for key in self._keys.values():
             key.parked.clear()
+        self._keys = {name: key for name, key in self._keys.items() if key.running}
 
     # ------------------------------------------------------------ what is next
 
@@ -405,7 +409,7 @@ class Queues:
                 key = self._keys[name] = _Key()
             key.running += 1
             if key.running < task.concurrency:
-                self._unpark(key)
+                self._unpark(name)
         self._look_at(queue)
 
     def unclaimed(self) -> tuple[Task, ...]:
@@ -429,11 +433,8 @@ class Queues:
             self._rate_changed(queue)
         name = task.concurrency_key
         if name:
-            key = self._keys[name]
-            key.running -= 1
-            self._unpark(key)
-            if not key.running and not key.parked:
-                del self._keys[name]
+            self._keys[name].running -= 1
+            self._unpark(name)
         self._look_at(queue)
 
     def _rate_changed(self, queue: _Queue) -> None:
@@ -443,8 +444,9 @@ class Queues:
         self._slowed.pop(queue, None)
         self._look_at(queue)
 
-    def _unpark(self, key: _Key) -> None:
+    def _unpark(self, name: str) -> None:
         """One more of this key may start: let the first one of each queue back in line."""
+        key = self._keys[name]
         for queue, parked in list(key.parked.items()):
             while parked:
                 rank, _, _, _, task = heapq.heappop(parked)
@@ -455,6 +457,8 @@ class Queues:
                 queue.dead -= 1
             if not parked:
                 del key.parked[queue]
+        if not key.running and not key.parked:
+            del self._keys[name]
 
 
 def _changed(bucket: Bucket | None, rate: float | None, burst: int, now: float) -> Bucket | None:

@@ -1,21 +1,17 @@
 """What the scheduler knows: tasks, functions and children, as plain data."""
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from mpworker.supervisor.backoff import Backoff
-
-# States of a task's attempt. Terminal tasks are forgotten once their outcome is emitted.
-QUEUED: Final = 0
-OFFERED: Final = 1  # to a child, which may have claimed it
-ENDED: Final = 2
-SCHEDULED: Final = 3  # for later: it waits for no child
+from mpworker.supervisor.lifecycle import QUEUED
 
 # States of a child.
 STARTING: Final = 0
 READY: Final = 1
-DYING: Final = 2  # killed, or dead and not reaped: gets no more offers
-GONE: Final = 3
+LEAVING: Final = 2  # gets no more offers, and exits when it has answered what it has claimed
+DYING: Final = 3  # killed, or dead and not reaped: gets no more offers
+GONE: Final = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +68,24 @@ class Function:
             self.estimate_ns = estimate - ((estimate - duration_ns) >> 2)
 
 
+class Attempt(NamedTuple):
+    """One attempt of a task that did not end it, or whose end was decided here.
+
+    Attributes:
+        status: What came of it: `mpworker.ipc.codec`.
+        pid: The child.
+        started_at: When it was claimed.
+        ended_at: When that was answered, or the child dead.
+        cause: Of a death: as `mpworker.errors.WorkerCrashed.cause`.
+    """
+
+    status: int
+    pid: int
+    started_at: float
+    ended_at: float
+    cause: str = ""
+
+
 class Task:
     """One task, or one contiguous range of a chunk's items.
 
@@ -79,13 +93,17 @@ class Task:
         key: The client's number of the task or chunk.
         items: 0 for a task; for a chunk the number of its items.
         start, stop: The range still to be answered; `start` moves up as results come in.
+        state: Where it is on its way: `mpworker.supervisor.lifecycle`.
         attempts: Attempts begun and ended.
         decided: The outcome (a status) that was decided while an attempt runs, 0 for none.
         decided_item: Which item that outcome is for.
         unclaimed_deaths: How often it was the first in line of a child that died with nothing claimed.
         closing: No further item of this range begins: what is left when its child has done ends cancelled.
         order: Its place in line, once it was taken out of that.
+        past: The attempts before the one that is told with its end; None for none.
         concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for none.
+        deadline_at: When it ends, whatever it is at; None for never.
+        expired: That is decided.
     """
 
     __slots__ = (
@@ -103,6 +121,7 @@ class Task:
         "key",
         "options",
         "order",
+        "past",
         "payload",
         "seat",
         "slot",
@@ -115,6 +134,8 @@ class Task:
     # Of the few tasks that have more to say than their options: see `DetailedTask`.
     concurrency_key = ""
     concurrency = 1
+    deadline_at: float | None = None
+    expired = False
 
     def __init__(
         self, key: int, function: Function | None, options: TaskOptions, payload: bytes, items: int = 0, flags: int = 0
@@ -140,13 +161,14 @@ class Task:
         self.slot = -1
         self.generation = 0
         self.order = 0
+        self.past: list[Attempt] | None = None
 
     def part(self, start: int, stop: int) -> "Task":
-        """A new range of the same chunk, with this one's history; it is in no line yet."""
+        """A new range of the same chunk, with this one's state and history; it is in no line yet."""
         piece = type(self)(self.key, self.function, self.options, self.payload, self.items, self.flags)
         piece.start, piece.stop = start, stop
         piece.attempts, piece.failures, piece.crashes = self.attempts, self.failures, self.crashes
-        piece.order, piece.state = self.order, OFFERED
+        piece.order, piece.state = self.order, self.state
         return piece
 
 
@@ -154,9 +176,13 @@ class DetailedTask(Task):
     """A task that has more to say than its options; see `Task` for what.
 
     Most have not, and pay nothing for it: these fields are slots here, and constants of the class there.
+
+    Attributes:
+        run_at: When it is to be queued, None for at once.
+        notes: What the supervisor keeps and does not use: "id", "name", "metadata", "retry_of".
     """
 
-    __slots__ = ("concurrency", "concurrency_key")
+    __slots__ = ("concurrency", "concurrency_key", "deadline_at", "expired", "notes", "run_at")
 
     def __init__(
         self, key: int, function: Function | None, options: TaskOptions, payload: bytes, items: int = 0, flags: int = 0
@@ -164,6 +190,10 @@ class DetailedTask(Task):
         super().__init__(key, function, options, payload, items, flags)
         self.concurrency_key = ""
         self.concurrency = 1
+        self.deadline_at = None
+        self.expired = False
+        self.run_at: float | None = None
+        self.notes: dict[str, Any] = {}
 
     def part(self, start: int, stop: int) -> "Task":
         """See `Task`."""
@@ -184,8 +214,13 @@ class Seat:
         load_ns: Expected nanoseconds of all its offers.
         timeout_at: When to look whether the running task is late.
         kill_at: When the interrupted task's grace is over.
-        deadline_at: When a child that is starting, or was killed, is given up.
+        deadline_at: When a child that is starting, exits or was killed is given up.
         asked: The slot and generation of an attempt that wants to be tried again, and after how many seconds.
+        ran: Tasks and items of chunks that it has answered, if anybody counts.
+        unmeasured: Nobody has looked at its memory since it worked.
+        suspect: It leaves if it still has too much memory after its task.
+        recallable: It leaves because there were fewer places, and stays if there are more before it has ended its work.
+        vacated: It holds none of the pool's places any more: it goes, and whoever follows it need not wait for that.
     """
 
     number: int
@@ -201,6 +236,11 @@ class Seat:
     deadline_at: float | None = None
     kill_cause: str = ""
     asked: tuple[int, int, float] | None = None
+    ran: int = 0
+    unmeasured: bool = False
+    suspect: bool = False
+    recallable: bool = False
+    vacated: bool = False
 
     def __post_init__(self) -> None:
         self.free = list(range(self.slots - 1, -1, -1))
@@ -212,9 +252,11 @@ class Death:
 
     Attributes:
         cause: As `mpworker.errors.WorkerCrashed.cause`.
+        at: When it was known.
     """
 
     pid: int
     signal: int
     exit_code: int | None
     cause: str
+    at: float = 0.0

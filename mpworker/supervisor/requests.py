@@ -31,6 +31,8 @@ def _resent(loop: "Loop", message: Message) -> Message:
 
 
 def _cancel_unstarted(loop: "Loop", message: Message) -> Message:
+    if loop.cron is not None:
+        loop.cron.close(waiting=False)
     loop.scheduler.cancel_unstarted()
     return {}
 
@@ -54,6 +56,10 @@ def _children(loop: "Loop", message: Message) -> Message:
             if child.pid
         ],
     }
+
+
+def _set_max_workers(loop: "Loop", message: Message) -> Message:
+    return {"hard": loop.set_max_workers(message["n"], message["descriptors"])}
 
 
 def _queue(loop: "Loop", message: Message) -> Message:
@@ -80,6 +86,52 @@ def _queues(loop: "Loop", message: Message) -> Message:
     return loop.scheduler.queue_states()
 
 
+def _cron(loop: "Loop", message: Message) -> Message:
+    if loop.cron is None:
+        from mpworker.supervisor.cron import CronDesk
+
+        loop.cron = CronDesk(loop.world, loop.scheduler.submitted_with_details)
+    return loop.cron.request(message)
+
+
+def _task(loop: "Loop", message: Message) -> Message:
+    describer = loop.describer
+    return {"task": describer.named(message["id"]) if "id" in message else describer.task(message["task"])}
+
+
+def _tasks(loop: "Loop", message: Message) -> Message:
+    return {"tasks": loop.describer.tasks(message["status"], message["queue"], message["limit"])}
+
+
+def _outcome(loop: "Loop", message: Message) -> Message:
+    """What a task has come to, by the record that told it the first time."""
+    entry = loop.scheduler.history.find(message["task"])
+    kept = loop.scheduler.history.payloads(message["task"])
+    if entry is None or kept is None:
+        return {"known": False}
+    loop.world.emit_again(message["as"], entry[1], kept[1])
+    return {"known": True}
+
+
+def _again(loop: "Loop", message: Message) -> Message:
+    return {"again": loop.scheduler.again(message["task"], message["as"])}
+
+
+def _cancel_all(loop: "Loop", message: Message) -> Message:
+    for child in loop.world.everyone:
+        loop.read_child(child, whole=True)  # as for `cancel`
+    return {"cancelled": loop.scheduler.cancel_all(time.monotonic())}
+
+
+def _metrics(loop: "Loop", message: Message) -> Message:
+    return loop.describer.metrics()
+
+
+def _retention(loop: "Loop", message: Message) -> Message:
+    loop.scheduler.retain(**message["options"], now=time.monotonic())
+    return {}
+
+
 VERBS: dict[str, Callable[["Loop", Message], Message]] = {
     "cancel": _cancel,
     "resent": _resent,
@@ -87,14 +139,23 @@ VERBS: dict[str, Callable[["Loop", Message], Message]] = {
     "stop": _stop,
     "running": _running,
     "children": _children,
+    "set_max_workers": _set_max_workers,
     "queue": _queue,
     "rate": _rate,
     "pause": _pause,
     "resume": _resume,
     "queues": _queues,
+    "cron": _cron,
+    "task": _task,
+    "tasks": _tasks,
+    "outcome": _outcome,
+    "again": _again,
+    "cancel_all": _cancel_all,
+    "metrics": _metrics,
+    "retention": _retention,
 }
 # Answered at the end of the turn, when what came before them has been offered.
-_AFTERWARDS = ("children", "queues")
+_AFTERWARDS = ("children", "queues", "task", "tasks", "metrics")
 
 
 class Requests:

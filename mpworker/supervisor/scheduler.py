@@ -28,33 +28,50 @@ A chunk of `map` is an envelope. Its items are answered in order; `Task.start` i
 that fails, times out or kills its child is treated alone, as a range of its own; the rest of the chunk goes on.
 """
 
-import heapq
-import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
+from mpworker.supervisor.history import History
 from mpworker.supervisor.leases import Leases
+from mpworker.supervisor.lifecycle import (
+    BACK_OFF,
+    CANCEL,
+    COME_DUE,
+    COMPLETE,
+    FAIL,
+    FIRST_FINAL,
+    OFFER,
+    POSTPONE,
+    QUEUED,
+    RETRY,
+    RETURN,
+    SCHEDULED,
+    SETTLE,
+    TIME_OUT,
+    Event,
+)
 from mpworker.supervisor.queues import DEAD_MAX, DEFAULT_QUEUE, DEFAULT_RANK, Queues
 from mpworker.supervisor.registry import (
     DYING,
-    ENDED,
     GONE,
-    OFFERED,
-    QUEUED,
+    LEAVING,
     READY,
-    SCHEDULED,
+    Attempt,
     Death,
     DetailedTask,
     Seat,
     Task,
     TaskOptions,
 )
+from mpworker.supervisor.timers import Timers
 
 BUDGET_NS: Final = 200_000
 STEAL_AFTER: Final = 0.0005
+HISTORY_MAX: Final = 1000
+HISTORY_BYTES_MAX: Final = 1 << 26
+ATTEMPTS_MAX: Final = 100
 UNCLAIMED_DEATHS: Final = 5
-_UNSCHEDULED_MAX: Final = 64
 _SIGKILL: Final = 9  # the module of its name is the operating system's
 # With these a child ends by itself once its task is answered, and what it had not begun has no part in it: the numbers
 # are those of mpworker.child.main; a test compares them.
@@ -69,6 +86,18 @@ INTERRUPTED: Final = 4
 CRASHED: Final = 5
 TIMED_OUT: Final = 6
 CANCELLED: Final = 7
+
+# What a last attempt with this status does to the task.
+END_BY: Final = {
+    OK: COMPLETE,
+    ERROR: FAIL,
+    UNSERIALIZABLE: FAIL,
+    EXITED: FAIL,
+    INTERRUPTED: CANCEL,  # it was asked to stop, and nobody here has decided why
+    CRASHED: FAIL,
+    TIMED_OUT: TIME_OUT,
+    CANCELLED: CANCEL,
+}
 
 # The state of a claim word, likewise: mpworker.ipc.claims.h.
 CLAIM_OFFERED: Final = 1
@@ -94,8 +123,20 @@ class Effects(Protocol):
     def interrupt(self, seat: Seat) -> None:
         """Signal the child to look at its halt word."""
 
+    def ask_stack(self, seat: Seat) -> None:
+        """Have the child write where it is, whatever it runs."""
+
+    def stack(self, seat: Seat) -> bytes:
+        """What it has written since it was asked."""
+
     def kill(self, seat: Seat) -> None:
         """SIGKILL the child."""
+
+    def dismiss(self, seat: Seat) -> None:
+        """Have the child exit, which has no offer."""
+
+    def memory(self, seat: Seat) -> int:
+        """Bytes that the child has of its own."""
 
     def beat(self, seat: Seat) -> float:
         """When the child last beat."""
@@ -163,9 +204,16 @@ class Scheduler:
         self._put: Callable[[Task], None] = self._queue.append
         self._queues: Queues | None = None  # from then on
         self._pausing: list[tuple[float, Task]] = []  # for so many seconds from the end of this turn on
-        self._scheduled: list[tuple[float, int, Task]] = []  # a heap by time; some may have been cancelled since
-        self._scheduled_numbers = itertools.count()  # of two at the same time the first one goes first
-        self._unscheduled = 0  # that were cancelled and are in one of these two
+        self._scheduled = Timers(lambda task: task.state == SCHEDULED)
+        self._deadlines = Timers(lambda task: task.state < FIRST_FINAL)
+        self.history = History(HISTORY_MAX, HISTORY_BYTES_MAX, None, False)
+        self._keep = self.history.entries.append
+        self._clean_every = 0.0
+        self._clean_at: float | None = None
+        self.accepted = 0  # tasks, not parts of a map
+        self.retries = 0
+        self.ended: Counter[int] = Counter()  # tasks by their final state, but for those that were completed
+        self.crashes: Counter[str] = Counter()  # attempts by the cause of the death
         self._pieces: dict[int, set[Task]] = {}  # of chunks: a chunk may be in several ranges at once
         self._tasks: dict[int, Task] = {}
         self._seats: dict[int, Seat] = {}
@@ -182,17 +230,54 @@ class Scheduler:
             self._pieces[task.key] = {task}
         else:
             self._tasks[task.key] = task
+            self.accepted += 1
         self._put(task)
 
     def submitted_with_details(self, task: DetailedTask) -> None:
         """A new task that has more to say than its options was accepted."""
         if task.concurrency_key:
             self._in_order()
-        self.submitted(task)
+        if task.deadline_at is not None:
+            self._deadlines.push(task.deadline_at, task)
+        if task.run_at is None:
+            self.submitted(task)
+        else:
+            self._tasks[task.key] = task
+            self.accepted += 1
+            task.state = POSTPONE[task.state]
+            self._scheduled.push(task.run_at, task)
 
     def unfinished(self) -> int:
         """Tasks and chunks that have no outcome yet."""
         return len(self._tasks) + len(self._pieces)
+
+    def unfinished_tasks(self) -> int:
+        """Those of them that are tasks."""
+        return len(self._tasks)
+
+    def task(self, key: int) -> Task | None:
+        """A task that has no outcome yet."""
+        return self._tasks.get(key)
+
+    def tasks(self) -> Iterable[Task]:
+        """All of these, in the order in which they came."""
+        return self._tasks.values()
+
+    def scheduled(self) -> Iterable[Task]:
+        """Those that wait for their time, and some that did."""
+        tasks = [*(task for _, task in self._pausing), *(task for _, task in self._scheduled)]
+        return (task for task in tasks if not task.items)
+
+    def offered(self) -> Iterable[Task]:
+        """Those that are with a child, begun or not."""
+        return (task for seat in self._seats.values() for task in seat.offers.values() if not task.items)
+
+    def claimed_at(self, seat: Seat, task: Task) -> float | None:
+        """Since when the child runs it; None if it has not begun."""
+        generation, state, started_at, _ = self._effects.peek(seat, task.slot)
+        if generation == task.generation and state in (CLAIM_OFFERED, CLAIM_REVOKED):
+            return None
+        return started_at
 
     def seat_of(self, key: int) -> Seat | None:
         """Where a task is offered or running now."""
@@ -202,10 +287,7 @@ class Scheduler:
     def is_running(self, key: int) -> bool:
         """Has a child claimed the task?"""
         task = self._tasks.get(key)
-        if task is None or task.seat is None:
-            return False
-        generation, state, _, _ = self._effects.peek(task.seat, task.slot)
-        return generation == task.generation and state not in (CLAIM_OFFERED, CLAIM_REVOKED)
+        return task is not None and task.seat is not None and self.claimed_at(task.seat, task) is not None
 
     def cancel(self, key: int, now: float, interrupt: bool = False) -> bool:
         """A client cancels a task or a chunk. True: it will end CANCELLED (a chunk ends at once, with no outcome).
@@ -258,17 +340,42 @@ class Scheduler:
         """No further item of it begins. The one that runs is left to end, unless it is to be interrupted."""
         seat = piece.seat
         if seat is None:
-            self._leave_line(piece)
+            self._leave_line(piece, SETTLE)
             piece.payload = b""
         elif self._effects.revoke(seat, piece.slot, piece.generation):
             self._take_back(seat, piece)
-            piece.state = ENDED
+            piece.state = SETTLE[piece.state]
         else:
             piece.decided = CANCELLED
             if interrupt:
                 self._interrupt(seat, piece, now)
             else:
                 self._effects.halt(seat, piece.slot, piece.generation)
+
+    def cancel_all(self, now: float) -> int:
+        """Every task is cancelled, and every item of a map that has not begun; how many tasks that were."""
+        count = len(self._tasks)
+        self.cancel_unstarted()
+        for key in list(self._tasks):
+            self.cancel(key, now)
+        return count
+
+    def retain(
+        self, max_entries: int, max_bytes: int, ttl: float | None, results: bool, interval: float, now: float
+    ) -> None:
+        """What is remembered of tasks that have ended; what is too old is looked for every `interval` seconds."""
+        self.history.change(max_entries, max_bytes, ttl, results)
+        self._keep = self.history.entries.append
+        self._clean_every = interval
+        self._clean_at = now if ttl is not None else None
+
+    def again(self, key: int, new_key: int) -> bool:
+        """Run a task once more that has ended, and not well, as a new one; False if its call is not kept."""
+        task = self.history.again(key, new_key)
+        if task is None:
+            return False
+        self.submitted_with_details(task)
+        return True
 
     # ------------------------------------------------------------ dispatch
 
@@ -399,7 +506,12 @@ class Scheduler:
 
     def queue_states(self) -> dict[str, dict[str, object]]:
         """How each queue is, by name."""
-        return self._in_order().states()
+        if self._queues is not None:
+            return self._queues.states()
+        states = Queues(deque()).states()  # to look at the FIFO must not make it one of many
+        offers = sum(len(seat.offers) for seat in self._seats.values())
+        states[DEFAULT_QUEUE] |= {"queued": len(self._queue) - self._dead, "running": offers}
+        return states
 
     def _take_back_unclaimed(self, names: list[str] | None) -> None:
         """Offers of these queues (None: of all) that no child has claimed: they wait in line again."""
@@ -423,7 +535,7 @@ class Scheduler:
         slot = task.slot = seat.free.pop()
         seat.generation += 1
         task.generation = seat.generation
-        task.state = OFFERED
+        task.state = OFFER[task.state]
         task.seat = seat
         task.cost_ns = cost_ns
         seat.load_ns += cost_ns
@@ -451,13 +563,22 @@ class Scheduler:
         task.seat = None
         if task.decided:
             seat.kill_at = None  # it was for this task: a child runs one at a time
-        if not seat.offers and seat.state == READY:
-            self._idle[seat] = None
+        if not seat.offers:
+            if seat.state == READY:
+                self._idle[seat] = None
+            elif seat.state == LEAVING:
+                self._dismiss(seat)
+
+    def _dismiss(self, seat: Seat) -> None:
+        """A child that leaves has no offer: its place is another's, and it shall exit. `mpworker.supervisor.places`."""
+        seat.vacated = True
+        self._effects.dismiss(seat)
+        self._wake_at(0.0)  # its deadline begins then: nobody knows the time here
 
     def _requeue_first(self, tasks: Iterable[Task]) -> None:
         """Back to the head of the queue, in this order."""
         for task in reversed(list(tasks)):
-            task.state = QUEUED
+            task.state = RETURN[task.state]
             if self._queues is not None:
                 self._queues.put_back(task)
             else:
@@ -474,13 +595,14 @@ class Scheduler:
             for task in reversed(waiting[len(waiting) // 2 :]):
                 cost_ns = _cost_ns(task)
                 while thieves and (share := shares[thieves[0]]):
-                    if len(share) < self._slots and loads_ns[thieves[0]] + cost_ns <= BUDGET_NS:
+                    if len(share) < len(thieves[0].free) and loads_ns[thieves[0]] + cost_ns <= BUDGET_NS:
                         break
                     thieves.popleft()
                 if not thieves:
                     break
                 if self._effects.revoke(seat, task.slot, task.generation):
                     self._take_back(seat, task)
+                    task.state = RETURN[task.state]
                     shares[thieves[0]].append(task)
                     loads_ns[thieves[0]] += cost_ns
                     thieves.rotate(-1)
@@ -490,23 +612,20 @@ class Scheduler:
 
     def _schedule(self, now: float) -> None:
         for pause, task in self._pausing:
-            heapq.heappush(self._scheduled, (now + pause, next(self._scheduled_numbers), task))
+            if task.state == SCHEDULED:
+                self._scheduled.push(now + pause, task)
         self._pausing.clear()
 
     def _queue_scheduled(self, now: float) -> None:
-        while self._scheduled and self._scheduled[0][0] <= now:
-            task = heapq.heappop(self._scheduled)[2]
-            if task.state == SCHEDULED:
-                task.state = QUEUED
-                self._put(task)
-            else:
-                self._unscheduled -= 1
+        for task in self._scheduled.due(now):
+            task.state = COME_DUE[task.state]
+            self._put(task)
 
-    def _leave_line(self, task: Task) -> None:
-        """A task that waits, in whatever line, has ended."""
-        state, task.state = task.state, ENDED
+    def _leave_line(self, task: Task, event: Event) -> None:
+        """A task ends; if it waits, in whatever line, that is one fewer there."""
+        state, task.state = task.state, event[task.state]
         if state == SCHEDULED:
-            self._unschedule()
+            self._scheduled.died()
         elif state == QUEUED and self._queues is not None:
             self._queues.dropped(task)
         elif state == QUEUED:
@@ -516,15 +635,6 @@ class Scheduler:
                 self._queue.clear()
                 self._queue.extend(kept)
                 self._dead = 0
-
-    def _unschedule(self) -> None:
-        """A task that waits for its time is cancelled: it must not stay in the heap until then, with others like it."""
-        self._unscheduled += 1
-        if self._unscheduled > _UNSCHEDULED_MAX + len(self._scheduled) // 2:
-            self._pausing = [each for each in self._pausing if each[1].state == SCHEDULED]
-            self._scheduled = [each for each in self._scheduled if each[2].state == SCHEDULED]
-            heapq.heapify(self._scheduled)
-            self._unscheduled = 0
 
     # ------------------------------------------------------------ answers
 
@@ -550,8 +660,9 @@ class Scheduler:
         duration_ns: int,
         payload: bytes,
         final: bool = False,
+        started_ns: int = 0,
     ) -> None:
-        """A child answered a task; with `final` it is not to be tried again."""
+        """A child answered a task that it had begun then; with `final` it is not to be tried again."""
         task = seat.offers.get(slot)
         if task is None or task.generation != generation or task.items:
             return  # stale: rule 2
@@ -561,16 +672,39 @@ class Scheduler:
         if task.function is not None:
             task.function.observe(duration_ns)
         if task.decided:
-            self._decided(task, stack=payload if status == INTERRUPTED else b"", killed=False)
-        elif status in (ERROR, EXITED) and task.failures < task.options.retries and not final:
+            self.note_attempt(task, Attempt(task.decided, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9))
+            self._decided(task, payload if status == INTERRUPTED else b"")
+        elif status in (ERROR, EXITED) and task.failures < task.options.retries and not final and not task.expired:
+            self.note_attempt(task, Attempt(status, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9))
             task.attempts += 1
             task.failures += 1
             self._retry(task, self._asked(seat, task))
+        elif status == INTERRUPTED and isinstance(task, DetailedTask) and task.deadline_at is not None:
+            task.decided = TIMED_OUT  # it came to the child too late, before our own timer saw that
+            task.expired = True
+            self._decided(task, payload)
         else:
             task.attempts += 1
-            task.state = ENDED
+            task.state = (COMPLETE if status == OK else END_BY[status])[task.state]
             del self._tasks[task.key]
+            self._keep((task, status, seat.pid, started_ns, duration_ns))
+            if status != OK:
+                self.ended[task.state] += 1
+                self.history.keep(task, payload)
+            elif self.history.results:
+                self.history.keep(task, payload)
+            task.payload = b""
             self._effects.emit(task, status, payload)
+
+    @staticmethod
+    def note_attempt(task: Task, attempt: Attempt) -> None:
+        """An attempt that has not ended the task is over."""
+        if not task.items:
+            if task.past is None:
+                task.past = []
+            task.past.append(attempt)
+            if len(task.past) > ATTEMPTS_MAX:
+                del task.past[1]  # the first one and the last ones tell most
 
     def items(
         self,
@@ -606,7 +740,7 @@ class Scheduler:
                 seat.kill_at = None
         if last:
             if piece.decided == CANCELLED:
-                piece.state = ENDED
+                piece.state = SETTLE[piece.state]
             elif piece.decided and piece.decided_item < 0 and not count and not piece.closing:
                 self._late_before_any_item(piece)
             elif piece.start < piece.stop:
@@ -628,7 +762,7 @@ class Scheduler:
             self._effects.split(piece, piece.start, piece.stop)
             self._piece_over(piece)
         else:
-            self._decided(piece, stack=b"", killed=False)
+            self._decided(piece)
 
     def _items_ended(
         self,
@@ -655,7 +789,7 @@ class Scheduler:
             alone = piece.part(start, stop)
             alone.decided = piece.decided
             self._add_piece(alone)
-            self._decided(alone, stack=payload, killed=False)
+            self._decided(alone, payload)
         elif status in (ERROR, EXITED) and piece.failures < piece.options.retries and not final:
             alone = piece.part(start, stop)
             alone.attempts += 1
@@ -669,7 +803,10 @@ class Scheduler:
         self._pieces[piece.key].add(piece)
 
     def _piece_over(self, piece: Task) -> None:
-        piece.state = ENDED
+        piece.state = SETTLE[piece.state]
+        self._forget_piece(piece)
+
+    def _forget_piece(self, piece: Task) -> None:
         pieces = self._pieces.get(piece.key)
         if pieces is not None:
             pieces.discard(piece)
@@ -683,40 +820,46 @@ class Scheduler:
             backoff = task.options.backoff
             pause = backoff.pause(task.attempts, self._uniform()) if backoff is not None else 0.0
         task.decided = 0
+        self.retries += 1
         if pause > 0.0:
-            task.state = SCHEDULED
+            task.state = BACK_OFF[task.state]
             self._pausing.append((pause, task))
         else:
-            task.state = QUEUED
+            task.state = RETRY[task.state]
             self._put(task)
 
     def _end(self, task: Task, status: int, report: dict[str, object] | None = None) -> None:
         """An outcome that was decided here: emit it and forget the task."""
-        self._leave_line(task)
+        self._leave_line(task, END_BY[status])
         if task.items:
             if task.key in self._pieces:
                 self._effects.emit_report(task, task.start, task.stop, status, report or {})
-            self._piece_over(task)
+            self._forget_piece(task)
         else:
             del self._tasks[task.key]
+            self.ended[task.state] += 1
+            self._keep((task, status, 0, 0, 0))
+            self.history.keep(task, report or {})
             self._effects.emit_report(task, 0, 0, status, report or {})
         task.payload = b""
 
-    def _decided(self, task: Task, stack: bytes, killed: bool) -> None:
-        """The attempt whose outcome was decided is over."""
+    def _decided(self, task: Task, stack: bytes = b"", died_in: Seat | None = None) -> None:
+        """The attempt whose outcome was decided is over: interrupted, with this stack, or dead with its child."""
         task.attempts += 1
         if task.decided == CANCELLED:
             self._end(task, CANCELLED)
-        elif task.failures < task.options.retries:
+        elif task.failures < task.options.retries and not task.expired:
             task.failures += 1
             self._retry(task)
         else:
             report: dict[str, object] = {
-                "timeout": task.options.timeout,
+                "timeout": None if task.expired else task.options.timeout,
                 "attempt": task.attempts,
                 "attempts": task.attempts,
-                "killed": killed,
+                "killed": died_in is not None,
                 "interrupted": stack.decode(errors="replace"),
+                # Not of a child that lives: what it wrote may be of its next task.
+                "dumped": self._effects.stack(died_in).decode(errors="replace") if died_in is not None else "",
             }
             self._end(task, TIMED_OUT, report)
 
@@ -760,17 +903,20 @@ class Scheduler:
         unstarted: list[Task] = []
         claimed = False
         for task in list(seat.offers.values()):
-            generation, state, _, cursor = self._effects.peek(seat, task.slot)
+            generation, state, started_at, cursor = self._effects.peek(seat, task.slot)
             self._take_back(seat, task)
             if generation == task.generation and state in (CLAIM_OFFERED, CLAIM_REVOKED):
                 unstarted.append(task)
                 continue
             claimed = True
             task.unclaimed_deaths = 0
+            self.crashes[death.cause] += 1
+            status = task.decided or CRASHED
+            self.note_attempt(task, Attempt(status, death.pid, started_at, death.at, death.cause))
             if task.items:
-                unstarted += self._chunk_died(task, cursor, death)
+                unstarted += self._chunk_died(seat, task, cursor, death)
             elif task.decided:
-                self._decided(task, stack=b"", killed=True)
+                self._decided(task, died_in=seat)
             else:
                 self._crashed(task, death, death.cause)
         of_itself = death.cause in ("signal", "exit", "oom") and not seat.kill_cause
@@ -796,7 +942,7 @@ class Scheduler:
         """A task's child died; `task` is a task, or a range whose every item shares its fate."""
         task.attempts += 1
         task.crashes += 1
-        if task.crashes <= task.options.crash_retries and cause != "unkillable":
+        if task.crashes <= task.options.crash_retries and cause != "unkillable" and not task.expired:
             self._retry(task)
             return
         report: dict[str, object] = {
@@ -811,10 +957,10 @@ class Scheduler:
         }
         self._end(task, CRASHED, report)
 
-    def _chunk_died(self, piece: Task, cursor: int, death: Death) -> list[Task]:
+    def _chunk_died(self, seat: Seat, piece: Task, cursor: int, death: Death) -> list[Task]:
         """Settle a claimed range whose child died; what had not begun."""
         if piece.decided == CANCELLED:
-            piece.state = ENDED
+            piece.state = SETTLE[piece.state]
             return []
         if piece.start == piece.stop:  # only that it was the last was still to be said
             self._piece_over(piece)
@@ -839,7 +985,7 @@ class Scheduler:
         alone.decided = piece.decided
         self._add_piece(alone)
         if piece.decided:
-            self._decided(alone, stack=b"", killed=True)
+            self._decided(alone, died_in=seat)
         else:
             self._crashed(alone, death, death.cause)
         piece.start = running + 1
@@ -853,9 +999,9 @@ class Scheduler:
     def next_timer(self) -> float | None:
         """When `timer` must be called next, None for never."""
         at = self._next_at
-        scheduled = self._scheduled
         slowed = self._queues.wake_at if self._queues is not None else None
-        for other in (self._steal_at, self._leases.next_at, scheduled[0][0] if scheduled else None, slowed):
+        timers = (self._scheduled.next_at, self._deadlines.next_at, self._clean_at)
+        for other in (self._steal_at, self._leases.next_at, slowed, *timers):
             if other is not None and (at is None or other < at):
                 at = other
         return at
@@ -871,6 +1017,28 @@ class Scheduler:
         if self._steal_at is not None and now >= self._steal_at:
             self._steal(now)
         self._queue_scheduled(now)
+        for task in self._deadlines.due(now):
+            self._expire(task, now)
+        if self._clean_at is not None and now >= self._clean_at:
+            self.history.evict(now)
+            self._clean_at = now + self._clean_every
+
+    def _expire(self, task: Task, now: float) -> None:
+        """A task's deadline is here: it never starts again, and what runs is interrupted."""
+        assert isinstance(task, DetailedTask)
+        if task.decided == CANCELLED:
+            return
+        task.expired = True
+        seat = task.seat
+        if seat is None or self._revoke(seat, task):
+            self._end(
+                task,
+                TIMED_OUT,
+                {"timeout": None, "attempts": task.attempts, "killed": False, "interrupted": "", "dumped": ""},
+            )
+        elif not task.decided:
+            task.decided = TIMED_OUT
+            self._interrupt(seat, task, now)
 
     def _wake_at(self, at: float) -> None:
         if self._next_at is None or at < self._next_at:
@@ -897,7 +1065,7 @@ class Scheduler:
             self._watch(now)
 
     def _look_at_leases(self, now: float) -> None:
-        busy = [seat for seat in self._seats.values() if seat.offers and seat.state == READY]
+        busy = [seat for seat in self._seats.values() if seat.offers and seat.state in (READY, LEAVING)]
         awaited = [seat for seat in self._seats.values() if seat.deadline_at is not None]
         away = self._leases.begin_look(now, bool(busy or awaited))
         for seat in awaited:
@@ -918,11 +1086,13 @@ class Scheduler:
     def _look_at_seat(self, seat: Seat, now: float) -> None:
         if seat.kill_at is not None and now >= seat.kill_at:
             self._grace_over(seat, now)
+        if seat.state == LEAVING and not seat.offers and seat.deadline_at is None:
+            self._give_until(seat, now, now + self._grace)
         if seat.deadline_at is not None and now >= seat.deadline_at:
             if seat.state >= DYING:
                 self.child_died(seat, Death(seat.pid, _SIGKILL, None, "unkillable"))
                 return
-            self.kill(seat, "start", now)
+            self.kill(seat, "start" if seat.state != LEAVING else "retired", now)
         if seat.timeout_at is not None and now >= seat.timeout_at:
             seat.timeout_at = None
             for task in list(seat.offers.values()):
@@ -975,6 +1145,8 @@ class Scheduler:
                 self._effects.halt(seat, task.slot, 0)
             self._look_at(seat, now)
             return False
+        if cursor is not None:  # it is late, and will have to say where it was
+            self._effects.ask_stack(seat)
         self._effects.interrupt(seat)
         if seat.kill_at is None and seat.state < DYING:
             seat.kill_at = now + self._grace

@@ -7,9 +7,10 @@ The usual rules do not keep that. Weighted round robin by credit and every divis
 two starts of a queue up to twice as far apart; going by the earliest due time alone paints itself into a corner where
 two are due at once. So the two are joined: the queue that is most behind (Webster's method) goes next, provided that
 afterwards all could still be served in time by earliest due time first, looking `horizon` slots ahead; else the next
-one. How far to look is tried out, from once to six times the number of queues: with up to eight queues and weights
-up to 50 one of these has kept the promise for every set tried (several thousand); with a dozen queues whose weights
-are all different and large none may, and the wait is then longer by a start or two.
+one. How far to look is tried out, from once to six times the number of queues, each until the order repeats itself:
+with up to eight queues and weights up to 50 one of these has kept the promise for every set tried (several thousand);
+with a dozen queues or more, of weights that are large and all different, none may, and the longest wait measured was
+longer by four starts.
 
 Queues of the same weight are a class that takes turns, so the work for a slot grows with the number of different
 weights. The order is worked out slot by slot and kept once it repeats itself. A slot whose queue has no work is
@@ -51,7 +52,9 @@ def _classes(weights: Mapping[K, int], ages: Mapping[K, int]) -> list[_Class[K]]
     for weight in sorted(members, reverse=True):
         gap = -(-whole // weight) + 1
         line = sorted(members[weight], key=lambda key: -ages.get(key, 0))
-        dues = [max(0, gap - 1 - ages.get(key, 0)) for key in line]
+        # Were all members due at once, looking ahead by due times would put the others before them until then.
+        spread = [at * gap // len(line) - 1 for at in range(1, len(line) + 1)]
+        dues = [max(0, min(due, gap - 1 - ages.get(key, 0))) for due, key in zip(spread, line, strict=True)]
         found.append(_Class(line, len(line) * weight // divisor, gap, dues))
     return found
 
@@ -108,28 +111,37 @@ def _state(classes: list[_Class[K]], turns: int, turn: int) -> list[object]:
     return state
 
 
-def _keeps(order: Iterator[K], weights: Mapping[K, int], slots: int) -> bool:
-    """Does the order hold the promise for so long?"""
+def _keeps_for(weights: Mapping[K, int], horizon: int, turn: int, slots: int) -> float:
+    """For how many slots does the order that looks so far ahead hold the promise? For ever, once it repeats itself."""
+    classes = _classes(weights, {})
     whole = sum(weights.values())
     gaps = {key: -(-whole // weight) + 1 for key, weight in weights.items()}
     last: dict[K, int] = {}
-    for slot, key in enumerate(islice(order, slots)):
+    seen: list[list[object]] = []
+    for slot, key in enumerate(islice(_order(classes, horizon), slots)):
         if slot - last.get(key, slot) > gaps[key]:
-            return False
+            return slot
         last[key] = slot
-    return True
+        if (slot + 1) % turn == 0:
+            state = _state(classes, (slot + 1) // turn, turn)
+            if state in seen:
+                return math.inf
+            seen.append(state)
+    return slots
 
 
 def _horizon(weights: Mapping[K, int]) -> int:
     """How far to look ahead; as far as there are queues if nothing is known to be better."""
     count = len(weights)
     turn = sum(weights.values()) // math.gcd(*weights.values())
-    for horizon in (count, count + 1, count + 2, 3 * count // 2, 2 * count, 3 * count, 4 * count, 6 * count):
-        classes = _classes(weights, {})
-        if len(classes) == 1 or 3 * turn * horizon > _TRIAL_STEPS_MAX:
+    left = _TRIAL_STEPS_MAX if len(set(weights.values())) > 1 else 0
+    for horizon in range(count, 6 * count + 1):
+        if 2 * turn * horizon > left:
             break
-        if _keeps(_order(classes, horizon), weights, 3 * turn):
+        kept = _keeps_for(weights, horizon, turn, left // horizon)
+        if kept == math.inf:
             return horizon
+        left -= int(kept) * horizon
     return count
 
 

@@ -1,0 +1,36 @@
+"""What a task says beyond its options: JSON before the pickle of its call, told by the flag DETAILED.
+
+The supervisor reads it and the child passes over it. Most tasks have none, and their records carry nothing more.
+"""
+
+import json
+from typing import Any, Final
+
+_LENGTH_BYTES: Final = 4
+
+
+def pack(details: dict[str, Any], data: bytes) -> bytes:
+    """A payload with details."""
+    text = json.dumps(details, separators=(",", ":")).encode()
+    return b"".join((len(text).to_bytes(_LENGTH_BYTES, "little"), text, data))
+
+
+def _end(data: bytes) -> int:
+    return _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
+
+
+def read(data: bytes) -> dict[str, Any]:
+    """The details of a payload.
+
+    Raises:
+        ValueError: It has none.
+    """
+    details = json.loads(data[_LENGTH_BYTES : _end(data)])
+    if not isinstance(details, dict):
+        raise ValueError(f"details are a {type(details).__name__}")  # of what came, not of the caller
+    return details
+
+
+def after(data: bytes) -> bytes:
+    """The payload without its details."""
+    return data[_end(data) :]

@@ -1,0 +1,64 @@
+"""The stack of a task that polls no signal: written by the child in a signal handler of C, read by the supervisor.
+
+Python's own handlers run between two byte codes: a task that is in C code (`sum(itertools.repeat(1))`) takes no
+interrupt, and nobody could say where it was. `faulthandler` writes the Python stack of the main thread from within the
+signal handler, to a descriptor: the end of the child's claim page, of which the supervisor has a mapping. So
+
+- the supervisor neither waits nor opens anything; it looks at STACK_BYTES of memory, whatever the child has put there;
+- a stack ends where the segment does: that is sealed, so a write beyond its end fails;
+- the descriptor is the child's alone, and with it the offset at which the next stack is written. It goes back to the
+  start by the interrupt that follows each stack, as soon as Python code runs. A task that runs none, and so leaves it
+  where it is, is killed.
+
+What one finds there is text of `faulthandler`, the latest call first, and the frames of `mpworker.child.main` last.
+"""
+
+import faulthandler
+import os
+from typing import Final
+
+STACK_BYTES: Final = 8192
+
+
+class StackFile:
+    """The child's end.
+
+    Args:
+        fd: The segment; owned by this object from now on, and open until the process ends.
+        start: Where in it the stack goes.
+    """
+
+    def __init__(self, fd: int, start: int) -> None:
+        self._fd = fd
+        self._start = start
+
+    def dump_at(self, signal: int) -> None:
+        """Write the stack of the main thread whenever this signal comes."""
+        self.rewind()
+        faulthandler.register(signal, self._fd, all_threads=False, chain=False)
+
+    def rewind(self) -> None:
+        """The next stack is a new one."""
+        try:
+            os.lseek(self._fd, self._start, os.SEEK_SET)
+        except OSError:
+            pass  # the task has closed our descriptors: no stack is written, and at the next answer this process ends
+
+
+class StackView:
+    """The supervisor's end.
+
+    Args:
+        memory: The part of a mapping that the child writes to.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+
+    def clear(self) -> None:
+        """Forget what is there: a stack is about to be asked for."""
+        self._memory[:] = bytes(len(self._memory))
+
+    def read(self) -> bytes:
+        """What the child has written since, or what of it had room; never more than STACK_BYTES."""
+        return bytes(self._memory).strip(b"\0")

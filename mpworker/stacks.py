@@ -1,0 +1,21 @@
+"""The stack that a killed child had written, as Python prints a traceback."""
+
+import re
+import traceback
+from typing import Final
+
+_FRAME: Final = re.compile(r'  File "(.*)", line (\d+|\?\?\?) in (.*)')
+_OURS: Final = ("_run_task", "_run_range")  # of mpworker.child.main: what is above them is the task's
+
+
+def of_task(dump: str) -> str:
+    """The stack from the task's function on, with the lines of source that this process can find.
+
+    Args:
+        dump: Text of `faulthandler`: the latest call first. The child wrote it, so it may be anything.
+    """
+    frames = [match.groups() for line in dump.splitlines() if (match := _FRAME.fullmatch(line))]
+    ours = [index for index, (path, _, name) in enumerate(frames) if name in _OURS and path.endswith("/child/main.py")]
+    of_the_task = frames[: ours[-1]] if ours else frames  # all, if there are more than `faulthandler` writes
+    found = [(path, int(line) if line.isdecimal() else 0, name, None) for path, line, name in reversed(of_the_task)]
+    return "".join(traceback.StackSummary.from_list(found).format())

@@ -1,0 +1,135 @@
+"""What the supervisor tells of its tasks: plain data for JSON."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Final
+
+from mpworker.supervisor.history import Ended
+from mpworker.supervisor.lifecycle import CANCELLED, FAILED, OFFERED, SCHEDULED, STATES, TIMED_OUT
+from mpworker.supervisor.registry import DetailedTask, Task
+from mpworker.supervisor.scheduler import END_BY, Scheduler
+
+Report = dict[str, Any]
+
+_NEVER: Final = (0, 0, 0)
+
+
+def final_status(status: int) -> str:
+    """The name of the final state that an attempt with this status would lead to, of the wire's number."""
+    return STATES[END_BY[status][OFFERED]].lower()
+
+
+class Describer:
+    """Reads a scheduler and changes nothing.
+
+    Args:
+        scheduler: The scheduler.
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    def task(self, key: int) -> Report | None:
+        """One task, None if it is neither there nor remembered."""
+        task = self._scheduler.task(key)
+        if task is not None:
+            return self._living(task)
+        entry = self._scheduler.history.find(key)
+        return self._ended(entry) if entry is not None else None
+
+    def named(self, task_id: str) -> Report | None:
+        """One task by an id of the user's own."""
+        for report_of, task, what in self._all():
+            if isinstance(task, DetailedTask) and task.notes.get("id") == task_id:
+                found: Report = report_of(what)
+                return found
+        return None
+
+    def tasks(self, status: str | None, queue: str | None, limit: int) -> list[Report]:
+        """Tasks that there are, those that have not ended first, and then the newest of the rest."""
+        found = (
+            report_of(what)
+            for report_of, task, what in self._all()
+            if (queue is None or task.options.queue == queue) and (status is None or self._status(what) == status)
+        )
+        return list(islice(found, limit))
+
+    def _all(self) -> Iterator[tuple[Any, Task, Any]]:
+        for task in self._scheduler.tasks():
+            yield self._living, task, task
+        for entry in reversed(self._scheduler.history.entries):
+            yield self._ended, entry[0], entry
+
+    def _status(self, what: Task | Ended) -> str:
+        if isinstance(what, tuple):
+            return final_status(what[1])
+        if what.state == SCHEDULED:
+            return "scheduled"
+        return "running" if what.state == OFFERED and self._began(what) is not None else "queued"
+
+    def _began(self, task: Task) -> float | None:
+        """When the attempt that runs was claimed; None if none runs."""
+        if task.seat is None:
+            return None
+        return self._scheduler.claimed_at(task.seat, task)
+
+    def _living(self, task: Task) -> Report:
+        report = self._common(task)
+        report["status"] = self._status(task)
+        began = self._began(task)
+        if began is not None and task.seat is not None:
+            report["attempts"].append(["running", task.seat.pid, began, None, ""])
+        return report
+
+    def _ended(self, entry: Ended) -> Report:
+        task, status, pid, started_ns, duration_ns = entry
+        report = self._common(task)
+        report["status"] = final_status(status)
+        report["code"] = status
+        if (pid, started_ns, duration_ns) != _NEVER:
+            ended_at = (started_ns + duration_ns) / 1e9
+            report["attempts"].append([final_status(status), pid, started_ns / 1e9, ended_at, ""])
+        kept = self._scheduler.history.payloads(task.key)
+        report["kept"] = kept is not None
+        return report
+
+    @staticmethod
+    def _common(task: Task) -> Report:
+        report: Report = {
+            "key": task.key,
+            "function": task.function.key if task.function is not None else 0,
+            "queue": task.options.queue,
+            "priority": task.options.priority,
+            "weight": task.options.weight,
+            "attempts": [
+                [final_status(each.status), each.pid, each.started_at, each.ended_at, each.cause]
+                for each in task.past or ()
+            ],
+            "deadline_at": task.deadline_at,
+        }
+        if isinstance(task, DetailedTask):
+            report |= {name: task.notes[name] for name in ("id", "name", "metadata", "retry_of") if name in task.notes}
+            report["run_at"] = task.run_at
+        return report
+
+    def metrics(self) -> Report:
+        """Counts; each task is in exactly one of those from `scheduled` to `timed_out`, and `accepted` is their sum."""
+        scheduler = self._scheduler
+        running = sum(self._began(task) is not None for task in scheduler.offered())
+        unfinished = scheduler.unfinished_tasks()
+        scheduled = sum(task.state == SCHEDULED for task in scheduler.scheduled())
+        failed, cancelled, timed_out = (scheduler.ended[state] for state in (FAILED, CANCELLED, TIMED_OUT))
+        return {
+            "accepted": scheduler.accepted,
+            "scheduled": scheduled,
+            "queued": unfinished - scheduled - running,
+            "running": running,
+            "completed": scheduler.accepted - unfinished - failed - cancelled - timed_out,
+            "failed": failed,
+            "cancelled": cancelled,
+            "timed_out": timed_out,
+            "retries": scheduler.retries,
+            "crashes": dict(scheduler.crashes),
+            "remembered": len(scheduler.history.entries),
+            "queues": {name: state["queued"] for name, state in scheduler.queue_states().items()},
+        }

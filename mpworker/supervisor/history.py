@@ -1,0 +1,94 @@
+"""The tasks that have ended, as long as they are remembered."""
+
+from collections import OrderedDict, deque
+from typing import TypeAlias
+
+from mpworker.supervisor.registry import DetailedTask, Task
+
+# What came of it: a payload, or what was decided here.
+Outcome: TypeAlias = bytes | dict[str, object]
+# The task, its final status, and of the attempt that ended it the process, the start and the duration in ns: all 0 if
+# that attempt is in the task's `past`, or if none began. A plain tuple: one is made for every task.
+Ended: TypeAlias = tuple[Task, int, int, int, int]
+
+
+class History:
+    """What is remembered, oldest first.
+
+    Args:
+        max_entries: How many tasks, 0 for none.
+        max_bytes: How many bytes of their payloads.
+        ttl: Seconds that a task is remembered, None for as long as there is room.
+        results: Are results kept, too, and not only what went wrong?
+
+    Attributes:
+        entries: The tasks. Whoever ends one appends it here.
+    """
+
+    def __init__(self, max_entries: int, max_bytes: int, ttl: float | None, results: bool) -> None:
+        self.entries: deque[Ended] = deque(maxlen=max_entries)
+        self.max_bytes = max_bytes
+        self.ttl = ttl
+        self.results = results
+        self._payloads: OrderedDict[int, tuple[bytes, Outcome]] = OrderedDict()  # by key: the call, and the outcome
+        self._bytes = 0
+        self._times: deque[tuple[float, Task]] = deque()  # the last one that was there at these times
+
+    def change(self, max_entries: int, max_bytes: int, ttl: float | None, results: bool) -> None:
+        """Other figures from now on."""
+        self.entries = deque(self.entries, maxlen=max_entries)
+        self.max_bytes, self.ttl, self.results = max_bytes, ttl, results
+        self._trim()
+
+    def keep(self, task: Task, outcome: Outcome) -> None:
+        """What a task was called with, to run it again, and what has come of it."""
+        if self.entries.maxlen:
+            self._payloads[task.key] = (task.payload, outcome)
+            self._bytes += len(task.payload) + len(outcome)
+            self._trim()
+
+    def _trim(self) -> None:
+        while self._payloads and (self._bytes > self.max_bytes or len(self._payloads) > (self.entries.maxlen or 0)):
+            _, (call, outcome) = self._payloads.popitem(last=False)
+            self._bytes -= len(call) + len(outcome)
+
+    def payloads(self, key: int) -> tuple[bytes, Outcome] | None:
+        """The call of a task and its outcome, if they are kept."""
+        return self._payloads.get(key)
+
+    def find(self, key: int) -> Ended | None:
+        """One task, if it is remembered."""
+        return next((entry for entry in reversed(self.entries) if entry[0].key == key), None)
+
+    def again(self, key: int, new_key: int) -> DetailedTask | None:
+        """A task that has ended, and not well, as a new one; None if its call is not kept."""
+        entry = self.find(key)
+        kept = self.payloads(key)
+        if entry is None or kept is None or not entry[1]:
+            return None
+        old = entry[0]
+        task = DetailedTask(new_key, old.function, old.options, kept[0], 0, old.flags)
+        task.concurrency_key, task.concurrency = old.concurrency_key, old.concurrency
+        notes = old.notes if isinstance(old, DetailedTask) else {}
+        task.notes = {name: notes[name] for name in ("name", "metadata") if name in notes} | {"retry_of": key}
+        return task
+
+    def evict(self, now: float) -> None:
+        """Forget what is too old; to be called every now and then, for nobody notes when each task ended."""
+        if self.ttl is None:
+            self._times.clear()
+            return
+        last: Task | None = None
+        while self._times and self._times[0][0] + self.ttl <= now:
+            last = self._times.popleft()[1]
+        if last is not None and any(entry[0] is last for entry in self.entries):
+            while self.entries and self._forget(self.entries.popleft()) is not last:
+                pass
+        if self.entries and (not self._times or self._times[-1][1] is not self.entries[-1][0]):
+            self._times.append((now, self.entries[-1][0]))
+
+    def _forget(self, entry: Ended) -> Task:
+        kept = self._payloads.pop(entry[0].key, None)
+        if kept is not None:
+            self._bytes -= len(kept[0]) + len(kept[1])
+        return entry[0]

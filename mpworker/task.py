@@ -1,0 +1,216 @@
+"""A task as an object, and what can be known of one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from mpworker.checks import check_seconds, check_text
+from mpworker.errors import ConfigurationError, InvalidArgument, SerializationError
+
+if TYPE_CHECKING:
+    from mpworker.future import TaskFuture
+    from mpworker.retry import RetryPolicy
+
+T = TypeVar("T")
+
+DETAILS_BYTES_MAX: Final = 1 << 14
+
+
+class TaskStatus(StrEnum):
+    """Where a task is on its way; the last four are final."""
+
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+    @property
+    def is_final(self) -> bool:
+        """Will it never change again?"""
+        return self in _FINAL
+
+
+_FINAL: Final = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.TIMED_OUT)
+
+
+@dataclass(frozen=True, slots=True)
+class Task(Generic[T]):
+    """A call, and all that is to be said of it; for `ProcessWorker.register_task`.
+
+    What is left out of `timeout`, `retries`, `crash_retries` and `retry_policy` is as for the worker. A `Task` is a
+    value: it may be registered any number of times, and each time is a task of its own.
+
+    Attributes:
+        fn: Any callable that can be pickled, as for `submit`.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        id: The id, 1 to 200 characters, that no other task has while this one is remembered; None for one that the
+            worker makes.
+        name: For people; "" for that of `fn`.
+        queue: The name of the queue.
+        priority: In it, the lowest number goes first.
+        weight: Of those with the same priority, the highest number goes first.
+        timeout: Seconds an attempt may run; None for no limit.
+        deadline: When it must have ended, all attempts together: seconds from its registration, or a datetime with a
+            time zone. Then it ends TIMED_OUT, and it never starts afterwards. None for never.
+        retries: Further attempts after an exception or a timeout.
+        crash_retries: Further attempts after the child died; None means as `retries`.
+        retry_policy: After what pause these begin, and after which exceptions none does.
+        run_at: When it is to be queued: seconds from its registration, or a datetime with a time zone; None for now.
+        concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for no such limit.
+        concurrency: See there.
+        idempotency_key: Registered again with the same key, the same call gives the future of the first one, as long
+            as that is remembered, and another call raises DuplicateTask; None for no such key.
+        fingerprint: Two calls with the same key are the same if they are of the same function and have the same
+            fingerprint; None compares their arguments by `==`.
+        metadata: Anything that JSON can write, for `mpworker.current()` and `get_task`; 16 KiB at most.
+
+    Raises:
+        InvalidArgument: An attribute has a wrong type.
+        ConfigurationError: One is out of its bounds.
+
+    Example:
+        >>> from mpworker import ProcessWorker, Task
+        >>> with ProcessWorker(n=1) as w:
+        ...     future = w.register_task(Task(pow, (2, 10), id="power", priority=-1, deadline=60.0))
+        ...     future.result(), w.get_task("power").status.value
+        (1024, 'completed')
+    """
+
+    fn: Callable[..., T]
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    id: str | None = field(default=None, kw_only=True)
+    name: str = field(default="", kw_only=True)
+    queue: str = field(default="default", kw_only=True)
+    priority: int = field(default=0, kw_only=True)
+    weight: int = field(default=1, kw_only=True)
+    timeout: float | None = field(default=..., kw_only=True)  # type: ignore[assignment]
+    deadline: float | datetime | None = field(default=None, kw_only=True)
+    retries: int = field(default=..., kw_only=True)  # type: ignore[assignment]
+    crash_retries: int | None = field(default=..., kw_only=True)  # type: ignore[assignment]
+    retry_policy: "RetryPolicy | None" = field(default=..., kw_only=True)  # type: ignore[assignment]
+    run_at: float | datetime | None = field(default=None, kw_only=True)
+    concurrency_key: str = field(default="", kw_only=True)
+    concurrency: int = field(default=1, kw_only=True)
+    idempotency_key: str | None = field(default=None, kw_only=True)
+    fingerprint: str | None = field(default=None, kw_only=True)
+    metadata: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not callable(self.fn):
+            raise InvalidArgument(f"a Task needs a callable, not {self.fn!r}: write Task(f, (x,)), not Task(f(x))")
+        if isinstance(self.args, str | bytes) or not isinstance(self.args, Sequence):
+            raise InvalidArgument(f"args must be a tuple of arguments, not {self.args!r}")
+        for name in ("kwargs", "metadata"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise InvalidArgument(f"{name} must be a dict, not {getattr(self, name)!r}")
+        for name in ("id", "idempotency_key", "fingerprint"):
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name), 1)
+        check_text("name", self.name, 0)
+        for name in ("deadline", "run_at"):
+            check_when(name, getattr(self, name))
+
+    def options(self) -> dict[str, Any]:
+        """What it says of the options that tasks share: for `ProcessWorker.options`."""
+        inherited = ("timeout", "retries", "crash_retries", "retry_policy")
+        said = {name: getattr(self, name) for name in inherited if getattr(self, name) is not ...}
+        own = ("queue", "priority", "weight", "concurrency_key", "concurrency")
+        return said | {name: getattr(self, name) for name in own}
+
+
+def checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes along with a task.
+
+    Raises:
+        SerializationError: JSON cannot write it.
+        ConfigurationError: It is too long.
+    """
+    import json
+
+    try:
+        text = json.dumps(dict(metadata))
+    except (TypeError, ValueError) as error:
+        raise SerializationError(f"metadata must be what JSON can write: {error}") from error
+    if len(text) > DETAILS_BYTES_MAX:
+        raise ConfigurationError(f"metadata must have at most {DETAILS_BYTES_MAX} bytes as JSON, not {len(text)}")
+    return dict(metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptInfo:
+    """One attempt of a task.
+
+    Attributes:
+        status: "running", or how it ended: as `TaskStatus`.
+        pid: The process id of the child.
+        started_at: When it began, in seconds since the epoch.
+        ended_at: When it ended; None while it runs.
+        cause: If the child died: as `mpworker.errors.WorkerCrashed.cause`. Else "".
+    """
+
+    status: TaskStatus
+    pid: int
+    started_at: float
+    ended_at: float | None
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """What is known of a task at one moment.
+
+    Attributes:
+        task_id: Its id.
+        name: Its name, or that of its function.
+        status: Where it is on its way.
+        queue: The name of its queue.
+        priority: As in `Task`.
+        weight: As in `Task`.
+        attempts: Its attempts, the first one first; of more than a hundred, some in the middle are left out.
+        run_at: When it is or was to be queued, in seconds since the epoch; None for at once.
+        deadline: When it must have ended, likewise.
+        metadata: As in `Task`.
+        retry_of: The id of the task that `retry_task` has run again by this one; "" for none.
+        future: The future of its result: always while it has not ended, afterwards if the outcome is kept.
+    """
+
+    task_id: str
+    name: str
+    status: TaskStatus
+    queue: str
+    priority: int
+    weight: int
+    attempts: tuple[AttemptInfo, ...]
+    run_at: float | None
+    deadline: float | None
+    metadata: Mapping[str, Any]
+    retry_of: str
+    future: "TaskFuture[Any] | None"
+
+
+def check_when(name: str, value: Any) -> None:
+    """A moment: seconds from now, or a datetime with a time zone; None for none."""
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise ConfigurationError(
+                f"{name} must have a time zone, such as datetime.now(timezone.utc) has, not {value!r}"
+            )
+    elif value is not None:
+        check_seconds(name, value, zero=True)
+
+
+def monotonic_at(when: float | datetime | None) -> float | None:
+    """A moment on the monotonic clock, which is the same for all processes here and never jumps."""
+    if when is None:
+        return None
+    import time
+
+    now = time.monotonic()
+    return now + (when.timestamp() - time.time() if isinstance(when, datetime) else float(when))

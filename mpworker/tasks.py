@@ -1,0 +1,427 @@
+"""The verbs for tasks as objects: register, look up, cancel, run again."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import WeakValueDictionary
+
+from mpworker.checks import check_int, check_number, check_seconds
+from mpworker.client import Client
+from mpworker.errors import ConfigurationError, DuplicateTask, InvalidArgument, TaskNotFound
+from mpworker.future import TaskFuture
+from mpworker.idempotency import Idempotency
+from mpworker.ipc.codec import CRON_KEYS
+from mpworker.options import TaskDefaults
+from mpworker.queues import check_queue_name
+from mpworker.retention import Retention, check_retention
+from mpworker.steps import Steps
+from mpworker.task import (
+    AttemptInfo,
+    Task,
+    TaskInfo,
+    TaskStatus,
+    check_when,
+    checked_metadata,
+    monotonic_at,
+)
+
+if TYPE_CHECKING:
+    from mpworker.metrics import Metrics
+
+T = TypeVar("T")
+
+LIMIT_MAX: Final = 100_000
+EPOCH_MAX: Final = 1e11
+
+
+class Tasks:
+    """What a `ProcessWorker` can do with tasks besides `submit` and `map`."""
+
+    _client: Client
+    _defaults: TaskDefaults
+
+    # Made when first needed: most workers never register a task.
+    _named: "WeakValueDictionary[str, TaskFuture[Any]] | None" = None
+    _idempotency: "Idempotency | None" = None
+
+    # ------------------------------------------------------------ register
+
+    def register_task(self, task: Task[T]) -> TaskFuture[T]:
+        """Have a child carry out a task.
+
+        Args:
+            task: The task.
+
+        Returns:
+            The future of its result; that of the first one if its idempotency key is known.
+
+        Raises:
+            InvalidArgument: It is no `Task`.
+            ConfigurationError: One of its options is out of its bounds, or its queue is refused.
+            DuplicateTask: Its id is another task's, or its idempotency key belongs to another call.
+            SerializationError: Its function, an argument or its metadata cannot be sent.
+            WorkerStopped: The worker was stopped, or made before this process was forked.
+            QueueFull: `max_pending` tasks are unfinished, and `submit_timeout` is over.
+        """
+        check_task(task)
+        return self._accept(task) if task.id is None else self._client.carry_out(self._registering(task))
+
+    def register_tasks(self, *tasks: Task[T]) -> list[TaskFuture[T]]:
+        """`register_task` for each; if one raises, those before it are registered."""
+        return [self.register_task(task) for task in tasks]
+
+    def register_task_at(self, when: float | datetime, task: Task[T]) -> TaskFuture[T]:
+        """`register_task` with `run_at`.
+
+        Args:
+            when: A datetime with a time zone, or seconds since the epoch.
+            task: The task.
+        """
+        return self.register_task(task_at(when, task))
+
+    def register_task_after(self, delay: float, task: Task[T]) -> TaskFuture[T]:
+        """`register_task` with `run_at`: in so many seconds from now."""
+        return self.register_task(task_after(delay, task))
+
+    def execute_task(self, task: Task[T], timeout: float | None = None) -> T:
+        """Carry out a task and wait for its result; see `register_task` and `TaskFuture.result`."""
+        return self.register_task(task).result(timeout)
+
+    def _registering(self, task: Task[T]) -> Steps[TaskFuture[T]]:
+        """The steps of `register_task` for a task with an id."""
+        found = (yield from self._looking_up(task.id)) is not None
+        return self._accept(task, found)
+
+    def _accept(self, task: Task[T], found: bool = False) -> TaskFuture[T]:
+        """Send a task, unless its idempotency key is known.
+
+        Args:
+            task: The task.
+            found: The supervisor knows one of its id.
+        """
+        if task.idempotency_key is None:
+            return self._register(task, found)
+        if self._idempotency is None:
+            self._idempotency = Idempotency()
+        return self._idempotency.register(task, lambda: self._register(task, found))
+
+    def _register(self, task: Task[T], found: bool) -> TaskFuture[T]:
+        check_when("deadline", task.deadline)
+        key, shared = self._client.say_options(replace(self._defaults, **task.options()))
+        said: dict[str, Any] = dict(shared or {})
+        times = {"deadline": monotonic_at(task.deadline), "run_at": monotonic_at(task.run_at)}
+        said |= {name: at for name, at in times.items() if at is not None}
+        for name in ("id", "name"):
+            if getattr(task, name):
+                said[name] = getattr(task, name)
+        if task.metadata:
+            said["metadata"] = checked_metadata(task.metadata)
+        make: Callable[[Client, int, str], TaskFuture[Any]] | None = None
+        if task.name:
+            make = lambda client, number, _: client.make_future(client, number, task.name)  # noqa: E731
+        if task.id is None:
+            return self._client.submit(task.fn, tuple(task.args), dict(task.kwargs), key, said or None, make)
+        if found:
+            raise DuplicateTask(f"another task has the id {task.id!r}")
+        return self._register_named(task, task.id, key, said)
+
+    def _register_named(self, task: Task[T], own: str, key: int, said: dict[str, Any]) -> TaskFuture[T]:
+        if self._named is None:
+            self._named = WeakValueDictionary()
+        named = self._named
+        if own in named or self._client.key_of(own):
+            raise DuplicateTask(f"another task has the id {own!r}")
+
+        def make_named(client: Client, number: int, name: str) -> TaskFuture[Any]:
+            future = client.make_future(client, number, task.name or name)
+            future.take_id(own)
+            named[own] = future
+            return future
+
+        try:
+            return self._client.submit(task.fn, tuple(task.args), dict(task.kwargs), key, said, make_named)
+        except BaseException:
+            named.pop(own, None)
+            raise
+
+    def set_retention(self, retention: Retention) -> None:
+        """Remember tasks that have ended in another way, from now on.
+
+        Args:
+            retention: How.
+
+        Raises:
+            InvalidArgument: It is no `Retention`.
+            WorkerStopped: The worker was stopped.
+        """
+        retention = check_retention(retention)
+        self._client.refuse_if_closed()
+        told = asdict(retention)
+        told["interval"] = told.pop("cleanup_interval")
+        self._client.tell({"verb": "retention", "options": told})
+        if self._idempotency is None:
+            self._idempotency = Idempotency()
+        self._idempotency.retention = retention
+
+    # ------------------------------------------------------------ look up
+
+    def get_task(self, task_id: str) -> TaskInfo:
+        """What is known of a task now, before its end and after.
+
+        Args:
+            task_id: As `TaskFuture.task_id`, or the id that its `Task` had.
+
+        Raises:
+            InvalidArgument: It is no str.
+            TaskNotFound: No task of this worker has the id, or it has ended and is no longer remembered.
+        """
+        return self._client.carry_out(self._getting(task_id))
+
+    def _getting(self, task_id: str) -> Steps[TaskInfo]:
+        """The steps of `get_task`."""
+        report = yield from self._looking_up(task_id)
+        if report is None:
+            raise _not_found(task_id)
+        return (yield from self._telling(report))
+
+    def get_tasks(
+        self, *, status: TaskStatus | str | None = None, queue: str | None = None, limit: int = 100
+    ) -> list[TaskInfo]:
+        """What is known of many tasks: first those that have not ended, the oldest first, then the newest of the rest.
+
+        Args:
+            status: Only those with this status; None for any.
+            queue: Only those of this queue; None for any.
+            limit: At most so many, 1 to 100,000.
+
+        Raises:
+            InvalidArgument: One has a wrong type.
+            ConfigurationError: There is no such status, or `limit` is out of its bounds.
+        """
+        return self._client.carry_out(self._getting_all(status, queue, limit))
+
+    def _getting_all(self, status: TaskStatus | str | None, queue: str | None, limit: int) -> Steps[list[TaskInfo]]:
+        """The steps of `get_tasks`."""
+        if status is not None:
+            status = _checked_status(status)
+        if queue is not None:
+            queue = check_queue_name(queue)
+        limit = check_int("limit", limit, 1, LIMIT_MAX)
+        answer = yield {"verb": "tasks", "status": status, "queue": queue, "limit": limit}
+        infos = []
+        for report in answer["tasks"] if answer else []:
+            infos.append((yield from self._telling(report)))  # noqa: PERF401  # a comprehension cannot yield
+        return infos
+
+    def metrics(self) -> "Metrics":
+        """Counts of tasks by where they are and how they ended, since the start. All are 0 after the stop."""
+        return self._client.carry_out(self._counting())
+
+    def _counting(self) -> "Steps[Metrics]":
+        """The steps of `metrics`."""
+        from mpworker.metrics import Metrics
+
+        return Metrics(**((yield {"verb": "metrics"}) or {}))
+
+    def _looking_up(self, task_id: str | None) -> Steps[dict[str, Any] | None]:
+        key = self._key(task_id)
+        answer = yield {"verb": "task"} | ({"task": key} if key else {"id": task_id})
+        return answer["task"] if answer else None
+
+    def _key(self, task_id: str | None) -> int:
+        if not isinstance(task_id, str):
+            raise InvalidArgument(f"a task id is a str, not {task_id!r}")
+        future = self._named.get(task_id) if self._named is not None else None
+        return future._key if future is not None else self._client.key_of(task_id)
+
+    def _telling(self, report: dict[str, Any]) -> Steps[TaskInfo]:
+        client = self._client
+        key = report["key"]
+        epoch = time.time() - time.monotonic()
+        future = client.pending.get(key)
+        if not isinstance(future, TaskFuture):
+            future = (yield from self._recalling(report)) if report.get("kept") else None
+        attempts = [
+            AttemptInfo(TaskStatus(status), pid, began + epoch, None if ended is None else ended + epoch, cause)
+            for status, pid, began, ended, cause in report["attempts"]
+        ]
+        run_at, deadline_at = report.get("run_at"), report["deadline_at"]
+        return TaskInfo(
+            task_id=report.get("id") or f"{client.prefix}{key}",
+            name=report.get("name") or client.functions.live.get(report["function"], "") or _name_of(future),
+            status=TaskStatus(report["status"]),
+            queue=report["queue"],
+            priority=report["priority"],
+            weight=report["weight"],
+            attempts=tuple(attempts),
+            run_at=None if run_at is None else run_at + epoch,
+            deadline=None if deadline_at is None else deadline_at + epoch,
+            metadata=report.get("metadata", {}),
+            retry_of=f"{client.prefix}{report['retry_of']}" if "retry_of" in report else "",
+            future=future,
+        )
+
+    def _recalling(self, report: dict[str, Any]) -> Steps[TaskFuture[Any] | None]:
+        """A future of what the supervisor has kept."""
+        client = self._client
+        future = self._awaiting(report)
+        future.take_id(report.get("id") or f"{client.prefix}{report['key']}", retold=True)
+        known = False
+        try:
+            answer = yield {"verb": "outcome", "task": report["key"], "as": future._key}
+            known = bool(answer and answer["known"])
+        finally:
+            if not known:
+                client.pending.pop(future._key, None)
+        return future if known else None
+
+    def _awaiting(self, report: dict[str, Any]) -> TaskFuture[Any]:
+        """A future of what the supervisor will be asked for."""
+        client = self._client
+        key = client.new_key()
+        future = client.pending[key] = client.make_future(client, key, report.get("name") or "")
+        return future
+
+    # ------------------------------------------------------------ cancel, run again, wait
+
+    def cancel_task(self, task_id: str) -> bool:
+        """Cancel a task by its id; see `TaskFuture.cancel`.
+
+        Returns:
+            True if it will end cancelled, False if it had ended.
+
+        Raises:
+            InvalidArgument: The id is no str.
+            TaskNotFound: No task of this worker has the id.
+        """
+        future = self._client.pending.get(self._key(task_id))
+        if isinstance(future, TaskFuture):
+            return bool(future.cancel())
+        return self._client.carry_out(self._cancelling(task_id))
+
+    def _cancelling(self, task_id: str) -> Steps[bool]:
+        """The steps of `cancel_task`."""
+        key = self._key(task_id)
+        future = self._client.pending.get(key)
+        if not isinstance(future, TaskFuture):
+            # A chunk of a map is no task.
+            if future is not None or (not key and (yield from self._looking_up(task_id)) is None):
+                raise _not_found(task_id)
+            if key < CRON_KEYS:
+                return False
+        # Of a run of a recurring task nobody has a future.
+        answer = yield {"verb": "cancel", "task": key}
+        return bool(answer and answer["cancelled"])
+
+    def cancel_all(self) -> int:
+        """Cancel every task, begun or not; of a `map`, every item that has not begun.
+
+        Returns:
+            How many tasks had not ended.
+        """
+        return self._client.carry_out(self._cancelling_all())
+
+    def _cancelling_all(self) -> Steps[int]:
+        """The steps of `cancel_all`."""
+        answer = yield {"verb": "cancel_all"}
+        return int(answer["cancelled"]) if answer else 0
+
+    def retry_task(self, task_id: str) -> TaskFuture[Any]:
+        """Run a task once more that failed, timed out or was cancelled: as a new task, with an id of its own.
+
+        The old one stays as it ended. Attempts and retries count from the beginning; a deadline is not taken over.
+
+        Raises:
+            InvalidArgument: The id is no str.
+            TaskNotFound: No task of this worker has the id, or it is no longer remembered.
+            ConfigurationError: It has not ended, or has ended well.
+        """
+        return self._client.carry_out(self._retrying(task_id))
+
+    def _retrying(self, task_id: str) -> Steps[TaskFuture[Any]]:
+        """The steps of `retry_task`."""
+        report = yield from self._looking_up(task_id)
+        if report is None:
+            raise _not_found(task_id)
+        status = TaskStatus(report["status"])
+        if not status.is_final or status is TaskStatus.COMPLETED:
+            raise ConfigurationError(f"task {task_id} is {status.value}: only what failed can be run again")
+        client = self._client
+        client.refuse_if_closed()
+        future = self._awaiting(report)
+        again = False
+        try:
+            answer = yield {"verb": "again", "task": report["key"], "as": future._key}
+            again = bool(answer and answer["again"])
+        finally:
+            if not again:
+                client.pending.pop(future._key, None)
+        if not again:
+            raise TaskNotFound(f"the call of task {task_id} is no longer remembered")
+        return future
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until everything that has been accepted so far has ended; more may be submitted meanwhile.
+
+        Args:
+            timeout: Seconds; None for no limit.
+
+        Returns:
+            False if the time was over first.
+        """
+        timeout = check_seconds("timeout", timeout, optional=True, zero=True)
+        client = self._client
+        client.refuse_if_forked()
+        ended = all_ended(list(client.pending.values()))
+        client.poll()
+        return ended() or client.wait_for(client.when(ended), timeout)
+
+
+def check_task(task: object) -> None:
+    """It is a `Task`."""
+    if not isinstance(task, Task):
+        raise InvalidArgument(f"register_task needs a Task, not {task!r}")
+
+
+def task_at(when: float | datetime, task: Task[T]) -> Task[T]:
+    """The same, to be queued then."""
+    check_task(task)
+    if isinstance(when, datetime):
+        return replace(task, run_at=when)
+    at = check_number("when", when, 0.0, EPOCH_MAX)
+    return replace(task, run_at=max(0.0, at - time.time()))
+
+
+def task_after(delay: float, task: Task[T]) -> Task[T]:
+    """The same, to be queued in so many seconds."""
+    check_task(task)
+    return replace(task, run_at=check_seconds("delay", delay, zero=True))
+
+
+def all_ended(left: list[Any]) -> Callable[[], bool]:
+    """A test whether all of these futures and chunks have ended."""
+
+    def ended() -> bool:
+        while left and (left[-1].has_been_told() if isinstance(left[-1], TaskFuture) else left[-1].has_ended()):
+            left.pop()
+        return not left
+
+    return ended
+
+
+def _name_of(future: TaskFuture[Any] | None) -> str:
+    return future._name if future is not None else ""
+
+
+def _not_found(task_id: str) -> TaskNotFound:
+    return TaskNotFound(f"no task has the id {task_id!r}, or it has ended and is no longer remembered")
+
+
+def _checked_status(status: TaskStatus | str) -> str:
+    try:
+        return TaskStatus(status).value
+    except ValueError:
+        known = ", ".join(repr(each.value) for each in TaskStatus)
+        raise ConfigurationError(f"status must be one of {known}, not {status!r}") from None
