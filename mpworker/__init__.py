@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mpworker.queues import QueueState as QueueState
     from mpworker.retention import Retention as Retention
     from mpworker.retry import RetryPolicy as RetryPolicy
+    from mpworker.stopping import StopReport as StopReport
     from mpworker.task import AttemptInfo as AttemptInfo
     from mpworker.task import Task as Task
     from mpworker.task import TaskInfo as TaskInfo
@@ -54,6 +55,7 @@ _HOMES = {
     "QueueState": "mpworker.queues",
     "Retention": "mpworker.retention",
     "RetryPolicy": "mpworker.retry",
+    "StopReport": "mpworker.stopping",
     "Task": "mpworker.task",
     "TaskContext": "mpworker.context",
     "TaskFuture": "mpworker.future",
@@ -77,6 +79,7 @@ __all__ = [
     "QueueState",
     "Retention",
     "RetryPolicy",
+    "StopReport",
     "Task",
     "TaskContext",
     "TaskFuture",

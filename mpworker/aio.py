@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mpworker.queues import QueueOptions
     from mpworker.retention import Retention
     from mpworker.retry import RetryPolicy
+    from mpworker.stopping import StopReport
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -309,19 +310,28 @@ class AsyncProcessWorker(AsyncTaskView, AsyncTasks, AsyncControl, AsyncCronWorke
         """
         return await self._client.ask({"verb": "children"}) or {}
 
-    async def stop_graceful(self, timeout: float | None = None) -> bool:
-        """Accept no more, finish what was accepted, end every process.
+    async def stop_graceful(
+        self, timeout: float | None = None, *, cancel_queued: bool = False, wait: bool = True
+    ) -> "StopReport":
+        """Accept no more, finish what was accepted, end every process: see `ProcessWorker.stop_graceful`.
 
         Args:
             timeout: Seconds; when they are over, the rest is cancelled as by `stop_now`. None awaits every task.
+            cancel_queued: Cancel what no child has begun, what is for later and items of a `map` included.
+            wait: False returns at once, and all of this goes on; also when the event loop ends before.
 
         Returns:
-            True if everything accepted was finished, False if something was cancelled or the supervisor was lost.
+            What was left: true if everything accepted was finished.
 
         Raises:
+            InvalidArgument: `timeout` is no number.
+            ConfigurationError: It is out of its bounds.
             WrongEventLoop: The worker is in use by another event loop.
         """
-        return await self._client.drain(check_seconds("timeout", timeout, optional=True))
+        timeout = check_seconds("timeout", timeout, optional=True)
+        if wait:
+            return await self._client.stop(timeout, cancel_queued)
+        return self._client.stop_soon(timeout, cancel_queued)
 
     async def stop_now(self) -> None:
         """Kill every process now; tasks that have not ended end cancelled. Done within seconds, whatever happens.
@@ -345,6 +355,6 @@ class AsyncProcessWorker(AsyncTaskView, AsyncTasks, AsyncControl, AsyncCronWorke
         if cancel_futures:
             await self._client.cancel_what_waits()
         if wait:
-            await self._client.drain(None)
+            await self._client.stop(None, False)
         else:
             self._client.begin_to_drain()

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from mpworker.checks import check_seconds
 from mpworker.control import check_queue_names
 from mpworker.queues import QueueState
 
@@ -79,11 +80,34 @@ class AsyncControl:
         """
         await self._client.ask({"verb": "pause", "names": check_queue_names(queues)})
 
-    async def resume(self, *queues: str) -> None:
-        """The end of a `pause` with the same arguments.
+    async def drain(self, *queues: str, timeout: float | None = None) -> bool:
+        """Wait until all that these queues have taken so far has ended; what comes from now on waits until `resume`.
+
+        See `ProcessWorker.drain`. What waits at `max_pending` counts as taken.
 
         Args:
-            *queues: Names of queues; none ends a pause of all, and leaves those alone that were paused by name.
+            *queues: Names of queues; none for all of them, those still to come included.
+            timeout: Seconds to wait; None for no limit.
+
+        Returns:
+            True if all has ended. False if the time was over first, or `resume` or a stop came; after the time nothing
+            new starts all the same, until `resume`.
+
+        Raises:
+            InvalidArgument: A name is no str, or `timeout` no number.
+            ConfigurationError: `timeout` is out of its bounds.
+            WrongEventLoop: The worker is in use by another event loop.
+        """
+        timeout = check_seconds("timeout", timeout, optional=True, zero=True)
+        answer = await self._client.ask({"verb": "drain", "names": check_queue_names(queues)}, timeout)
+        return bool(answer and answer["drained"])
+
+    async def resume(self, *queues: str) -> None:
+        """The end of a `pause` or `drain` with the same arguments.
+
+        Args:
+            *queues: Names of queues; none ends every `drain`, and a pause of all, and leaves those alone that were
+                paused by name.
 
         Raises:
             InvalidArgument: A name is no str.

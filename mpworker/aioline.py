@@ -12,20 +12,21 @@ from mpworker.ipc.codec import Record
 from mpworker.steps import Answer, Message
 
 if TYPE_CHECKING:
-    from mpworker.loopclient import LoopClient
+    from mpworker.loopline import LineClient
 
 # Questions about tasks.
 ABOUT_TASKS: Final = ("task", "tasks", "metrics", "queues")
 _NEW_QUEUE: Final = dict.fromkeys(("max_running", "rate", "burst")) | {
     "weight": 1,
     "paused": False,
+    "draining": False,
     "queued": 0,
     "running": 0,
 }
 _FINAL: Final = ("completed", "failed", "cancelled", "timed_out")
 
 
-def complete(client: "LoopClient", message: Message, answer: Answer) -> Answer:
+def complete(client: "LineClient", message: Message, answer: Answer) -> Answer:
     """The supervisor's answer, with what waits in line.
 
     Args:
@@ -41,7 +42,7 @@ def complete(client: "LoopClient", message: Message, answer: Answer) -> Answer:
     return amend(message, answer, reports)
 
 
-def _report(client: "LoopClient", record: Record) -> dict[str, Any]:
+def _report(client: "LineClient", record: Record) -> dict[str, Any]:
     _, flags, key, function, number, data = record
     said = details.read(data) if flags & codec.DETAILED else {}
     options = said.get("options") or client.options_said(number)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from mpworker import context
@@ -38,6 +39,7 @@ from mpworker.waiting import Reply, wake_all
 if TYPE_CHECKING:
     from mpworker.queues import QueueOptions
     from mpworker.retry import RetryPolicy
+    from mpworker.stopping import StopReport
 
 T = TypeVar("T")
 
@@ -133,6 +135,11 @@ class Client(Reader):
         self._resending: list[tuple[int, int]] = []  # (thread, chunk) of those who do so
         self.recurs = False  # a recurring task was registered
         self._cancels = False  # what has not begun shall not
+        self._left: tuple[list[TaskFuture[Any]], int] = ([], 0)  # tasks, and how many items, that the end has cut off
+        self._unwanted: list[Any] = []  # what may not have begun when a stop cancelled all that had not
+        self.cancelled_items = 0  # of maps
+        self._cancelled_before = 0  # that stop
+        self._stop_by: float | None = None  # the time that a stop was given, which later ones without have, too
         self.end: tuple[int, bytes] | None = None  # what became of all that was pending
         self._forgotten: deque[int] = deque()  # functions that the supervisor is still to be told of
         self._option_keys: dict[TaskDefaults, int] = {}
@@ -383,6 +390,7 @@ class Client(Reader):
 
     def _fail_all(self, status: int, data: bytes) -> None:
         self.end = (status, data)
+        self._left = self._what_is_left()
         super()._fail_all(status, data)
 
     def _send(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
@@ -549,24 +557,27 @@ class Client(Reader):
         if not self._closed:
             self._closed = "stopped"
 
-    def cancel_unstarted(self) -> None:
+    def cancel_unstarted(self, timeout: float | None = None) -> None:
         """Accept nothing more, and cancel what no child has begun."""
         self.close_submit()
         self._cancels = True
         if not self._forked:
-            self.request({"verb": "cancel_unstarted"})
+            self.request({"verb": "cancel_unstarted"}, timeout)
 
-    def stop_graceful(self, timeout: float | None) -> bool:
-        """Finish what was accepted, then end everything; False if the time was over first and the rest cancelled."""
+    def stop_graceful(self, timeout: float | None, cancel_queued: bool = False) -> "StopReport":
+        """Finish what was accepted, then end everything; when the time is over first the rest is cancelled."""
         if self._forked:
-            return True
+            return self._stop_report(True)
         if self._over:
-            return self._all_finished()
-        deadline = None if timeout is None else time.monotonic() + timeout
+            return self._stop_report(self._all_finished())
+        self._stop_within(timeout)
 
         def left() -> float | None:
-            return None if deadline is None else max(0.0, deadline - time.monotonic())
+            return None if self._stop_by is None else max(0.0, self._stop_by - time.monotonic())
 
+        if cancel_queued and not self._cancels:
+            self._unwanted, self._cancelled_before = list(self.pending.values()), self.cancelled_items
+            self.cancel_unstarted(left())
         if not self._say_drain():
             self._say_drain_when_there_is_room(left())
         thread = threading.get_ident()
@@ -580,7 +591,42 @@ class Client(Reader):
         else:
             self._cut_short = self._cut_short or self._cuts_a_run_short()
             self.stop_now()
-        return self._all_finished()
+        return self._stop_report(self._all_finished())
+
+    def begin_to_stop(self, timeout: float | None, cancel_queued: bool = False) -> "StopReport":
+        """`stop_graceful` in a thread of its own, if it has a time; what is left now."""
+        if not (self._forked or self._over):
+            if timeout is None and not cancel_queued:
+                self.ask_drain()
+            else:
+                self.close_submit()
+                self._stop_within(timeout)
+                stop = partial(self.stop_graceful, timeout, cancel_queued)
+                try:
+                    threading.Thread(target=stop, name="mpworker-stop", daemon=True).start()
+                except RuntimeError:
+                    pass  # the interpreter is at its end and starts no thread; the exit handler stops, in the same time
+        return self._stop_report(not self.pending)
+
+    def _stop_within(self, timeout: float | None) -> None:
+        """No stop takes longer than the shortest time that one was given: the interpreter may end meanwhile."""
+        if timeout is not None:
+            by = time.monotonic() + timeout
+            self._stop_by = by if self._stop_by is None else min(by, self._stop_by)
+
+    def _stop_report(self, finished: bool) -> "StopReport":
+        from mpworker.stopping import report_on
+
+        tasks, items = self._left if self._over else self._what_is_left()
+        return report_on(finished, tasks, items)
+
+    def _what_is_left(self) -> tuple[list[TaskFuture[Any]], int]:
+        """Tasks, and how many items, that have no outcome or that a stop has cancelled."""
+        pending = list(self.pending.values())
+        cancelled = [each for each in self._unwanted if isinstance(each, TaskFuture) and each.cancelled()]
+        tasks = [*cancelled, *(each for each in pending if isinstance(each, TaskFuture))]
+        items = sum(each.left for each in pending if not isinstance(each, TaskFuture))
+        return tasks, items + (self.cancelled_items - self._cancelled_before if self._unwanted else 0)
 
     def _cuts_a_run_short(self) -> bool:
         """Is a run of a recurring task, which has no future, unfinished?"""

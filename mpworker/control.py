@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from mpworker.checks import check_seconds
 from mpworker.client import Client
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.queues import QueueOptions, QueueState, check_burst, check_queue_name, check_rate
@@ -76,11 +77,47 @@ class Control:
         """
         self._client.request({"verb": "pause", "names": check_queue_names(queues)})
 
-    def resume(self, *queues: str) -> None:
-        """The end of a `pause` with the same arguments.
+    def drain(self, *queues: str, timeout: float | None = None) -> bool:
+        """Wait until all that these queues have taken so far has ended; what comes from now on waits until `resume`.
+
+        So what runs can be changed with nothing under way and nothing refused. Attempts that are still to follow are
+        waited for, tasks that are for later are not. Of a `map`, what the worker has read of the input so far counts.
 
         Args:
-            *queues: Names of queues; none ends a pause of all, and leaves those alone that were paused by name.
+            *queues: Names of queues; none for all of them, those still to come included.
+            timeout: Seconds to wait; None for no limit.
+
+        Returns:
+            True if all has ended. False if the time was over first, or `resume` or a stop came; after the time nothing
+            new starts all the same, until `resume`.
+
+        Raises:
+            InvalidArgument: A name is no str, or `timeout` no number.
+            ConfigurationError: `timeout` is out of its bounds.
+
+        Example:
+            >>> from mpworker import ProcessWorker
+            >>> with ProcessWorker(n=1) as w:
+            ...     first = w.submit(pow, 2, 10)
+            ...     w.drain(timeout=60.0)
+            ...     second = w.submit(pow, 2, 11)
+            ...     first.done(), second.done()
+            ...     w.resume()
+            ...     second.result()
+            True
+            (True, False)
+            2048
+        """
+        timeout = check_seconds("timeout", timeout, optional=True, zero=True)
+        answer = self._client.request({"verb": "drain", "names": check_queue_names(queues)}, timeout)
+        return bool(answer and answer["drained"])
+
+    def resume(self, *queues: str) -> None:
+        """The end of a `pause` or `drain` with the same arguments.
+
+        Args:
+            *queues: Names of queues; none ends every `drain`, and a pause of all, and leaves those alone that were
+                paused by name.
 
         Raises:
             InvalidArgument: A name is no str.

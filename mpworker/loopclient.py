@@ -12,14 +12,7 @@ else is ready, and nothing is held up for longer than a batch takes. The same by
 a turn from elsewhere, and for a turn that a KeyboardInterrupt broke off: the pipe is watched level-triggered, so a turn
 that is owed is never forgotten. At all times but in a turn the bell is armed, or there is a byte in the pipe.
 
-What waits
-----------
-Nothing blocks on the ring: a record for which there is no room goes to `_outbox`, in order, and while it is there the
-bell wakes for room as well. A task above max_pending waits in `_line` with its pickle. Requests overtake the line, so
-that a cancel goes through; what must not (a function to be forgotten, the drain) stands in it.
-
-A record is taken out of either before it is pushed, with no call between the look and that: a second Ctrl-C, which
-raises anywhere, may lose a task that then ends cancelled, but never sends one twice.
+What there is no room for waits in `mpworker.loopline`.
 
 Only the loop's own thread comes here. A signal handler may cancel a future (the first Ctrl-C does), which therefore
 only asks the loop to do it.
@@ -29,18 +22,18 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mpworker.aiofuture import LoopFuture, Wakes
 from mpworker.aioline import ABOUT_TASKS, complete
-from mpworker.client import _ANSWER_SECONDS, _DRAIN, _EXIT_SECONDS, Client, queue_full
+from mpworker.client import _ANSWER_SECONDS, _EXIT_SECONDS
 from mpworker.errors import WrongEventLoop
 from mpworker.ipc import codec
 from mpworker.ipc._native import Bell, RingCorrupt
-from mpworker.ipc.codec import Record
-from mpworker.ipc.ring import split
+from mpworker.loopline import LineClient
 from mpworker.options import WorkerOptions
 from mpworker.reader import _BATCH
 from mpworker.steps import Answer, Message, Steps
@@ -49,17 +42,18 @@ from mpworker.waiting import wake_all
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from mpworker.stopping import StopReport
+
 T = TypeVar("T")
 
 _RETRY_SECONDS: Final = 0.05
-_KEEPS_ITS_PLACE: Final = (codec.SUBMIT, codec.FORGET)
 
 
 def _no_more(*_: object) -> int:
     return 0
 
 
-class LoopClient(Client):
+class LoopClient(LineClient):
     """One client of one supervisor, in one event loop.
 
     Args:
@@ -79,17 +73,8 @@ class LoopClient(Client):
         self, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
     ) -> None:
         super().__init__(options, initializer, initargs)
-        self.loop: asyncio.AbstractEventLoop | None = None
         self.due: deque[LoopFuture] = deque()
         self._over_waiters: list[Wakes] = []
-        self._line: dict[int, Record] = {}  # behind max_pending: of a task by its key, of others by a negative number
-        self._in_line = 0  # how many of them are tasks
-        self._questions = 0  # about tasks, whose answers are under way: nothing leaves the line
-        self._outbox: deque[Record] = deque()  # behind a full ring
-        self._room_max = self.supervisor.channel.outbound.max_payload
-        self._push_now = self._push
-        self._push = self._send_or_keep
-        self._max_record = options.max_payload_bytes  # the outbox cuts what is larger than the ring takes
 
     # ------------------------------------------------------------ the loop
 
@@ -206,108 +191,8 @@ class LoopClient(Client):
             # Before their numbers are another file's.
             self.loop.remove_reader(self.supervisor.channel.fd)
             self.loop.remove_reader(self.supervisor.pidfd)
-        self._line.clear()
-        self._in_line = 0
-        self._outbox.clear()
+        self._forget_what_waits()
         super()._fail_all(status, data)
-
-    # ------------------------------------------------------------ send
-
-    def _send_or_keep(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> bool:
-        """Send a record, or see to it that it is sent later: in place of a push, which may find no room."""
-        line = self._line
-        if kind == codec.SUBMIT and (line or len(self.pending) - self._in_line > self._options.max_pending):
-            line[a] = (kind, flags, a, b, c, data)
-            self._in_line += 1  # no call since the store
-            if self._options.submit_timeout is not None:
-                self.check().call_later(self._options.submit_timeout, self._give_up, a)
-        elif line and (kind in _KEEPS_ITS_PLACE or data is _DRAIN):
-            line[-next(self._keys)] = (kind, flags, a, b, c, data)
-        else:
-            self._post((kind, flags, a, b, c, data))
-        return True
-
-    def _post(self, record: Record) -> None:
-        outbox = self._outbox
-        large = len(record[5]) > self._room_max
-        if not outbox and not large and self._push_now(*record):
-            return
-        # In one call: nothing of a handler's may come between the parts.
-        outbox.extend(list(split(record, self._room_max // 2)) if large else [record])
-        self._wake_leader()
-
-    def _flush(self) -> bool:
-        """Push what waits, as far as there is room; False if something still waits."""
-        outbox = self._outbox
-        while outbox:
-            if not self._fits(len(outbox[0][5])):
-                self._ring()
-                return False
-            first = outbox[0]
-            del outbox[0]
-            if not self._push_now(*first):  # a handler has taken the room
-                outbox.appendleft(first)
-                return False
-        self._ring()
-        return True
-
-    def _wait_until_there_is_room(self) -> None:
-        """What is too much waits in line, and not here."""
-        if self._options.submit_timeout == 0.0:
-            self.poll()
-            self._wake_leader()  # what has ended is to be told
-            if len(self.pending) >= self._options.max_pending:
-                raise queue_full(self._options.max_pending, 0.0)
-        self.refuse_if_closed()
-
-    def _leave_line(self) -> None:
-        """Send what waits for others to end."""
-        line = self._line
-        while line and not self._questions:
-            key = next(iter(line), 0)
-            if key > 0 and len(self.pending) - self._in_line >= self._options.max_pending:
-                return
-            if key in line:
-                record = line[key]
-                del line[key]
-                if key > 0:
-                    self._in_line -= 1  # no call since the look
-                if key < 0 or key in self.pending:  # else its submission was interrupted
-                    self._post(record)
-
-    def _give_up(self, key: int) -> None:
-        """A task has been in line for `submit_timeout`."""
-        timeout = self._options.submit_timeout
-        if key in self._line and timeout is not None:
-            del self._line[key]
-            self._in_line -= 1  # no call since the look
-            self.pending.pop(key).refuse(queue_full(self._options.max_pending, timeout))
-            self._wake_leader()
-
-    def _drop_from_line(self, key: int) -> bool:
-        """A task is cancelled: if it is in line it never leaves; whether it was."""
-        if key not in self._line:
-            return False
-        del self._line[key]
-        self._in_line -= 1  # no call since the look
-        future = self.pending.pop(key)
-        future.settle(codec.CANCELLED, b"")
-        self._wake_leader()
-        return True
-
-    def _drop_all_from_line(self) -> int:
-        return sum(self._drop_from_line(key) for key in [key for key in self._line if key > 0])
-
-    def tasks_in_line(self) -> list[Record]:
-        """What `submit` has kept back."""
-        return [record for key, record in self._line.items() if key > 0]
-
-    def options_said(self, number: int) -> dict[str, Any]:
-        """The queue, priority and weight that the supervisor knows by this number."""
-        for options, each in self._option_keys.items():
-            if each == number:
-                return {name: getattr(options, name) for name in ("queue", "priority", "weight")}
-        return {}
 
     # ------------------------------------------------------------ cancel and ask
 
@@ -321,33 +206,40 @@ class LoopClient(Client):
         if key in self.pending and not self._drop_from_line(key) and not (self._exited or self._forked):
             self._send(codec.REQUEST, 0, 0, 0, 0, json.dumps({"verb": "cancel", "task": key}).encode())
 
-    async def ask(self, message: Message) -> Answer:
-        """Ask the supervisor; None when it is gone. What it says of tasks is completed by what waits in line."""
+    async def ask(self, message: Message, timeout: float | None = None) -> Answer:
+        """Ask the supervisor; None when it is gone or does not answer in time.
+
+        What it says of tasks is completed by what waits in line.
+        """
         verb = message["verb"]
         if verb == "cancel" and self._drop_from_line(message["task"]):
             return {"cancelled": True}
         if verb == "cancel_all":
             dropped = self._drop_all_from_line()
-            answer = await self._ask(message)
+            answer = await self._ask(message, timeout)
             return {"cancelled": dropped + (answer["cancelled"] if answer else 0)}
+        if verb == "resume":
+            self._drop_drains(message["names"])
         if verb not in ABOUT_TASKS:
-            return await self._ask(message)
+            return await self._ask(message, timeout)
         self._questions += 1
         try:
-            return complete(self, message, await self._ask(message))
+            return complete(self, message, await self._ask(message, timeout))
         finally:
             self._questions -= 1
             self._wake_leader()  # the line moves on
 
-    async def _ask(self, message: Message) -> Answer:
+    async def _ask(self, message: Message, timeout: float | None) -> Answer:
         reply = Wakes(self.check())
         if self._exited:
             return None
         key = next(self._keys)
         self._replies[key] = reply  # type: ignore[assignment]  # settled in the same way
         try:
-            self._send(codec.REQUEST, 0, key, 0, 0, json.dumps(message).encode())
-            await reply.future
+            data = json.dumps(message).encode()
+            if message["verb"] != "drain" or not self._stand_in_line(key, message, data):
+                self._send(codec.REQUEST, 0, key, 0, 0, data)
+            await asyncio.wait([reply.future], timeout=timeout)
         finally:
             self._replies.pop(key, None)
         return None if reply.answer is None or "lost" in reply.answer else reply.answer
@@ -394,26 +286,44 @@ class LoopClient(Client):
 
     # ------------------------------------------------------------ stop
 
-    async def drain(self, timeout: float | None) -> bool:
+    async def stop(self, timeout: float | None, cancel_queued: bool) -> "StopReport":
         """As `Client.stop_graceful`."""
         self.check()
         if not self._over:
-            self._say_drain()
-        if not await self._until_over(timeout):
+            self._begin_to_end(timeout, cancel_queued)
+        left = None if self._stop_by is None else max(0.0, self._stop_by - time.monotonic())
+        if not await self._until_over(left):
             self._cut_short = self._cut_short or await self._cuts_one_short()
             await self.end_now()
-        return self._all_finished()
+        return self._stop_report(self._all_finished())
+
+    def stop_soon(self, timeout: float | None, cancel_queued: bool) -> "StopReport":
+        """As `Client.begin_to_stop`; where the loop ends before, the exit handler goes on, in the same time."""
+        loop = self.check()
+        if not self._over:
+            self._begin_to_end(timeout, cancel_queued)
+            if timeout is not None:
+                self._stopping = loop.create_task(self.stop(timeout, cancel_queued))
+        report = self._stop_report(not self.pending)
+        self._wake_leader()  # looking at what is left may have read some
+        return report
+
+    def _begin_to_end(self, timeout: float | None, cancel_queued: bool) -> None:
+        """Say all that is to be said for a stop."""
+        self._stop_within(timeout)
+        if cancel_queued and not self._cancels:
+            self._unwanted, self._cancelled_before = list(self.pending.values()), self.cancelled_items
+            self.close_submit()
+            self._cancels = True
+            self._drop_all_from_line()
+            self.tell({"verb": "cancel_unstarted"})
+        self._say_drain()
 
     async def _cuts_one_short(self) -> bool:
         """As `Client._cuts_a_run_short`."""
         if not self.recurs:
             return False
-        asked = asyncio.ensure_future(self.ask({"verb": "cron", "op": "unfinished"}))
-        await asyncio.wait([asked], timeout=_ANSWER_SECONDS)
-        if not asked.done():
-            asked.cancel()
-            return not self._over
-        answer = asked.result()
+        answer = await self.ask({"verb": "cron", "op": "unfinished"}, _ANSWER_SECONDS)
         return bool(answer["unfinished"]) if answer is not None else not self._over
 
     async def end_now(self) -> None:

@@ -36,12 +36,12 @@ class _Chunk:
 
     __slots__ = (
         "_ended",
-        "_left",
         "_map",
         "_waiters",
         "at",
         "items",
         "key",
+        "left",
         "resent",
         "runs",
         "sending",
@@ -67,7 +67,7 @@ class _Chunk:
         self.unsaid: dict[int, tuple[int, list[_Chunk]]] = {}
         self.resent: dict[int, tuple[int, list[_Chunk]]] = {}
         self.singles: deque[_Chunk] = deque()  # items that were sent again one by one, to be taken before the rest
-        self._left = self.stop
+        self.left = self.stop
         self._ended: dict[int, int] = {}  # start: stop of all runs and splits that were settled
         self._waiters: list[Any] = []
 
@@ -81,8 +81,10 @@ class _Chunk:
         run = (stop, status, data, duration_ns)
         if start not in self._ended:  # it may be told again, and at once: see `mpworker.reader`. No call from here on.
             self.runs[start] = run
-            self._left -= stop - start
+            self.left -= stop - start
             self._ended[start] = stop
+            if status == codec.CANCELLED:
+                self._map.client.cancelled_items += stop - start
         return self._settled()
 
     def split(self, start: int, stop: int) -> None:
@@ -112,7 +114,7 @@ class _Chunk:
         if start in self.unsaid:
             entry = self.unsaid[start]
             self.resent[start] = entry
-            self._left -= entry[0] - start
+            self.left -= entry[0] - start
             del self.unsaid[start]  # no call since the look
         return self._settled()
 
@@ -128,16 +130,16 @@ class _Chunk:
             if start in self.splits:  # nobody has begun to send them again; no call from here on
                 self.runs[start] = run
                 del self.splits[start]
-        self._left = 0
+        self.left = 0
         self._settled()
 
     def _settled(self) -> bool:
         wake_all(self._waiters)
-        return self._left <= 0
+        return self.left <= 0
 
     def has_ended(self) -> bool:
         """Is all of it settled, taken or not?"""
-        return self._left <= 0
+        return self.left <= 0
 
     def add_waiter(self, waiter: Any) -> None:
         self._waiters.append(waiter)

@@ -58,6 +58,7 @@ class QueueState:
         rate: As there.
         burst: As there; None where there is no rate.
         paused: Nothing of it starts.
+        draining: Nothing of it starts that came since `drain`.
         queued: Tasks and parts of a map that wait in it.
         running: Those that are with a child, a few of which may not have begun.
     """
@@ -67,6 +68,7 @@ class QueueState:
     rate: float | None
     burst: int | None
     paused: bool
+    draining: bool
     queued: int
     running: int
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mpworker.queues import QueueOptions
     from mpworker.retention import Retention
     from mpworker.retry import RetryPolicy
+    from mpworker.stopping import StopReport
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -359,7 +360,7 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         self, debug: bool, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
     ) -> Client:
         if debug:
-            from mpworker.inline import InlineClient
+            from mpworker.inline.client import InlineClient
 
             return InlineClient(options, initializer, initargs)
         return Client(options, initializer, initargs)
@@ -434,17 +435,38 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         """
         return self._client.request({"verb": "children"}) or {}
 
-    def stop_graceful(self, timeout: float | None = None) -> bool:
+    def stop_graceful(
+        self, timeout: float | None = None, *, cancel_queued: bool = False, wait: bool = True
+    ) -> "StopReport":
         """Accept no more, finish what was accepted, end every process.
+
+        It may be called again, from any thread and from a signal handler; of several times the shortest counts.
 
         Args:
             timeout: Seconds; when they are over, the rest is cancelled as by `stop_now`. None waits for every task.
+            cancel_queued: Cancel what no child has begun, what is for later and items of a `map` included. What runs
+                ends by itself, after the retries that it has.
+            wait: False returns at once, and all of this goes on.
 
         Returns:
-            True if everything accepted was finished, False if something was cancelled or the supervisor was lost.
+            What was left. It is true if everything accepted was finished, and false if something was cancelled or the
+            supervisor was lost; with `wait=False`, if something is unfinished now.
+
+        Raises:
+            InvalidArgument: `timeout` is no number.
+            ConfigurationError: It is out of its bounds.
+
+        Example:
+            >>> from mpworker import ProcessWorker
+            >>> w = ProcessWorker(n=1)
+            >>> future = w.submit(pow, 2, 10)
+            >>> report = w.stop_graceful(timeout=60.0)
+            >>> bool(report), report.tasks, future.result()
+            (True, 0, 1024)
         """
         timeout = check_seconds("timeout", timeout, optional=True)
-        return self._client.stop_graceful(timeout)
+        stop = self._client.stop_graceful if wait else self._client.begin_to_stop
+        return stop(timeout, cancel_queued)
 
     def stop_now(self) -> None:
         """Kill every process now; tasks that have not ended end cancelled. Returns within seconds, whatever happens."""

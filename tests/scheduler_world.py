@@ -51,6 +51,8 @@ KILL_TIMEOUT = 16.0
 # What a last attempt with this status makes of its task.
 _FINAL: dict[object, int] = {status: event[OFFERED] for status, event in rules.END_BY.items()}
 
+QUEUES = ("default", "a", "b")
+
 # A task is (key, None), an item of a chunk (key, index).
 Name = tuple[int, int | None]
 
@@ -343,6 +345,7 @@ class World:
         self.claimed_at: dict[Name, float] = {}
         self.before_claim: dict[Name, int] = {}  # attempts before the last claim
         self.dispatching = False
+        self.drained: dict[str, int] = {}  # queues, and how much had been accepted before
         self.offered: set[int] = set()  # once, at least
         self.barred: set[Name] = set()  # what had not begun when all that had not was cancelled
         self.sweeping = False  # that is under way
@@ -425,6 +428,32 @@ class World:
         else:
             self.scheduler.resume(names)
             self.paused_queues -= set(names or ["*"])
+            for name in names or QUEUES:
+                self.drained.pop(name, None)
+
+    def drain_queues(self, names: list[str] | None) -> None:
+        """What is accepted of them from here on does not start."""
+        self.scheduler.drain_queues(names)
+        for name in names or QUEUES:
+            self.drained.setdefault(name, len(self.accepted))
+
+    def _check_drains(self) -> None:
+        """A drain is over when all has ended that was there before it, and is not for later."""
+        for name, before in self.drained.items():
+            left = {
+                task.key
+                for task in [*self.waiting(), *self._offers(), *(each[-1] for each in self.scheduler._pausing)]
+                if task.key <= before and task.options.queue == name and task.state < FIRST_FINAL
+            }
+            left |= {
+                task.key
+                for _, task in self.scheduler._scheduled
+                if task.state == SCHEDULED and task.attempts and task.options.queue == name
+            }
+            assert self.scheduler.are_drained([name]) == (not left), f"{left} of {name} are left"
+
+    def _offers(self) -> list[Task]:
+        return [task for seat in self.scheduler._seats.values() for task in seat.offers.values()]
 
     def configure_queue(self, name: str, weight: int, max_running: int | None) -> None:
         self.scheduler.configure_queue(name, weight, max_running, None, 1, self.now)
@@ -441,6 +470,7 @@ class World:
         """A child claims: is that in accord with every limit?"""
         queue, key = offer.task.options.queue, offer.task.concurrency_key
         assert not self.paused_queues & {queue, "*"}, f"{offer.key} starts, and its queue is paused"
+        assert not self._is_held(offer.task), f"{offer.key} starts, and its queue is drained"
         others = [child.run.task for child in self.children.values() if child.run is not None and not child.dead]
         limit = self.max_running.get(queue)
         assert limit is None or sum(task.options.queue == queue for task in others) < limit, f"too many of {queue} run"
@@ -458,11 +488,14 @@ class World:
         if queues is None:
             return list(self.scheduler._queue)
         lanes = [lane for queue in queues._queues.values() for lane in queue.lanes.values()]
+        held = [task for queue in queues._queues.values() for task in queue.held or ()]
         parked = [each[-1] for key in queues._keys.values() for heap in key.parked.values() for each in heap]
-        return [*parked, *(task for lane in lanes for task in (*lane.fifo, *(each[-1] for each in lane.early)))]
+        return [*held, *parked, *(task for lane in lanes for task in (*lane.fifo, *(each[-1] for each in lane.early)))]
 
     def may_start(self, task: Task) -> bool:
         """Does no limit but a rate stand in its way?"""
+        if self._is_held(task):
+            return False
         offers = [other for seat in self.scheduler._seats.values() for other in seat.offers.values()]
         limit = self.max_running.get(task.options.queue)
         return (
@@ -470,6 +503,9 @@ class World:
             and (limit is None or sum(other.options.queue == task.options.queue for other in offers) < limit)
             and not (task.concurrency_key and any(each.concurrency_key == task.concurrency_key for each in offers))
         )
+
+    def _is_held(self, task: Task) -> bool:
+        return not task.attempts and task.key > self.drained.get(task.options.queue, task.key)
 
     def cancel(self, key: int, interrupt: bool = False) -> bool:
         accepted = self.accepted[key]
@@ -934,6 +970,7 @@ class World:
     def check(self) -> None:
         """What holds at every moment."""
         self._check_counts()
+        self._check_drains()
         scheduler = self.scheduler
         where: Counter[Name] = Counter()
         for task in self.waiting():

@@ -400,7 +400,7 @@ def test_a_stop_that_cuts_a_run_short_says_so(gate: Gate) -> None:
         worker.run_cron_task("it")
         if held:
             gate.wait_begun()
-        assert worker.stop_graceful(timeout=0.3 if held else GUARD) is not held
+        assert bool(worker.stop_graceful(timeout=0.3 if held else GUARD)) is not held
 
 
 def test_a_stop_whose_time_is_over_when_all_runs_have_ended_says_so() -> None:

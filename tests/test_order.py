@@ -61,7 +61,7 @@ def test_a_paused_queue_takes_tasks_and_starts_none(log: Path) -> None:
         w.pause("a")
         held = w.options(queue="a").submit(note, str(log), "held")
         w.options(queue="b").submit(note, str(log), "other").result()
-        assert w.queues()["a"] == QueueState(1, None, None, None, True, 1, 0)
+        assert w.queues()["a"] == QueueState(1, None, None, None, True, False, 1, 0)
         assert not held.done()
         w.resume("a")
         held.result()
@@ -158,9 +158,9 @@ def test_what_queues_there_are_can_be_asked() -> None:
         w.set_queue("mail", max_running=4)
         eventually(lambda: w.queues()["new"].running == 0)
         assert w.queues() == {
-            "default": QueueState(1, None, None, None, False, 0, 0),
-            "mail": QueueState(2, 4, 5.0, 1, False, 0, 0),
-            "new": QueueState(1, None, None, None, False, 0, 0),
+            "default": QueueState(1, None, None, None, False, False, 0, 0),
+            "mail": QueueState(2, 4, 5.0, 1, False, False, 0, 0),
+            "new": QueueState(1, None, None, None, False, False, 0, 0),
         }
     assert w.queues() == {}
     with pytest.raises(WorkerStopped):

@@ -30,6 +30,7 @@ NAMES = {
     "QueueState",
     "Retention",
     "RetryPolicy",
+    "StopReport",
     "Task",
     "TaskContext",
     "TaskFuture",
@@ -57,6 +58,7 @@ WORKER = VIEW | {
     "remove_cron_task": "(self, name)",
     "resume_cron_task": "(self, name)",
     "run_cron_task": "(self, name)",
+    "drain": "(self, *queues, timeout=None)",
     "execute_task": "(self, task, timeout=None)",
     "get_task": "(self, task_id)",
     "get_tasks": "(self, *, status=None, queue=None, limit=100)",
@@ -75,7 +77,7 @@ WORKER = VIEW | {
     "set_rate": "(self, rate, burst=None)",
     "set_retention": "(self, retention)",
     "wait": "(self, timeout=None)",
-    "stop_graceful": "(self, timeout=None)",
+    "stop_graceful": "(self, timeout=None, *, cancel_queued=False, wait=True)",
     "stop_now": "(self)",
 }
 WORKER_INIT = (
@@ -180,7 +182,11 @@ def test_the_retry_policy() -> None:
 
 def test_the_queues() -> None:
     assert signature(mpworker.QueueOptions) == "(*, weight=1, max_running=None, rate=None, burst=None)"
-    assert signature(mpworker.QueueState) == "(weight, max_running, rate, burst, paused, queued, running)"
+    assert signature(mpworker.QueueState) == "(weight, max_running, rate, burst, paused, draining, queued, running)"
+
+
+def test_what_a_stop_reports() -> None:
+    assert signature(mpworker.StopReport) == "(finished, tasks=0, task_ids=(), items=0)"
 
 
 def test_what_is_told_of_recurring_tasks() -> None:

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 
 from mpworker.supervisor.lifecycle import CANCELLED, OFFERED, QUEUED
 from mpworker.supervisor.limiter import Bucket
-from mpworker.supervisor.queues import DEAD_MAX, Queues
+from mpworker.supervisor.queues import DEAD_MAX, LANES_MAX, Queues
 from mpworker.supervisor.registry import DetailedTask, Task, TaskOptions
 from mpworker.supervisor.wheel import Wheel
 
@@ -354,3 +354,43 @@ def test_tasks_that_end_in_line_do_not_stay_in_it() -> None:
         task.state = CANCELLED
         queues.dropped(task)
     assert len(queues._queues["a"].lanes[0, -1]) <= 2 * DEAD_MAX
+
+
+def test_priorities_that_are_used_once_are_not_kept() -> None:
+    queues = Queues(deque())
+    for key in range(5 * LANES_MAX):
+        queues.append(Task(key, None, TaskOptions(queue="a", priority=key), b""))
+        if key % 7:
+            assert queues.first(0.0) is not None
+            queues.take()
+    waiting = len(queues)
+    assert len(queues._lanes) <= LANES_MAX
+    assert len(queues._queues["a"].lanes) <= waiting + LANES_MAX
+    order = []
+    while (task := queues.first(0.0)) is not None:
+        queues.take()
+        order.append(task.key)
+    assert len(order) == waiting
+    assert order == sorted(order)
+
+
+def test_an_offer_comes_back_to_its_place_though_its_line_was_forgotten() -> None:
+    queues = Queues(deque())
+    options = TaskOptions(queue="a", priority=5)
+    first, second, third = (Task(key, None, options, b"") for key in range(3))
+    for task in (first, second, third):
+        queues.append(task)
+    for _ in range(2):
+        queues.first(0.0)
+        queues.take()
+    queues.first(0.0)
+    queues.take()
+    queues._forget_lanes(queues._queues["a"])
+    queues.put_back(second)
+    queues.append(Task(3, None, options, b""))
+    queues.put_back(first)
+    order = []
+    while (task := queues.first(0.0)) is not None:
+        queues.take()
+        order.append(task.key)
+    assert order == [0, 1, 3]

@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from scheduler_world import GRACE, KILL_TIMEOUT, LEASE_TTL, SPLIT, START_TIMEOUT, Child, World
+from scheduler_world import GRACE, KILL_TIMEOUT, LEASE_TTL, QUEUES, SPLIT, START_TIMEOUT, Child, World
 
 from mpworker.child.main import EXIT_CHANNEL_LOST
 from mpworker.ipc import _native, codec
@@ -37,7 +37,6 @@ OPTIONS = st.fixed_dictionaries(
         "backoff": st.sampled_from([None, None, Backoff(0.25, 4.0, 2.0, "none"), Backoff(1.0, 2.0, 8.0, "equal")]),
     }
 )
-QUEUES = ("default", "a", "b")
 ORDERED = st.fixed_dictionaries(
     {
         "queue": st.sampled_from(QUEUES),
@@ -120,6 +119,11 @@ class AnyHistory(RuleBasedStateMachine):
         self.world.racing.extend((self.child(who), ending) for who, ending in racing)
         self.world.pause_queues(names, paused)
         self.world.racing.clear()
+
+    @precondition(lambda self: self.ordered)
+    @rule(names=st.sampled_from([None, ["a"], ["default", "b"]]))
+    def drain(self, names: list[str] | None) -> None:
+        self.world.drain_queues(names)
 
     @precondition(lambda self: self.ordered)
     @rule(name=st.sampled_from(QUEUES), weight=st.integers(1, 3), limit=st.sampled_from([None, 1, 2]))

@@ -53,7 +53,7 @@ from mpworker.reader import Reader
         (TaskFuture.add_audience, "status", "STORE_ATTR watched"),
         (TaskFuture.settle, "_watched", "STORE_ATTR watched"),
         (TaskFuture._decode, "_payload", "STORE_ATTR _payload"),
-        (_Chunk.settle_items, "_ended", "STORE_ATTR _left"),
+        (_Chunk.settle_items, "_ended", "STORE_ATTR left"),
     ],
     ids=lambda value: getattr(value, "__qualname__", value),
 )

@@ -424,7 +424,7 @@ def test_a_python_that_cannot_import_the_package(
     with pytest.raises(ConfigurationError, match=match):  # noqa: PT012
         w = ProcessWorker(n=1)
         future = w.submit(abs, -1)
-        assert w.stop_graceful() is False
+        assert not w.stop_graceful()
         future.result()
     assert capfd.readouterr().err == ""
 

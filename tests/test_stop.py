@@ -62,7 +62,7 @@ def test_stop_graceful_finishes_what_was_accepted(tmp_path: Path) -> None:
     pool = ProcessWorker(n=2)
     futures = [pool.submit(pooljobs.note, str(path), number) for number in range(300)]
     mapped = pool.map(pooljobs.square, range(20))
-    assert pool.stop_graceful() is True
+    assert pool.stop_graceful()
     assert all(future.done() for future in futures)
     assert [future.result(0) for future in futures] == list(range(300))
     assert list(mapped) == [number**2 for number in range(20)]
@@ -77,7 +77,7 @@ def test_stop_graceful_with_a_timeout_cancels_the_rest(gate: Gate) -> None:
     gate.wait_begun()
     processes = running(pool)
     began_at = time.monotonic()
-    assert pool.stop_graceful(timeout=0.2) is False
+    assert not pool.stop_graceful(timeout=0.2)
     assert 0.2 <= time.monotonic() - began_at < SOON
     assert done.result(0) == 9
     for future in (held, *queued):
@@ -256,7 +256,7 @@ def test_a_stop_may_come_after_any_other_and_again(first: str) -> None:
         stop(pool)
         stop(pool)
     assert future.result() == 9
-    assert pool.stop_graceful() is True
+    assert pool.stop_graceful()
     with pytest.raises(WorkerStopped):
         pool.submit(pooljobs.square, 3)
     assert not future.cancel()
@@ -330,7 +330,7 @@ def test_a_stop_by_another_thread_wakes_who_waits(gate: Gate) -> None:
         lambda: len(cf.wait([held]).done),
         lambda: len(list(cf.as_completed([held]))),
         lambda: next(pool_map),
-        pool.stop_graceful,
+        lambda: bool(pool.stop_graceful()),
     ]
     pool_map = pool.map(pooljobs.square, [1])
     threads = [threading.Thread(target=wait, args=(call,)) for call in calls]
@@ -363,7 +363,7 @@ def test_submits_during_a_stop_end_or_are_refused() -> None:
     for thread in threads:
         thread.start()
     assert leaks.wait_until(lambda: all(len(each) > 100 for each in accepted), GUARD)
-    assert pool.stop_graceful() is True
+    assert pool.stop_graceful()
     for thread in threads:
         thread.join(GUARD)
     assert all(event.is_set() for event in refused)
@@ -624,7 +624,7 @@ def test_a_supervisor_that_does_not_answer_is_killed_by_stop_now(monkeypatch: py
     processes = running(pool)
     os.kill(processes["supervisor"], signal.SIGSTOP)
     began_at = time.monotonic()
-    assert pool.stop_graceful(timeout=0.1) is False
+    assert not pool.stop_graceful(timeout=0.1)
     assert time.monotonic() - began_at < SOON
     assert held.cancelled()
     assert leaks.wait_until(lambda: gone(processes), GUARD)
@@ -647,7 +647,7 @@ def test_a_stop_is_bounded_though_the_supervisor_reads_nothing(how: str, monkeyp
     fill(client)
     began = time.monotonic()
     if how == "stop_graceful":
-        assert pool.stop_graceful(0.2) is True, "nothing had been accepted that was not finished"
+        assert pool.stop_graceful(0.2), "nothing had been accepted that was not finished"
     elif how == "shutdown":
         pool.shutdown(wait=False)
     else:
@@ -692,7 +692,7 @@ def test_a_frozen_nursery_delays_no_stop_and_nothing_stays() -> None:
         os.kill(processes["nursery"], signal.SIGSTOP)
         began_at = time.monotonic()
         if how == "stop_graceful":
-            assert pool.stop_graceful(timeout=GUARD) is True
+            assert pool.stop_graceful(timeout=GUARD)
             assert [future.result(0) for future in futures] == [number**2 for number in range(20)]
         else:
             pool.stop_now()
@@ -704,4 +704,4 @@ def test_a_stop_whose_time_is_over_when_all_is_finished_says_so() -> None:
     pool = ProcessWorker(n=1)
     future = pool.submit(pooljobs.square, 3)
     assert future.result() == 9
-    assert pool.stop_graceful(timeout=1e-6) is True, "only the processes had still to go"
+    assert pool.stop_graceful(timeout=1e-6), "only the processes had still to go"

@@ -97,7 +97,7 @@ class Loop:
         self._nursery_late = False  # and so killed
         self._nursery_served = False  # a child of it was ready
         self._nursery_error = ""  # what it could not have
-        self._requests = Requests(self)
+        self.requests = Requests(self)
         self.world.on_dismissed = self._place_vacated
         self.cron: CronDesk | None = None  # not before somebody asks for it
         self.describer = Describer(self.scheduler)
@@ -174,7 +174,7 @@ class Loop:
             self._nursery_speaks()
             self._look_at_nursery(now)
         scheduler.dispatch(now)
-        self._requests.answer_later_ones()
+        self.requests.answer_later_ones()
         if world.outbox.waiting:
             world.flush_client()
         if world.backlog:
@@ -222,7 +222,7 @@ class Loop:
                 elif kind == codec.OPTIONS:
                     scheduler.options_known(world.note_options(a, data))
                 elif kind == codec.REQUEST:
-                    self._requests.take(a, data)
+                    self.requests.take(a, data)
                 else:
                     forgotten = world.note(kind, flags, a, data)
                     if forgotten is not None:

@@ -6,6 +6,7 @@ The scheduler has one plain FIFO until some task or limit asks for more than tha
 - Of the queues that have work and may start some, the `Wheel` says whose turn it is.
 - Of a queue's tasks the one with the lowest priority number is next, of these the one with the highest weight, of
   these the one that was queued first. Each (priority, weight) is a FIFO of its own, a `_Lane`.
+- While a queue is drained, what is new to it is held: it gets in line when that is over.
 - A task whose concurrency key is at its limit is set aside, and takes its old place again when there is room. So is an
   offer that was never claimed, whose queue is then owed a turn: an offer that comes back has cost nothing.
 
@@ -30,20 +31,20 @@ Rank: TypeAlias = tuple[int, int]  # priority and weight, so that what is less i
 DEFAULT_QUEUE: Final = "default"
 DEFAULT_RANK: Final[Rank] = (0, -1)
 DEAD_MAX: Final = 64
+LANES_MAX: Final = 1024
 _LOOK_AGAIN: Final = 0.001  # seconds, in which an idle child has claimed what it is offered, unless it hangs
 
 
 class _Lane:
     """The tasks of one queue that have one priority and one weight."""
 
-    __slots__ = ("early", "fifo", "queue", "rank", "taken")
+    __slots__ = ("early", "fifo", "queue", "rank")
 
     def __init__(self, queue: "_Queue", rank: Rank, fifo: deque[Task]) -> None:
         self.queue = queue
         self.rank = rank
         self.fifo = fifo
         self.early: list[tuple[int, int, int, Task]] = []  # a heap of those that were taken, and go before the FIFO
-        self.taken = 0
 
     def __lt__(self, other: "_Lane") -> bool:
         return self.rank < other.rank
@@ -55,12 +56,8 @@ class _Lane:
         return self.early[0][3] if self.early else self.fifo[0]
 
     def take(self) -> Task:
-        if self.early:
-            return heapq.heappop(self.early)[3]
-        self.taken += 1
-        task = self.fifo.popleft()
-        task.order = self.taken
-        return task
+        """Whoever is first; that it was not so before, `order` does not say yet."""
+        return heapq.heappop(self.early)[3] if self.early else self.fifo.popleft()
 
     def purge(self) -> None:
         """Let go of the tasks that have ended in line."""
@@ -83,6 +80,7 @@ class _Queue:
         running: Offers that are out.
         owed: How many of these came back.
         free_at: When its rate lets another one go, while that is in the way.
+        held: What has come since the queue is drained, in this order; None while it is not.
     """
 
     name: str
@@ -97,6 +95,7 @@ class _Queue:
     running: int = 0
     owed: int = 0
     free_at: float | None = None
+    held: dict[Task, None] | None = None
 
     def lane(self, rank: Rank) -> _Lane:
         lane = self.lanes.get(rank)
@@ -137,7 +136,7 @@ class Queues:
     def __init__(self, fifo: deque[Task]) -> None:
         self._queues: dict[str, _Queue] = {}
         self._keys: dict[str, _Key] = {}
-        self._lanes: dict[TaskOptions, _Lane] = {}
+        self._lanes: dict[TaskOptions, _Lane] = {}  # found before
         self._ready: dict[_Queue, None] = {}  # may start something
         self._owed: dict[_Queue, None] = {}
         self._slowed: dict[_Queue, None] = {}  # but for their rate
@@ -146,6 +145,8 @@ class Queues:
         self._wheel: Wheel[_Queue] | None = None
         self._turn: _Queue | None = None  # whose turn it is, if nothing has changed since that was asked
         self._paused = False
+        self._drains_all = False
+        self._taken = itertools.count(1)
         self._returns = itertools.count()
         self.wake_at: float | None = None
         queue = self._queue(DEFAULT_QUEUE)
@@ -161,7 +162,7 @@ class Queues:
     def _queue(self, name: str) -> _Queue:
         queue = self._queues.get(name)
         if queue is None:
-            queue = self._queues[name] = _Queue(name)
+            queue = self._queues[name] = _Queue(name, held={} if self._drains_all else None)
             self._weights_changed()
         return queue
 
@@ -205,30 +206,77 @@ class Queues:
                 "rate": queue.bucket.rate if queue.bucket is not None else None,
                 "burst": queue.bucket.burst if queue.bucket is not None else None,
                 "paused": queue.paused or self._paused,
-                "queued": queue.count,
+                "draining": queue.held is not None,
+                "queued": queue.count + len(queue.held or ()),
                 "running": queue.running,
             }
             for queue in self._queues.values()
         }
+
+    # ------------------------------------------------------------ drains
+
+    def drain(self, names: Iterable[str] | None) -> None:
+        """What is new to these queues (None: to all) is held from now on, if it comes by way of `put`."""
+        if names is None:
+            self._drains_all = True
+        for queue in self._named(names):
+            if queue.held is None:
+                queue.held = {}
+
+    def end_drain(self, names: Iterable[str] | None) -> None:
+        """The end of `drain`: what was held gets in line."""
+        if names is None:
+            self._drains_all = False
+        for queue in self._named(names):
+            held, queue.held = queue.held, None
+            for task in held or ():
+                self.append(task)
+
+    def is_draining(self) -> bool:
+        """Is any queue drained?"""
+        return self._drains_all or any(queue.held is not None for queue in self._queues.values())
+
+    def is_drained(self, names: Iterable[str] | None) -> bool:
+        """Is nothing left of what was there before?"""
+        return not any(queue.count or queue.running for queue in self._named(names))
+
+    def _named(self, names: Iterable[str] | None) -> list[_Queue]:
+        return list(self._queues.values()) if names is None else [self._queue(name) for name in names]
 
     # ------------------------------------------------------------ tasks come and go
 
     def __len__(self) -> int:
         return self._count
 
+    def put(self, task: Task) -> None:
+        """A task is queued, or held if its queue is drained and it has not been tried."""
+        held = self._queue(task.options.queue).held
+        if held is not None and not task.attempts:
+            held[task] = None
+        else:
+            self.append(task)
+
     def append(self, task: Task) -> None:
         """A task is queued."""
         options = task.options
         lane = self._lanes.get(options)
         if lane is None:
+            queue = self._queue(options.queue)
             rank = (options.priority, -options.weight)
-            lane = self._lanes[options] = self._queue(options.queue).lane(rank)
+            if len(self._lanes) >= LANES_MAX or (rank not in queue.lanes and len(queue.lanes) >= LANES_MAX):
+                self._forget_lanes(queue)
+            lane = self._lanes[options] = queue.lane(rank)
         self._enter(lane)
         lane.fifo.append(task)
         lane.queue.count += 1
         self._count += 1
         if lane.queue not in self._ready:
             self._look_at(lane.queue)
+
+    def _forget_lanes(self, queue: _Queue) -> None:
+        """There are many; those of this queue that are empty are made anew when they are needed."""
+        self._lanes.clear()
+        queue.lanes = {rank: lane for rank, lane in queue.lanes.items() if lane}
 
     def put_back(self, task: Task, owed: bool = True) -> None:
         """A task that was offered takes its old place in line; `owed`: its queue gets the turn that this had cost."""
@@ -255,6 +303,9 @@ class Queues:
     def dropped(self, task: Task) -> None:
         """A task that was queued has ended; most of its kind are met in line, and let go of there."""
         queue = self._queue(task.options.queue)
+        if queue.held and task in queue.held:
+            del queue.held[task]
+            return
         queue.count -= 1
         self._count -= 1
         queue.dead += 1
@@ -279,6 +330,8 @@ class Queues:
                 lane.purge()
             queue.line = []
             queue.count = queue.dead = 0
+            if queue.held:
+                queue.held = {}
             self._look_at(queue)
         self._count = 0
         for key in self._keys.values():
@@ -367,7 +420,10 @@ class Queues:
 
     def _take_head(self, queue: _Queue) -> None:
         lane = queue.line[0]
-        lane.take()
+        fresh = not lane.early
+        task = lane.take()
+        if fresh:
+            task.order = next(self._taken)
         if not lane:
             heapq.heappop(queue.line)
 

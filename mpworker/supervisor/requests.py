@@ -77,8 +77,18 @@ def _pause(loop: "Loop", message: Message) -> Message:
     return {}
 
 
+def _drain(loop: "Loop", message: Message) -> Message:
+    loop.scheduler.drain_queues(message["names"])
+    return {}
+
+
+def _are_drained(loop: "Loop", message: Message) -> Message | None:
+    return {"drained": True} if loop.scheduler.are_drained(message["names"]) else None
+
+
 def _resume(loop: "Loop", message: Message) -> Message:
     loop.scheduler.resume(message["names"])
+    loop.requests.give_up_drains(message["names"])
     return {}
 
 
@@ -143,6 +153,7 @@ VERBS: dict[str, Callable[["Loop", Message], Message]] = {
     "queue": _queue,
     "rate": _rate,
     "pause": _pause,
+    "drain": _drain,
     "resume": _resume,
     "queues": _queues,
     "cron": _cron,
@@ -156,6 +167,8 @@ VERBS: dict[str, Callable[["Loop", Message], Message]] = {
 }
 # Answered at the end of the turn, when what came before them has been offered.
 _AFTERWARDS = ("children", "queues", "task", "tasks", "metrics")
+# Answered when these have something to say, which they are asked at the end of each turn.
+_IN_TIME: dict[str, Callable[["Loop", Message], Message | None]] = {"drain": _are_drained}
 
 
 class Requests:
@@ -168,6 +181,7 @@ class Requests:
     def __init__(self, loop: "Loop") -> None:
         self._loop = loop
         self._later: list[tuple[int, Message]] = []
+        self._awaited: list[tuple[int, Message]] = []
 
     def take(self, request: int, data: bytes) -> None:
         """A request has come.
@@ -178,6 +192,9 @@ class Requests:
         message = json.loads(data)
         if message["verb"] in _AFTERWARDS:
             self._later.append((request, message))
+        elif message["verb"] in _IN_TIME:
+            VERBS[message["verb"]](self._loop, message)
+            self._awaited.append((request, message))
         else:
             self._answer(request, message)
 
@@ -185,6 +202,24 @@ class Requests:
         """The end of a turn."""
         while self._later:
             self._answer(*self._later.pop())
+        if self._awaited:
+            self._awaited = [each for each in self._awaited if not self._answer_in_time(*each)]
+
+    def give_up_drains(self, names: list[str] | None) -> None:
+        """Those of these queues (None: of all) will not come to their end."""
+        left = []
+        for request, message in self._awaited:
+            if names is None or message["names"] is None or set(names) & set(message["names"]):
+                self._loop.world.reply(request, {"drained": False})
+            else:
+                left.append((request, message))
+        self._awaited = left
+
+    def _answer_in_time(self, request: int, message: Message) -> bool:
+        answer = _IN_TIME[message["verb"]](self._loop, message)
+        if answer is not None:
+            self._loop.world.reply(request, answer)
+        return answer is not None
 
     def _answer(self, request: int, message: Message) -> None:
         verb = VERBS.get(message["verb"])

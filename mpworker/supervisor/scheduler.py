@@ -493,16 +493,37 @@ class Scheduler:
         queues.pause(names, True)
         self._take_back_unclaimed(names)
 
+    def drain_queues(self, names: list[str] | None) -> None:
+        """What comes to these queues (None: to all) from now on does not start before `resume`."""
+        queues = self._in_order()
+        queues.drain(names)
+        self._put = queues.put
+
+    def are_drained(self, names: list[str] | None) -> bool:
+        """Has all ended that was there before `drain_queues`, but for what is not due yet?"""
+        queues = self._in_order()
+        if not queues.is_drained(names):
+            return False
+        waiting = [*(task for _, task in self._pausing), *(task for _, task in self._scheduled)]
+        return not any(
+            task.state == SCHEDULED and task.attempts and (names is None or task.options.queue in names)
+            for task in waiting
+        )
+
     def resume(self, names: list[str] | None) -> None:
-        """The end of `pause`."""
-        if self._queues is not None:
-            self._queues.pause(names, False)
+        """The end of `pause` and `drain_queues`."""
+        queues = self._queues
+        if queues is not None:
+            queues.pause(names, False)
+            queues.end_drain(names)
+            if not queues.is_draining():
+                self._put = queues.append
 
     def resume_all(self) -> None:
-        """The end of every `pause`."""
+        """The end of every `pause` and `drain_queues`."""
         if self._queues is not None:
-            self._queues.pause(None, False)
-            self._queues.pause(self._queues.states(), False)
+            self.resume(None)
+            self.resume(list(self._queues.states()))
 
     def queue_states(self) -> dict[str, dict[str, object]]:
         """How each queue is, by name."""

@@ -4,13 +4,15 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from mpworker.ipc import codec
 from mpworker.supervisor.history import History, Outcome
 from mpworker.supervisor.lifecycle import COMPLETE, OFFER, OFFERED, POSTPONE, QUEUED, RETRY, SCHEDULED
 from mpworker.supervisor.registry import Attempt, DetailedTask, Seat, Task
 from mpworker.supervisor.scheduler import END_BY, HISTORY_BYTES_MAX, HISTORY_MAX, Scheduler
+
+PLAIN_QUEUE: Final = {"weight": 1, "max_running": None, "rate": None, "burst": None}
 
 
 class Books:
@@ -65,7 +67,8 @@ class Books:
 
     def queue_states(self) -> dict[str, dict[str, Any]]:
         """How each queue is: nothing waits in any."""
-        return {name: {**each, "paused": False, "queued": 0, "running": 0} for name, each in self.queues.items()}
+        idle = {"paused": False, "draining": False, "queued": 0, "running": 0}
+        return {name: {**each, **idle} for name, each in self.queues.items()}
 
     def retain(
         self, max_entries: int, max_bytes: int, ttl: float | None, results: bool, interval: float, now: float

@@ -1,0 +1,35 @@
+"""What a stop tells of its end."""
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+from mpworker.future import TaskFuture
+
+NAMED_MAX: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class StopReport:
+    """What a stop has finished and what it has not; true if all that was accepted was finished.
+
+    Attributes:
+        finished: All has ended by itself, and nothing was cancelled by the stop or lost.
+        tasks: How many tasks were left: cancelled because the time was over, or, with `wait=False`, still to end.
+        task_ids: The ids of these, the oldest first, at most 1,000.
+        items: How many items of `map` were left, of those that the worker had read.
+    """
+
+    finished: bool
+    tasks: int = 0
+    task_ids: tuple[str, ...] = ()
+    items: int = 0
+
+    def __bool__(self) -> bool:
+        return self.finished
+
+
+def report_on(finished: bool, tasks: list[TaskFuture[Any]], items: int) -> StopReport:
+    """The report when these tasks and so many items did not end by themselves."""
+    ids = tuple(task.task_id for task in islice(tasks, NAMED_MAX))
+    return StopReport(finished and not tasks and not items, len(tasks), ids, items)
