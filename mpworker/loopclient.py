@@ -220,14 +220,16 @@ class LoopClient(LineClient):
             return {"cancelled": dropped + (answer["cancelled"] if answer else 0)}
         if verb == "resume":
             self._drop_drains(message["names"])
-        if verb not in ABOUT_TASKS:
+        if verb not in ABOUT_TASKS or not self._in_line:
             return await self._ask(message, timeout)
-        self._questions += 1
-        try:
-            return complete(self, message, await self._ask(message, timeout))
-        finally:
-            self._questions -= 1
-            self._wake_leader()  # the line moves on
+        async with self._questions:  # one at a time, so that the line moves in between
+            self._holds = True
+            try:
+                return complete(self, message, await self._ask(message, timeout))
+            finally:
+                self._holds = False
+                self._leave_line()
+                self._wake_leader()  # for what there was no room for
 
     async def _ask(self, message: Message, timeout: float | None) -> Answer:
         reply = Wakes(self.check())

@@ -38,7 +38,8 @@ class LineClient(Client):
         self._line: dict[int, Record] = {}  # behind max_pending: of a task by its key, of others by a negative number
         self._in_line = 0  # how many of them are tasks
         self._drains: dict[int, Message] = {}  # those of them that are such requests
-        self._questions = 0  # about tasks, whose answers are under way: nothing leaves the line
+        self._questions = asyncio.Lock()  # about tasks
+        self._holds = False  # the answer to one is under way: nothing leaves the line
         self._outbox: deque[Record] = deque()  # behind a full ring
         self._room_max = self.supervisor.channel.outbound.max_payload
         self._push_now = self._push
@@ -95,7 +96,7 @@ class LineClient(Client):
     def _leave_line(self) -> None:
         """Send what waits for others to end."""
         line = self._line
-        while line and not self._questions:
+        while line and not self._holds:
             key = next(iter(line), 0)
             if key > 0 and len(self.pending) - self._in_line >= self._options.max_pending:
                 return
