@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mpworker.cron import CronRun as CronRun
     from mpworker.cron import CronTask as CronTask
     from mpworker.future import TaskFuture as TaskFuture
+    from mpworker.metrics import Latency as Latency
     from mpworker.metrics import Metrics as Metrics
     from mpworker.queues import QueueOptions as QueueOptions
     from mpworker.queues import QueueState as QueueState
@@ -49,6 +50,7 @@ _HOMES = {
     "AttemptInfo": "mpworker.task",
     "CronRun": "mpworker.cron",
     "CronTask": "mpworker.cron",
+    "Latency": "mpworker.metrics",
     "Metrics": "mpworker.metrics",
     "ProcessWorker": "mpworker.worker",
     "QueueOptions": "mpworker.queues",
@@ -73,6 +75,7 @@ __all__ = [
     "AttemptInfo",
     "CronRun",
     "CronTask",
+    "Latency",
     "Metrics",
     "ProcessWorker",
     "QueueOptions",

@@ -1,6 +1,49 @@
 """What `ProcessWorker.metrics` tells."""
 
 from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long tasks took from their acceptance, or from their `run_at`, to their outcome.
+
+    Attributes:
+        count: Tasks that have ended, in whatever way.
+        total: Seconds of all together.
+        max: Seconds of the one that took longest.
+        buckets: Pairs of seconds and how many tasks took less than that and not less than half of it, in ascending
+            order; without those of nobody.
+
+    Example:
+        >>> from mpworker import Latency
+        >>> latency = Latency(count=100, total=3.0, max=1.5, buckets=((0.016, 90), (2.0, 10)))
+        >>> latency.mean, latency.quantile(0.5), latency.quantile(0.99)
+        (0.03, 0.016, 1.5)
+    """
+
+    count: int = 0
+    total: float = 0.0
+    max: float = 0.0
+    buckets: tuple[tuple[float, int], ...] = ()
+
+    @property
+    def mean(self) -> float:
+        """Seconds of a task on average; 0 if none has ended."""
+        return self.total / self.count if self.count else 0.0
+
+    def quantile(self, share: float) -> float:
+        """Seconds within which this share of the tasks has ended, at most twice as long as the truth.
+
+        Args:
+            share: 0 to 1; 0.99 for the 99th percentile.
+        """
+        left = share * self.count
+        for seconds, count in self.buckets:
+            left -= count
+            if left <= 0:
+                return min(seconds, self.max)
+        return self.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +63,10 @@ class Metrics:
         timed_out: That ended by their timeout or deadline.
         retries: Attempts after the first.
         crashes: Attempts that ended with the death of their child, by its cause.
+        limiter_waits: Starts that a `rate` has delayed.
         remembered: Tasks that have ended and that `get_task` still knows.
         queues: What is queued by queue, parts of a `map` included.
+        latency: How long tasks took.
     """
 
     accepted: int = 0
@@ -34,5 +79,14 @@ class Metrics:
     timed_out: int = 0
     retries: int = 0
     crashes: dict[str, int] = field(default_factory=dict)
+    limiter_waits: int = 0
     remembered: int = 0
     queues: dict[str, int] = field(default_factory=dict)
+    latency: Latency = field(default_factory=Latency)
+
+
+def metrics_from(report: dict[str, Any]) -> Metrics:
+    """The counts that the supervisor has told; {} for none."""
+    latency = dict(report.pop("latency", {}))
+    buckets = tuple((seconds, count) for seconds, count in latency.pop("buckets", ()))
+    return Metrics(**report, latency=Latency(**latency, buckets=buckets))

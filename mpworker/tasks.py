@@ -221,9 +221,9 @@ class Tasks:
 
     def _counting(self) -> "Steps[Metrics]":
         """The steps of `metrics`."""
-        from mpworker.metrics import Metrics
+        from mpworker.metrics import metrics_from
 
-        return Metrics(**((yield {"verb": "metrics"}) or {}))
+        return metrics_from((yield {"verb": "metrics"}) or {})
 
     def _looking_up(self, task_id: str | None) -> Steps[dict[str, Any] | None]:
         key = self._key(task_id)

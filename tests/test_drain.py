@@ -83,8 +83,8 @@ def test_a_drain_of_one_queue_leaves_the_others_alone(pool: ProcessWorker, gate:
 def test_a_drain_of_all_holds_queues_that_do_not_exist_yet(pool: ProcessWorker) -> None:
     assert pool.drain(timeout=GUARD)
     late = pool.options(queue="new").submit(pooljobs.square, 3)
-    eventually(lambda: pool.queues()["new"].queued == 1)
-    assert not late.done()
+    assert pool.queues()["new"].draining
+    assert pool.get_task(late.task_id).status == "queued"
     pool.resume()
     assert late.result() == 9
 
@@ -106,7 +106,9 @@ def test_a_crash_retry_of_what_was_there_is_not_held(pool: ProcessWorker) -> Non
 
 def test_what_is_for_later_is_not_waited_for_and_held_when_its_time_comes(pool: ProcessWorker) -> None:
     later = pool.register_task_after(0.1, Task(pooljobs.square, (3,)))
+    much_later = pool.register_task_after(3600.0, Task(pooljobs.square, (3,)))
     assert pool.drain(timeout=GUARD)
+    assert much_later.cancel()
     eventually(lambda: pool.get_task(later.task_id).status == "queued")
     assert not later.done()
     pool.resume()

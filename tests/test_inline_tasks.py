@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,7 +16,7 @@ import retry_tasks
 from concurrently import GUARD
 
 import mpworker
-from mpworker import Metrics, ProcessWorker, Retention, Task, TaskStatus
+from mpworker import Latency, Metrics, ProcessWorker, Retention, Task, TaskStatus
 from mpworker.errors import (
     ConfigurationError,
     DuplicateTask,
@@ -147,7 +148,9 @@ def test_the_counts(w: ProcessWorker) -> None:
     later = [w.register_task_after(3600, Task(abs, (-1,))) for _ in range(2)]
     assert w.cancel_task(later[0].task_id)
     counts = w.metrics()
-    assert counts == Metrics(
+    assert (counts.latency.count, sum(count for _, count in counts.latency.buckets)) == (3, 3)
+    assert 0 < counts.latency.max <= counts.latency.total < GUARD
+    assert replace(counts, latency=Latency()) == Metrics(
         accepted=4,
         scheduled=1,
         completed=1,

@@ -24,6 +24,7 @@ NAMES = {
     "AttemptInfo",
     "CronRun",
     "CronTask",
+    "Latency",
     "Metrics",
     "ProcessWorker",
     "QueueOptions",

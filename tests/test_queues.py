@@ -344,6 +344,25 @@ def test_an_offer_that_comes_back_costs_its_queue_no_turn() -> None:
     assert sorted(order[:2]) == sorted(order[2:4]) == sorted(order[4:]) == ["a", "b"]
 
 
+def test_who_waits_for_a_key_is_not_forgotten_when_who_was_let_in_is_cancelled() -> None:
+    options = TaskOptions(queue="a")
+    queues = Queues(deque())
+    tasks = [DetailedTask(key, None, options, b"") for key in range(3)]
+    for task in tasks:
+        task.concurrency_key, task.concurrency = "x", 1
+        queues.append(task)
+    assert queues.first(0.0) is tasks[0]
+    queues.take()
+    queues.offered(tasks[0])
+    assert queues.first(0.0) is None
+    queues.over(tasks[0])
+    tasks[1].state = CANCELLED
+    queues.dropped(tasks[1])
+    assert queues.first(0.0) is tasks[2]
+    queues.take()
+    assert not queues._keys
+
+
 def test_tasks_that_end_in_line_do_not_stay_in_it() -> None:
     queues = Queues(deque())
     queues.pause(["a"], True)

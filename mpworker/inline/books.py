@@ -65,6 +65,10 @@ class Books:
         """How many have no outcome yet."""
         return len(self._tasks)
 
+    def limiter_waits(self) -> int:
+        """Nothing is held up."""
+        return 0
+
     def queue_states(self) -> dict[str, dict[str, Any]]:
         """How each queue is: nothing waits in any."""
         idle = {"paused": False, "draining": False, "queued": 0, "running": 0}

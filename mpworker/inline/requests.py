@@ -46,6 +46,7 @@ def _running(supervisor: "InlineSupervisor", message: Message) -> Message:
 def _again(supervisor: "InlineSupervisor", message: Message) -> Message:
     task = supervisor.scheduler.history.again(message["task"], message["as"])
     if task is not None:
+        task.accepted_ns = supervisor.world.now_ns
         supervisor.enter(task)
     return {"again": task is not None}
 

@@ -18,6 +18,7 @@ from mpworker.launch import pickle_initializer
 from mpworker.options import WorkerOptions
 from mpworker.supervisor.describe import Describer
 from mpworker.supervisor.fanout import ClientPort
+from mpworker.supervisor.latency import Latency
 from mpworker.supervisor.lifecycle import COME_DUE, QUEUED, SCHEDULED
 from mpworker.supervisor.registry import DetailedTask, Task
 from mpworker.supervisor.scheduler import Scheduler
@@ -40,6 +41,7 @@ class InlineSupervisor:
         world: Which tells it.
         scheduler: What is known of the tasks.
         describer: Who describes them.
+        latency: How long they took.
         chunks: Items of maps that are to be run.
         later: Tasks that wait for their time.
         running: Threads, each once for each task that it runs.
@@ -65,6 +67,7 @@ class InlineSupervisor:
         self._functions: dict[int, Any] = {}
         self._initialized: dict[str, Any] = {}
         self.scheduler = Books()
+        self.latency = Latency()
         self.describer = Describer(cast(Scheduler, self.scheduler))
         self.world = ClientPort(cast(Channel, _Way(self.events)), options.max_payload_bytes)
         self.chunks: dict[int, Task] = {}
@@ -116,6 +119,7 @@ class InlineSupervisor:
         if self.dead:
             return
         world = self.world
+        world.now_ns = time.monotonic_ns()
         detailed = bool(flags & codec.DETAILED)
         if kind == codec.SUBMIT:
             self.enter(world.detailed(kind, flags, a, b, c, data) if detailed else world.task(flags, a, b, c, data))
@@ -171,6 +175,11 @@ class InlineSupervisor:
     def _end(self, task: Task, status: int, report: dict[str, object]) -> None:
         self.scheduler.end(task, status, report)
         self.world.emit_report(task, 0, 0, status, report)
+        self._measure()
+
+    def _measure(self) -> None:
+        ended_ns, self.world.ended_ns = self.world.ended_ns, []
+        self.latency.take(ended_ns, time.monotonic_ns())
 
     def _carry_out(self, task: Task) -> None:
         function = task.function.key if task.function is not None else 0
@@ -192,6 +201,7 @@ class InlineSupervisor:
                 return
             self.scheduler.end(task, status, out, started[0], time.monotonic_ns() - started[0])
             self.world.emit(task, status, out)
+            self._measure()
         except BaseException:
             if self.scheduler.task(task.key) is not None:
                 self._end(task, codec.CANCELLED, {})  # the user has had enough

@@ -66,6 +66,7 @@ class CronDesk:
     def look(self, now: float) -> None:
         """Hand over what is due."""
         if self._table.look_at is not None and now >= self._table.look_at:
+            self._world.now_ns = time.monotonic_ns()
             for start in self._table.look(_now()):
                 work = start.work
                 assert isinstance(work, _Work)

@@ -130,6 +130,7 @@ class Describer:
             "timed_out": timed_out,
             "retries": scheduler.retries,
             "crashes": dict(scheduler.crashes),
+            "limiter_waits": scheduler.limiter_waits(),
             "remembered": len(scheduler.history.entries),
             "queues": {name: state["queued"] for name, state in scheduler.queue_states().items()},
         }

@@ -20,6 +20,10 @@ class ClientPort:
     Args:
         channel: The channel; the supervisor never blocks on it.
         max_payload_bytes: The largest payload that is put together from fragments.
+
+    Attributes:
+        now_ns: When what is taken in now has come.
+        ended_ns: When each task was accepted that has ended since this was counted last.
     """
 
     def __init__(self, channel: Channel, max_payload_bytes: int) -> None:
@@ -34,6 +38,8 @@ class ClientPort:
         self._assembler = Assembler(max_payload_bytes)
         self._functions: dict[int, Function] = {}
         self._options: dict[int, TaskOptions] = {}
+        self.now_ns = 0
+        self.ended_ns: list[int] = []
         self._told: dict[str, TaskOptions] = {}  # with single tasks, those used last at the end
 
     # ------------------------------------------------------------ in
@@ -44,7 +50,9 @@ class ClientPort:
 
     def task(self, flags: int, key: int, function: int, c: int, payload: bytes) -> Task:
         """The task that a SUBMIT record asks for."""
-        return Task(key, self._functions[function] if function else None, self._options[c], payload, 0, flags)
+        task = Task(key, self._functions[function] if function else None, self._options[c], payload, 0, flags)
+        task.accepted_ns = self.now_ns
+        return task
 
     def chunk(self, flags: int, key: int, function: int, c: int, payload: bytes) -> Task:
         """The chunk that a CHUNK record asks for."""
@@ -63,7 +71,8 @@ class ClientPort:
         task = DetailedTask(key, self._functions[function] if function else None, options, payload, items, flags)
         task.concurrency_key, task.concurrency = said.pop("concurrency", ("", 1))
         task.deadline_at = said.pop("deadline", None)
-        task.run_at = said.pop("run_at", None)
+        run_at = task.run_at = said.pop("run_at", None)
+        task.accepted_ns = self.now_ns if run_at is None else max(self.now_ns, int(run_at * 1e9))
         task.notes = said
         return task
 
@@ -127,6 +136,7 @@ class ClientPort:
 
     def emit(self, task: Task, status: int, payload: bytes) -> None:
         """A task ended."""
+        self.ended_ns.append(task.accepted_ns)
         self.send(codec.RESULT, status, task.key, 0, 0, payload)
 
     def divert(self, first_key: int, sink: Callable[[Task, int, bytes], None]) -> None:
@@ -134,7 +144,11 @@ class ClientPort:
         emit = self.emit
 
         def either(task: Task, status: int, payload: bytes) -> None:
-            (sink if task.key >= first_key else emit)(task, status, payload)
+            if task.key < first_key:
+                emit(task, status, payload)
+            else:
+                self.ended_ns.append(task.accepted_ns)
+                sink(task, status, payload)
 
         self.emit = either  # type: ignore[method-assign]  # where nothing is diverted, no task pays for the question
 

@@ -22,6 +22,7 @@ from mpworker.ipc.ring import RingCorrupt
 from mpworker.supervisor.children import Child, Children
 from mpworker.supervisor.describe import Describer
 from mpworker.supervisor.fanout import ClientPort
+from mpworker.supervisor.latency import Latency
 from mpworker.supervisor.leases import Leases
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.recycling import Recycling
@@ -101,6 +102,7 @@ class Loop:
         self.world.on_dismissed = self._place_vacated
         self.cron: CronDesk | None = None  # not before somebody asks for it
         self.describer = Describer(self.scheduler)
+        self.latency = Latency()
         self._epoll = select.epoll()
         self._handlers: dict[int, Any] = {}
         self._client_batch: list[Record] = []
@@ -174,6 +176,9 @@ class Loop:
             self._nursery_speaks()
             self._look_at_nursery(now)
         scheduler.dispatch(now)
+        if world.ended_ns:
+            self.latency.take(world.ended_ns, int(now * 1e9))
+            world.ended_ns.clear()
         self.requests.answer_later_ones()
         if world.outbox.waiting:
             world.flush_client()
@@ -210,6 +215,7 @@ class Loop:
                 return 0
             world, scheduler = self.world, self.scheduler
             world.channel.peer_bell.ring_room()
+            world.now_ns = time.monotonic_ns()
             for kind, flags, a, b, c, data in batch:
                 if flags & codec.FRAGMENTED:
                     data = world.whole((kind, flags, a, b, c, data))  # noqa: PLW2901

@@ -80,6 +80,7 @@ class _Queue:
         running: Offers that are out.
         owed: How many of these came back.
         free_at: When its rate lets another one go, while that is in the way.
+        slow: Its rate was in the way of its next start.
         held: What has come since the queue is drained, in this order; None while it is not.
     """
 
@@ -95,6 +96,7 @@ class _Queue:
     running: int = 0
     owed: int = 0
     free_at: float | None = None
+    slow: bool = False
     held: dict[Task, None] | None = None
 
     def lane(self, rank: Rank) -> _Lane:
@@ -131,6 +133,7 @@ class Queues:
 
     Attributes:
         wake_at: When a limit of starts per second lets another one go; None while none is in the way.
+        waits: Starts that a rate has delayed.
     """
 
     def __init__(self, fifo: deque[Task]) -> None:
@@ -149,6 +152,8 @@ class Queues:
         self._taken = itertools.count(1)
         self._returns = itertools.count()
         self.wake_at: float | None = None
+        self.waits = 0
+        self._slow = False  # the rate of all queues together was in the way of the next start
         queue = self._queue(DEFAULT_QUEUE)
         lane = queue.lanes[DEFAULT_RANK] = _Lane(queue, DEFAULT_RANK, fifo)
         lane.purge()
@@ -345,6 +350,7 @@ class Queues:
         if self._paused:
             return None
         if self._bucket is not None and not self._may_go(self._bucket, now):
+            self._slow = self._slow or bool(self._ready or self._slowed)
             return None
         for queue in tuple(self._slowed):
             if queue.free_at is None or queue.free_at <= now:
@@ -359,6 +365,7 @@ class Queues:
                 del self._ready[queue]
             elif queue.bucket is not None and not self._may_go(queue.bucket, now):
                 queue.free_at = queue.bucket.free_at(now)
+                queue.slow = True
                 self._slowed[queue] = None
                 del self._ready[queue]
             else:
@@ -373,6 +380,9 @@ class Queues:
         assert queue is not None
         assert self._wheel is not None
         self._take_head(queue)
+        if self._slow or queue.slow:
+            self.waits += 1
+            self._slow = queue.slow = False
         queue.count -= 1
         self._count -= 1
         if queue in self._owed:

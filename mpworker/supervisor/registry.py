@@ -93,6 +93,7 @@ class Task:
         key: The client's number of the task or chunk.
         items: 0 for a task; for a chunk the number of its items.
         start, stop: The range still to be answered; `start` moves up as results come in.
+        accepted_ns: When it came, or was to be queued if that is later.
         state: Where it is on its way: `mpworker.supervisor.lifecycle`.
         attempts: Attempts begun and ended.
         decided: The outcome (a status) that was decided while an attempt runs, 0 for none.
@@ -107,6 +108,7 @@ class Task:
     """
 
     __slots__ = (
+        "accepted_ns",
         "attempts",
         "closing",
         "cost_ns",
@@ -141,6 +143,7 @@ class Task:
         self, key: int, function: Function | None, options: TaskOptions, payload: bytes, items: int = 0, flags: int = 0
     ) -> None:
         self.key = key
+        self.accepted_ns = 0
         self.function = function
         self.options = options
         self.payload = payload

@@ -124,7 +124,7 @@ def _outcome(loop: "Loop", message: Message) -> Message:
 
 
 def _again(loop: "Loop", message: Message) -> Message:
-    return {"again": loop.scheduler.again(message["task"], message["as"])}
+    return {"again": loop.scheduler.again(message["task"], message["as"], loop.world.now_ns)}
 
 
 def _cancel_all(loop: "Loop", message: Message) -> Message:
@@ -134,7 +134,7 @@ def _cancel_all(loop: "Loop", message: Message) -> Message:
 
 
 def _metrics(loop: "Loop", message: Message) -> Message:
-    return loop.describer.metrics()
+    return loop.describer.metrics() | {"latency": loop.latency.told()}
 
 
 def _retention(loop: "Loop", message: Message) -> Message:

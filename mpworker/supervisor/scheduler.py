@@ -369,11 +369,12 @@ class Scheduler:
         self._clean_every = interval
         self._clean_at = now if ttl is not None else None
 
-    def again(self, key: int, new_key: int) -> bool:
+    def again(self, key: int, new_key: int, now_ns: int) -> bool:
         """Run a task once more that has ended, and not well, as a new one; False if its call is not kept."""
         task = self.history.again(key, new_key)
         if task is None:
             return False
+        task.accepted_ns = now_ns
         self.submitted_with_details(task)
         return True
 
@@ -524,6 +525,10 @@ class Scheduler:
         if self._queues is not None:
             self.resume(None)
             self.resume(list(self._queues.states()))
+
+    def limiter_waits(self) -> int:
+        """Starts that a rate has delayed."""
+        return self._queues.waits if self._queues is not None else 0
 
     def queue_states(self) -> dict[str, dict[str, object]]:
         """How each queue is, by name."""
