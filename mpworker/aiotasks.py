@@ -219,7 +219,8 @@ class AsyncTasks:
         """
         timeout = check_seconds("timeout", timeout, optional=True, zero=True)
         self._client.check()
-        return await self._client.until(all_ended(list(self._client.pending.values())), timeout)
+        left = [*self._client.pending.values(), *self._client.due]
+        return await self._client.until(all_ended(left), timeout)
 
 
 def _awaited(future: TaskFuture[T]) -> AsyncTaskFuture[T]:

@@ -92,6 +92,10 @@ os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)
 
 
+def _age(future: TaskFuture[Any]) -> int:
+    return future._key
+
+
 def queue_full(bound: int, timeout: float) -> QueueFull:
     """The error of a submission that finds `max_pending` tasks unfinished."""
     return QueueFull(f"max_pending={bound} tasks are unfinished, and submit_timeout={timeout:g} s is over")
@@ -606,6 +610,7 @@ class Client(Reader):
                     threading.Thread(target=stop, name="mpworker-stop", daemon=True).start()
                 except RuntimeError:
                     pass  # the interpreter is at its end and starts no thread; the exit handler stops, in the same time
+        self.poll()
         return self._stop_report(not self.pending)
 
     def _stop_within(self, timeout: float | None) -> None:
@@ -623,8 +628,9 @@ class Client(Reader):
     def _what_is_left(self) -> tuple[list[TaskFuture[Any]], int]:
         """Tasks, and how many items, that have no outcome or that a stop has cancelled."""
         pending = list(self.pending.values())
-        cancelled = [each for each in self._unwanted if isinstance(each, TaskFuture) and each.cancelled()]
-        tasks = [*cancelled, *(each for each in pending if isinstance(each, TaskFuture))]
+        unwanted = [each for each in self._unwanted if isinstance(each, TaskFuture)]
+        cancelled = [each for each in unwanted if each.status == codec.CANCELLED]  # not `cancelled()`, which reads more
+        tasks = sorted({*cancelled, *(each for each in pending if isinstance(each, TaskFuture))}, key=_age)
         items = sum(each.left for each in pending if not isinstance(each, TaskFuture))
         return tasks, items + (self.cancelled_items - self._cancelled_before if self._unwanted else 0)
 

@@ -306,9 +306,9 @@ class LoopClient(LineClient):
             self._begin_to_end(timeout, cancel_queued)
             if timeout is not None:
                 self._stopping = loop.create_task(self.stop(timeout, cancel_queued))
-        report = self._stop_report(not self.pending)
-        self._wake_leader()  # looking at what is left may have read some
-        return report
+        self.poll()
+        self._wake_leader()  # what has ended is to be told
+        return self._stop_report(not self.pending)
 
     def _begin_to_end(self, timeout: float | None, cancel_queued: bool) -> None:
         """Say all that is to be said for a stop."""

@@ -195,7 +195,7 @@ class InlineSupervisor:
             return not _is_late(task)
 
         try:
-            status, out = (codec.INTERRUPTED, b"") if _is_late(task) else self._run(task, run, goes_on)
+            status, out = self._run(task, run, goes_on)  # where the child's code sees whether it is too late
             if _is_late(task) and (status == codec.INTERRUPTED or task.state == QUEUED):
                 self._end(task, codec.TIMED_OUT, _too_late(task))
                 return
