@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 from mpworker.checks import check_int, check_number, check_seconds
 from mpworker.client import Client
 from mpworker.errors import ConfigurationError, DuplicateTask, InvalidArgument, TaskNotFound
-from mpworker.future import TaskFuture
+from mpworker.future import TaskFuture, in_queue
 from mpworker.idempotency import Idempotency
 from mpworker.ipc.codec import CRON_KEYS
 from mpworker.options import TaskDefaults
@@ -118,9 +119,9 @@ class Tasks:
                 said[name] = getattr(task, name)
         if task.metadata:
             said["metadata"] = checked_metadata(task.metadata)
-        make: Callable[[Client, int, str], TaskFuture[Any]] | None = None
+        make: Callable[[Client, int, str], TaskFuture[Any]] = partial(in_queue, task.queue)
         if task.name:
-            make = lambda client, number, _: client.make_future(client, number, task.name)  # noqa: E731
+            make = lambda client, number, _: in_queue(task.queue, client, number, task.name)  # noqa: E731
         if task.id is None:
             return self._client.submit(task.fn, tuple(task.args), dict(task.kwargs), key, said or None, make)
         if found:
@@ -135,7 +136,7 @@ class Tasks:
             raise DuplicateTask(f"another task has the id {own!r}")
 
         def make_named(client: Client, number: int, name: str) -> TaskFuture[Any]:
-            future = client.make_future(client, number, task.name or name)
+            future = in_queue(task.queue, client, number, task.name or name)
             future.take_id(own)
             named[own] = future
             return future
@@ -216,14 +217,19 @@ class Tasks:
         return infos
 
     def metrics(self) -> "Metrics":
-        """Counts of tasks by where they are and how they ended, since the start. All are 0 after the stop."""
+        """Counts of tasks by where they are and how they ended, since the start.
+
+        After the stop all are 0 but `results_dropped`.
+        """
         return self._client.carry_out(self._counting())
 
     def _counting(self) -> "Steps[Metrics]":
         """The steps of `metrics`."""
         from mpworker.metrics import metrics_from
 
-        return metrics_from((yield {"verb": "metrics"}) or {})
+        fanout = self._client.fanout
+        dropped = {"results_dropped": fanout.dropped} if fanout is not None else {}
+        return metrics_from(dropped | ((yield {"verb": "metrics"}) or {}))
 
     def _looking_up(self, task_id: str | None) -> Steps[dict[str, Any] | None]:
         key = self._key(task_id)
@@ -281,7 +287,7 @@ class Tasks:
         """A future of what the supervisor will be asked for."""
         client = self._client
         key = client.new_key()
-        future = client.pending[key] = client.make_future(client, key, report.get("name") or "")
+        future = client.pending[key] = in_queue(report["queue"], client, key, report.get("name") or "")
         return future
 
     # ------------------------------------------------------------ cancel, run again, wait

@@ -14,7 +14,9 @@ import pytest
         "mpworker.aiocron",
         "mpworker.aiotasks",
         "mpworker.context",
+        "mpworker.control",
         "mpworker.recurring",
+        "mpworker.results",
         "mpworker.worker",
     ],
 )

@@ -387,3 +387,17 @@ def test_tasks_for_later_of_several_threads_are_each_run_once(here: ProcessWorke
         thread.join(GUARD)
     assert len((tmp_path / "log").read_text().splitlines()) == 50
     assert here.metrics().completed == 50
+
+
+@pytest.mark.parametrize("policy", ["drop_newest", "block"])
+def test_results_come_as_a_stream(w: ProcessWorker, policy: Any) -> None:
+    with w.subscribe_results(buffer=3, policy=policy) as results:
+        w.submit(abs, -1)
+        w.options(queue="mail").submit(pooljobs.fail, "wrong")
+        w.register_task_after(0.1, Task(abs, (-3,), id="later"))
+        found = [result for _ in range(3) if (result := results.get(GUARD)) is not None]
+    assert {(each.name, each.queue, each.status) for each in found} == {
+        ("abs", "default", TaskStatus.COMPLETED),
+        ("fail", "mail", TaskStatus.FAILED),
+    }
+    assert "later" in [each.task_id for each in found]

@@ -31,10 +31,12 @@ NAMES = {
     "QueueState",
     "Retention",
     "RetryPolicy",
-    "StopReport",
-    "Task",
+    "Subscription",
     "TaskContext",
     "TaskFuture",
+    "TaskResult",
+    "StopReport",
+    "Task",
     "TaskInfo",
     "TaskStatus",
     "TaskView",
@@ -53,6 +55,7 @@ VIEW = {
 WORKER = VIEW | {
     "cancel_all": "(self)",
     "cancel_task": "(self, task_id)",
+    "get_results": "(self)",
     "cron_history": "(self, name)",
     "cron_tasks": "(self)",
     "pause_cron_task": "(self, name)",
@@ -80,7 +83,9 @@ WORKER = VIEW | {
     "wait": "(self, timeout=None)",
     "stop_graceful": "(self, timeout=None, *, cancel_queued=False, wait=True)",
     "stop_now": "(self)",
+    "subscribe_results": "(self, buffer=1024, policy='drop_newest', queues=None, statuses=None)",
 }
+ASYNC_WORKER = {name: each for name, each in WORKER.items() if name not in ("get_results", "subscribe_results")}
 WORKER_INIT = (
     "(self, n=None, *, timeout=None, grace=5.0, retries=0, crash_retries=None, retry_policy=None, preload=(), "
     "initializer=None, initargs=(), max_tasks_per_child=None, memory_limit=None, memory_limit_hard=None, "
@@ -149,10 +154,12 @@ def test_the_worker() -> None:
 def test_the_asynchronous_worker() -> None:
     view = {name: signature for name, signature in VIEW.items() if name != "shutdown"}
     assert methods(mpworker.AsyncTaskView) == view
-    assert methods(mpworker.AsyncProcessWorker) == WORKER
+    assert methods(mpworker.AsyncProcessWorker) == ASYNC_WORKER
     assert signature(mpworker.AsyncProcessWorker.__init__) == "(self, n=None, **options)"
-    coroutines = {name for name in WORKER if inspect.iscoroutinefunction(getattr(mpworker.AsyncProcessWorker, name))}
-    assert coroutines == WORKER.keys() - {"submit", "map", "options"}
+    coroutines = {
+        name for name in ASYNC_WORKER if inspect.iscoroutinefunction(getattr(mpworker.AsyncProcessWorker, name))
+    }
+    assert coroutines == ASYNC_WORKER.keys() - {"submit", "map", "options"}
     assert isinstance(inspect.getattr_static(mpworker.AsyncProcessWorker, "n"), property)
     assert signature(mpworker.AsyncTaskInfo) == signature(mpworker.TaskInfo)
     assert methods(mpworker.AsyncTaskFuture) == {"cancel": "(self, msg=None)"}
@@ -217,6 +224,15 @@ def test_tasks_as_objects() -> None:
     )
 
 
+def test_the_results() -> None:
+    subscription = methods(mpworker.Subscription)
+    assert {name: subscription[name] for name in ("close", "get")} == {"close": "(self)", "get": "(self, timeout=None)"}
+    assert isinstance(inspect.getattr_static(mpworker.Subscription, "dropped"), property)
+    assert methods(mpworker.TaskResult) == {"exception": "(self)", "result": "(self)"}
+    shown = {name for name, value in vars(mpworker.TaskResult).items() if isinstance(value, property)}
+    assert shown == {"name", "queue", "status", "task_id"}
+
+
 def test_the_errors() -> None:
     ours = {name for name, value in vars(errors).items() if getattr(value, "__module__", "") == errors.__name__}
     assert ours == set(ERRORS)
@@ -246,8 +262,10 @@ def test_the_reference_shows_all_of_it() -> None:
     assert members["TaskView"] == {"shutdown"}
     assert members["ProcessWorker"] == {*WORKER, "n"}
     assert members["TaskFuture"] == {*FUTURE, "task_id"}
-    assert members["AsyncProcessWorker"] == {*WORKER, "n"}
+    assert members["AsyncProcessWorker"] == {*ASYNC_WORKER, "n"}
     assert members["AsyncTaskFuture"] == {"cancel", "task_id"}
+    assert members["Subscription"] == {"close", "dropped", "get"}
+    assert members["TaskResult"] == {"exception", "result"}
     assert "automodule:: mpworker.errors\n   :members:\n" in REFERENCE
 
 

@@ -94,6 +94,8 @@ _VERBS: Final[dict[str, Callable[["InlineSupervisor", Any], Message | None]]] = 
     "pause": _nothing,
     "drain": _drain,
     "resume": _nothing,
+    "hold": _nothing,
+    "go_on": _nothing,
     "cron": _cron,
     "again": _again,
     "cancel_all": _cancel_all,
