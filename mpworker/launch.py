@@ -209,7 +209,13 @@ def _interpreter(options: WorkerOptions) -> str:
     return python
 
 
-def _pickle_initializer(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bytes:
+def pickle_initializer(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bytes:
+    """The initializer and its arguments as a pickle; empty if there is none.
+
+    Raises:
+        InvalidArgument: It cannot be called, or is asynchronous.
+        SerializationError: It, or an argument, cannot be pickled.
+    """
     if initializer is None:
         return b""
     if not callable(initializer):
@@ -269,7 +275,7 @@ def launch(
     """
     python = _interpreter(options)
     descriptors = _descriptors(options.n, overlap(options))
-    blob = _blob(options, _pickle_initializer(initializer, initargs), middleware)
+    blob = _blob(options, pickle_initializer(initializer, initargs), middleware)
     root = os.path.dirname(os.path.dirname(os.path.abspath(mpworker.__file__)))
     cores = available_cores()
     spread = options.cpu_affinity == "spread"

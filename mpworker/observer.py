@@ -112,6 +112,8 @@ class Observer:
 
     def read_in_time(self, wanted: bool) -> None:
         """Have the background thread read all the time, or no longer: events come when they happen."""
+        if self._client.reads_by_itself:
+            return
         background = self._client.background
         background.watched += 1 if wanted else -1
         if wanted:

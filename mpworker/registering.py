@@ -11,6 +11,7 @@ from mpworker.errors import DuplicateTask, InvalidArgument
 from mpworker.future import TaskFuture, in_queue
 from mpworker.idempotency import Idempotency
 from mpworker.options import TaskDefaults
+from mpworker.steps import Steps
 from mpworker.task import Task, check_when, checked_metadata, monotonic_at
 
 
@@ -36,9 +37,29 @@ def registration(client: Client) -> Registration:
 
 def register(client: Client, defaults: TaskDefaults, task: Task[Any]) -> TaskFuture[Any]:
     """Submit a task, or find the future of the one with its idempotency key; see `ProcessWorker.register_task`."""
+    if task.id is None:
+        return accept(client, defaults, task)
+    return client.carry_out(registering(client, defaults, task))
+
+
+def registering(client: Client, defaults: TaskDefaults, task: Task[Any]) -> Steps[TaskFuture[Any]]:
+    """The steps of `register` for a task with an id."""
+    found = (yield from looking_up(client, task.id)) is not None
+    return accept(client, defaults, task, found)
+
+
+def accept(client: Client, defaults: TaskDefaults, task: Task[Any], found: bool = False) -> TaskFuture[Any]:
+    """Send a task, unless its idempotency key is known.
+
+    Args:
+        client: Who sends it.
+        defaults: Its options, where it does not say others.
+        task: The task.
+        found: The supervisor knows one of its id.
+    """
     if task.idempotency_key is None:
-        return _register(client, defaults, task)
-    return registration(client).idempotency.register(task, lambda: _register(client, defaults, task))
+        return _register(client, defaults, task, found)
+    return registration(client).idempotency.register(task, lambda: _register(client, defaults, task, found))
 
 
 def submit_as_task(
@@ -55,7 +76,7 @@ def submit_as_task(
     return future
 
 
-def key_of(client: Client, task_id: str) -> int:
+def key_of(client: Client, task_id: str | None) -> int:
     """The number of the task that has this id, 0 if none is known here."""
     if not isinstance(task_id, str):
         raise InvalidArgument(f"a task id is a str, not {task_id!r}")
@@ -63,14 +84,14 @@ def key_of(client: Client, task_id: str) -> int:
     return future._key if future is not None else client.key_of(task_id)
 
 
-def report_of(client: Client, task_id: str) -> dict[str, Any] | None:
-    """What the supervisor tells of the task that has this id."""
+def looking_up(client: Client, task_id: str | None) -> Steps[dict[str, Any] | None]:
+    """The steps to what the supervisor tells of the task that has this id."""
     key = key_of(client, task_id)
-    answer = client.request({"verb": "task"} | ({"task": key} if key else {"id": task_id}))
+    answer = yield {"verb": "task"} | ({"task": key} if key else {"id": task_id})
     return answer["task"] if answer else None
 
 
-def _register(client: Client, defaults: TaskDefaults, task: Task[Any]) -> TaskFuture[Any]:
+def _register(client: Client, defaults: TaskDefaults, task: Task[Any], found: bool) -> TaskFuture[Any]:
     check_when("deadline", task.deadline)
     key, shared = client.say_options(replace(defaults, **task.options()))
     said: dict[str, Any] = dict(shared or {})
@@ -86,24 +107,19 @@ def _register(client: Client, defaults: TaskDefaults, task: Task[Any]) -> TaskFu
         make = lambda client, number, _: in_queue(task.queue, client, number, task.name)  # noqa: E731
     if task.id is None:
         return client.submit(task.fn, tuple(task.args), dict(task.kwargs), key, said or None, make)
-    return _register_named(client, task, task.id, key, said, make)
+    if found:
+        raise DuplicateTask(f"another task has the id {task.id!r}")
+    return _register_named(client, task, task.id, key, said)
 
 
-def _register_named(
-    client: Client,
-    task: Task[Any],
-    own: str,
-    key: int,
-    said: dict[str, Any],
-    make: Callable[..., TaskFuture[Any]],
-) -> TaskFuture[Any]:
+def _register_named(client: Client, task: Task[Any], own: str, key: int, said: dict[str, Any]) -> TaskFuture[Any]:
     named = registration(client).named
-    if own in named or client.key_of(own) or report_of(client, own) is not None:
+    if own in named or client.key_of(own):
         raise DuplicateTask(f"another task has the id {own!r}")
 
     def make_named(client: Client, number: int, name: str) -> TaskFuture[Any]:
-        future = make(client, number, name)
-        future._id = own
+        future = in_queue(task.queue, client, number, task.name or name)
+        future.take_id(own)
         named[own] = future
         return future
 

@@ -213,7 +213,7 @@ class Child:
     def _function(self, function: int) -> Callable[..., Any]:
         found = self._functions[function]
         if isinstance(found, bytes | MemoryError):
-            call = _loads(found)
+            call = self._loads(found)
             if self._middleware is not None:  # once for each function: where there is none, no task is asked
                 call = self._middleware.around(call)
             found = self._functions[function] = call
@@ -221,7 +221,7 @@ class Child:
 
     def _loaded(self, data: bytes | MemoryError) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """A call whose function comes along."""
-        call, args, kwargs = _loads(data)
+        call, args, kwargs = self._loads(data)
         return call if self._middleware is None else self._middleware.around(call), args, kwargs
 
     def _judge(self, function: int) -> Callable[..., Any]:
@@ -229,7 +229,7 @@ class Child:
         judge = self._judges.get(function)
         if judge is None:
             found = self._functions[function]
-            judge = self._judges[function] = _loads(found) if isinstance(found, bytes | MemoryError) else found
+            judge = self._judges[function] = self._loads(found) if isinstance(found, bytes | MemoryError) else found
         return judge
 
     def _middleware_failed(self, name: str, trace: str) -> None:
@@ -240,6 +240,12 @@ class Child:
         self._running = generation
         if generation and self._early:
             self.on_interrupt(0, sys._getframe())
+
+    def _loads(self, data: bytes | MemoryError) -> Any:
+        """Unpickle what came, or raise why it did not."""
+        if isinstance(data, MemoryError):
+            raise data
+        return payload.loads_in_child(data)
 
     def is_loading(self) -> bool:
         """Is a task claimed whose call has not begun, or is over?"""
@@ -264,7 +270,7 @@ class Child:
             function = c >> 8
             if function:
                 call = self._function(function)
-                args, kwargs = _loads(data)
+                args, kwargs = self._loads(data)
             else:
                 call, args, kwargs = self._loaded(data)
         except BaseException as error:  # noqa: BLE001
@@ -307,7 +313,7 @@ class Child:
             self._details = b""
             if flags & codec.DETAILED:
                 data = self._take_details(data)
-            items = _loads(data)
+            items = self._loads(data)
         except BaseException as error:  # noqa: BLE001
             self._attempt = 0
             status, out = _unserializable("call", "arguments", error, full(error))
@@ -500,13 +506,6 @@ def _reason(error: BaseException) -> str:
 def _unserializable(what: str, type_name: str, error: BaseException, text: str) -> tuple[int, bytes]:
     report = {"what": what, "type": type_name, "message": _reason(error), "traceback": cut(text)}
     return codec.UNSERIALIZABLE, json.dumps(report).encode()
-
-
-def _loads(data: bytes | MemoryError) -> Any:
-    """Unpickle what came, or raise why it did not."""
-    if isinstance(data, MemoryError):
-        raise data
-    return payload.loads_in_child(data)
 
 
 def _flush_streams() -> None:

@@ -22,7 +22,8 @@ def _cancel(loop: "Loop", message: Message) -> Message:
         # An answer that is already in the ring came before the cancel.
         loop.read_child(world.by_number[seat.number], whole=True)
     world.resent(message["task"], None)
-    return {"cancelled": scheduler.cancel(message["task"], time.monotonic())}
+    interrupt = bool(message.get("interrupt"))
+    return {"cancelled": scheduler.cancel(message["task"], time.monotonic(), interrupt)}
 
 
 def _resent(loop: "Loop", message: Message) -> Message:
