@@ -50,7 +50,6 @@ class LoopFuture(TaskFuture[Any]):
     """What the reader settles: it hands on to the future that is awaited."""
 
     _client: "LoopClient"
-    _retold = False  # its outcome was told before, by another future
 
     def __init__(self, client: "LoopClient", key: int, name: str) -> None:
         super().__init__(client, key, name)
@@ -67,7 +66,6 @@ class LoopFuture(TaskFuture[Any]):
         """See `TaskFuture.take_id`."""
         super().take_id(task_id, retold)
         self.awaited._id = task_id
-        self._retold = retold
 
     def has_been_told(self) -> bool:
         """See `TaskFuture.has_been_told`."""

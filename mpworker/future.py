@@ -43,6 +43,7 @@ class TaskFuture(Future[T]):
     # Class-level defaults: an instance sets only what differs, and stays small.
     status = _UNSETTLED  # of `mpworker.ipc.codec` or `mpworker.outcomes`
     queue = "default"  # in which the task was put
+    _retold = False  # its outcome was told before, by another future
     _payload: bytes | None = None
     _result: Any = None
     _exception: BaseException | None = None
@@ -86,6 +87,8 @@ class TaskFuture(Future[T]):
     def take_id(self, task_id: str, retold: bool = False) -> None:
         """It has an id of the user's own, or, if it was `retold`, is a second future of the task of that id."""
         self._id = task_id
+        if retold:
+            self._retold = True
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a TaskFuture cannot be sent to another process: send its result()")

@@ -213,7 +213,7 @@ class Tasks:
         run_at, deadline_at = report.get("run_at"), report["deadline_at"]
         return TaskInfo(
             task_id=report.get("id") or f"{client.prefix}{key}",
-            name=report.get("name") or client.functions.live.get(report["function"], "") or _name_of(future),
+            name=_name_in(client, report) or _name_of(future),
             status=TaskStatus(report["status"]),
             queue=report["queue"],
             priority=report["priority"],
@@ -244,7 +244,7 @@ class Tasks:
         """A future of what the supervisor will be asked for."""
         client = self._client
         key = client.new_key()
-        future = client.pending[key] = in_queue(report["queue"], client, key, report.get("name") or "")
+        future = client.pending[key] = in_queue(report["queue"], client, key, _name_in(client, report))
         return future
 
     # ------------------------------------------------------------ cancel, run again, wait
@@ -372,6 +372,12 @@ def all_ended(left: list[Any]) -> Callable[[], bool]:
         return not left
 
     return ended
+
+
+def _name_in(client: Client, report: dict[str, Any]) -> str:
+    """The name that the task was given, or that of its function."""
+    name: str = report.get("name") or client.functions.live.get(report["function"], "")
+    return name
 
 
 def _name_of(future: TaskFuture[Any] | None) -> str:
