@@ -141,7 +141,7 @@ class AsyncTasks:
     async def set_hooks(self, hooks: "Hooks | None") -> None:
         """Call these hooks from now on, and none that were set before: see `ProcessWorker.set_hooks`.
 
-        They are called in a thread, which is started for them.
+        They are called in the event loop: a slow one holds it up.
 
         Args:
             hooks: A `Hooks`; None for none.

@@ -123,7 +123,7 @@ class Client(Reader):
     """
 
     make_future: type[TaskFuture[Any]] = TaskFuture
-    reads_by_itself = False  # what comes is read when it comes, though nobody waits for it
+    reads_by_itself = False  # an event loop reads what comes, and calls `call_soon` with what is to be called
     _interrupts = False  # a map that is closed interrupts its items that run
     _launch = staticmethod(launch)
 
@@ -589,6 +589,10 @@ class Client(Reader):
             self._refuse()
         elif answer["hard"]:
             raise too_few_descriptors(n, needed, answer["hard"])
+
+    def call_soon(self, _: Callable[[], object]) -> None:
+        """Have the event loop call this, where there is one."""
+        raise NotImplementedError
 
     # ------------------------------------------------------------ stop
 

@@ -51,10 +51,11 @@ Hook: TypeAlias = Callable[[TaskEvent], object]
 class Hooks:
     """Functions that are called with a `TaskEvent` when something happens to a task.
 
-    They run in this process, in one thread of the worker's own, one after the other and in the order of the events of
-    each task. A slow one delays the next ones and nothing else; if it stays behind by over 100,000 events, further ones
-    are dropped, and counted in `metrics().observer_drops`. What one raises is logged, counted in
-    `metrics().observer_errors`, and changes nothing. A stop waits for them as it does for callbacks.
+    They run in this process, one after the other and in the order of the events of each task: in one thread of the
+    worker's own, or in the event loop of an `AsyncProcessWorker`, which a slow one holds up. In the thread it delays
+    the next ones and nothing else; if it stays behind by over 100,000 events, further ones are dropped, and counted in
+    `metrics().observer_drops`. What one raises is logged, counted in `metrics().observer_errors`, and changes nothing.
+    A stop waits for them as it does for callbacks.
 
     A task is told of from its acceptance on: one that came before the hooks were set is not. Neither are the items of a
     `map`: there are millions of them, they travel in chunks whose size follows the measured time of a call, and a

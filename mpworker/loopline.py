@@ -31,6 +31,8 @@ class LineClient(Client):
         loop: The event loop; None until the first call in one.
     """
 
+    loop: asyncio.AbstractEventLoop | None = None  # in which it is used
+
     def __init__(
         self,
         options: WorkerOptions,
@@ -39,7 +41,6 @@ class LineClient(Client):
         observing: Observing,
     ) -> None:
         super().__init__(options, initializer, initargs, observing)
-        self.loop: asyncio.AbstractEventLoop | None = None
         self._line: dict[int, Record] = {}  # behind max_pending: of a task by its key, of others by a negative number
         self._in_line = 0  # how many of them are tasks
         self._drains: dict[int, Message] = {}  # those of them that are such requests

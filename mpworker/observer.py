@@ -176,7 +176,9 @@ class Observer:
             self.post(ERROR, f"{what}_failed", **{what: who, "traceback": trace})
 
     def _need(self) -> None:
-        if not self.running:
+        if self._client.reads_by_itself:
+            self._client.call_soon(self._tell_in_loop)
+        elif not self.running:
             self.running = True
             try:
                 _thread.start_new_thread(self._begin, ())  # no call since the look
@@ -186,6 +188,8 @@ class Observer:
 
     def wake(self) -> None:
         """The worker is over."""
+        if self._client.reads_by_itself:
+            self._need()
         self._rest.wake()
 
     def join(self, timeout: float | None) -> None:
@@ -204,6 +208,14 @@ class Observer:
             if left <= 0:
                 return
             follower.wait(left)
+
+    # ------------------------------------------------------------ in an event loop
+
+    def _tell_in_loop(self) -> None:
+        over = self._client.is_over()
+        self._tell_all()
+        if over:
+            self._tell_ends()
 
     # ------------------------------------------------------------ the thread
 

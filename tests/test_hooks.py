@@ -364,20 +364,40 @@ def test_a_client_that_does_not_read_costs_the_supervisor_a_bounded_line(monkeyp
 
 def test_a_record_that_is_taken_in_twice_is_told_once(diary: Diary) -> None:
     with ProcessWorker(n=1, hooks=diary.hooks) as w:
-        client = w._client
-        take = client.observer.take
+        seen = w._client.observer
+        take = seen.take
+        records: list[tuple[Any, ...]] = []
 
         def twice(*record: Any) -> None:
             take(*record)
             take(*record)
+            records.append(record)
 
-        client.observer.take = twice  # type: ignore[method-assign]
+        seen.take = twice  # type: ignore[method-assign]
         futures = [w.submit(len, "four") for _ in range(50)]
         for future in futures:
             future.result(GUARD)
+        eventually(lambda: len(diary.events) >= 150)
+        for record in records:  # by somebody who was interrupted long ago
+            take(*record)
+        assert seen._records == {}
     assert [diary.kinds(future.task_id) for future in futures] == [["queued", "start", "finish"]] * 50
-    assert client.observer._records == {}
     assert w.metrics().observer_drops == 0
+
+
+def test_the_supervisor_keeps_nothing_of_a_task_that_nobody_watched_to_its_end() -> None:
+    port = SimpleNamespace(outbox=SimpleNamespace(waiting=[]), send=lambda *record: None)
+    watch = watching.Watch(port, logging.WARNING)  # type: ignore[arg-type]
+    tasks = {number: registry.Task(number, None, registry.TaskOptions(), b"") for number in (1, 2)}
+    scheduler: Any = SimpleNamespace(task=tasks.get, watch=lambda on: None)
+    watch.tell(True, scheduler)
+    for number, task in tasks.items():
+        watch.accepted(task)
+        watch.begun(task, 70 + number, 1.0)
+    watch.tell(False, scheduler)
+    del tasks[1]  # it ended meanwhile
+    watch.tell(True, scheduler)
+    assert list(watch._begun) == [2]
 
 
 def test_a_hook_may_use_the_worker() -> None:

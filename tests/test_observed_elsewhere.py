@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ from concurrently import GUARD, eventually
 
 from mpworker import AsyncProcessWorker, Hooks, ProcessWorker, Task, TaskEvent
 from mpworker.context import TaskContext
+from mpworker.errors import WorkerCrashed
 
 
 def _fail() -> None:
@@ -87,11 +90,15 @@ def test_in_an_event_loop_hooks_and_a_tracer_are_told() -> None:
     recorder = Recorder()
 
     async def main() -> None:
+        threads = set(threading.enumerate())
         async with AsyncProcessWorker(n=1, retries=1, hooks=recorder.hooks(), tracer=recorder) as w:
             with pytest.raises(ValueError, match="no"):
                 await w.submit(_fail)
+            while len(recorder.told) < len(EXPECTED):
+                await asyncio.sleep(0)
             await w.set_hooks(None)
             await w.submit(len, "four")
+            assert set(threading.enumerate()) == threads
 
     asyncio.run(main())
     eventually(lambda: len(recorder.spans) == 3)
@@ -114,3 +121,28 @@ def test_in_an_event_loop_middleware_is_around_calls_and_submissions() -> None:
     asyncio.run(main())
     eventually(lambda: sum(kind == "finish" for kind, _, _ in recorder.told) == 2)
     assert {name for _, name, _ in recorder.told} == {"renamed"}
+
+
+def test_in_an_event_loop_what_is_left_is_told_at_the_end() -> None:
+    recorder = Recorder()
+
+    async def main() -> None:
+        async with AsyncProcessWorker(n=1, hooks=recorder.hooks()) as w:
+            for _ in range(50):
+                w.submit(len, "four")
+
+    asyncio.run(main())
+    assert sum(kind == "finish" for kind, _, _ in recorder.told) == 50
+
+
+def test_in_an_event_loop_a_crash_is_logged_without_a_thread(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        threads = set(threading.enumerate())
+        async with AsyncProcessWorker(n=1) as w:
+            with pytest.raises(WorkerCrashed):
+                await w.submit(os._exit, 3)
+            assert set(threading.enumerate()) == threads
+
+    with caplog.at_level(logging.WARNING, "mpworker"):
+        asyncio.run(main())
+    assert any("child_crashed" in record.getMessage() for record in caplog.records)

@@ -36,6 +36,8 @@ class Client:
 
     prefix = "c-"
 
+    make_future = TaskFuture
+
     def __init__(self) -> None:
         self.pending: dict[int, Any] = {}
         self.take_out: Any = self.pending.pop
