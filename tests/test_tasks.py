@@ -353,6 +353,20 @@ def test_a_task_that_failed_can_be_run_again_as_a_new_one(pool: ProcessWorker, t
         pool.retry_task(new.task_id)
 
 
+def context_after(seconds: float) -> tuple[str, float | None, dict[str, Any]]:
+    time.sleep(seconds)
+    context = mpworker.current()
+    return context.task_id, context.deadline, context.metadata
+
+
+def test_a_task_that_is_run_again_has_neither_the_deadline_nor_the_id_of_the_old_one(pool: ProcessWorker) -> None:
+    task = Task(context_after, (0.2,), id="late", deadline=0.05, metadata={"a": 1})
+    with pytest.raises(TaskTimeout):
+        pool.register_task(task).result(GUARD)
+    new = pool.retry_task("late")
+    assert new.result(GUARD) == (new.task_id, None, {"a": 1})
+
+
 def test_a_cancelled_task_runs_again_only_if_asked(pool: ProcessWorker) -> None:
     future = pool.register_task_after(500, Task(len, ("four",)))
     future.cancel()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from mpworker.ipc import codec, details
 from mpworker.supervisor.registry import READY
 
 if TYPE_CHECKING:
@@ -123,7 +124,14 @@ def _outcome(loop: "Loop", message: Message) -> Message:
 
 
 def _again(loop: "Loop", message: Message) -> Message:
-    return {"again": loop.scheduler.again(message["task"], message["as"], loop.world.now_ns)}
+    key, history = message["task"], loop.scheduler.history
+    entry, kept = history.find(key), history.payloads(key)
+    if entry is None or kept is None:
+        return {"again": False}
+    call = kept[0]
+    if entry[0].flags & codec.DETAILED:
+        call = details.without(call, "id", "deadline", "run_at")  # the child would go by them
+    return {"again": loop.scheduler.again(key, message["as"], call, loop.world.now_ns)}
 
 
 def _cancel_all(loop: "Loop", message: Message) -> Message:

@@ -360,14 +360,13 @@ class Scheduler:
         self._clean_every = interval
         self._clean_at = now if ttl is not None else None
 
-    def again(self, key: int, new_key: int, now_ns: int) -> bool:
-        """Run a task once more that has ended, and not well, as a new one; False if its call is not kept."""
+    def again(self, key: int, new_key: int, call: bytes, now_ns: int) -> bool:
+        """Run a task once more that has ended, and not well, as a new one of this call; False if it is forgotten."""
         entry = self.history.find(key)
-        kept = self.history.payloads(key)
-        if entry is None or kept is None or entry[1] == OK:
+        if entry is None or entry[1] == OK:
             return False
         old = entry[0]
-        task = DetailedTask(new_key, old.function, old.options, kept[0], 0, old.flags)
+        task = DetailedTask(new_key, old.function, old.options, call, 0, old.flags)
         task.accepted_ns = now_ns
         task.concurrency_key, task.concurrency = old.concurrency_key, old.concurrency
         notes = old.notes if isinstance(old, DetailedTask) else {}
