@@ -271,19 +271,17 @@ class Soak:
             future = self.pool.options(**options).submit(lambda *arguments: tasks.run(*arguments), *arguments)  # noqa: PLW0108
         else:
             future = self.pool.options(**options).submit(tasks.run, *arguments)
-        after_ns = time.monotonic_ns()
-        for name, seconds in (("deadline", spec.get("deadline")), ("run_at", spec.get("run_at"))):
-            if seconds is not None:
-                at_ns = (before_ns if name == "run_at" else after_ns) + int(seconds * 1e9)
-                spec[name] = at_ns
-        self.accept(future, ticket, spec, before_ns, Live(future, ticket, doing, amount))
+        self.accept(future, spec, before_ns, Live(future, ticket, doing, amount))
         if rng.random() < 0.05:
             key = future._key
             self.wanted_calls += 1
             future.add_done_callback(lambda _: self.called.update([key]))
 
-    def accept(self, future: Any, ticket: int, spec: dict[str, Any], at_ns: int, live: Live) -> None:
-        self.ledger.write("accept", future._key, ticket, at_ns, spec)
+    def accept(self, future: Any, spec: dict[str, Any], before_ns: int, live: Live) -> None:
+        """It was taken between then and now."""
+        moments = {"run_at": before_ns, "deadline": time.monotonic_ns()}
+        told = spec | {name: at + int(spec[name] * 1e9) for name, at in moments.items() if name in spec}
+        self.ledger.write("accept", future._key, live.ticket, before_ns, told)
         self.accepted += 1
         self.live[future._key] = live
 
@@ -302,8 +300,12 @@ class Soak:
         task = Task(tasks.run, arguments, **options, **more)
         future = self.pool.register_task(task)
         if "idempotency_key" in more and not future.done():
-            assert self.pool.register_task(task) is future
+            before_ns = time.monotonic_ns()
+            second = self.pool.register_task(task)
             self.counts["registered twice"] += 1
+            if second is not future:
+                assert future.ready, "the key of a task that has not ended is known"
+                self.accept(second, spec, before_ns, Live(second, ticket, arguments[3], arguments[4]))
         elif "id" in more and not future.done():
             try:
                 self.pool.register_task(task)
@@ -324,7 +326,7 @@ class Soak:
         self.counts["run again"] += 1
         ticket = int(info.name.removeprefix("soak ")) if info.name.startswith("soak ") else 0
         spec = {"doing": "any", "amount": 0, "queue": info.queue, "retries": 3, "crash_retries": 3, "timeout": 1.0}
-        self.accept(future, ticket, spec, before_ns, Live(future, ticket, "any", 0))
+        self.accept(future, spec, before_ns, Live(future, ticket, "any", 0))
 
     def cancel(self, rng: random.Random, key: int) -> None:
         future = self.live[key].future
