@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pooljobs
 import programs
@@ -19,6 +20,7 @@ from mpworker.errors import StartFailed, SupervisorLost, TaskTimeout
 from mpworker.supervisor import recording, scheduler
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.recycling import Recycling
+from mpworker.supervisor.registry import Seat, Task, TaskOptions
 from mpworker.supervisor.scheduler import Scheduler
 
 # What a mixture does in any case; what else there is happens by accident, or when a child goes wrong.
@@ -105,6 +107,24 @@ def test_a_rule_that_is_broken_is_seen_at_its_first_effect(
     monkeypatch.setattr(Scheduler, name, broken)
     with pytest.raises(replay.Differs, match=message):
         replay.Replay(replay.read(path)).run()
+
+
+def test_the_ranges_of_a_chunk_are_cancelled_in_the_order_in_which_they_were_made() -> None:
+    count = 40
+    effects = Mock(**{"revoke.return_value": False})
+    rules = Places(effects, slots=1, lease_ttl=1.0, grace=1.0, start_timeout=1.0, kill_timeout=1.0, uniform=lambda: 0.5)
+    seats = [Seat(number, 1) for number in range(count + 1)]
+    for seat in seats:
+        rules.child_starting(seat, 0.0)
+        rules.child_ready(seat)
+    chunk = Task(1, None, TaskOptions(retries=1), b"", count)
+    rules.submitted(chunk)
+    rules.dispatch(0.0)
+    for index in range(count):  # each fails, and is a range of its own from then on
+        rules.items(seats[0], chunk.slot, chunk.generation, index, index + 1, scheduler.ERROR, False, 0, b"")
+    rules.dispatch(0.0)
+    assert rules.cancel(chunk.key, 0.0)
+    assert [call.args[0] for call in effects.halt.call_args_list] == seats
 
 
 # ------------------------------------------------------------ the recording
