@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mpworker.metrics import Metrics as Metrics
     from mpworker.queues import QueueOptions as QueueOptions
     from mpworker.queues import QueueState as QueueState
+    from mpworker.results import Subscription as Subscription
+    from mpworker.results import TaskResult as TaskResult
     from mpworker.retention import Retention as Retention
     from mpworker.retry import RetryPolicy as RetryPolicy
     from mpworker.stopping import StopReport as StopReport
@@ -49,10 +51,12 @@ _HOMES = {
     "QueueState": "mpworker.queues",
     "Retention": "mpworker.retention",
     "RetryPolicy": "mpworker.retry",
-    "StopReport": "mpworker.stopping",
-    "Task": "mpworker.task",
+    "Subscription": "mpworker.results",
     "TaskContext": "mpworker.context",
     "TaskFuture": "mpworker.future",
+    "TaskResult": "mpworker.results",
+    "StopReport": "mpworker.stopping",
+    "Task": "mpworker.task",
     "TaskInfo": "mpworker.task",
     "TaskStatus": "mpworker.task",
     "TaskView": "mpworker.worker",
@@ -71,10 +75,12 @@ __all__ = [
     "Retention",
     "RetryPolicy",
     "StopReport",
+    "Subscription",
     "Task",
     "TaskContext",
     "TaskFuture",
     "TaskInfo",
+    "TaskResult",
     "TaskStatus",
     "TaskView",
     "__version__",

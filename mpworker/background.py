@@ -43,6 +43,7 @@ class Background:
         self.watched = 0
         self.running = False
         self._due: deque[Any] = deque()
+        self.at_end: deque[Any] = deque()  # whom to wake when the worker is over
         self._thread: int | None = None
         self._rest = Follower()  # what it sleeps on while nothing is watched
         self._resting = False
@@ -121,6 +122,9 @@ class Background:
             else:
                 self._sleep_until_needed(_RETRY_SECONDS if held_up else _FOREVER)
             self._due.extend(held_up)
+            if reader.is_over():
+                for waiter in taken(self.at_end):
+                    waiter.wake()
             if reader.is_over() and not self._due:
                 self.running = False  # no call since the look: what is due from now on starts another one
                 wake_all(self._joining)

@@ -1,12 +1,18 @@
 """The verbs by which a running worker is steered: its queues, their limits, and what waits in them."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mpworker.checks import check_seconds
 from mpworker.client import Client
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.queues import QueueOptions, QueueState, check_burst, check_queue_name, check_rate
+
+if TYPE_CHECKING:
+    from mpworker.results import Subscription, TaskResult
+
+RESULTS_BUFFER: Final = 1024
 
 
 class Control:
@@ -123,6 +129,63 @@ class Control:
             InvalidArgument: A name is no str.
         """
         self._client.request({"verb": "resume", "names": _names(queues)})
+
+    def subscribe_results(
+        self,
+        buffer: int = RESULTS_BUFFER,
+        policy: Literal["drop_newest", "drop_oldest", "block"] = "drop_newest",
+        queues: Iterable[str] | None = None,
+        statuses: Iterable[str] | None = None,
+    ) -> "Subscription":
+        """The results of all tasks that end from now on, as they end: a stream beside the futures.
+
+        Any number of subscriptions see every result each; none takes one away from another, or from a future. What they
+        see are the tasks of `submit`; the items of a `map` are no tasks. Whoever takes from a subscription takes part
+        in reading what the supervisor sends, as whoever waits for a future does.
+
+        Args:
+            buffer: How many results wait to be taken, 1 to 16,777,216.
+            policy: What happens when so many do. "drop_newest" leaves out what comes, "drop_oldest" what has waited
+                for longest; `dropped` counts them. "block" leaves out nothing: the worker starts no task, of whatever
+                queue, and no part of a map until the buffer is half empty. What has ended or begun by the time that
+                the supervisor hears of it still comes in. A thread that waits for a future while nobody takes the
+                results may wait for ever. A stop that drains, such as leaving the worker's block, ends the hold, and
+                the buffer takes everything from then on. A background thread reads for such a subscription.
+            queues: Names of queues; None for all.
+            statuses: Of "completed", "failed", "cancelled" and "timed_out", or as `TaskStatus`; None for all.
+
+        Returns:
+            An iterator over `TaskResult`, also an asynchronous one, for any asyncio event loop. It ends when the worker
+            has stopped and all was taken; leaving a `with` block of it, or dropping it, ends the subscription.
+
+        Raises:
+            InvalidArgument: An argument has a wrong type.
+            ConfigurationError: One is out of its bounds, or there is no such policy or status.
+            WorkerStopped: The worker was stopped, or made before this process was forked.
+            RuntimeError: With "block", if no thread can be started.
+
+        Example:
+            >>> from mpworker import ProcessWorker
+            >>> with ProcessWorker(n=2) as w:
+            ...     results = w.subscribe_results(statuses=["completed"])
+            ...     futures = [w.submit(divmod, 7, n) for n in (2, 0, 3)]
+            >>> sorted(each.result() for each in results)
+            [(2, 1), (3, 1)]
+        """
+        from mpworker.subscribers import subscribe  # not before: no start shall wait for it
+
+        return subscribe(self._client, buffer, policy, queues, statuses)
+
+    def get_results(self) -> "Iterator[TaskResult]":
+        """Deprecated: an iterator over a subscription with all its defaults; use `subscribe_results`.
+
+        Raises:
+            WorkerStopped: The worker was stopped, or made before this process was forked.
+        """
+        import warnings
+
+        warnings.warn("get_results() is deprecated: use subscribe_results()", DeprecationWarning, stacklevel=2)
+        return iter(self.subscribe_results())
 
 
 def _names(queues: tuple[str, ...]) -> list[str] | None:

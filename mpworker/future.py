@@ -42,6 +42,7 @@ class TaskFuture(Future[T]):
 
     # Class-level defaults: an instance sets only what differs, and stays small.
     status = _UNSETTLED  # of `mpworker.ipc.codec` or `mpworker.outcomes`
+    queue = "default"  # in which the task was put
     _payload: bytes | None = None
     _result: Any = None
     _exception: BaseException | None = None
@@ -254,3 +255,11 @@ class TaskFuture(Future[T]):
     def callbacks(self) -> Iterator[Callable[[Future[T]], object]]:
         """Take out the callbacks, each of which is to be called once."""
         return taken(self.__dict__.get("_callbacks", deque()))
+
+
+def in_queue(queue: str, client: "Client", key: int, name: str) -> TaskFuture[Any]:
+    """The future of a task in a queue of this name."""
+    future: TaskFuture[Any] = TaskFuture(client, key, name)
+    if queue != future.queue:
+        future.queue = queue
+    return future

@@ -64,6 +64,7 @@ class Metrics:
         retries: Attempts after the first.
         crashes: Attempts that ended with the death of their child, by its cause.
         limiter_waits: Starts that a `rate` has delayed.
+        results_dropped: Results that a subscription had no room for, all subscriptions together.
         remembered: Tasks that have ended and that `get_task` still knows.
         queues: What is queued by queue, parts of a `map` included.
         latency: How long tasks took.
@@ -80,6 +81,7 @@ class Metrics:
     retries: int = 0
     crashes: dict[str, int] = field(default_factory=dict)
     limiter_waits: int = 0
+    results_dropped: int = 0
     remembered: int = 0
     queues: dict[str, int] = field(default_factory=dict)
     latency: Latency = field(default_factory=Latency)

@@ -23,6 +23,21 @@ LOST = 100
 BROKEN = 101
 
 
+# What became of a task, in a word; everything else is "failed".
+_WORDS = {
+    codec.OK: "completed",
+    codec.INTERRUPTED: "cancelled",
+    codec.TIMED_OUT: "timed_out",
+    codec.CANCELLED: "cancelled",
+}
+FINAL_STATUSES = ("completed", "failed", "cancelled", "timed_out")
+
+
+def final_status(status: int) -> str:
+    """The word, one of FINAL_STATUSES, for a status of `mpworker.ipc.codec`, or LOST or BROKEN."""
+    return _WORDS.get(status, "failed")
+
+
 def make_error(status: int, data: bytes, subject: str) -> BaseException:
     """The exception for an outcome that is no value.
 

@@ -36,7 +36,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.background import Background
 from mpworker.ipc import codec
@@ -45,6 +45,9 @@ from mpworker.ipc.codec import Record
 from mpworker.launch import Supervisor
 from mpworker.outcomes import BROKEN, LOST
 from mpworker.waiting import Condition, Follower, Reply, Waitable, wake_all
+
+if TYPE_CHECKING:
+    from mpworker.subscribers import Fanout
 
 _BATCH: Final = 512
 _FOREVER: Final = -1.0
@@ -62,6 +65,9 @@ class Reader:
         self.supervisor = supervisor
         self._forget_threads()
         self.pending: dict[int, Any] = {}
+        # Takes out of `pending` what has ended; while there are subscriptions, `mpworker.subscribers` does, for them.
+        self.take_out: Callable[[int, None], Any] = self.pending.pop
+        self.fanout: Fanout | None = None
         self._inbox: list[Record] = []
         self._settled = 0  # how often something has been settled
         self._parts: list[bytes] = []  # of a payload that comes in fragments
@@ -301,7 +307,7 @@ class Reader:
                 future = pending.get(a)
                 if future is not None:
                     future.settle(flags & codec.LOW, data)
-                    pending.pop(a, None)  # a map that is abandoned takes its own out, in any thread
+                self.take_out(a, None)  # in any case: whoever took it out before may have been interrupted in there
             elif kind == codec.FRAGMENT:
                 parts, part = [] if flags & codec.FIRST else self._parts, (data,)
                 if inbox and inbox[0] is record:
@@ -348,7 +354,8 @@ class Reader:
         """Nothing more will come: settle what is pending."""
         for key, future in list(self.pending.items()):
             future.settle(status, data)
-            self.pending.pop(key, None)
+            self.take_out(key, None)
+        self.take_out(0, None)  # nobody's key: what an interrupt has kept from the subscriptions goes to them now
         for reply in list(self._replies.values()):
             reply.settle({"lost": True})
         self._replies.clear()

@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 from mpworker.checks import check_int, check_number, check_seconds
 from mpworker.client import Client
 from mpworker.errors import ConfigurationError, DuplicateTask, InvalidArgument, TaskNotFound
-from mpworker.future import TaskFuture
+from mpworker.future import TaskFuture, in_queue
 from mpworker.idempotency import Idempotency
 from mpworker.ipc.codec import CRON_KEYS
 from mpworker.options import TaskDefaults
@@ -107,9 +108,9 @@ class Tasks:
                 said[name] = getattr(task, name)
         if task.metadata:
             said["metadata"] = checked_metadata(task.metadata)
-        make: Callable[[Client, int, str], TaskFuture[Any]] = TaskFuture
+        make: Callable[[Client, int, str], TaskFuture[Any]] = partial(in_queue, task.queue)
         if task.name:
-            make = lambda client, number, _: TaskFuture(client, number, task.name)  # noqa: E731
+            make = lambda client, number, _: in_queue(task.queue, client, number, task.name)  # noqa: E731
         if task.id is None:
             return self._client.submit(task.fn, tuple(task.args), dict(task.kwargs), key, said or None, make)
         return self._register_named(task, task.id, key, said, make)
@@ -194,10 +195,15 @@ class Tasks:
         return [self._told(report) for report in answer["tasks"]] if answer else []
 
     def metrics(self) -> "Metrics":
-        """Counts of tasks by where they are and how they ended, since the start. All are 0 after the stop."""
+        """Counts of tasks by where they are and how they ended, since the start.
+
+        After the stop all are 0 but `results_dropped`.
+        """
         from mpworker.metrics import metrics_from
 
-        return metrics_from(self._client.request({"verb": "metrics"}) or {})
+        fanout = self._client.fanout
+        dropped = {"results_dropped": fanout.dropped} if fanout is not None else {}
+        return metrics_from(dropped | (self._client.request({"verb": "metrics"}) or {}))
 
     def _info(self, task_id: str) -> dict[str, Any] | None:
         if not isinstance(task_id, str):
@@ -243,7 +249,7 @@ class Tasks:
         """A future of what the supervisor has kept."""
         client = self._client
         key = client.new_key()
-        future: TaskFuture[Any] = TaskFuture(client, key, report.get("name") or "")
+        future = in_queue(report["queue"], client, key, report.get("name") or "")
         future._id = report.get("id") or f"{client.prefix}{report['key']}"
         client.pending[key] = future
         answer = client.request({"verb": "outcome", "task": report["key"], "as": key})

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
 
@@ -13,7 +14,7 @@ from mpworker.client import Client
 from mpworker.context import refuse_while_loading
 from mpworker.control import Control, check_unknown_queues
 from mpworker.errors import InvalidArgument
-from mpworker.future import TaskFuture
+from mpworker.future import TaskFuture, in_queue
 from mpworker.ipc.codec import MAX_CHUNK_ITEMS
 from mpworker.mapping import Mapping as Map
 from mpworker.options import (
@@ -51,6 +52,8 @@ class TaskView(CronView, Executor):
         self._client = client
         self._defaults = defaults
         self._n = n
+        # A plain task's future pays nothing for what only those of other queues must know.
+        self._make_future = TaskFuture if defaults.queue == "default" else partial(in_queue, defaults.queue)
         self._options_key, self._said = client.say_options(defaults)
 
     def __reduce__(self) -> NoReturn:
@@ -84,7 +87,7 @@ class TaskView(CronView, Executor):
         """
         if not callable(fn):
             raise InvalidArgument(f"submit needs a callable, not {fn!r}: write submit(f, x), not submit(f(x))")
-        return self._client.submit(fn, args, kwargs, self._options_key, self._said)
+        return self._client.submit(fn, args, kwargs, self._options_key, self._said, self._make_future)
 
     @overload
     def map(

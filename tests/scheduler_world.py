@@ -356,6 +356,7 @@ class World:
         self.log: list[tuple[object, ...]] = []
         self.looks: list[float] = []  # at children of whom none was dying
         self.paused_queues: set[str] = set()
+        self.held = False
         self.max_running: dict[str, int | None] = {}
         self.rate: tuple[float, int] | None = None  # starts per second, and at once
         self.rated: list[float] = []  # when tasks have started since that was set
@@ -455,6 +456,11 @@ class World:
     def _offers(self) -> list[Task]:
         return [task for seat in self.scheduler._seats.values() for task in seat.offers.values()]
 
+    def hold(self, held: bool) -> None:
+        """Let nothing start, or go on."""
+        (self.scheduler.hold if held else self.scheduler.go_on)()
+        self.held = held
+
     def configure_queue(self, name: str, weight: int, max_running: int | None) -> None:
         self.scheduler.configure_queue(name, weight, max_running, None, 1, self.now)
         self.max_running[name] = max_running
@@ -470,6 +476,7 @@ class World:
         """A child claims: is that in accord with every limit?"""
         queue, key = offer.task.options.queue, offer.task.concurrency_key
         assert not self.paused_queues & {queue, "*"}, f"{offer.key} starts, and its queue is paused"
+        assert not self.held, f"{offer.key} starts, and everything is held"
         assert not self._is_held(offer.task), f"{offer.key} starts, and its queue is drained"
         others = [child.run.task for child in self.children.values() if child.run is not None and not child.dead]
         limit = self.max_running.get(queue)
@@ -499,7 +506,8 @@ class World:
         offers = [other for seat in self.scheduler._seats.values() for other in seat.offers.values()]
         limit = self.max_running.get(task.options.queue)
         return (
-            not self.paused_queues & {task.options.queue, "*"}
+            not self.held
+            and not self.paused_queues & {task.options.queue, "*"}
             and (limit is None or sum(other.options.queue == task.options.queue for other in offers) < limit)
             and not (task.concurrency_key and any(each.concurrency_key == task.concurrency_key for each in offers))
         )
@@ -1050,6 +1058,7 @@ class World:
 
     def finish(self) -> None:
         """Let everything go well from here; all that was accepted must end."""
+        self.hold(False)
         self.pause_queues(None, False)
         self.pause_queues(sorted(self.paused_queues), False)
         for round_ in range(10_000):

@@ -28,6 +28,7 @@ def section(title: str) -> dict[str, object]:
 TASK = section("Options of tasks")
 CRON = section("Options of recurring tasks")
 WORKER = section("Options of the worker")
+SUBSCRIPTION = section("Options of a subscription")
 INSIDE = section("Bounds and measures inside")
 
 
@@ -48,6 +49,11 @@ def test_the_options_of_the_worker() -> None:
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name not in TASK
     }
     assert in_code == WORKER
+
+
+def test_the_options_of_a_subscription() -> None:
+    parameters = inspect.signature(ProcessWorker.subscribe_results).parameters
+    assert {name: each.default for name, each in parameters.items() if name != "self"} == SUBSCRIPTION
 
 
 def test_the_signature_and_the_dataclasses_agree() -> None:

@@ -6,7 +6,9 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("module", ["mpworker.context", "mpworker.recurring", "mpworker.worker"])
+@pytest.mark.parametrize(
+    "module", ["mpworker.context", "mpworker.control", "mpworker.recurring", "mpworker.results", "mpworker.worker"]
+)
 def test_the_examples_run(module: str) -> None:
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted > 0

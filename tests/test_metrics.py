@@ -109,3 +109,16 @@ def test_without_a_rate_nothing_waits_for_it() -> None:
 
 def test_the_example_is_public() -> None:
     assert mpworker.Metrics().latency == Latency()
+
+
+def test_results_that_no_subscription_had_room_for_are_counted() -> None:
+    with ProcessWorker(n=1) as w:
+        assert w.metrics().results_dropped == 0
+        newest, oldest = w.subscribe_results(buffer=2), w.subscribe_results(buffer=3, policy="drop_oldest")
+        for _ in range(10):
+            w.submit(len, "four").result(GUARD)
+        assert w.metrics().results_dropped == newest.dropped + oldest.dropped == 8 + 7
+        newest.close()
+        del oldest
+        assert w.metrics().results_dropped == 15
+    assert w.metrics().results_dropped == 15

@@ -28,10 +28,12 @@ NAMES = {
     "QueueState",
     "Retention",
     "RetryPolicy",
-    "StopReport",
-    "Task",
+    "Subscription",
     "TaskContext",
     "TaskFuture",
+    "TaskResult",
+    "StopReport",
+    "Task",
     "TaskInfo",
     "TaskStatus",
     "TaskView",
@@ -50,6 +52,7 @@ VIEW = {
 WORKER = VIEW | {
     "cancel_all": "(self)",
     "cancel_task": "(self, task_id)",
+    "get_results": "(self)",
     "cron_history": "(self, name)",
     "cron_tasks": "(self)",
     "pause_cron_task": "(self, name)",
@@ -77,6 +80,7 @@ WORKER = VIEW | {
     "wait": "(self, timeout=None)",
     "stop_graceful": "(self, timeout=None, *, cancel_queued=False, wait=True)",
     "stop_now": "(self)",
+    "subscribe_results": "(self, buffer=1024, policy='drop_newest', queues=None, statuses=None)",
 }
 WORKER_INIT = (
     "(self, n=None, *, timeout=None, grace=5.0, retries=0, crash_retries=None, retry_policy=None, preload=(), "
@@ -200,6 +204,15 @@ def test_tasks_as_objects() -> None:
     )
 
 
+def test_the_results() -> None:
+    subscription = methods(mpworker.Subscription)
+    assert {name: subscription[name] for name in ("close", "get")} == {"close": "(self)", "get": "(self, timeout=None)"}
+    assert isinstance(inspect.getattr_static(mpworker.Subscription, "dropped"), property)
+    assert methods(mpworker.TaskResult) == {"exception": "(self)", "result": "(self)"}
+    shown = {name for name, value in vars(mpworker.TaskResult).items() if isinstance(value, property)}
+    assert shown == {"name", "queue", "status", "task_id"}
+
+
 def test_the_errors() -> None:
     ours = {name for name, value in vars(errors).items() if getattr(value, "__module__", "") == errors.__name__}
     assert ours == set(ERRORS)
@@ -229,6 +242,8 @@ def test_the_reference_shows_all_of_it() -> None:
     assert members["TaskView"] == {"shutdown"}
     assert members["ProcessWorker"] == {*WORKER, "n"}
     assert members["TaskFuture"] == {*FUTURE, "task_id"}
+    assert members["Subscription"] == {"close", "dropped", "get"}
+    assert members["TaskResult"] == {"exception", "result"}
     assert "automodule:: mpworker.errors\n   :members:\n" in REFERENCE
 
 

@@ -121,6 +121,12 @@ class AnyHistory(RuleBasedStateMachine):
         self.world.racing.clear()
 
     @precondition(lambda self: self.ordered)
+    @rule(held=st.booleans(), racing=RACING)
+    def hold(self, held: bool, racing: list[tuple[int, int]]) -> None:
+        self.world.racing.extend((self.child(who), ending) for who, ending in racing)
+        self.world.hold(held)
+        self.world.racing.clear()
+
     @rule(names=st.sampled_from([None, ["a"], ["default", "b"]]))
     def drain(self, names: list[str] | None) -> None:
         self.world.drain_queues(names)

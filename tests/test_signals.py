@@ -31,6 +31,8 @@ from mpworker.client import Client
 from mpworker.errors import TaskCancelled, WorkerStopped
 from mpworker.mapping import _Chunk
 from mpworker.reader import Reader
+from mpworker.results import Subscription
+from mpworker.subscribers import Fanout, subscribe
 
 # ------------------------------------------------------------ what the code rests on
 
@@ -53,6 +55,19 @@ from mpworker.reader import Reader
         (TaskFuture.add_audience, "status", "STORE_ATTR watched"),
         (TaskFuture.settle, "_watched", "STORE_ATTR watched"),
         (TaskFuture._decode, "_payload", "STORE_ATTR _payload"),
+        (Subscription.offer, "_seen", "STORE_ATTR _seen"),
+        (Subscription.offer, "_came", "_append"),
+        (Subscription.offer, "_closed", "STORE_ATTR full"),
+        (Subscription._take, "_closed", "STORE_ATTR _taken"),
+        (Subscription._take, "_closed", "STORE_ATTR full"),
+        (Fanout._offer_each, "log", "STORE_ATTR published"),
+        (Fanout._offer_each, "published", "DELETE_SUBSCR None"),
+        (Fanout.remove, "_subscriptions", "STORE_ATTR take_out"),
+        (Fanout.watch, "_watched", "STORE_ATTR watched"),
+        (Fanout._unwatch, "_watched", "STORE_ATTR watched"),
+        (Fanout.tell_hold, "_told", "_push"),
+        (Fanout.tell_hold, "_tells", "STORE_ATTR _told"),
+        (subscribe, "fanout", "STORE_ATTR fanout"),
         (_Chunk.settle_items, "_ended", "STORE_ATTR left"),
     ],
     ids=lambda value: getattr(value, "__qualname__", value),
@@ -89,7 +104,10 @@ def loops_in_a_try(tree: ast.AST, inside: bool = False) -> Iterator[int]:
 
 @pytest.mark.parametrize(
     "name",
-    ["audience", "background", "client", "functions", "future", "launch", "mapping", "reader", "waiting", "worker"],
+    [
+        *("audience", "background", "client", "control", "functions", "future", "launch", "mapping", "reader"),
+        *("results", "subscribers", "waiting", "worker"),
+    ],
 )
 def test_no_turn_of_a_loop_escapes_a_finally(name: str) -> None:
     # Why: `mpworker.reader`. Whether one does depends on the version of Python, and on when a signal comes.

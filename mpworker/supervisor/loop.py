@@ -503,7 +503,7 @@ class Loop:
         self._stopping = _NOW if now else _DRAIN
         if self.cron is not None:
             self.cron.close(waiting=True)
-        self.scheduler.resume_all()  # what was accepted is finished, paused or not
+        self.scheduler.close()
 
     def _ending(self) -> bool:
         """Will no further task begin? Until then a drain replaces the children that die."""

@@ -148,6 +148,7 @@ class Queues:
         self._wheel: Wheel[_Queue] | None = None
         self._turn: _Queue | None = None  # whose turn it is, if nothing has changed since that was asked
         self._paused = False
+        self.on_hold = False  # nothing is offered, whatever is paused: the client cannot take in more
         self._drains_all = False
         self._taken = itertools.count(1)
         self._returns = itertools.count()
@@ -347,7 +348,7 @@ class Queues:
 
     def first(self, now: float) -> Task | None:
         """What is to be offered next, if anything may be; it stays in line until `take`."""
-        if self._paused:
+        if self._paused or self.on_hold:
             return None
         if self._bucket is not None and not self._may_go(self._bucket, now):
             self._slow = self._slow or bool(self._ready or self._slowed)

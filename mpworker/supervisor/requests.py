@@ -92,6 +92,16 @@ def _resume(loop: "Loop", message: Message) -> Message:
     return {}
 
 
+def _hold(loop: "Loop", message: Message) -> Message:
+    loop.scheduler.hold()
+    return {}
+
+
+def _go_on(loop: "Loop", message: Message) -> Message:
+    loop.scheduler.go_on()
+    return {}
+
+
 def _queues(loop: "Loop", message: Message) -> Message:
     return loop.scheduler.queue_states()
 
@@ -162,6 +172,8 @@ VERBS: dict[str, Callable[["Loop", Message], Message]] = {
     "pause": _pause,
     "drain": _drain,
     "resume": _resume,
+    "hold": _hold,
+    "go_on": _go_on,
     "queues": _queues,
     "cron": _cron,
     "task": _task,

@@ -220,6 +220,7 @@ class Scheduler:
         self._seats: dict[int, Seat] = {}
         self._idle: dict[Seat, None] = {}  # an ordered set
         self._crowded = 0  # children that hold an offer behind another
+        self._closing = False
         self._steal_at: float | None = None
         self._next_at: float | None = None  # of all seats' own times; may be too early, never too late
 
@@ -486,13 +487,17 @@ class Scheduler:
             self._in_order().limit_rate(rate, burst, now)
 
     def pause(self, names: list[str] | None) -> None:
-        """Nothing of these queues (None: of all) starts from now on; what runs goes on."""
+        """Nothing of these queues (None: of all) starts from now on; what runs goes on. Not in a drain."""
+        if self._closing:
+            return
         queues = self._in_order()
         queues.pause(names, True)
         self._take_back_unclaimed(names)
 
     def drain_queues(self, names: list[str] | None) -> None:
-        """What comes to these queues (None: to all) from now on does not start before `resume`."""
+        """What comes to these queues (None: to all) from now on does not start before `resume`. Not in a stop."""
+        if self._closing:
+            return
         queues = self._in_order()
         queues.drain(names)
         self._put = queues.put
@@ -517,8 +522,24 @@ class Scheduler:
             if not queues.is_draining():
                 self._put = queues.append
 
-    def resume_all(self) -> None:
-        """The end of every `pause` and `drain_queues`."""
+    def hold(self) -> None:
+        """Nothing starts until `go_on`, whatever is paused or resumed meanwhile; what runs goes on.
+
+        Not in a stop, which must come to its end.
+        """
+        if not self._closing:
+            self._in_order().on_hold = True
+            self._take_back_unclaimed(None)
+
+    def go_on(self) -> None:
+        """The end of `hold`."""
+        if self._queues is not None:
+            self._queues.on_hold = False
+
+    def close(self) -> None:
+        """What was accepted is finished: the end of every `pause`, `drain_queues` and `hold`."""
+        self._closing = True
+        self.go_on()
         if self._queues is not None:
             self.resume(None)
             self.resume(list(self._queues.states()))
