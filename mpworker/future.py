@@ -49,6 +49,7 @@ class TaskFuture(Future[T]):
     _slow = False  # has followers or an audience
     _watched = False  # and somebody needs the background reader for it
     _id = ""  # of the user's own
+    _told_before = False  # its task ended long ago, and the supervisor has told so once more: no news for subscriptions
 
     def __init__(self, client: "Client", key: int, name: str) -> None:
         # Not Future.__init__, on purpose: see the module's docstring.

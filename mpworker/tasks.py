@@ -251,6 +251,7 @@ class Tasks:
         key = client.new_key()
         future = in_queue(report["queue"], client, key, report.get("name") or "")
         future._id = report.get("id") or f"{client.prefix}{report['key']}"
+        future._told_before = True
         client.pending[key] = future
         answer = client.request({"verb": "outcome", "task": report["key"], "as": key})
         if not answer or not answer["known"]:
