@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from concurrently import eventually
+from scheduler_world import World
 
 import mpworker
 from mpworker import Latency, Metrics, ProcessWorker, QueueOptions, Retention, RetryPolicy, Task, TaskStatus
@@ -24,6 +25,8 @@ from mpworker.errors import (
     WorkerCrashed,
     WorkerStopped,
 )
+from mpworker.supervisor.describe import Describer
+from mpworker.supervisor.scheduler import OK
 
 GUARD = 60.0
 
@@ -50,6 +53,21 @@ def fail_until(path: str, times: int) -> int:
     if count <= times:
         raise ValueError(f"number {count}")
     return count
+
+
+@pytest.mark.parametrize("looks", range(4))
+def test_what_begins_while_it_is_told_of_is_told_as_one_or_the_other(looks: int) -> None:
+    world = World(2)
+    world.submit(None)
+    world.turn()
+    busy, idle = world.children.values() if world.children[0].inbox else reversed(world.children.values())
+    world.racing.extend([(idle, OK)] * looks + [(busy, OK)])  # it begins at the next look but so many
+    told = Describer(world.scheduler).tasks("queued", None, 10)
+    assert all(report["status"] == "queued" and not report["attempts"] for report in told)
+    (report,) = Describer(world.scheduler).tasks(None, None, 10)
+    assert (report["status"] == "running") == bool(report["attempts"])
+    world.racing.clear()
+    world.finish()
 
 
 # ------------------------------------------------------------ register
