@@ -31,7 +31,7 @@ from mpworker.errors import DuplicateTask, TaskNotFound, WorkerCrashed
 GUARD: Final = 90.0  # seconds; no wait of a passing run comes near it
 N: Final = 3
 LIVE_MAX: Final = 200
-LEASE_TTL: Final = 2.0
+LEASE_TTL: Final = 4.0  # a busy machine may keep a child from its core for longer than one would think
 QUEUES: Final = ("default", "fast", "narrow", "steady", "rated")
 NARROW: Final = 2  # tasks of that queue that run at once
 STEADY: Final = (60.0, 3)  # starts per second of that queue, and at once
@@ -47,6 +47,7 @@ COUNTED: Final = ("completed", "failed", "cancelled", "timed_out")
 # How often, of each thousand tasks; what is left is busy for a moment.
 DOINGS: Final[dict[str, int]] = {
     "sleep": 80,
+    "long": 4,
     "hang": 4,
     "swallow": 5,
     "fail": 60,
@@ -144,6 +145,8 @@ class Soak:
         self.wanted_calls = 0
         self.failed: list[str] = []  # ids of some that may be run again
         self.pids: set[int] = set()
+        self.told: Counter[str] = Counter()  # results that the subscription has seen, by their status
+        self.told_since: set[int] = set()  # of which tasks, since the last rest
 
     def fail(self, error: BaseException) -> None:
         self.errors.append(error)
@@ -176,6 +179,7 @@ class Soak:
         assert not left, f"left behind: {left}"
 
     def _run(self) -> None:
+        self.results = self.pool.subscribe_results(buffer=64, policy="block")
         for name, (spec, overlap) in CRONS.items():
             ticket = list(CRONS).index(name) + 1
             call = Task(tasks.run, (str(self.folder), ticket, (), "sleep", 0.02), crash_retries=1000)
@@ -185,6 +189,7 @@ class Soak:
             Actor(self, "steer", self.steer, 0.05),
             Actor(self, "kill", self.strike, 0.15),
             Actor(self, "look", self.look, 0.05),
+            Actor(self, "listen", self.listen, 0.02),
         ]
         for actor in actors:
             actor.start()
@@ -229,9 +234,10 @@ class Soak:
     def doing(self, rng: random.Random) -> tuple[str, Any]:
         found = rng.choices([*DOINGS, "busy"], [*DOINGS.values(), 1000 - sum(DOINGS.values())])[0]
         amounts: dict[str, Callable[[], Any]] = {
-            "busy": lambda: rng.randrange(1_000_000) if rng.random() < 0.9 else rng.randrange(20_000_000),
+            "busy": lambda: rng.choices([0, rng.randrange(1_000_000), rng.randrange(20_000_000)], [6, 3, 1])[0],
             "sleep": lambda: rng.choice([0.0, 0.002, 0.01, 0.05, 0.15]),
-            "hang": lambda: 2.0,
+            "long": lambda: 30.0,
+            "hang": lambda: 1 << 30,
             "swallow": lambda: rng.choice([0.2, 2.0]),
             "die": lambda: (int(rng.choice(tasks.KILLS)), rng.choice([1, 1, 2, 100])),
             "grow": lambda: rng.choice([100, 20_000, 2_000_000]) & ~3,
@@ -258,17 +264,20 @@ class Soak:
         if doing in ("hang", "swallow") or rng.random() < 0.1:
             options["timeout"] = rng.choice([0.02, 0.1, 0.2])
         if rng.random() < 0.1:
-            number = rng.randrange(1, 6)
+            number = rng.randrange(1, 3)
+            doing, amount = ("sleep", 0.02) if doing == "busy" else (doing, amount)
             options |= {"concurrency_key": f"key {number}", "concurrency": 1 + number % 2}
             limits.append((number, 1 + number % 2))
         arguments = (str(self.folder), ticket, tuple(limits), doing, amount)
         spec = {"doing": doing, "amount": amount if doing != "take" else len(amount), **options}
         spec.pop("retry_policy", None)
         before_ns = time.monotonic_ns()
-        if rng.random() < 0.3:
+        if doing == "long" or rng.random() < 0.3:
             future = self.register(rng, ticket, arguments, options, spec)
         elif rng.random() < 0.03:
             future = self.pool.options(**options).submit(lambda *arguments: tasks.run(*arguments), *arguments)  # noqa: PLW0108
+        elif doing == "busy" and not amount:
+            future = self.pool.options(**options).submit(tasks.quick, *arguments)
         else:
             future = self.pool.options(**options).submit(tasks.run, *arguments)
         self.accept(future, spec, before_ns, Live(future, ticket, doing, amount))
@@ -291,8 +300,8 @@ class Soak:
         more: dict[str, Any] = {"metadata": {"ticket": ticket}, "name": f"soak {ticket}"}
         if rng.random() < 0.3:
             more["id"] = f"id {ticket}"
-        if rng.random() < 0.3:
-            more["deadline"] = spec["deadline"] = rng.choice([0.05, 0.2, 1.0, 5.0])
+        if arguments[3] == "long" or rng.random() < 0.3:
+            more["deadline"] = spec["deadline"] = rng.choice([0.05, 0.2, 1.0, 2.0])
         if rng.random() < 0.3:
             more["run_at"] = spec["run_at"] = rng.choice([0.0, 0.02, 0.1, 1.0])
         if rng.random() < 0.2:
@@ -376,7 +385,7 @@ class Soak:
         doings = []
         for _ in range(count):
             doing, amount = self.doing(rng)
-            plain = doing in ("hang", "fatter", "spawn", "take", "grow", "swallow")
+            plain = doing in ("hang", "long", "fatter", "spawn", "take", "grow", "swallow")
             doings.append(("busy", 100_000) if plain else (doing, amount))
         tickets = [next(self.tickets) for _ in range(count)]
         retries, crash_retries = view._defaults.retries, view._defaults.crash_retries
@@ -475,7 +484,7 @@ class Soak:
             self.ledger.write("freeze", pid)
             if self._signal(pid, signal.SIGSTOP, nursery):
                 self.counts["freezes"] += 1
-                self.over.wait(rng.choice([0.01, 0.1, 0.1, 0.5, LEASE_TTL + 1.0]))
+                self.over.wait(rng.choices([0.01, 0.1, 0.5, LEASE_TTL + 1.0], [4, 4, 2, 1])[0])
                 self._signal(pid, signal.SIGCONT, nursery)
 
     @staticmethod
@@ -494,6 +503,24 @@ class Soak:
         finally:
             os.close(pidfd)
         return True
+
+    def listen(self, rng: random.Random) -> None:
+        """Take the results, each once, though nothing starts while too many wait; and now and then some of another."""
+        if rng.random() < 0.1:
+            policy = rng.choice(["drop_newest", "drop_oldest"])
+            with self.pool.subscribe_results(buffer=8, policy=policy, queues=["fast"]) as some:
+                self.over.wait(rng.uniform(0, 0.1))
+                while (result := _next(some)) is not None:
+                    assert result.queue == "fast", result
+                self.counts["results dropped"] += some.dropped
+        self.take_results()
+
+    def take_results(self) -> None:
+        while (result := _next(self.results)) is not None:
+            key = result._future._key
+            assert key not in self.told_since, f"a result came twice: {result}"
+            self.told_since.add(key)
+            self.told[result.status] += 1
 
     def look(self, rng: random.Random) -> None:
         """Ask about everything, and see that the answers make sense."""
@@ -537,12 +564,18 @@ class Soak:
         self.called.clear()
         self.wanted_calls = 0
         self._count(pool.metrics())
+        assert self.told == self.ended, f"the subscription has seen {self.told} of {self.ended}"
+        self.told_since.clear()
         self._until(self._measured_as_before, "descriptors and threads to be as before")
         for name in CRONS:
             pool.resume_cron_task(name)
 
     def _until(self, condition: Callable[[], Any], what: str) -> None:
-        if not leaks.wait_until(lambda: bool(condition()), GUARD):
+        def holds() -> bool:
+            self.take_results()  # else nothing starts
+            return bool(condition())
+
+        if not leaks.wait_until(holds, GUARD):
             raise AssertionError(f"at rest, waiting for {what}: {self.pool.processes()} {self.pool.metrics()}")
 
     def _children_at_rest(self, n: int) -> bool:
@@ -586,6 +619,13 @@ class Soak:
             sample[f"{name} descriptors"] = len(os.listdir(f"/proc/{pid}/fd"))
             sample.setdefault(f"{name} threads", len(os.listdir(f"/proc/{pid}/task")))
         return sample
+
+
+def _next(results: Any) -> Any:
+    try:
+        return results.get(0)
+    except TimeoutError:
+        return None
 
 
 def proportional_bytes(pid: int) -> int:

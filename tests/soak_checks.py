@@ -22,6 +22,7 @@ ENDS: Final = {
     "exit": ("TaskExited",),
     "unpicklable": ("SerializationError",),
     "hang": (),
+    "long": (),
     "fatter": ("WorkerCrashed",),
     "any": ("ok", "ValueError", "KeyError", "TaskExited"),
 }
@@ -77,9 +78,10 @@ def read(folder: Path) -> Records:
             attempt = open_[pid] = Attempt(claimed_ns, at_ns, key, ticket, pid, number)
             attempts.append(attempt)
         elif event in (tasks.OK, tasks.RAISED):
-            attempt = open_.pop(pid)
-            assert (attempt.ticket, attempt.number) == (ticket, number)
-            attempt.end = event
+            ended = open_.pop(pid, None)  # one that was interrupted while it said so has said it twice
+            if ended is not None:
+                assert (ended.ticket, ended.number) == (ticket, number)
+                ended.end = event
         else:
             what = {tasks.LIVED_TWICE: "two attempts of it live", tasks.TOO_MANY: "more of its kind run than may"}
             broken.append(f"ticket {ticket} (task {key}, attempt {number}, pid {pid}): {what[event]}")
