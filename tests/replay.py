@@ -74,7 +74,7 @@ class Replay:
             for seat, pid in changes.items():
                 self._seat(int(seat)).pid = pid
             self._done = 0
-            self._call = f"line {number}, {name}({', '.join(map(str, args))[:300]})"
+            self._call = f"line {number}, {said(name, args)}"
             self.calls[name] += 1
             got = self._answer(name, args, kwargs)
             if self._done < len(self._expected):
@@ -95,7 +95,7 @@ class Replay:
     def effect(self, name: str, args: tuple[Any, ...]) -> Any:
         got = [name, self._encoder.plain(args)]
         if self._done == len(self._expected):
-            raise Differs(f"{self._call}: effect {self._done + 1} was none and is {str(got)[:300]}")
+            raise Differs(f"{self._call}: effect {self._done + 1} was none and is {said(*got)}")
         *told, answer = self._expected[self._done]
         if got != told:
             raise Differs(f"{self._call}: effect {self._done + 1}, {self._told(self._done)}, {where(told, got)}")
@@ -105,8 +105,7 @@ class Replay:
         return tuple(value) if isinstance(value, list) else value
 
     def _told(self, number: int) -> str:
-        name, args, _ = self._expected[number]
-        return f"{name}({', '.join(map(str, args))[:300]})"
+        return said(*self._expected[number][:2])
 
     # ------------------------------------------------------------ from plain data
 
@@ -149,6 +148,18 @@ class Replay:
     @staticmethod
     def _new_options(number: int) -> None:
         raise Differs(f"options that were never defined, now number {number}")
+
+
+def said(name: str, args: list[Any]) -> str:
+    """A call in short: of tasks and the like their number alone."""
+    return f"{name}({', '.join(map(_brief, args))})"
+
+
+def _brief(plain: Any) -> str:
+    if isinstance(plain, dict) and len(plain) == 1:
+        ((kind, told),) = plain.items()
+        return f"{kind} {told['key'] if isinstance(told, dict) and 'key' in told else told}"
+    return str(plain)[:100]
 
 
 def where(told: Any, got: Any, path: str = "") -> str:

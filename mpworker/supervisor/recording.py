@@ -8,8 +8,8 @@ first line says what kind of scheduler it is and with which figures. Each furthe
 where each of the effects is [name, arguments, answer], and `changes` are the process ids that children have got since.
 `tests/replay.py` makes the same calls on a new scheduler, gives it the same answers, and compares its effects.
 
-Nothing of the user's is written but names of queues and concurrency keys: of a payload there is its length. What a pool
-of today does without the variable is the same to the instruction: the objects are wrapped only where it is set.
+Nothing of the user's is written but names of queues and concurrency keys: of a payload there is its length. Without the
+variable nothing is wrapped and this file is not loaded, so no task pays for it.
 """
 
 import json
