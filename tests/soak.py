@@ -554,6 +554,7 @@ class Soak:
         pool.set_rate(None)
         pool.resume()
         pool.resume(*QUEUES)
+        self._submit_hanging()
         for name in CRONS:
             pool.pause_cron_task(name)
         self._until(lambda: not any(task.running or task.waiting for task in pool.cron_tasks()), "recurring tasks")
@@ -569,6 +570,13 @@ class Soak:
         self._until(self._measured_as_before, "descriptors and threads to be as before")
         for name in CRONS:
             pool.resume_cron_task(name)
+
+    def _submit_hanging(self) -> None:
+        """While nobody else kills: it ends by the pool's own kill, or never."""
+        ticket, spec = next(self.tickets), {"doing": "hang", "amount": 1 << 30, "queue": "default", "timeout": 0.1}
+        before_ns = time.monotonic_ns()
+        future = self.pool.options(timeout=0.1).submit(tasks.run, str(self.folder), ticket, (), "hang", 1 << 30)
+        self.accept(future, spec, before_ns, Live(future, ticket, "hang", 1 << 30))
 
     def _until(self, condition: Callable[[], Any], what: str) -> None:
         def holds() -> bool:
