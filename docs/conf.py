@@ -24,7 +24,7 @@ napoleon_numpy_docstring = False
 # A reference to a name of our own that does not resolve is an error. Others' names resolve only against inventories
 # fetched from the network, which the build does without. A type variable is nothing to look up, and what only type
 # checkers read (the keys of **options) is named in the text.
-nitpick_ignore_regex = [("py:.*", r"(?!mpworker).*"), ("py:class", r"mpworker\.\w+\.([A-Z]|(Size|Task)Options)")]
+nitpick_ignore_regex = [("py:.*", r"(?!mpworker).*"), ("py:class", r"mpworker\.\w+\.([A-Z]|(Pool|Size|Task)Options)")]
 
 html_theme = "furo"
 html_title = f"mpworker {release}"

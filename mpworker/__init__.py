@@ -19,6 +19,10 @@ if not getattr(sys, "_is_gil_enabled", lambda: True)():
 
 if TYPE_CHECKING:
     from mpworker import errors as errors
+    from mpworker.aio import AsyncProcessWorker as AsyncProcessWorker
+    from mpworker.aio import AsyncTaskView as AsyncTaskView
+    from mpworker.aiofuture import AsyncTaskFuture as AsyncTaskFuture
+    from mpworker.aiotasks import AsyncTaskInfo as AsyncTaskInfo
     from mpworker.context import TaskContext as TaskContext
     from mpworker.context import current as current
     from mpworker.cron import CronRun as CronRun
@@ -41,9 +45,13 @@ if TYPE_CHECKING:
     from mpworker.worker import TaskView as TaskView
 
 _HOMES = {
+    "AsyncProcessWorker": "mpworker.aio",
+    "AsyncTaskFuture": "mpworker.aiofuture",
+    "AsyncTaskInfo": "mpworker.aiotasks",
+    "AsyncTaskView": "mpworker.aio",
+    "AttemptInfo": "mpworker.task",
     "CronRun": "mpworker.cron",
     "CronTask": "mpworker.cron",
-    "AttemptInfo": "mpworker.task",
     "Latency": "mpworker.metrics",
     "Metrics": "mpworker.metrics",
     "ProcessWorker": "mpworker.worker",
@@ -64,6 +72,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncProcessWorker",
+    "AsyncTaskFuture",
+    "AsyncTaskInfo",
+    "AsyncTaskView",
     "AttemptInfo",
     "CronRun",
     "CronTask",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from mpworker import context
 from mpworker.errors import (
@@ -29,15 +29,19 @@ from mpworker.ipc import codec, details, payload
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
 from mpworker.launch import descriptors_of, launch, overlap, too_few_descriptors
+from mpworker.mapping import Mapping as Map
 from mpworker.options import QUEUES_MAX, TaskDefaults, WorkerOptions
 from mpworker.outcomes import start_failed
 from mpworker.reader import Reader
+from mpworker.steps import Answer, Steps, asking
 from mpworker.waiting import Reply, wake_all
 
 if TYPE_CHECKING:
     from mpworker.queues import QueueOptions
     from mpworker.retry import RetryPolicy
     from mpworker.stopping import StopReport
+
+T = TypeVar("T")
 
 _EXIT_SECONDS: Final = 10.0  # how long stop_now lets the supervisor clean up before it is killed
 _CALLBACK_SECONDS: Final = 1.0  # how long stop_now waits for the callbacks of what it cancelled
@@ -88,6 +92,15 @@ os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)
 
 
+def _age(future: TaskFuture[Any]) -> int:
+    return future._key
+
+
+def queue_full(bound: int, timeout: float) -> QueueFull:
+    """The error of a submission that finds `max_pending` tasks unfinished."""
+    return QueueFull(f"max_pending={bound} tasks are unfinished, and submit_timeout={timeout:g} s is over")
+
+
 class Client(Reader):
     """One client of one supervisor of its own.
 
@@ -102,12 +115,16 @@ class Client(Reader):
         OSError: No memory, descriptor or process is left.
     """
 
+    make_future: type[TaskFuture[Any]] = TaskFuture
+    _interrupts = False  # a map that is closed interrupts its items that run
+    _launch = staticmethod(launch)
+
     def __init__(
         self, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
     ) -> None:
         _sweep()
         self.prefix = f"{secrets.token_hex(4)}-"
-        super().__init__(launch(options, self.prefix, initializer, initargs))
+        super().__init__(self._launch(options, self.prefix, initializer, initargs))
         self._options = options
         self._queue_names = {"default"}
         self.queues: dict[str, QueueOptions] = {}  # that were configured
@@ -243,7 +260,7 @@ class Client(Reader):
         kwargs: dict[str, Any],
         options: int,
         said: dict[str, Any] | None = None,
-        make: Callable[["Client", int, str], TaskFuture[Any]] = TaskFuture,
+        make: Callable[["Client", int, str], TaskFuture[Any]] | None = None,
     ) -> TaskFuture[Any]:
         """Send one task.
 
@@ -253,7 +270,7 @@ class Client(Reader):
             kwargs: Its keyword arguments.
             options: The key of its options.
             said: What it says beyond them: see `mpworker.ipc.details`.
-            make: Makes its future of this client, its key and the name of the function.
+            make: Makes its future of this client, its key and the name of the function; None makes a plain one.
         """
         pending = self.pending
         flags = codec.DETAILED if said is not None else 0
@@ -272,7 +289,7 @@ class Client(Reader):
             if len(pending) >= self._options.max_pending:
                 self._wait_until_there_is_room()
             name = live.get(function_key) or payload.name_of_callable(function)
-            future = make(self, key, name)
+            future: TaskFuture[Any] = (make or self.make_future)(self, key, name)
             large = len(data) > self._max_record
             pending[key] = future
             self._last_key = key
@@ -297,7 +314,7 @@ class Client(Reader):
         timeout, bound = self._options.submit_timeout, self._options.max_pending
         self.poll()
         if not self.wait_for(self.when(lambda: len(self.pending) < bound or bool(self._closed)), timeout):
-            raise QueueFull(f"max_pending={bound} tasks are unfinished, and submit_timeout={timeout:g} s is over")
+            raise queue_full(bound, timeout or 0.0)
         self.refuse_if_closed()
 
     def _is_closed(self) -> bool:
@@ -318,6 +335,18 @@ class Client(Reader):
         cause = error.__cause__ if error.__cause__ is not None else error
         what = hints.culprit(function, args, kwargs)
         return SerializationError(f"the call of {name!r} cannot be pickled: {type(cause).__name__}: {cause}{what}")
+
+    def is_iterable(self, value: Any) -> bool:
+        """Can `map` read it?"""
+        try:
+            iter(value)
+        except TypeError:
+            return False
+        return True
+
+    def map(self, *args: Any) -> Any:
+        """The results of a `map`; for the arguments see `Mapping`."""
+        return Map(self, *args).results()
 
     def send_chunk(
         self, chunk: Any, flags: int, function: int, options: int, items: int, data: bytes, again: bool = False
@@ -465,6 +494,20 @@ class Client(Reader):
         self._replies.pop(key, None)
         return None if reply.answer is None or "lost" in reply.answer else reply.answer
 
+    def carry_out(self, steps: Steps[T]) -> T:
+        """Ask what a verb asks, and return what it returns."""
+        try:
+            self._ask_each(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        finally:
+            steps.close()
+
+    def _ask_each(self, steps: Steps[T]) -> NoReturn:
+        answer: Answer = None
+        while True:
+            answer = self.request(steps.send(answer))
+
     def cancel(self, key: int) -> bool:
         """Cancel a task. True if it will end cancelled, False if it had ended."""
         try:
@@ -479,7 +522,8 @@ class Client(Reader):
         """Nobody wants the rest of this chunk any more."""
         if key in self.pending and not (self._exited or self._forked):
             # The reply is an event, by which a submit that waits for max_pending sees that there is room.
-            self._send(codec.REQUEST, 0, 0, 0, 0, json.dumps({"verb": "cancel", "task": key}).encode())
+            message = {"verb": "cancel", "task": key, "interrupt": self._interrupts}
+            self._send(codec.REQUEST, 0, 0, 0, 0, json.dumps(message).encode())
         self.pending.pop(key, None)  # last: a chunk that is neither here nor cancelled would keep a drain waiting
 
     def new_key(self) -> int:
@@ -500,11 +544,11 @@ class Client(Reader):
         answer = self.request({"verb": "running", "task": key})
         return bool(answer and answer["running"])
 
-    def set_max_workers(self, n: int) -> None:
+    def resizing(self, n: int) -> Steps[None]:
         """Have n children from now on."""
         self.refuse_if_closed()
         needed = descriptors_of(n + overlap(self._options))
-        answer = self.request({"verb": "set_max_workers", "n": n, "descriptors": needed})
+        answer = yield from asking({"verb": "set_max_workers", "n": n, "descriptors": needed})
         if answer is None:
             self._refuse()
         elif answer["hard"]:
@@ -566,6 +610,7 @@ class Client(Reader):
                     threading.Thread(target=stop, name="mpworker-stop", daemon=True).start()
                 except RuntimeError:
                     pass  # the interpreter is at its end and starts no thread; the exit handler stops, in the same time
+        self.poll()
         return self._stop_report(not self.pending)
 
     def _stop_within(self, timeout: float | None) -> None:
@@ -583,8 +628,9 @@ class Client(Reader):
     def _what_is_left(self) -> tuple[list[TaskFuture[Any]], int]:
         """Tasks, and how many items, that have no outcome or that a stop has cancelled."""
         pending = list(self.pending.values())
-        cancelled = [each for each in self._unwanted if isinstance(each, TaskFuture) and each.cancelled()]
-        tasks = [*cancelled, *(each for each in pending if isinstance(each, TaskFuture))]
+        unwanted = [each for each in self._unwanted if isinstance(each, TaskFuture)]
+        cancelled = [each for each in unwanted if each.status == codec.CANCELLED]  # not `cancelled()`, which reads more
+        tasks = sorted({*cancelled, *(each for each in pending if isinstance(each, TaskFuture))}, key=_age)
         items = sum(each.left for each in pending if not isinstance(each, TaskFuture))
         return tasks, items + (self.cancelled_items - self._cancelled_before if self._unwanted else 0)
 

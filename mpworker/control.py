@@ -81,7 +81,7 @@ class Control:
         Raises:
             InvalidArgument: A name is no str.
         """
-        self._client.request({"verb": "pause", "names": _names(queues)})
+        self._client.request({"verb": "pause", "names": check_queue_names(queues)})
 
     def drain(self, *queues: str, timeout: float | None = None) -> bool:
         """Wait until all that these queues have taken so far has ended; what comes from now on waits until `resume`.
@@ -115,7 +115,7 @@ class Control:
             2048
         """
         timeout = check_seconds("timeout", timeout, optional=True, zero=True)
-        answer = self._client.request({"verb": "drain", "names": _names(queues)}, timeout)
+        answer = self._client.request({"verb": "drain", "names": check_queue_names(queues)}, timeout)
         return bool(answer and answer["drained"])
 
     def resume(self, *queues: str) -> None:
@@ -128,7 +128,7 @@ class Control:
         Raises:
             InvalidArgument: A name is no str.
         """
-        self._client.request({"verb": "resume", "names": _names(queues)})
+        self._client.request({"verb": "resume", "names": check_queue_names(queues)})
 
     def subscribe_results(
         self,
@@ -188,7 +188,8 @@ class Control:
         return iter(self.subscribe_results())
 
 
-def _names(queues: tuple[str, ...]) -> list[str] | None:
+def check_queue_names(queues: tuple[str, ...]) -> list[str] | None:
+    """The names of queues; None, for all, if there are none."""
     return [check_queue_name(name) for name in queues] or None
 
 

@@ -3,7 +3,7 @@
 ============ ========================================================================================
 whose fault  errors
 ============ ========================================================================================
-the caller's `ConfigurationError`, `TaskNotFound`, `DuplicateTask`, `QueueFull`, `WorkerStopped`
+the caller's `ConfigurationError`, `TaskNotFound`, `DuplicateTask`, `QueueFull`, `WorkerStopped`, `WrongEventLoop`
 the task's   `SerializationError`, `TaskTimeout`, `TaskCancelled`, `TaskExited`
 a child's    `WorkerCrashed`
 ours         `SupervisorLost`
@@ -42,6 +42,10 @@ class QueueFull(MPWorkerError):
 
 class WorkerStopped(MPWorkerError, RuntimeError):
     """The worker takes no more tasks: it was stopped, or it was made before this process was forked."""
+
+
+class WrongEventLoop(MPWorkerError, RuntimeError):
+    """An `AsyncProcessWorker` belongs to the event loop, and the thread, that used it first; this is not that one."""
 
 
 class SerializationError(MPWorkerError):

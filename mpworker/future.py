@@ -49,7 +49,8 @@ class TaskFuture(Future[T]):
     _slow = False  # has followers or an audience
     _watched = False  # and somebody needs the background reader for it
     _id = ""  # of the user's own
-    _told_before = False  # its task ended long ago, and the supervisor has told so once more: no news for subscriptions
+    _retold = False  # its outcome was told before, by another future: no news for subscriptions
+    refused = False  # it was never sent
 
     def __init__(self, client: "Client", key: int, name: str) -> None:
         # Not Future.__init__, on purpose: see the module's docstring.
@@ -83,6 +84,11 @@ class TaskFuture(Future[T]):
         """The task's id, unique on this machine while its worker lives; logs and `mpworker.current()` show the same."""
         return self._id or f"{self._client.prefix}{self._key}"
 
+    def take_id(self, task_id: str, retold: bool = False) -> None:
+        """It has an id of the user's own, or, if it was `retold`, is a second future of the task of that id."""
+        self._id = task_id
+        self._retold = retold
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a TaskFuture cannot be sent to another process: send its result()")
 
@@ -101,6 +107,10 @@ class TaskFuture(Future[T]):
     @property
     def ready(self) -> bool:
         """Has it ended, as far as this client has read? `done()` looks first."""
+        return self.status >= 0
+
+    def has_been_told(self) -> bool:
+        """Does whoever waits for it know?"""
         return self.status >= 0
 
     @property
@@ -260,7 +270,7 @@ class TaskFuture(Future[T]):
 
 def in_queue(queue: str, client: "Client", key: int, name: str) -> TaskFuture[Any]:
     """The future of a task in a queue of this name."""
-    future: TaskFuture[Any] = TaskFuture(client, key, name)
+    future: TaskFuture[Any] = client.make_future(client, key, name)
     if queue != future.queue:
         future.queue = queue
     return future

@@ -55,7 +55,7 @@ class Idempotency:
             if known is not None and known.future.ready:
                 self._forget(now)  # it may be one of those that are no longer remembered
                 known = self._known.get(key)
-            if known is None:
+            if known is None or known.future.refused:
                 future = submit()
                 self._known[key] = _Known(task, future)
                 return future

@@ -208,7 +208,13 @@ def _interpreter(options: WorkerOptions) -> str:
     return python
 
 
-def _pickle_initializer(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bytes:
+def pickle_initializer(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bytes:
+    """The initializer and its arguments as a pickle; empty if there is none.
+
+    Raises:
+        InvalidArgument: It cannot be called, or is asynchronous.
+        SerializationError: It, or an argument, cannot be pickled.
+    """
     if initializer is None:
         return b""
     if not callable(initializer):
@@ -260,7 +266,7 @@ def launch(
     """
     python = _interpreter(options)
     descriptors = _descriptors(options.n, overlap(options))
-    blob = _blob(options, _pickle_initializer(initializer, initargs))
+    blob = _blob(options, pickle_initializer(initializer, initargs))
     root = os.path.dirname(os.path.dirname(os.path.abspath(mpworker.__file__)))
     cores = available_cores()
     spread = options.cpu_affinity == "spread"

@@ -193,7 +193,7 @@ class Mapping:
         self._size = min(chunksize or 1, codec.MAX_CHUNK_ITEMS)
         self._items_max = buffersize
         self._items = 0
-        self._window = max(WINDOW_MIN, WINDOW_PER_CHILD * n)
+        self.window = max(WINDOW_MIN, WINDOW_PER_CHILD * n)
         self._chunks: deque[_Chunk] = deque()
         self._exhausted = False
         self._failure: BaseException | None = None  # of the input; raised when all before it has been taken
@@ -215,7 +215,7 @@ class Mapping:
 
     def fill(self) -> None:
         """Send chunks until the window is full or the input is at its end; or, if that is slow, a result is there."""
-        while not self._exhausted and len(self._chunks) < self._window:
+        while not self._exhausted and len(self._chunks) < self.window:
             size = self._size
             if self._items_max is not None:
                 size = min(size, self._items_max - self._items)
@@ -306,34 +306,44 @@ class Mapping:
             self._abandon()
 
     def _each(self) -> Iterator[Any]:
+        while True:
+            chunk = self._turn()
+            if chunk is None:
+                break
+            self._wait(chunk)
+            yield from self._take(chunk)
+        if self._failure is not None:
+            raise self._failure
+
+    def _turn(self) -> _Chunk | None:
+        """The chunk whose turn it is; None at the end."""
         chunks = self._chunks
         while chunks:
             line = chunks[0].singles or chunks
             chunk = line[0]
-            if chunk.at == chunk.stop:
-                self._items -= chunk.stop
-                line.popleft()
-                self.fill()
-                continue
-            self._wait(chunk)
-            if chunk.at not in chunk.runs:
-                if chunk.at in chunk.splits or chunk.at in chunk.unsaid:
-                    self.resend(chunk)
-                elif chunk.at in chunk.resent:
-                    stop, singles = chunk.resent.pop(chunk.at)
-                    chunk.at, chunk.singles = stop, deque(singles)
-                continue
-            stop, status, data, duration_ns = chunk.runs.pop(chunk.at)
-            count = stop - chunk.at
-            chunk.at = stop
-            if status == codec.OK:
-                self._adapt(duration_ns, count)
-                yield from self._values(data, count)
-            else:
-                for _ in range(count):
-                    yield from self._failed(status, data)
-        if self._failure is not None:
-            raise self._failure
+            if chunk.at != chunk.stop:
+                return chunk
+            self._items -= chunk.stop
+            line.popleft()
+            self.fill()
+        return None
+
+    def _take(self, chunk: _Chunk) -> Iterable[Any]:
+        """The next results of a chunk that is ready; none if they are still to come, for its items go once more."""
+        if chunk.at not in chunk.runs:
+            if chunk.at in chunk.splits or chunk.at in chunk.unsaid:
+                self.resend(chunk)
+            elif chunk.at in chunk.resent:
+                stop, singles = chunk.resent.pop(chunk.at)
+                chunk.at, chunk.singles = stop, deque(singles)
+            return ()
+        stop, status, data, duration_ns = chunk.runs.pop(chunk.at)
+        count = stop - chunk.at
+        chunk.at = stop
+        if status == codec.OK:
+            self._adapt(duration_ns, count)
+            return self._values(data, count)
+        return self._failed(status, data, count)
 
     def _wait(self, chunk: _Chunk) -> None:
         if chunk.ready:
@@ -362,8 +372,9 @@ class Mapping:
     def _subject(self) -> str:
         return f"item {self._index} of map({self._name})"
 
-    def _failed(self, status: int, data: bytes) -> Iterator[Any]:
-        yield from self._raise_or_return(make_error(status, data, self._subject()))
+    def _failed(self, status: int, data: bytes, count: int) -> Iterator[Any]:
+        for _ in range(count):
+            yield from self._raise_or_return(make_error(status, data, self._subject()))
 
     def _raise_or_return(self, error: BaseException) -> Iterator[Any]:
         self._index += 1
@@ -413,7 +424,7 @@ class Mapping:
 
     def _abandon(self) -> None:
         """The consumer is done: what has not begun never does."""
-        for chunk in self._chunks:
+        for chunk in reversed(self._chunks):  # so that the end of one that runs lets none of these begin
             sent = (*chunk.sending.values(), *chunk.unsaid.values(), *chunk.resent.values())
             lines = [singles for _, singles in sent]
             for each in itertools.chain([chunk], chunk.singles, *lines):

@@ -5,7 +5,8 @@ Who reads the event ring
 The thread that waits reads it: no reader thread to wake, no GIL to hand over. One thread at a time is the *leader*:
 it pops events, settles futures, and sleeps on the bell. Others that wait meanwhile are *followers*: each sleeps on a
 lock of its own, which the leader releases when the follower's future has ended, or when the leader leaves and the
-follower must lead. Those that wait in places which know nothing of this have a thread in `mpworker.background`.
+follower must lead. Those that wait in places which know nothing of this have a thread in `mpworker.background`; where
+nobody may wait, an event loop reads (`mpworker.loopclient`).
 
 What may come in between
 ------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from mpworker.checks import check_seconds
 from mpworker.errors import ConfigurationError, InvalidArgument, TaskNotFound
 from mpworker.options import TaskDefaults
+from mpworker.steps import Steps
 from mpworker.task import Task, checked_metadata
 
 if TYPE_CHECKING:
@@ -80,6 +81,13 @@ class CronView:
             ...     w.cron_tasks()[0].next_at.strftime("%H:%M")
             '02:30'
         """
+        rules = {"overlap": overlap, "misfire": misfire, "misfire_grace": misfire_grace}
+        self._client.carry_out(self._registering_cron(name, spec, task, tz, rules))
+
+    def _registering_cron(
+        self, name: str, spec: str, task: Callable[[], object] | Task[Any], tz: str | tzinfo, rules: dict[str, Any]
+    ) -> Steps[None]:
+        """The steps of `register_cron_task`."""
         from mpworker import cron
         from mpworker.child.cron import call
         from mpworker.functions import refuse_asynchronous
@@ -91,9 +99,9 @@ class CronView:
         own = task.options() if isinstance(task, Task) else {}
         task = _each_run(task)
         refuse_asynchronous(task.fn)
-        _check_choice("overlap", overlap, get_args(Overlap))
-        _check_choice("misfire", misfire, get_args(Misfire))
-        grace = check_seconds("misfire_grace", misfire_grace, zero=True)
+        _check_choice("overlap", rules["overlap"], get_args(Overlap))
+        _check_choice("misfire", rules["misfire"], get_args(Misfire))
+        rules["grace"] = check_seconds("misfire_grace", rules.pop("misfire_grace"), zero=True)
         due, zone = cron.read_spec(spec), cron.read_zone(tz)
         client = self._client
         client.refuse_if_closed()
@@ -107,7 +115,7 @@ class CronView:
         if task.metadata:
             said["metadata"] = checked_metadata(task.metadata)
         client.recurs = True
-        _ask(
+        yield from asking_cron(
             client,
             "register",
             name,
@@ -118,7 +126,7 @@ class CronView:
             options=options,
             said=said,
             deadline=task.deadline,
-            rules={"overlap": overlap, "misfire": misfire, "grace": grace},
+            rules=rules,
         )
 
 
@@ -142,7 +150,7 @@ class CronWorker:
         """
         from mpworker import cron
 
-        return cron.tasks_from(_ask(self._client, "list"))
+        return cron.tasks_from(self._client.carry_out(asking_cron(self._client, "list")))
 
     def pause_cron_task(self, name: str) -> None:
         """Nothing of it is due until `resume_cron_task`.
@@ -160,7 +168,7 @@ class CronWorker:
             ...     w.cron_tasks()[0].next_at is None
             True
         """
-        _ask(self._client, "pause", name)
+        self._client.carry_out(asking_cron(self._client, "pause", name))
 
     def resume_cron_task(self, name: str) -> None:
         """Go on with the first time after now: what was due meanwhile was not missed. Nothing if it is not paused.
@@ -177,7 +185,7 @@ class CronWorker:
             ...     w.cron_tasks()[0].paused
             False
         """
-        _ask(self._client, "resume", name)
+        self._client.carry_out(asking_cron(self._client, "resume", name))
 
     def run_cron_task(self, name: str) -> bool:
         """Run it now, paused or not, besides its own times.
@@ -195,7 +203,7 @@ class CronWorker:
             ...     w.run_cron_task("report")
             True
         """
-        return bool(_ask(self._client, "run", name)["accepted"])
+        return bool(self._client.carry_out(asking_cron(self._client, "run", name))["accepted"])
 
     def remove_cron_task(self, name: str) -> None:
         """It is due no more, and its history is forgotten. A run that has begun goes on.
@@ -211,7 +219,7 @@ class CronWorker:
             ...     w.cron_tasks()
             []
         """
-        _ask(self._client, "remove", name)
+        self._client.carry_out(asking_cron(self._client, "remove", name))
 
     def cron_history(self, name: str) -> "list[CronRun]":
         """Its latest runs, at most 100, from the oldest to the newest; the last one may be under way.
@@ -228,7 +236,8 @@ class CronWorker:
         """
         from mpworker import cron
 
-        return cron.runs_from(name, self._client.prefix, _ask(self._client, "history", name))
+        answer = self._client.carry_out(asking_cron(self._client, "history", name))
+        return cron.runs_from(name, self._client.prefix, answer)
 
 
 def _check_name(name: object) -> None:
@@ -246,7 +255,7 @@ def _check_choice(option: str, value: object, choices: tuple[str, ...]) -> None:
         raise kind(f"{option} must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
-def _ask(client: "Client", op: str, name: str | None = None, **fields: Any) -> dict[str, Any]:
+def asking_cron(client: "Client", op: str, name: str | None = None, **fields: Any) -> Steps[dict[str, Any]]:
     """Ask the supervisor.
 
     Raises:
@@ -255,11 +264,13 @@ def _ask(client: "Client", op: str, name: str | None = None, **fields: Any) -> d
     """
     if op != "list":
         _check_name(name)
-    answer = client.request({"verb": "cron", "op": op, "name": name, **fields})
+    answer = yield {"verb": "cron", "op": op, "name": name, **fields}
     if answer is None:
         client.refuse_if_closed()
         raise AssertionError("a supervisor that answers nothing is gone, and so its client is closed")
     error = answer.get("error")
+    if error == "nobody":
+        raise ConfigurationError("with debug=True nobody keeps the time: nothing recurs")
     if error == "exists":
         raise ConfigurationError(f"a cron task {name!r} is registered already: remove_cron_task({name!r}) first")
     if error == "full":

@@ -76,7 +76,7 @@ class Fanout:
         while log:
             future, number = log[0], self.published + 1  # no call since the look
             # Not the part of a map, nor what another thread has taken out, nor an outcome that was looked up.
-            if isinstance(future, TaskFuture) and not future._told_before:
+            if isinstance(future, TaskFuture) and not future._retold:
                 self._offer(future, number)
             if log and log[0] is future:
                 self.published += 1

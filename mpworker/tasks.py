@@ -17,6 +17,7 @@ from mpworker.ipc.codec import CRON_KEYS
 from mpworker.options import TaskDefaults
 from mpworker.queues import check_queue_name
 from mpworker.retention import Retention, check_retention
+from mpworker.steps import Steps
 from mpworker.task import (
     AttemptInfo,
     Task,
@@ -65,13 +66,8 @@ class Tasks:
             WorkerStopped: The worker was stopped, or made before this process was forked.
             QueueFull: `max_pending` tasks are unfinished, and `submit_timeout` is over.
         """
-        if not isinstance(task, Task):
-            raise InvalidArgument(f"register_task needs a Task, not {task!r}")
-        if task.idempotency_key is None:
-            return self._register(task)
-        if self._idempotency is None:
-            self._idempotency = Idempotency()
-        return self._idempotency.register(task, lambda: self._register(task))
+        check_task(task)
+        return self._accept(task) if task.id is None else self._client.carry_out(self._registering(task))
 
     def register_tasks(self, *tasks: Task[T]) -> list[TaskFuture[T]]:
         """`register_task` for each; if one raises, those before it are registered."""
@@ -84,20 +80,35 @@ class Tasks:
             when: A datetime with a time zone, or seconds since the epoch.
             task: The task.
         """
-        if isinstance(when, datetime):
-            return self.register_task(replace(task, run_at=when))
-        at = check_number("when", when, 0.0, EPOCH_MAX)
-        return self.register_task(replace(task, run_at=max(0.0, at - time.time())))
+        return self.register_task(task_at(when, task))
 
     def register_task_after(self, delay: float, task: Task[T]) -> TaskFuture[T]:
         """`register_task` with `run_at`: in so many seconds from now."""
-        return self.register_task(replace(task, run_at=check_seconds("delay", delay, zero=True)))
+        return self.register_task(task_after(delay, task))
 
     def execute_task(self, task: Task[T], timeout: float | None = None) -> T:
         """Carry out a task and wait for its result; see `register_task` and `TaskFuture.result`."""
         return self.register_task(task).result(timeout)
 
-    def _register(self, task: Task[T]) -> TaskFuture[T]:
+    def _registering(self, task: Task[T]) -> Steps[TaskFuture[T]]:
+        """The steps of `register_task` for a task with an id."""
+        found = (yield from self._looking_up(task.id)) is not None
+        return self._accept(task, found)
+
+    def _accept(self, task: Task[T], found: bool = False) -> TaskFuture[T]:
+        """Send a task, unless its idempotency key is known.
+
+        Args:
+            task: The task.
+            found: The supervisor knows one of its id.
+        """
+        if task.idempotency_key is None:
+            return self._register(task, found)
+        if self._idempotency is None:
+            self._idempotency = Idempotency()
+        return self._idempotency.register(task, lambda: self._register(task, found))
+
+    def _register(self, task: Task[T], found: bool) -> TaskFuture[T]:
         check_when("deadline", task.deadline)
         key, shared = self._client.say_options(replace(self._defaults, **task.options()))
         said: dict[str, Any] = dict(shared or {})
@@ -113,20 +124,20 @@ class Tasks:
             make = lambda client, number, _: in_queue(task.queue, client, number, task.name)  # noqa: E731
         if task.id is None:
             return self._client.submit(task.fn, tuple(task.args), dict(task.kwargs), key, said or None, make)
-        return self._register_named(task, task.id, key, said, make)
+        if found:
+            raise DuplicateTask(f"another task has the id {task.id!r}")
+        return self._register_named(task, task.id, key, said)
 
-    def _register_named(
-        self, task: Task[T], own: str, key: int, said: dict[str, Any], make: Callable[..., TaskFuture[Any]]
-    ) -> TaskFuture[T]:
+    def _register_named(self, task: Task[T], own: str, key: int, said: dict[str, Any]) -> TaskFuture[T]:
         if self._named is None:
             self._named = WeakValueDictionary()
         named = self._named
-        if own in named or self._client.key_of(own) or self._info(own) is not None:
+        if own in named or self._client.key_of(own):
             raise DuplicateTask(f"another task has the id {own!r}")
 
         def make_named(client: Client, number: int, name: str) -> TaskFuture[Any]:
-            future = make(client, number, name)
-            future._id = own
+            future = in_queue(task.queue, client, number, task.name or name)
+            future.take_id(own)
             named[own] = future
             return future
 
@@ -167,10 +178,14 @@ class Tasks:
             InvalidArgument: It is no str.
             TaskNotFound: No task of this worker has the id, or it has ended and is no longer remembered.
         """
-        report = self._info(task_id)
+        return self._client.carry_out(self._getting(task_id))
+
+    def _getting(self, task_id: str) -> Steps[TaskInfo]:
+        """The steps of `get_task`."""
+        report = yield from self._looking_up(task_id)
         if report is None:
             raise _not_found(task_id)
-        return self._told(report)
+        return (yield from self._telling(report))
 
     def get_tasks(
         self, *, status: TaskStatus | str | None = None, queue: str | None = None, limit: int = 100
@@ -186,45 +201,54 @@ class Tasks:
             InvalidArgument: One has a wrong type.
             ConfigurationError: There is no such status, or `limit` is out of its bounds.
         """
+        return self._client.carry_out(self._getting_all(status, queue, limit))
+
+    def _getting_all(self, status: TaskStatus | str | None, queue: str | None, limit: int) -> Steps[list[TaskInfo]]:
+        """The steps of `get_tasks`."""
         if status is not None:
             status = _checked_status(status)
         if queue is not None:
             queue = check_queue_name(queue)
         limit = check_int("limit", limit, 1, LIMIT_MAX)
-        answer = self._client.request({"verb": "tasks", "status": status, "queue": queue, "limit": limit})
-        return [self._told(report) for report in answer["tasks"]] if answer else []
+        answer = yield {"verb": "tasks", "status": status, "queue": queue, "limit": limit}
+        infos = []
+        for report in answer["tasks"] if answer else []:
+            infos.append((yield from self._telling(report)))  # noqa: PERF401  # a comprehension cannot yield
+        return infos
 
     def metrics(self) -> "Metrics":
         """Counts of tasks by where they are and how they ended, since the start.
 
         After the stop all are 0 but `results_dropped`.
         """
+        return self._client.carry_out(self._counting())
+
+    def _counting(self) -> "Steps[Metrics]":
+        """The steps of `metrics`."""
         from mpworker.metrics import metrics_from
 
         fanout = self._client.fanout
         dropped = {"results_dropped": fanout.dropped} if fanout is not None else {}
-        return metrics_from(dropped | (self._client.request({"verb": "metrics"}) or {}))
+        return metrics_from(dropped | ((yield {"verb": "metrics"}) or {}))
 
-    def _info(self, task_id: str) -> dict[str, Any] | None:
-        if not isinstance(task_id, str):
-            raise InvalidArgument(f"a task id is a str, not {task_id!r}")
+    def _looking_up(self, task_id: str | None) -> Steps[dict[str, Any] | None]:
         key = self._key(task_id)
-        answer = self._client.request({"verb": "task"} | ({"task": key} if key else {"id": task_id}))
+        answer = yield {"verb": "task"} | ({"task": key} if key else {"id": task_id})
         return answer["task"] if answer else None
 
-    def _key(self, task_id: str) -> int:
+    def _key(self, task_id: str | None) -> int:
         if not isinstance(task_id, str):
             raise InvalidArgument(f"a task id is a str, not {task_id!r}")
         future = self._named.get(task_id) if self._named is not None else None
         return future._key if future is not None else self._client.key_of(task_id)
 
-    def _told(self, report: dict[str, Any]) -> TaskInfo:
+    def _telling(self, report: dict[str, Any]) -> Steps[TaskInfo]:
         client = self._client
         key = report["key"]
         epoch = time.time() - time.monotonic()
         future = client.pending.get(key)
         if not isinstance(future, TaskFuture):
-            future = self._kept(report) if report.get("kept") else None
+            future = (yield from self._recalling(report)) if report.get("kept") else None
         attempts = [
             AttemptInfo(TaskStatus(status), pid, began + epoch, None if ended is None else ended + epoch, cause)
             for status, pid, began, ended, cause in report["attempts"]
@@ -245,18 +269,25 @@ class Tasks:
             future=future,
         )
 
-    def _kept(self, report: dict[str, Any]) -> TaskFuture[Any] | None:
+    def _recalling(self, report: dict[str, Any]) -> Steps[TaskFuture[Any] | None]:
         """A future of what the supervisor has kept."""
         client = self._client
+        future = self._awaiting(report)
+        future.take_id(report.get("id") or f"{client.prefix}{report['key']}", retold=True)
+        known = False
+        try:
+            answer = yield {"verb": "outcome", "task": report["key"], "as": future._key}
+            known = bool(answer and answer["known"])
+        finally:
+            if not known:
+                client.pending.pop(future._key, None)
+        return future if known else None
+
+    def _awaiting(self, report: dict[str, Any]) -> TaskFuture[Any]:
+        """A future of what the supervisor will be asked for."""
+        client = self._client
         key = client.new_key()
-        future = in_queue(report["queue"], client, key, report.get("name") or "")
-        future._id = report.get("id") or f"{client.prefix}{report['key']}"
-        future._told_before = True
-        client.pending[key] = future
-        answer = client.request({"verb": "outcome", "task": report["key"], "as": key})
-        if not answer or not answer["known"]:
-            client.pending.pop(key, None)
-            return None
+        future = client.pending[key] = in_queue(report["queue"], client, key, report.get("name") or "")
         return future
 
     # ------------------------------------------------------------ cancel, run again, wait
@@ -271,15 +302,24 @@ class Tasks:
             InvalidArgument: The id is no str.
             TaskNotFound: No task of this worker has the id.
         """
-        key = self._key(task_id)
-        future = self._client.pending.get(key)
+        future = self._client.pending.get(self._key(task_id))
         if isinstance(future, TaskFuture):
             return bool(future.cancel())
-        if future is not None or (not key and self._info(task_id) is None):  # a chunk of a map is no task
-            raise _not_found(task_id)
-        if key >= CRON_KEYS:  # nobody has a future of it
-            return self._client.cancel(key)
-        return False
+        return self._client.carry_out(self._cancelling(task_id))
+
+    def _cancelling(self, task_id: str) -> Steps[bool]:
+        """The steps of `cancel_task`."""
+        key = self._key(task_id)
+        future = self._client.pending.get(key)
+        if not isinstance(future, TaskFuture):
+            # A chunk of a map is no task.
+            if future is not None or (not key and (yield from self._looking_up(task_id)) is None):
+                raise _not_found(task_id)
+            if key < CRON_KEYS:
+                return False
+        # Of a run of a recurring task nobody has a future.
+        answer = yield {"verb": "cancel", "task": key}
+        return bool(answer and answer["cancelled"])
 
     def cancel_all(self) -> int:
         """Cancel every task, begun or not; of a `map`, every item that has not begun.
@@ -287,7 +327,11 @@ class Tasks:
         Returns:
             How many tasks had not ended.
         """
-        answer = self._client.request({"verb": "cancel_all"})
+        return self._client.carry_out(self._cancelling_all())
+
+    def _cancelling_all(self) -> Steps[int]:
+        """The steps of `cancel_all`."""
+        answer = yield {"verb": "cancel_all"}
         return int(answer["cancelled"]) if answer else 0
 
     def retry_task(self, task_id: str) -> TaskFuture[Any]:
@@ -300,7 +344,11 @@ class Tasks:
             TaskNotFound: No task of this worker has the id, or it is no longer remembered.
             ConfigurationError: It has not ended, or has ended well.
         """
-        report = self._info(task_id)
+        return self._client.carry_out(self._retrying(task_id))
+
+    def _retrying(self, task_id: str) -> Steps[TaskFuture[Any]]:
+        """The steps of `retry_task`."""
+        report = yield from self._looking_up(task_id)
         if report is None:
             raise _not_found(task_id)
         status = TaskStatus(report["status"])
@@ -308,12 +356,15 @@ class Tasks:
             raise ConfigurationError(f"task {task_id} is {status.value}: only what failed can be run again")
         client = self._client
         client.refuse_if_closed()
-        key = client.new_key()
-        future: TaskFuture[Any] = TaskFuture(client, key, report.get("name") or "")
-        client.pending[key] = future
-        answer = client.request({"verb": "again", "task": report["key"], "as": key})
-        if not answer or not answer["again"]:
-            client.pending.pop(key, None)
+        future = self._awaiting(report)
+        again = False
+        try:
+            answer = yield {"verb": "again", "task": report["key"], "as": future._key}
+            again = bool(answer and answer["again"])
+        finally:
+            if not again:
+                client.pending.pop(future._key, None)
+        if not again:
             raise TaskNotFound(f"the call of task {task_id} is no longer remembered")
         return future
 
@@ -329,15 +380,41 @@ class Tasks:
         timeout = check_seconds("timeout", timeout, optional=True, zero=True)
         client = self._client
         client.refuse_if_forked()
-        left = list(client.pending.values())
-
-        def ended() -> bool:
-            while left and (left[-1].has_ended() if not isinstance(left[-1], TaskFuture) else left[-1].ready):
-                left.pop()
-            return not left
-
+        ended = all_ended(list(client.pending.values()))
         client.poll()
         return ended() or client.wait_for(client.when(ended), timeout)
+
+
+def check_task(task: object) -> None:
+    """It is a `Task`."""
+    if not isinstance(task, Task):
+        raise InvalidArgument(f"register_task needs a Task, not {task!r}")
+
+
+def task_at(when: float | datetime, task: Task[T]) -> Task[T]:
+    """The same, to be queued then."""
+    check_task(task)
+    if isinstance(when, datetime):
+        return replace(task, run_at=when)
+    at = check_number("when", when, 0.0, EPOCH_MAX)
+    return replace(task, run_at=max(0.0, at - time.time()))
+
+
+def task_after(delay: float, task: Task[T]) -> Task[T]:
+    """The same, to be queued in so many seconds."""
+    check_task(task)
+    return replace(task, run_at=check_seconds("delay", delay, zero=True))
+
+
+def all_ended(left: list[Any]) -> Callable[[], bool]:
+    """A test whether all of these futures and chunks have ended."""
+
+    def ended() -> bool:
+        while left and (left[-1].has_been_told() if isinstance(left[-1], TaskFuture) else left[-1].has_ended()):
+            left.pop()
+        return not left
+
+    return ended
 
 
 def _name_of(future: TaskFuture[Any] | None) -> str:

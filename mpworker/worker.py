@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
 
 from mpworker.checks import check_int, check_seconds
@@ -16,7 +16,6 @@ from mpworker.control import Control, check_unknown_queues
 from mpworker.errors import InvalidArgument
 from mpworker.future import TaskFuture, in_queue
 from mpworker.ipc.codec import MAX_CHUNK_ITEMS
-from mpworker.mapping import Mapping as Map
 from mpworker.options import (
     N_MAX,
     TASK_OPTIONS,
@@ -29,6 +28,7 @@ from mpworker.options import (
 )
 from mpworker.queues import check_burst, check_queues, check_rate
 from mpworker.recurring import CronView, CronWorker
+from mpworker.steps import Steps
 from mpworker.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class TaskView(CronView, Executor):
         self._defaults = defaults
         self._n = n
         # A plain task's future pays nothing for what only those of other queues must know.
-        self._make_future = TaskFuture if defaults.queue == "default" else partial(in_queue, defaults.queue)
+        self._make_future = client.make_future if defaults.queue == "default" else partial(in_queue, defaults.queue)
         self._options_key, self._said = client.say_options(defaults)
 
     def __reduce__(self) -> NoReturn:
@@ -163,17 +163,14 @@ class TaskView(CronView, Executor):
         if not iterables:
             raise InvalidArgument("map needs at least one iterable")
         for each in iterables:
-            try:
-                iter(each)
-            except TypeError as error:
-                raise InvalidArgument(f"map needs iterables, not {each!r}") from error
+            if not self._client.is_iterable(each):
+                raise InvalidArgument(f"map needs iterables, not {each!r}")
         timeout = check_seconds("timeout", timeout, optional=True, zero=True)
         if chunksize is not None:
             chunksize = check_int("chunksize", chunksize, 1, MAX_CHUNK_ITEMS)
         if buffersize is not None:
             buffersize = check_int("buffersize", buffersize, 1, 1 << 40)
-        return Map(
-            self._client,
+        results: Iterator[T | BaseException] = self._client.map(
             fn,
             iterables,
             self._options_key,
@@ -183,7 +180,8 @@ class TaskView(CronView, Executor):
             timeout,
             return_exceptions,
             self._said,
-        ).results()
+        )
+        return results
 
     def options(self, **options: Unpack[TaskOptions]) -> "TaskView":
         """The same worker with other task options.
@@ -261,6 +259,8 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         kill_timeout: Seconds after SIGKILL until a child counts as unkillable and is replaced.
         python: The interpreter to start, None for this one. It must be of the same version (such as 3.11): functions
             travel as byte code.
+        debug: Run each task here, in the thread that submits it or takes its result, for a debugger to step into. There
+            are no processes then, and no timeouts; see the quick start.
         **others: `child_ring_bytes`, `client_ring_bytes`, `slots`, `max_payload_bytes`: see the table of defaults.
 
     Raises:
@@ -307,9 +307,10 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         start_timeout: float = 60.0,
         kill_timeout: float = 10.0,
         python: str | os.PathLike[str] | None = None,
+        debug: bool = False,
         **others: Unpack[SizeOptions],
     ) -> None:
-        refuse_while_loading(sys._getframe(1).f_globals.get("__name__", "?"))
+        refuse_while_loading(_calling_module())
         for name in others:
             if name not in WORKER_OPTIONS:
                 raise _unknown_option(name, "ProcessWorker", _all_options())
@@ -343,7 +344,9 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         refuses = check_unknown_queues(unknown_queues)
         made = check_queues(queues)
         rate, burst = check_rate(rate), check_burst(burst)
-        client = Client(options, initializer, tuple(initargs))
+        if not isinstance(debug, bool):
+            raise InvalidArgument(f"debug must be a bool, not {debug!r}")
+        client = self._make_client(debug, options, initializer, tuple(initargs))
         try:
             super().__init__(client, defaults, options.n)
             client.configure_queues(made)
@@ -356,8 +359,18 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             client.stop_now()  # whoever keeps the error keeps the client, too
             raise
 
+    def _make_client(
+        self, debug: bool, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+    ) -> Client:
+        if debug:
+            from mpworker.inline.client import InlineClient
+
+            return InlineClient(options, initializer, initargs)
+        return Client(options, initializer, initargs)
+
     def __repr__(self) -> str:
-        return f"<ProcessWorker n={self._n} supervisor={self._client.supervisor.pid}>"
+        pid = self._client.supervisor.pid
+        return f"<ProcessWorker n={self._n} {f'supervisor={pid}' if pid else 'debug=True'}>"
 
     def __enter__(self) -> Self:
         return self
@@ -408,8 +421,12 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             ...     w.n
             2
         """
+        self._client.carry_out(self._resizing(n))
+
+    def _resizing(self, n: int) -> Steps[None]:
+        """The steps of `set_max_workers`."""
         n = check_int("n", n, 1, N_MAX)
-        self._client.set_max_workers(n)
+        yield from self._client.resizing(n)
         self._n = n
 
     def processes(self) -> dict[str, Any]:
@@ -417,7 +434,7 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
 
         Returns:
             A dictionary of "supervisor" and "nursery", which are process ids, and "children", a list of dictionaries
-            of "pid", "ready" and "offers". Empty after the stop.
+            of "pid", "ready" and "offers". With `debug=True`: None, None and no children. Empty after the stop.
         """
         return self._client.request({"verb": "children"}) or {}
 
@@ -472,6 +489,18 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             self._client.stop_graceful(None)
         else:
             self._client.ask_drain()
+
+
+def _calling_module() -> str:
+    """The module of the first frame that is not in this package."""
+    frame: FrameType | None = sys._getframe(1)
+    name = "?"
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", "?"))
+        if name.partition(".")[0] != "mpworker":
+            break
+        frame = frame.f_back
+    return name
 
 
 def _all_options() -> tuple[str, ...]:

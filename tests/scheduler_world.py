@@ -515,12 +515,12 @@ class World:
     def _is_held(self, task: Task) -> bool:
         return not task.attempts and task.key > self.drained.get(task.options.queue, task.key)
 
-    def cancel(self, key: int) -> bool:
+    def cancel(self, key: int, interrupt: bool = False) -> bool:
         accepted = self.accepted[key]
         known = self.is_known(key)
         if known:
             accepted.cancelled = True  # from here on nothing of it may begin, nor end otherwise
-        answer = self.scheduler.cancel(key, self.now)
+        answer = self.scheduler.cancel(key, self.now, interrupt)
         assert answer == known, f"cancel of {key} said {answer}"
         return answer
 

@@ -7,7 +7,18 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "module", ["mpworker.context", "mpworker.control", "mpworker.recurring", "mpworker.results", "mpworker.worker"]
+    "module",
+    [
+        "mpworker.aio",
+        "mpworker.aiocontrol",
+        "mpworker.aiocron",
+        "mpworker.aiotasks",
+        "mpworker.context",
+        "mpworker.control",
+        "mpworker.recurring",
+        "mpworker.results",
+        "mpworker.worker",
+    ],
 )
 def test_the_examples_run(module: str) -> None:
     result = doctest.testmod(importlib.import_module(module))

@@ -885,7 +885,7 @@ def test_a_supervisor_lost_while_it_drains_is_no_clean_stop(tmp_path: Path) -> N
     told(tmp_path / "running")
     supervisor = w.processes()["supervisor"]
     finished: list[bool] = []
-    thread = threading.Thread(target=lambda: finished.append(w.stop_graceful()))
+    thread = threading.Thread(target=lambda: finished.append(bool(w.stop_graceful())))
     thread.start()
     until(lambda: _refuses(w), "the stop has begun")
     os.kill(supervisor, signal.SIGKILL)

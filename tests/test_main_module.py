@@ -409,8 +409,20 @@ with ProcessWorker(n=1) as w:
 """
 
 
-def test_a_script_without_a_guard_that_is_imported_makes_no_pools_without_end(tmp_path: Path) -> None:
-    programs.write(tmp_path / "unguarded.py", UNGUARDED)
+UNGUARDED_ASYNC = """
+import asyncio
+from mpworker import AsyncProcessWorker
+def score(n): return n * n
+async def main():
+    async with AsyncProcessWorker(n=1) as w:
+        print(await w.submit(score, 3))
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("source", [UNGUARDED, UNGUARDED_ASYNC], ids=["plain", "asyncio"])
+def test_a_script_without_a_guard_that_is_imported_makes_no_pools_without_end(tmp_path: Path, source: str) -> None:
+    programs.write(tmp_path / "unguarded.py", source)
     assert programs.run("unguarded.py", cwd=tmp_path).stdout == "9\n"
     done = programs.run("-c", "import unguarded", cwd=tmp_path, check=False)
     assert done.returncode == 1

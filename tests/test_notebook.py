@@ -79,7 +79,7 @@ def test_an_interrupted_cell_loses_its_map_and_keeps_its_pool(tmp_path: Path, en
         "begun()",
         "pids() == before",
         "list(w.map(abs, [-1, -2]))",
-        "w.stop_graceful(timeout=30)",
+        "bool(w.stop_graceful(timeout=30))",
     ]
     shown, _ = run_cells(tmp_path, environment, cells)
     errors = {number: each["error"] for number, each in enumerate(shown) if each["error"]}

@@ -13,14 +13,17 @@ import pytest
 
 import mpworker
 from mpworker import errors, options
+from mpworker.aio import PoolOptions
 from mpworker.options import SizeOptions, TaskOptions
 
 REFERENCE = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
 
+ASYNC_NAMES = {"AsyncProcessWorker", "AsyncTaskFuture", "AsyncTaskInfo", "AsyncTaskView"}
 NAMES = {
+    *ASYNC_NAMES,
+    "AttemptInfo",
     "CronRun",
     "CronTask",
-    "AttemptInfo",
     "Latency",
     "Metrics",
     "ProcessWorker",
@@ -82,12 +85,13 @@ WORKER = VIEW | {
     "stop_now": "(self)",
     "subscribe_results": "(self, buffer=1024, policy='drop_newest', queues=None, statuses=None)",
 }
+ASYNC_WORKER = {name: each for name, each in WORKER.items() if name not in ("get_results", "subscribe_results")}
 WORKER_INIT = (
     "(self, n=None, *, timeout=None, grace=5.0, retries=0, crash_retries=None, retry_policy=None, preload=(), "
     "initializer=None, initargs=(), max_tasks_per_child=None, memory_limit=None, memory_limit_hard=None, "
     "cpu_affinity=None, nice=0, blas_threads=None, max_pending=1000000, submit_timeout=None, queues=None, "
     "unknown_queues='create', rate=None, burst=None, retention=None, lease_ttl=10.0, start_timeout=60.0, "
-    "kill_timeout=10.0, python=None, **others)"
+    "kill_timeout=10.0, python=None, debug=False, **others)"
 )
 FUTURE = {
     "add_done_callback": "(self, fn)",
@@ -108,6 +112,7 @@ ERRORS: dict[str, tuple[str, str, set[str]]] = {
     "DuplicateTask": ("ValueError", "", set()),
     "QueueFull": ("MPWorkerError", "", set()),
     "WorkerStopped": ("RuntimeError", "", set()),
+    "WrongEventLoop": ("RuntimeError", "", set()),
     "SerializationError": ("MPWorkerError", "", set()),
     "TaskTimeout": ("TimeoutError", "(self, message='', stack='')", {"stack"}),
     "TaskCancelled": ("CancelledError", "", set()),
@@ -144,6 +149,21 @@ def test_the_worker() -> None:
     assert signature(mpworker.ProcessWorker.__init__) == WORKER_INIT
     assert isinstance(inspect.getattr_static(mpworker.ProcessWorker, "n"), property)
     assert methods(mpworker.TaskView) == VIEW
+
+
+def test_the_asynchronous_worker() -> None:
+    view = {name: signature for name, signature in VIEW.items() if name != "shutdown"}
+    assert methods(mpworker.AsyncTaskView) == view
+    assert methods(mpworker.AsyncProcessWorker) == ASYNC_WORKER
+    assert signature(mpworker.AsyncProcessWorker.__init__) == "(self, n=None, **options)"
+    coroutines = {
+        name for name in ASYNC_WORKER if inspect.iscoroutinefunction(getattr(mpworker.AsyncProcessWorker, name))
+    }
+    assert coroutines == ASYNC_WORKER.keys() - {"submit", "map", "options"}
+    assert isinstance(inspect.getattr_static(mpworker.AsyncProcessWorker, "n"), property)
+    assert signature(mpworker.AsyncTaskInfo) == signature(mpworker.TaskInfo)
+    assert methods(mpworker.AsyncTaskFuture) == {"cancel": "(self, msg=None)"}
+    assert isinstance(inspect.getattr_static(mpworker.AsyncTaskFuture, "task_id"), property)
 
 
 def test_the_future() -> None:
@@ -242,6 +262,8 @@ def test_the_reference_shows_all_of_it() -> None:
     assert members["TaskView"] == {"shutdown"}
     assert members["ProcessWorker"] == {*WORKER, "n"}
     assert members["TaskFuture"] == {*FUTURE, "task_id"}
+    assert members["AsyncProcessWorker"] == {*ASYNC_WORKER, "n"}
+    assert members["AsyncTaskFuture"] == {"cancel", "task_id"}
     assert members["Subscription"] == {"close", "dropped", "get"}
     assert members["TaskResult"] == {"exception", "result"}
     assert "automodule:: mpworker.errors\n   :members:\n" in REFERENCE
@@ -251,3 +273,4 @@ def test_type_checkers_know_every_option() -> None:
     named = inspect.signature(mpworker.ProcessWorker).parameters.keys() - {"others"}
     assert TaskOptions.__annotations__.keys() == set(options.TASK_OPTIONS)
     assert SizeOptions.__annotations__.keys() == set(options.WORKER_OPTIONS) - named
+    assert PoolOptions.__annotations__.keys() == (named | SizeOptions.__annotations__.keys()) - {"n", "debug"}

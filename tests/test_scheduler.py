@@ -241,12 +241,12 @@ class AnyHistory(RuleBasedStateMachine):
         self.child(who).unkillable = True
 
     @precondition(lambda self: self.world.accepted)
-    @rule(which=st.integers(0, 63), read_first=st.booleans())
-    def cancel(self, which: int, read_first: bool) -> None:
+    @rule(which=st.integers(0, 63), read_first=st.booleans(), interrupt=st.booleans())
+    def cancel(self, which: int, read_first: bool, interrupt: bool) -> None:
         if read_first:
             for child in self.world.children.values():
                 self.world.read(child)
-        self.world.cancel(1 + which % len(self.world.accepted))
+        self.world.cancel(1 + which % len(self.world.accepted), interrupt)
 
     @rule(racing=RACING)
     def cancel_unstarted(self, racing: list[tuple[int, int]]) -> None:
@@ -1510,6 +1510,35 @@ def test_a_cancelled_task_that_does_not_react_is_killed() -> None:
     assert kills(world) == ["grace"]
     world.bury()
     assert outcome(world, task) == rules.CANCELLED
+
+
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_the_running_item_of_a_cancelled_chunk_is_interrupted_if_asked(interrupt: bool) -> None:
+    world = World(1)
+    chunk, task = world.submit(items=3), world.submit()
+    child = start(world, steps=2)
+    assert world.cancel(chunk.key, interrupt)
+    assert interrupts(world) == interrupt
+    assert child.take_signal() == interrupt
+    if not interrupt:
+        child.step()
+    child.step()  # no further item: the range is over
+    wait(world, GRACE)
+    assert kills(world) == [], "the child took the interrupt"
+    world.finish()
+    assert list(world.attempts) == [(chunk.key, 0), (task.key, None)]
+
+
+def test_a_cancelled_item_that_does_not_react_is_killed_if_asked() -> None:
+    world = World(1)
+    chunk = world.submit(items=3, crash_retries=5)
+    start(world, steps=2)
+    world.cancel(chunk.key, interrupt=True)
+    wait(world, GRACE)
+    assert kills(world) == ["grace"]
+    world.bury()
+    world.finish()
+    assert list(world.attempts) == [(chunk.key, 0)]
 
 
 def test_a_cancel_overrides_a_timeout_that_would_be_retried() -> None:

@@ -204,8 +204,14 @@ class Child:
     def _function(self, function: int) -> Callable[..., Any]:
         found = self._functions[function]
         if isinstance(found, bytes | MemoryError):
-            found = self._functions[function] = _loads(found)
+            found = self._functions[function] = self._loads(found)
         return found
+
+    def _loads(self, data: bytes | MemoryError) -> Any:
+        """Unpickle what came, or raise why it did not."""
+        if isinstance(data, MemoryError):
+            raise data
+        return payload.loads_in_child(data)
 
     def is_loading(self) -> bool:
         """Is a task claimed whose call has not begun, or is over?"""
@@ -229,9 +235,9 @@ class Child:
             function = c >> 8
             if function:
                 call = self._function(function)
-                args, kwargs = _loads(data)
+                args, kwargs = self._loads(data)
             else:
-                call, args, kwargs = _loads(data)
+                call, args, kwargs = self._loads(data)
         except BaseException as error:  # noqa: BLE001
             status, out = _unserializable("call", "arguments", error, full(error))
         else:
@@ -272,7 +278,7 @@ class Child:
             self._details = b""
             if flags & codec.DETAILED:
                 data = self._take_details(data)
-            items = _loads(data)
+            items = self._loads(data)
         except BaseException as error:  # noqa: BLE001
             self._attempt = 0
             status, out = _unserializable("call", "arguments", error, full(error))
@@ -455,13 +461,6 @@ def _reason(error: BaseException) -> str:
 def _unserializable(what: str, type_name: str, error: BaseException, text: str) -> tuple[int, bytes]:
     report = {"what": what, "type": type_name, "message": _reason(error), "traceback": cut(text)}
     return codec.UNSERIALIZABLE, json.dumps(report).encode()
-
-
-def _loads(data: bytes | MemoryError) -> Any:
-    """Unpickle what came, or raise why it did not."""
-    if isinstance(data, MemoryError):
-        raise data
-    return payload.loads_in_child(data)
 
 
 def _flush_streams() -> None:

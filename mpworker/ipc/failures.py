@@ -29,11 +29,16 @@ def said(value: object) -> str:
         return f"<its __str__ raised {type(broken).__name__}>"
 
 
-def full(error: BaseException) -> str:
-    """The traceback of an exception, which loses the frames of this package that it begins with."""
-    trace: TracebackType | None = error.__traceback__
+def outer_frames_cut(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames of this package that it begins with."""
     while trace is not None and str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] == _PACKAGE:
         trace = trace.tb_next
+    return trace
+
+
+def full(error: BaseException) -> str:
+    """The traceback of an exception, which loses the frames of this package that it begins with."""
+    trace = outer_frames_cut(error.__traceback__)
     try:
         return "".join(traceback.format_exception(BaseException.with_traceback(error, trace)))
     except BaseException as broken:  # noqa: BLE001

@@ -290,21 +290,23 @@ class _SeesInitializer(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)
         if module == "cloudpickle.cloudpickle" and name == "_function_setstate":
-            return _function_setstate(found)
+            return _function_setstate(found, _initialized)
         return found
 
 
-def _function_setstate(set_state: Any) -> Any:
+def _function_setstate(set_state: Any, initialized: dict[str, dict[str, Any]]) -> Any:
     def set_state_and_globals(function: Any, state: Any) -> Any:
         result = set_state(function, state)
         namespace = function.__globals__
-        namespace.update(_initialized.get(namespace.get("__name__"), {}))
+        namespace.update(initialized.get(namespace.get("__name__"), {}))
         return result
 
     return set_state_and_globals
 
 
-def call_initializer(function: Any, args: tuple[Any, ...]) -> None:
+def call_initializer(
+    function: Any, args: tuple[Any, ...], initialized: dict[str, dict[str, Any]] = _initialized
+) -> None:
     """Call the user's initializer, and let the functions that are unpickled later see the globals it sets.
 
     A function that is sent by value brings globals of its own: without this, the connection or model that an
@@ -318,7 +320,7 @@ def call_initializer(function: Any, args: tuple[Any, ...]) -> None:
         changed = {name: value for name, value in namespace.items() if before.get(name, _MISSING) is not value}
         changed.pop("__builtins__", None)
         if changed:
-            _initialized.setdefault(namespace.get("__name__", ""), {}).update(changed)
+            initialized.setdefault(namespace.get("__name__", ""), {}).update(changed)
 
 
 def _is_importable_namespace(namespace: dict[str, Any]) -> bool:
@@ -332,3 +334,25 @@ def loads_in_child(data: bytes) -> Any:
     if _initialized and b"cloudpickle" in data:
         return _SeesInitializer(io.BytesIO(data)).load()
     return pickle.loads(data)  # noqa: S301  # what the client sent is to be run: that is the point
+
+
+class _SeesInitializerHere(_KnownClasses):
+    """The same, where a call is run in the process that it comes from, whose classes stay as they are."""
+
+    def __init__(self, data: bytes, initialized: dict[str, dict[str, Any]]) -> None:
+        super().__init__(data)
+        self._initialized = initialized
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        if module == "cloudpickle.cloudpickle" and name == "_function_setstate":
+            return _function_setstate(found, self._initialized)
+        return found
+
+
+def loads_here(data: bytes, initialized: dict[str, dict[str, Any]]) -> Any:
+    """Unpickle a call in the process that made it; `initialized` is what an initializer set, as for a child."""
+    if b"cloudpickle" in data:
+        _cloudpickle()
+        return _SeesInitializerHere(data, initialized).load()
+    return pickle.loads(data)  # noqa: S301  # this very process made it

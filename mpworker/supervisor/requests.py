@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mpworker.ipc import codec, details
+from mpworker.supervisor.fanout import call_again
 from mpworker.supervisor.registry import READY
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ def _cancel(loop: "Loop", message: Message) -> Message:
         # An answer that is already in the ring came before the cancel.
         loop.read_child(world.by_number[seat.number], whole=True)
     world.resent(message["task"], None)
-    return {"cancelled": scheduler.cancel(message["task"], time.monotonic())}
+    interrupt = bool(message.get("interrupt"))
+    return {"cancelled": scheduler.cancel(message["task"], time.monotonic(), interrupt)}
 
 
 def _resent(loop: "Loop", message: Message) -> Message:
@@ -134,14 +135,9 @@ def _outcome(loop: "Loop", message: Message) -> Message:
 
 
 def _again(loop: "Loop", message: Message) -> Message:
-    key, history = message["task"], loop.scheduler.history
-    entry, kept = history.find(key), history.payloads(key)
-    if entry is None or kept is None:
-        return {"again": False}
-    call = kept[0]
-    if entry[0].flags & codec.DETAILED:
-        call = details.without(call, "id", "deadline", "run_at")  # the child would go by them
-    return {"again": loop.scheduler.again(key, message["as"], call, loop.world.now_ns)}
+    key, scheduler = message["task"], loop.scheduler
+    call = call_again(scheduler.history, key)
+    return {"again": call is not None and scheduler.again(key, message["as"], call, loop.world.now_ns)}
 
 
 def _cancel_all(loop: "Loop", message: Message) -> Message:

@@ -291,12 +291,18 @@ class Scheduler:
         task = self._tasks.get(key)
         return task is not None and task.seat is not None and self.claimed_at(task.seat, task) is not None
 
-    def cancel(self, key: int, now: float) -> bool:
-        """A client cancels a task or a chunk. True: it will end CANCELLED (a chunk ends at once, with no outcome)."""
+    def cancel(self, key: int, now: float, interrupt: bool = False) -> bool:
+        """A client cancels a task or a chunk. True: it will end CANCELLED (a chunk ends at once, with no outcome).
+
+        Args:
+            key: Which one.
+            now: The time.
+            interrupt: Also interrupt the items of a chunk that run, as a task is in any case.
+        """
         pieces = self._pieces.pop(key, None)
         if pieces is not None:
             for piece in pieces:
-                self._cancel_piece(piece)
+                self._cancel_piece(piece, now, interrupt)
             return True
         task = self._tasks.get(key)
         if task is None:
@@ -332,8 +338,8 @@ class Scheduler:
         self._queue.clear()
         self._dead = 0
 
-    def _cancel_piece(self, piece: Task) -> None:
-        """No further item of it begins. The one that runs is left to end: nobody asked to stop that very one."""
+    def _cancel_piece(self, piece: Task, now: float, interrupt: bool) -> None:
+        """No further item of it begins. The one that runs is left to end, unless it is to be interrupted."""
         seat = piece.seat
         if seat is None:
             self._leave_line(piece, SETTLE)
@@ -343,7 +349,10 @@ class Scheduler:
             piece.state = SETTLE[piece.state]
         else:
             piece.decided = CANCELLED
-            self._effects.halt(seat, piece.slot, piece.generation)
+            if interrupt:
+                self._interrupt(seat, piece, now)
+            else:
+                self._effects.halt(seat, piece.slot, piece.generation)
 
     def cancel_all(self, now: float) -> int:
         """Every task is cancelled, and every item of a map that has not begun; how many tasks that were."""
@@ -364,15 +373,10 @@ class Scheduler:
 
     def again(self, key: int, new_key: int, call: bytes, now_ns: int) -> bool:
         """Run a task once more that has ended, and not well, as a new one of this call; False if it is forgotten."""
-        entry = self.history.find(key)
-        if entry is None or entry[1] == OK:
+        task = self.history.again(key, new_key, call)
+        if task is None:
             return False
-        old = entry[0]
-        task = DetailedTask(new_key, old.function, old.options, call, 0, old.flags)
         task.accepted_ns = now_ns
-        task.concurrency_key, task.concurrency = old.concurrency_key, old.concurrency
-        notes = old.notes if isinstance(old, DetailedTask) else {}
-        task.notes = {name: notes[name] for name in ("name", "metadata") if name in notes} | {"retry_of": key}
         self.submitted_with_details(task)
         return True
 
@@ -716,12 +720,10 @@ class Scheduler:
         if task.function is not None:
             task.function.observe(duration_ns)
         if task.decided:
-            self._note_attempt(
-                task, Attempt(task.decided, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9)
-            )
+            self.note_attempt(task, Attempt(task.decided, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9))
             self._decided(task, payload if status == INTERRUPTED else b"")
         elif status in (ERROR, EXITED) and task.failures < task.options.retries and not final and not task.expired:
-            self._note_attempt(task, Attempt(status, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9))
+            self.note_attempt(task, Attempt(status, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9))
             task.attempts += 1
             task.failures += 1
             self._retry(task, self._asked(seat, task))
@@ -743,7 +745,8 @@ class Scheduler:
             self._effects.emit(task, status, payload)
 
     @staticmethod
-    def _note_attempt(task: Task, attempt: Attempt) -> None:
+    def note_attempt(task: Task, attempt: Attempt) -> None:
+        """An attempt that has not ended the task is over."""
         if not task.items:
             if task.past is None:
                 task.past = []
@@ -957,7 +960,7 @@ class Scheduler:
             task.unclaimed_deaths = 0
             self.crashes[death.cause] += 1
             status = task.decided or CRASHED
-            self._note_attempt(task, Attempt(status, death.pid, started_at, death.at, death.cause))
+            self.note_attempt(task, Attempt(status, death.pid, started_at, death.at, death.cause))
             if task.items:
                 unstarted += self._chunk_died(seat, task, cursor, death)
             elif task.decided:

@@ -1,0 +1,89 @@
+"""What runs a task of `debug=True`: the code of a child, in this thread."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, cast
+
+from mpworker import context
+from mpworker.child.main import Child
+from mpworker.ipc import codec, payload
+from mpworker.ipc._native import Claims
+from mpworker.ipc.channel import Channel
+from mpworker.ipc.failures import outer_frames_cut
+from mpworker.ipc.stacks import StackFile
+
+GENERATION: Final = 1  # of every claim
+
+
+class _Here(threading.local):
+    """What this thread runs.
+
+    Attributes:
+        runner: The innermost task, None for none.
+        trace: Where the last one raised.
+    """
+
+    runner: "Runner | None" = None
+    trace: TracebackType | None = None
+
+
+here = _Here()
+_source_below: Callable[[], context.TaskContext | None] | None = None
+
+
+def _source() -> context.TaskContext | None:
+    if here.runner is not None:
+        return here.runner.context()
+    return _source_below() if _source_below is not None else None
+
+
+def install_source() -> None:
+    """Have `current()` know the tasks that run here; in a child, beside the one that the child runs."""
+    global _source_below
+    if context._source is not _source:
+        _source_below, context._source = context._source, _source
+
+
+class _Claims:
+    """A claim page on which every claim succeeds and nothing is halted."""
+
+    def claim(self, _slot: int, _generation: int) -> int:
+        return time.monotonic_ns()
+
+    def step(self, _slot: int, _generation: int, _cursor: int) -> int:
+        return 1
+
+    def peek(self, _slot: int) -> tuple[int, int, int, int, int]:
+        return GENERATION, 0, 0, 0, 0
+
+
+class Runner(Child):
+    """What a child is to one attempt of a task.
+
+    Attributes:
+        answers: Its answers: (status with flags, payload).
+    """
+
+    def __init__(self, settings: dict[str, Any], functions: dict[int, Any], initialized: dict[str, Any]) -> None:
+        super().__init__(cast(Channel, None), cast(Claims, _Claims()), cast(StackFile, None), settings)
+        self._functions = functions
+        self._initialized = initialized
+        self.answers: list[tuple[int, bytes]] = []
+
+    def _answer(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
+        # Not the pause that the task asked for: nobody waits here. Nor that a chunk is over, which has no items.
+        if kind == codec.DONE or (kind == codec.ITEMS and a & 0xFFFFFFFF != a >> 32):
+            self.answers.append((flags, data))
+
+    def _loads(self, data: bytes | MemoryError) -> Any:
+        return payload.loads_here(cast(bytes, data), self._initialized)
+
+    def _failure(self, error: BaseException) -> tuple[int, bytes]:
+        bdb = sys.modules.get("bdb")
+        if isinstance(error, KeyboardInterrupt) or (bdb is not None and isinstance(error, bdb.BdbQuit)):
+            raise error  # the user's, who has had enough of the program and not of the task
+        here.trace = outer_frames_cut(error.__traceback__)
+        return super()._failure(error)
