@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import soak_tasks as tasks
-from soak import FIRST_TICKET, STEADY
+from soak_work import FIRST_TICKET, STEADY
 
 # What a task may come to of itself, and what in any case.
 ENDS: Final = {
