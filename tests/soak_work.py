@@ -146,7 +146,7 @@ class Work:
             "grow": lambda: rng.choice([100, 20_000, 2_000_000]) & ~3,
             "take": lambda: "x" * rng.choice([100, 20_000, 2_000_000]),
             "fat": lambda: 80 << 20,
-            "fatter": lambda: 400 << 20,
+            "fatter": lambda: 240 << 20,
             "spawn": lambda: 600,
         }
         return found, amounts.get(found, lambda: rng.choice([1, 1, 2, 100]))()
