@@ -7,6 +7,8 @@ What was asked for and what was told goes into a ledger, a file: memory that gro
 what the pool does with its own. `soak_checks` compares it with what the tasks themselves have written.
 """
 
+import ctypes
+import gc
 import os
 import random
 import threading
@@ -200,6 +202,8 @@ class Soak(Unrest):
         return True
 
     def measure(self) -> dict[str, int]:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what this process has freed is not of interest, but what it keeps
         processes = self.pool.processes()
         sample = {"client threads": threading.active_count()}
         pids = {"supervisor": processes["supervisor"], "nursery": processes["nursery"], "client": os.getpid()}

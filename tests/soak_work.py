@@ -207,7 +207,7 @@ class Work:
             more["deadline"] = spec["deadline"] = rng.choice([0.05, 0.2, 1.0, 2.0])
         if rng.random() < 0.3:
             more["run_at"] = spec["run_at"] = rng.choice([0.0, 0.02, 0.1, 1.0])
-        if rng.random() < 0.2:
+        if rng.random() < 0.2 and arguments[3] not in ("take", "grow"):  # whose megabytes it would keep
             more |= {"idempotency_key": f"once {ticket}", "fingerprint": str(ticket)}
         task = Task(tasks.run, arguments, **options, **more)
         future = self.pool.register_task(task)
