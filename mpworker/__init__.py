@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from mpworker.cron import CronRun as CronRun
     from mpworker.cron import CronTask as CronTask
     from mpworker.future import TaskFuture as TaskFuture
+    from mpworker.hooks import Hooks as Hooks
+    from mpworker.hooks import TaskEvent as TaskEvent
+    from mpworker.hooks import Tracer as Tracer
+    from mpworker.logs import Logger as Logger
+    from mpworker.logs import StandardLogger as StandardLogger
     from mpworker.metrics import Latency as Latency
     from mpworker.metrics import Metrics as Metrics
     from mpworker.queues import QueueOptions as QueueOptions
@@ -52,6 +57,8 @@ _HOMES = {
     "AttemptInfo": "mpworker.task",
     "CronRun": "mpworker.cron",
     "CronTask": "mpworker.cron",
+    "Hooks": "mpworker.hooks",
+    "Logger": "mpworker.logs",
     "Latency": "mpworker.metrics",
     "Metrics": "mpworker.metrics",
     "ProcessWorker": "mpworker.worker",
@@ -60,6 +67,9 @@ _HOMES = {
     "Retention": "mpworker.retention",
     "RetryPolicy": "mpworker.retry",
     "Subscription": "mpworker.results",
+    "StandardLogger": "mpworker.logs",
+    "TaskEvent": "mpworker.hooks",
+    "Tracer": "mpworker.hooks",
     "TaskContext": "mpworker.context",
     "TaskFuture": "mpworker.future",
     "TaskResult": "mpworker.results",
@@ -79,22 +89,27 @@ __all__ = [
     "AttemptInfo",
     "CronRun",
     "CronTask",
+    "Hooks",
     "Latency",
+    "Logger",
     "Metrics",
     "ProcessWorker",
     "QueueOptions",
     "QueueState",
     "Retention",
     "RetryPolicy",
+    "StandardLogger",
     "StopReport",
     "Subscription",
     "Task",
     "TaskContext",
+    "TaskEvent",
     "TaskFuture",
     "TaskInfo",
     "TaskResult",
     "TaskStatus",
     "TaskView",
+    "Tracer",
     "__version__",
     "current",
     "errors",

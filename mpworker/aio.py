@@ -12,11 +12,16 @@ from mpworker.aiotasks import AsyncTasks
 from mpworker.checks import check_seconds
 from mpworker.errors import InvalidArgument
 from mpworker.loopclient import LoopClient
+from mpworker.observing import Observing
 from mpworker.options import SizeOptions, TaskOptions, WorkerOptions
 from mpworker.worker import ProcessWorker, TaskView
 
 if TYPE_CHECKING:
+    import logging
+
     from mpworker.client import Client
+    from mpworker.hooks import Hooks, Tracer
+    from mpworker.logs import Logger
     from mpworker.queues import QueueOptions
     from mpworker.retention import Retention
     from mpworker.retry import RetryPolicy
@@ -50,6 +55,11 @@ class PoolOptions(SizeOptions, total=False):
     rate: float | None
     burst: int | None
     retention: "Retention | None"
+    hooks: "Hooks | None"
+    tracer: "Tracer | None"
+    logger: "Logger | logging.Logger | None"
+    submit_middleware: Sequence[Callable[..., Any]]
+    execute_middleware: Sequence[Callable[..., Any]]
     lease_ttl: float
     start_timeout: float
     kill_timeout: float
@@ -60,11 +70,16 @@ class _Pool(ProcessWorker):
     """The pool behind an `AsyncProcessWorker`."""
 
     def _make_client(
-        self, debug: bool, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+        self,
+        debug: bool,
+        options: WorkerOptions,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        observing: Observing,
     ) -> "Client":
         if debug:
             raise InvalidArgument("debug=True would run tasks in the event loop: use it with a ProcessWorker")
-        return LoopClient(options, initializer, initargs)
+        return LoopClient(options, initializer, initargs, observing)
 
 
 class AsyncTaskView(AsyncCronView):

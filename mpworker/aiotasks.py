@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from mpworker.aiofuture import AsyncTaskFuture
 from mpworker.checks import check_seconds
 from mpworker.future import TaskFuture
+from mpworker.registering import accept, looking_up
 from mpworker.retention import Retention
 from mpworker.task import Task, TaskInfo, TaskStatus
 from mpworker.tasks import all_ended, check_task, task_after, task_at
 
 if TYPE_CHECKING:
+    from mpworker.hooks import Hooks
     from mpworker.loopclient import LoopClient
     from mpworker.metrics import Metrics
     from mpworker.worker import ProcessWorker
@@ -72,11 +74,18 @@ class AsyncTasks:
         self._client.check()
         check_task(task)
         if task.id is None:
-            return _awaited(self._pool._accept(task))
+            return self._accept(task, False)
         if self._naming is None:
             self._naming = asyncio.Lock()
         async with self._naming:
-            return _awaited(await self._client.carry_out_soon(self._pool._registering(task)))
+            found = await self._client.carry_out_soon(looking_up(self._client, task.id))
+            return self._accept(task, found is not None)
+
+    def _accept(self, task: Task[T], found: bool) -> AsyncTaskFuture[T]:
+        client, defaults = self._client, self._pool._defaults
+        if client.submission is None:
+            return _awaited(accept(client, defaults, task, found))
+        return _awaited(client.submission.submit(lambda task: accept(client, defaults, task, found), task))
 
     async def register_tasks(self, *tasks: Task[T]) -> list[AsyncTaskFuture[T]]:
         """`register_task` for each; if one raises, those before it are registered."""
@@ -128,6 +137,22 @@ class AsyncTasks:
         """
         self._client.check()
         self._pool.set_retention(retention)
+
+    async def set_hooks(self, hooks: "Hooks | None") -> None:
+        """Call these hooks from now on, and none that were set before: see `ProcessWorker.set_hooks`.
+
+        They are called in the event loop: a slow one holds it up.
+
+        Args:
+            hooks: A `Hooks`; None for none.
+
+        Raises:
+            InvalidArgument: It is neither.
+            WorkerStopped: The worker was stopped.
+            WrongEventLoop: The worker is in use by another event loop.
+        """
+        self._client.check()
+        self._pool.set_hooks(hooks)
 
     async def get_task(self, task_id: str) -> AsyncTaskInfo:
         """What is known of a task now, before its end and after.

@@ -27,9 +27,14 @@ from mpworker.functions import FunctionTable
 from mpworker.future import TaskFuture
 from mpworker.ipc import codec, details, payload
 from mpworker.ipc.codec import Record
+from mpworker.ipc.levels import INFO
 from mpworker.ipc.ring import split
 from mpworker.launch import descriptors_of, launch, overlap, too_few_descriptors
+from mpworker.logs import as_logger, level_of
 from mpworker.mapping import Mapping as Map
+from mpworker.middleware import Submission, pickled
+from mpworker.observer import Observer
+from mpworker.observing import Observing
 from mpworker.options import QUEUES_MAX, TaskDefaults, WorkerOptions
 from mpworker.outcomes import start_failed
 from mpworker.reader import Reader
@@ -38,6 +43,7 @@ from mpworker.waiting import Reply, wake_all
 
 if TYPE_CHECKING:
     from mpworker.queues import QueueOptions
+    from mpworker.registering import Registration
     from mpworker.retry import RetryPolicy
     from mpworker.stopping import StopReport
 
@@ -108,23 +114,40 @@ class Client(Reader):
         options: The worker's options.
         initializer: Called in each child before its first task, with initargs.
         initargs: Its arguments.
+        observing: What is beside and around the tasks.
 
     Raises:
         ConfigurationError: No interpreter can be started.
-        SerializationError: The initializer cannot be pickled.
+        SerializationError: The initializer or an execution middleware cannot be pickled.
         OSError: No memory, descriptor or process is left.
     """
 
     make_future: type[TaskFuture[Any]] = TaskFuture
+    reads_by_itself = False  # an event loop reads what comes, and calls `call_soon` with what is to be called
     _interrupts = False  # a map that is closed interrupts its items that run
     _launch = staticmethod(launch)
 
     def __init__(
-        self, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+        self,
+        options: WorkerOptions,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        observing: Observing | None = None,
     ) -> None:
         _sweep()
+        observing = observing or Observing()
         self.prefix = f"{secrets.token_hex(4)}-"
-        super().__init__(self._launch(options, self.prefix, initializer, initargs))
+        logger = as_logger(observing.logger)
+        level = level_of(logger)
+        middleware = pickled(tuple(observing.execute_middleware))
+        super().__init__(self._launch(options, self.prefix, initializer, initargs, level, middleware))
+        self.observer = Observer(self, logger, observing.tracer)
+        self.submission: Submission | None = None
+        if observing.submit_middleware:
+            self.submission = Submission(
+                tuple(observing.submit_middleware), partial(self.observer.failed, "middleware")
+            )
+        self.registration: Registration | None = None
         self._options = options
         self._queue_names = {"default"}
         self.queues: dict[str, QueueOptions] = {}  # that were configured
@@ -153,6 +176,17 @@ class Client(Reader):
         self._half = options.client_ring_bytes // 2
         self.functions = FunctionTable(self._send_function, self._forget_function)
         _live.add(self)
+        try:
+            self._observe(observing)
+        except BaseException:  # no thread is left, say
+            self.stop_now()  # whoever keeps the error keeps the client, too
+            raise
+
+    def _observe(self, observing: Observing) -> None:
+        self.observer.post(INFO, "pool_started", supervisor=self.supervisor.pid, n=self._options.n)
+        self.observer.watch(observing.hooks)
+        if observing.logger is not None:
+            self.observer.read_in_time(True)
 
     # ------------------------------------------------------------ send
 
@@ -394,6 +428,8 @@ class Client(Reader):
 
     def _fail_all(self, status: int, data: bytes) -> None:
         self.end = (status, data)
+        if self.observer.unfinished is None:
+            self.observer.unfinished = frozenset(self.pending)
         self._left = self._what_is_left()
         super()._fail_all(status, data)
 
@@ -554,6 +590,10 @@ class Client(Reader):
         elif answer["hard"]:
             raise too_few_descriptors(n, needed, answer["hard"])
 
+    def call_soon(self, _: Callable[[], object]) -> None:
+        """Have the event loop call this, where there is one."""
+        raise NotImplementedError
+
     # ------------------------------------------------------------ stop
 
     def close_submit(self) -> None:
@@ -666,7 +706,9 @@ class Client(Reader):
         """Wait until all callbacks have been called, if none of them can be waiting for this thread."""
         lock: Any = self.functions.lock
         if not lock._is_owned():  # else this is a handler, on top of a frame that holds what a callback may want
+            deadline = None if timeout is None else time.monotonic() + timeout
             self.background.join(timeout)
+            self.observer.join(None if deadline is None else deadline - time.monotonic())
 
     def reap(self) -> None:
         """If a dropped worker's supervisor has ended, take note."""
@@ -726,4 +768,5 @@ class Client(Reader):
         self._closed = "forked"
         self.supervisor.hang_up()  # this process's copy of the socket: it would be warned of as never closed
         self._forget_threads()
+        self.observer.forked()
         self.functions = FunctionTable(self._send_function, self._forget_function)

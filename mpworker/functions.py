@@ -41,10 +41,15 @@ _ASYNCHRONOUS: Final = sum(
 )
 
 
+def is_asynchronous(function: Any) -> bool:
+    """Does its call do nothing yet?"""
+    code = getattr(payload.innermost(function), "__code__", None)  # that of a method's function, for a method
+    return code is not None and bool(code.co_flags & _ASYNCHRONOUS)
+
+
 def refuse_asynchronous(function: Any) -> None:
     """Raise InvalidArgument for a function whose call does nothing yet: what it returns would have to be awaited."""
-    code = getattr(payload.innermost(function), "__code__", None)  # that of a method's function, for a method
-    if code is not None and code.co_flags & _ASYNCHRONOUS:
+    if is_asynchronous(function):
         raise InvalidArgument(
             f"{payload.name_of_callable(function)!r} is asynchronous, and no child awaits what it returns: "
             "give a function that runs it, such as lambda x: asyncio.run(f(x))"

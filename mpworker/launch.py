@@ -14,6 +14,7 @@ from mpworker.errors import ConfigurationError, InvalidArgument, SerializationEr
 from mpworker.functions import refuse_asynchronous
 from mpworker.ipc import codec, frames, payload
 from mpworker.ipc.channel import Channel, close_all, make_channel, make_segment
+from mpworker.ipc.levels import WARNING
 from mpworker.ipc.limits import explained
 from mpworker.options import WorkerOptions, available_cores
 from mpworker.outcomes import start_failed
@@ -229,7 +230,7 @@ def pickle_initializer(initializer: Callable[..., object] | None, initargs: tupl
         raise SerializationError(f"the initializer or its initargs cannot be pickled: {error}{what}") from error
 
 
-def _blob(options: WorkerOptions, initializer: bytes) -> bytes:
+def _blob(options: WorkerOptions, initializer: bytes, middleware: bytes) -> bytes:
     """The nursery's part of the configuration: what the children get from this process."""
     try:
         directory = os.getcwd()
@@ -243,12 +244,18 @@ def _blob(options: WorkerOptions, initializer: bytes) -> bytes:
         "argv": [str(each) for each in getattr(sys, "argv", [""])],
         "preload": list(options.preload),
         "initializer": initializer.hex(),
+        "middleware": middleware.hex(),
     }
     return json.dumps(blob).encode()
 
 
 def launch(
-    options: WorkerOptions, prefix: str, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+    options: WorkerOptions,
+    prefix: str,
+    initializer: Callable[..., object] | None,
+    initargs: tuple[Any, ...],
+    log_level: int = WARNING,
+    middleware: bytes = b"",
 ) -> Supervisor:
     """Start a supervisor.
 
@@ -257,6 +264,8 @@ def launch(
         prefix: What task ids begin with.
         initializer: Called in each child before its first task.
         initargs: Its arguments.
+        log_level: The least level of the records that the supervisor sends.
+        middleware: The pickle of what is around the execution of every task, b"" for nothing.
 
     Raises:
         ConfigurationError: There is no interpreter to start, or it ends at once. Nobody waits here for one that ends a
@@ -266,7 +275,7 @@ def launch(
     """
     python = _interpreter(options)
     descriptors = _descriptors(options.n, overlap(options))
-    blob = _blob(options, pickle_initializer(initializer, initargs))
+    blob = _blob(options, pickle_initializer(initializer, initargs), middleware)
     root = os.path.dirname(os.path.dirname(os.path.abspath(mpworker.__file__)))
     cores = available_cores()
     spread = options.cpu_affinity == "spread"
@@ -280,6 +289,7 @@ def launch(
         "cores": sorted(os.sched_getaffinity(0)) if spread else list(options.cpu_affinity or ()),
         "spread": spread,
         "slots": options.slots,
+        "log_level": log_level,
         "lease_ttl": options.lease_ttl,
         "grace": options.grace,
         "start_timeout": options.start_timeout,

@@ -34,6 +34,7 @@ from mpworker.errors import WrongEventLoop
 from mpworker.ipc import codec
 from mpworker.ipc._native import Bell, RingCorrupt
 from mpworker.loopline import LineClient
+from mpworker.observing import Observing
 from mpworker.options import WorkerOptions
 from mpworker.reader import _BATCH
 from mpworker.steps import Answer, Message, Steps
@@ -69,10 +70,17 @@ class LoopClient(LineClient):
     make_future = LoopFuture
     _interrupts = True
 
+    reads_by_itself = True
+
     def __init__(
-        self, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+        self,
+        options: WorkerOptions,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        observing: Observing,
     ) -> None:
-        super().__init__(options, initializer, initargs)
+        self._soon: deque[Callable[[], object]] = deque()  # that the loop is to call
+        super().__init__(options, initializer, initargs, observing)
         self.due: deque[LoopFuture] = deque()
         self._over_waiters: list[Wakes] = []
 
@@ -100,7 +108,24 @@ class LoopClient(LineClient):
             running.add_reader(self.supervisor.pidfd, self._on_death)
         self.loop = running
         self._wake_leader()  # for what came before
+        running.call_soon(self._call)
         return running
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Have the loop call this, once for all who ask before it has."""
+        if callback in self._soon:
+            return
+        if self.loop is not None and self.loop.is_closed():
+            callback()  # the worker is over, or will be so without anybody to tell
+            return
+        self._soon.append(callback)
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(self._call)
+
+    def _call(self) -> None:
+        while self._soon:
+            callback = self._soon.popleft()
+            callback()
 
     def _on_bell(self) -> None:
         bell = self._bell

@@ -17,6 +17,7 @@ from mpworker.client import _DRAIN, Client, queue_full
 from mpworker.ipc import codec
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
+from mpworker.observing import Observing
 from mpworker.options import WorkerOptions
 from mpworker.steps import Message
 
@@ -30,11 +31,16 @@ class LineClient(Client):
         loop: The event loop; None until the first call in one.
     """
 
+    loop: asyncio.AbstractEventLoop | None = None  # in which it is used
+
     def __init__(
-        self, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+        self,
+        options: WorkerOptions,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        observing: Observing,
     ) -> None:
-        super().__init__(options, initializer, initargs)
-        self.loop: asyncio.AbstractEventLoop | None = None
+        super().__init__(options, initializer, initargs, observing)
         self._line: dict[int, Record] = {}  # behind max_pending: of a task by its key, of others by a negative number
         self._in_line = 0  # how many of them are tasks
         self._drains: dict[int, Message] = {}  # those of them that are such requests

@@ -1,7 +1,9 @@
 """What `ProcessWorker.metrics` tells."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+OBSERVERS: Final = ("hook", "tracer", "logger", "middleware")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,10 @@ class Metrics:
         remembered: Tasks that have ended and that `get_task` still knows.
         queues: What is queued by queue, parts of a `map` included.
         latency: How long tasks took.
+        observer_errors: How often what is beside the tasks has raised: "hook", "tracer", "logger" and "middleware". No
+            task has suffered by it.
+        observer_drops: Events for hooks and tracers, and records for the log, that were dropped because they were too
+            many.
     """
 
     accepted: int = 0
@@ -85,6 +91,8 @@ class Metrics:
     remembered: int = 0
     queues: dict[str, int] = field(default_factory=dict)
     latency: Latency = field(default_factory=Latency)
+    observer_errors: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OBSERVERS, 0))
+    observer_drops: int = 0
 
 
 def metrics_from(report: dict[str, Any]) -> Metrics:

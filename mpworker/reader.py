@@ -43,14 +43,17 @@ from mpworker.background import Background
 from mpworker.ipc import codec
 from mpworker.ipc._native import RECORD_HEADER_BYTES, Bell
 from mpworker.ipc.codec import Record
+from mpworker.ipc.levels import ERROR, INFO
 from mpworker.launch import Supervisor
 from mpworker.outcomes import BROKEN, LOST
 from mpworker.waiting import Condition, Follower, Reply, Waitable, wake_all
 
 if TYPE_CHECKING:
+    from mpworker.observer import Observer
     from mpworker.subscribers import Fanout
 
 _BATCH: Final = 512
+_OVER: Final = {LOST: "supervisor_lost", BROKEN: "pool_broken"}
 _FOREVER: Final = -1.0
 FOLLOW_SECONDS: Final = 0.5
 
@@ -61,6 +64,8 @@ class Reader:
     Args:
         supervisor: The process whose events are read.
     """
+
+    observer: "Observer"
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
@@ -81,6 +86,7 @@ class Reader:
         self._stop_asked = False
         self._stop_now = False
         self._forked = False
+        self._told_over = False
         self._cut_short = False  # the stop cancelled something
         channel = supervisor.channel
         self._bell: Bell | None = channel.bell
@@ -347,9 +353,19 @@ class Reader:
             if reply is not None:
                 reply.settle(json.loads(data))
                 self._replies.pop(a, None)
+        elif kind in (codec.EVENT, codec.LOG):
+            self.observer.take(kind, flags & codec.LOW, a, b, data)
         elif kind == codec.BROKEN:
             self._broken = json.loads(data)
             self._closed = "broken"
+
+    def _say_over(self, status: int) -> None:
+        """For the log."""
+        told, self._told_over = self._told_over, True  # no call since the look
+        if not told and status == codec.CANCELLED:
+            self.observer.post(INFO, "pool_stopped", supervisor=self.supervisor.pid, unfinished=self._cut_short)
+        elif not told:
+            self.observer.post(ERROR, _OVER[status], supervisor=self.supervisor.pid)
 
     def _fail_all(self, status: int, data: bytes) -> None:
         """Nothing more will come: settle what is pending."""
@@ -394,9 +410,11 @@ class Reader:
         self._pop = self._fill = _nothing
         self._ring = self._ring_room = _ring_nowhere
         self.supervisor.close()
+        self._say_over(status)
         self._over = True
         wake_all((*self._any_event, *self._followers))
         self.background.wake()
+        self.observer.wake()
 
 
 def _always(*_: object) -> bool:

@@ -4,18 +4,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import datetime
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from weakref import WeakValueDictionary
 
 from mpworker.checks import check_int, check_number, check_seconds
 from mpworker.client import Client
-from mpworker.errors import ConfigurationError, DuplicateTask, InvalidArgument, TaskNotFound
+from mpworker.errors import ConfigurationError, InvalidArgument, TaskNotFound
 from mpworker.future import TaskFuture, in_queue
-from mpworker.idempotency import Idempotency
 from mpworker.ipc.codec import CRON_KEYS
 from mpworker.options import TaskDefaults
 from mpworker.queues import check_queue_name
+from mpworker.registering import key_of, looking_up, register, registration
 from mpworker.retention import Retention, check_retention
 from mpworker.steps import Steps
 from mpworker.task import (
@@ -23,12 +21,10 @@ from mpworker.task import (
     Task,
     TaskInfo,
     TaskStatus,
-    check_when,
-    checked_metadata,
-    monotonic_at,
 )
 
 if TYPE_CHECKING:
+    from mpworker.hooks import Hooks
     from mpworker.metrics import Metrics
 
 T = TypeVar("T")
@@ -42,10 +38,6 @@ class Tasks:
 
     _client: Client
     _defaults: TaskDefaults
-
-    # Made when first needed: most workers never register a task.
-    _named: "WeakValueDictionary[str, TaskFuture[Any]] | None" = None
-    _idempotency: "Idempotency | None" = None
 
     # ------------------------------------------------------------ register
 
@@ -67,7 +59,11 @@ class Tasks:
             QueueFull: `max_pending` tasks are unfinished, and `submit_timeout` is over.
         """
         check_task(task)
-        return self._accept(task) if task.id is None else self._client.carry_out(self._registering(task))
+        client, defaults = self._client, self._defaults
+        if client.submission is not None:
+            future: TaskFuture[T] = client.submission.submit(lambda task: register(client, defaults, task), task)
+            return future
+        return register(client, defaults, task)
 
     def register_tasks(self, *tasks: Task[T]) -> list[TaskFuture[T]]:
         """`register_task` for each; if one raises, those before it are registered."""
@@ -90,63 +86,6 @@ class Tasks:
         """Carry out a task and wait for its result; see `register_task` and `TaskFuture.result`."""
         return self.register_task(task).result(timeout)
 
-    def _registering(self, task: Task[T]) -> Steps[TaskFuture[T]]:
-        """The steps of `register_task` for a task with an id."""
-        found = (yield from self._looking_up(task.id)) is not None
-        return self._accept(task, found)
-
-    def _accept(self, task: Task[T], found: bool = False) -> TaskFuture[T]:
-        """Send a task, unless its idempotency key is known.
-
-        Args:
-            task: The task.
-            found: The supervisor knows one of its id.
-        """
-        if task.idempotency_key is None:
-            return self._register(task, found)
-        if self._idempotency is None:
-            self._idempotency = Idempotency()
-        return self._idempotency.register(task, lambda: self._register(task, found))
-
-    def _register(self, task: Task[T], found: bool) -> TaskFuture[T]:
-        check_when("deadline", task.deadline)
-        key, shared = self._client.say_options(replace(self._defaults, **task.options()))
-        said: dict[str, Any] = dict(shared or {})
-        times = {"deadline": monotonic_at(task.deadline), "run_at": monotonic_at(task.run_at)}
-        said |= {name: at for name, at in times.items() if at is not None}
-        for name in ("id", "name"):
-            if getattr(task, name):
-                said[name] = getattr(task, name)
-        if task.metadata:
-            said["metadata"] = checked_metadata(task.metadata)
-        make: Callable[[Client, int, str], TaskFuture[Any]] = partial(in_queue, task.queue)
-        if task.name:
-            make = lambda client, number, _: in_queue(task.queue, client, number, task.name)  # noqa: E731
-        if task.id is None:
-            return self._client.submit(task.fn, tuple(task.args), dict(task.kwargs), key, said or None, make)
-        if found:
-            raise DuplicateTask(f"another task has the id {task.id!r}")
-        return self._register_named(task, task.id, key, said)
-
-    def _register_named(self, task: Task[T], own: str, key: int, said: dict[str, Any]) -> TaskFuture[T]:
-        if self._named is None:
-            self._named = WeakValueDictionary()
-        named = self._named
-        if own in named or self._client.key_of(own):
-            raise DuplicateTask(f"another task has the id {own!r}")
-
-        def make_named(client: Client, number: int, name: str) -> TaskFuture[Any]:
-            future = in_queue(task.queue, client, number, task.name or name)
-            future.take_id(own)
-            named[own] = future
-            return future
-
-        try:
-            return self._client.submit(task.fn, tuple(task.args), dict(task.kwargs), key, said, make_named)
-        except BaseException:
-            named.pop(own, None)
-            raise
-
     def set_retention(self, retention: Retention) -> None:
         """Remember tasks that have ended in another way, from now on.
 
@@ -162,9 +101,7 @@ class Tasks:
         told = asdict(retention)
         told["interval"] = told.pop("cleanup_interval")
         self._client.tell({"verb": "retention", "options": told})
-        if self._idempotency is None:
-            self._idempotency = Idempotency()
-        self._idempotency.retention = retention
+        registration(self._client).idempotency.retention = retention
 
     # ------------------------------------------------------------ look up
 
@@ -182,7 +119,7 @@ class Tasks:
 
     def _getting(self, task_id: str) -> Steps[TaskInfo]:
         """The steps of `get_task`."""
-        report = yield from self._looking_up(task_id)
+        report = yield from looking_up(self._client, task_id)
         if report is None:
             raise _not_found(task_id)
         return (yield from self._telling(report))
@@ -216,10 +153,39 @@ class Tasks:
             infos.append((yield from self._telling(report)))  # noqa: PERF401  # a comprehension cannot yield
         return infos
 
+    def set_hooks(self, hooks: "Hooks | None") -> None:
+        """Call these hooks from now on, and none that were set before.
+
+        They are told of tasks that are accepted from now on. What was accepted while there were hooks, or a tracer, is
+        told on, to those hooks that are set when something happens.
+
+        Args:
+            hooks: A `Hooks`; None for none.
+
+        Raises:
+            InvalidArgument: It is neither.
+            WorkerStopped: The worker was stopped.
+
+        Example:
+            >>> from mpworker import Hooks, ProcessWorker
+            >>> begun = []
+            >>> with ProcessWorker(n=1) as w:
+            ...     w.set_hooks(Hooks(on_start=begun.append))
+            ...     w.submit(abs, -3).result()
+            3
+            >>> [event.name for event in begun]
+            ['abs']
+        """
+        from mpworker.hooks import check_hooks
+
+        hooks = check_hooks(hooks)
+        self._client.refuse_if_closed()
+        self._client.observer.watch(hooks)
+
     def metrics(self) -> "Metrics":
         """Counts of tasks by where they are and how they ended, since the start.
 
-        After the stop all are 0 but `results_dropped`.
+        After the stop all are 0 but `results_dropped`, `observer_errors` and `observer_drops`.
         """
         return self._client.carry_out(self._counting())
 
@@ -227,20 +193,11 @@ class Tasks:
         """The steps of `metrics`."""
         from mpworker.metrics import metrics_from
 
-        fanout = self._client.fanout
-        dropped = {"results_dropped": fanout.dropped} if fanout is not None else {}
-        return metrics_from(dropped | ((yield {"verb": "metrics"}) or {}))
-
-    def _looking_up(self, task_id: str | None) -> Steps[dict[str, Any] | None]:
-        key = self._key(task_id)
-        answer = yield {"verb": "task"} | ({"task": key} if key else {"id": task_id})
-        return answer["task"] if answer else None
-
-    def _key(self, task_id: str | None) -> int:
-        if not isinstance(task_id, str):
-            raise InvalidArgument(f"a task id is a str, not {task_id!r}")
-        future = self._named.get(task_id) if self._named is not None else None
-        return future._key if future is not None else self._client.key_of(task_id)
+        client = self._client
+        told = (yield {"verb": "metrics"}) or {}
+        if client.fanout is not None:
+            told["results_dropped"] = client.fanout.dropped
+        return metrics_from(told | client.observer.counts(told.pop("middleware_errors", 0)))
 
     def _telling(self, report: dict[str, Any]) -> Steps[TaskInfo]:
         client = self._client
@@ -302,18 +259,18 @@ class Tasks:
             InvalidArgument: The id is no str.
             TaskNotFound: No task of this worker has the id.
         """
-        future = self._client.pending.get(self._key(task_id))
+        future = self._client.pending.get(key_of(self._client, task_id))
         if isinstance(future, TaskFuture):
             return bool(future.cancel())
         return self._client.carry_out(self._cancelling(task_id))
 
     def _cancelling(self, task_id: str) -> Steps[bool]:
         """The steps of `cancel_task`."""
-        key = self._key(task_id)
+        key = key_of(self._client, task_id)
         future = self._client.pending.get(key)
         if not isinstance(future, TaskFuture):
             # A chunk of a map is no task.
-            if future is not None or (not key and (yield from self._looking_up(task_id)) is None):
+            if future is not None or (not key and (yield from looking_up(self._client, task_id)) is None):
                 raise _not_found(task_id)
             if key < CRON_KEYS:
                 return False
@@ -348,7 +305,7 @@ class Tasks:
 
     def _retrying(self, task_id: str) -> Steps[TaskFuture[Any]]:
         """The steps of `retry_task`."""
-        report = yield from self._looking_up(task_id)
+        report = yield from looking_up(self._client, task_id)
         if report is None:
             raise _not_found(task_id)
         status = TaskStatus(report["status"])

@@ -16,6 +16,7 @@ from mpworker.control import Control, check_unknown_queues
 from mpworker.errors import InvalidArgument
 from mpworker.future import TaskFuture, in_queue
 from mpworker.ipc.codec import MAX_CHUNK_ITEMS
+from mpworker.observing import Observing
 from mpworker.options import (
     N_MAX,
     TASK_OPTIONS,
@@ -28,10 +29,15 @@ from mpworker.options import (
 )
 from mpworker.queues import check_burst, check_queues, check_rate
 from mpworker.recurring import CronView, CronWorker
+from mpworker.registering import submit_as_task
 from mpworker.steps import Steps
 from mpworker.tasks import Tasks
 
 if TYPE_CHECKING:
+    import logging
+
+    from mpworker.hooks import Hooks, Tracer
+    from mpworker.logs import Logger
     from mpworker.queues import QueueOptions
     from mpworker.retention import Retention
     from mpworker.retry import RetryPolicy
@@ -55,6 +61,9 @@ class TaskView(CronView, Executor):
         # A plain task's future pays nothing for what only those of other queues must know.
         self._make_future = client.make_future if defaults.queue == "default" else partial(in_queue, defaults.queue)
         self._options_key, self._said = client.say_options(defaults)
+        if client.submission is not None:
+            # Not a method of this object's, which would keep it in a cycle: the supervisor ends when it is dropped.
+            self.submit = partial(submit_as_task, client, defaults)  # type: ignore[method-assign]
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -254,6 +263,17 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         burst: How many may start at once when none has for long; None for min(n, max_pending).
         retention: A `Retention`: how long tasks that have ended are remembered; None for the last 1,000 of them, and
             without their results.
+        hooks: A `Hooks`: functions of this process that are called when a task is accepted, begins, is tried again and
+            ends; None for none. See also `set_hooks`.
+        tracer: A `Tracer`, which makes a span of each attempt; None for none.
+        logger: A `Logger`, or one of the standard library, for what the worker has to say of its processes; None for
+            that one's "mpworker".
+        submit_middleware: Functions `f(call_next, task)` around each submission, here, the first one outermost: each
+            returns what `call_next(task)` returns, and may hand it another `Task`. `map` and recurring tasks go past
+            them.
+        execute_middleware: Functions `f(call_next, context)` around each call of a task's function, or item of a `map`,
+            in the child, the first one outermost: each calls `call_next()`. They surround the task and do not change
+            what comes of it.
         lease_ttl: Seconds without a heartbeat (it beats even while C code runs) after which a child counts as frozen.
         start_timeout: Seconds a child may take until it is ready.
         kill_timeout: Seconds after SIGKILL until a child counts as unkillable and is replaced.
@@ -267,7 +287,8 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         InvalidArgument: There is no such option, or it has a wrong type.
         ConfigurationError: An option is out of its bounds, or there is no interpreter to start. A `python` that starts
             and then proves to be none is told by the first use.
-        SerializationError: The initializer, its arguments, or an exception of the retry policy cannot be pickled.
+        SerializationError: The initializer, its arguments, an execution middleware, or an exception of the retry policy
+            cannot be pickled.
         OSError: No memory, descriptor or process is left.
 
     Example:
@@ -303,6 +324,11 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         rate: float | None = None,
         burst: int | None = None,
         retention: "Retention | None" = None,
+        hooks: "Hooks | None" = None,
+        tracer: "Tracer | None" = None,
+        logger: "Logger | logging.Logger | None" = None,
+        submit_middleware: Sequence[Callable[..., Any]] = (),
+        execute_middleware: Sequence[Callable[..., Any]] = (),
         lease_ttl: float = 10.0,
         start_timeout: float = 60.0,
         kill_timeout: float = 10.0,
@@ -344,9 +370,10 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         refuses = check_unknown_queues(unknown_queues)
         made = check_queues(queues)
         rate, burst = check_rate(rate), check_burst(burst)
+        observing = Observing(hooks, tracer, logger, submit_middleware, execute_middleware)
         if not isinstance(debug, bool):
             raise InvalidArgument(f"debug must be a bool, not {debug!r}")
-        client = self._make_client(debug, options, initializer, tuple(initargs))
+        client = self._make_client(debug, options, initializer, tuple(initargs), observing)
         try:
             super().__init__(client, defaults, options.n)
             client.configure_queues(made)
@@ -360,13 +387,18 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             raise
 
     def _make_client(
-        self, debug: bool, options: WorkerOptions, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+        self,
+        debug: bool,
+        options: WorkerOptions,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        observing: Observing,
     ) -> Client:
         if debug:
             from mpworker.inline.client import InlineClient
 
-            return InlineClient(options, initializer, initargs)
-        return Client(options, initializer, initargs)
+            return InlineClient(options, initializer, initargs, observing)
+        return Client(options, initializer, initargs, observing)
 
     def __repr__(self) -> str:
         pid = self._client.supervisor.pid

@@ -129,7 +129,7 @@ class Replay:
 
     def _task(self, kind: type[Task], told: dict[str, Any]) -> Task:
         values = {name: self._value(value) for name, value in told.items() if name != "past"}
-        names = ("key", "function", "options", "payload", "items", "flags")
+        names = ("key", "function", "options", "payload", "items")
         task = kind(*(values[name] for name in names))
         for name, value in values.items():
             setattr(task, name, value)

@@ -19,7 +19,7 @@ import numpy
 import programs
 import pytest
 
-from mpworker import ProcessWorker
+from mpworker import Hooks, ProcessWorker
 from mpworker.errors import (
     ConfigurationError,
     InvalidArgument,
@@ -467,3 +467,56 @@ def test_a_uncaught_mistake_shows_one_line_at_the_end(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "mpworker.errors.ConfigurationError: n must be at least 1, not 0"
+
+
+async def asynchronous(*_: object) -> None:
+    """Returns something to be awaited."""
+
+
+class HalfATracer:
+    """Has no end."""
+
+    def start(self, event: object) -> None:
+        """The other half."""
+
+
+class AsynchronousTracer(HalfATracer):
+    """Has one that nobody awaits."""
+
+    async def end(self, span: object, event: object) -> None:
+        """The other half."""
+
+
+@pytest.mark.parametrize("name", ["on_queued", "on_start", "on_retry", "on_finish"])
+def test_a_hook_is_a_plain_function(name: str) -> None:
+    hook: Any
+    for hook in (3, "f", [print]):
+        refuse(Hooks, **{name: hook}, says=[name, repr(hook), "callable or None"], kind=InvalidArgument)
+    refuse(Hooks, **{name: asynchronous}, says=[name, "asynchronous", "nobody awaits it"], kind=InvalidArgument)
+
+
+@pytest.mark.parametrize("hooks", [print, {"on_start": print}, Hooks, [Hooks()]], ids=repr)
+def test_hooks_are_hooks(pool: ProcessWorker, hooks: Any) -> None:
+    refuse(ProcessWorker, n=1, hooks=hooks, says=["hooks", "Hooks or None", repr(hooks)], kind=InvalidArgument)
+    refuse(pool.set_hooks, hooks, says=["hooks", "Hooks or None", repr(hooks)], kind=InvalidArgument)
+
+
+def test_a_tracer_has_a_start_and_an_end() -> None:
+    for tracer in (print, HalfATracer()):
+        refuse(ProcessWorker, n=1, tracer=tracer, says=["tracer", "start and end", repr(tracer)], kind=InvalidArgument)
+    refuse(ProcessWorker, n=1, tracer=AsynchronousTracer(), says=["tracer.end", "asynchronous"], kind=InvalidArgument)
+
+
+def test_a_logger_has_a_log() -> None:
+    for logger in (print, "mpworker", 30):
+        says = ["logger", "log(level, event, **fields)", repr(logger)]
+        refuse(ProcessWorker, n=1, logger=logger, says=says, kind=InvalidArgument)
+
+
+@pytest.mark.parametrize("name", ["submit_middleware", "execute_middleware"])
+def test_middleware_is_a_sequence_of_functions(name: str) -> None:
+    for value in (print, "print", 3, None):
+        refuse(ProcessWorker, n=1, **{name: value}, says=[name, "sequence of functions"], kind=InvalidArgument)
+    refuse(ProcessWorker, n=1, **{name: [print, 3]}, says=[name, "3 is none"], kind=InvalidArgument)
+    refuse(ProcessWorker, n=1, **{name: [asynchronous]}, says=[name, "asynchronous"], kind=InvalidArgument)
+    refuse(ProcessWorker, n=1, **{name: [print] * 101}, says=[name, "at most 100", "101"])

@@ -37,6 +37,7 @@ _CONFIG = {
     "spread": False,
     "slots": 8,
     "lease_ttl": 10.0,
+    "log_level": 100,
     "grace": 1.0,
     "start_timeout": 10.0,
     "kill_timeout": 10.0,
@@ -127,14 +128,17 @@ def _look_until(loop: Loop, end: float) -> None:
 
 
 def test_a_nursery_may_owe_a_word_for_so_long(killed: list[int]) -> None:
+    told: list[str] = []
     with _owing() as loop:
+        loop.watch.log = lambda level, event, task=0, **fields: told.append(event)  # type: ignore[method-assign]
         _look_until(loop, 1000.0 + _NURSERY_SILENT_MAX)
-        assert killed == []
+        assert killed == told == []
         loop._nursery_heard_at = 1004.0  # of another child: it lives
         _look_until(loop, 1004.0 + _NURSERY_SILENT_MAX)
         assert killed == []
         _look_until(loop, 1004.0 + _NURSERY_SILENT_MAX * 1.5)
         assert set(killed) == {4711}
+        assert told == ["nursery_killed"]
 
 
 def test_a_nursery_that_was_paused_with_the_supervisor_has_its_time_anew(killed: list[int]) -> None:

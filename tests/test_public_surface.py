@@ -24,6 +24,8 @@ NAMES = {
     "AttemptInfo",
     "CronRun",
     "CronTask",
+    "Hooks",
+    "Logger",
     "Latency",
     "Metrics",
     "ProcessWorker",
@@ -32,7 +34,9 @@ NAMES = {
     "Retention",
     "RetryPolicy",
     "Subscription",
+    "StandardLogger",
     "TaskContext",
+    "TaskEvent",
     "TaskFuture",
     "TaskResult",
     "StopReport",
@@ -40,6 +44,7 @@ NAMES = {
     "TaskInfo",
     "TaskStatus",
     "TaskView",
+    "Tracer",
     "__version__",
     "current",
     "errors",
@@ -76,6 +81,7 @@ WORKER = VIEW | {
     "register_tasks": "(self, *tasks)",
     "resume": "(self, *queues)",
     "retry_task": "(self, task_id)",
+    "set_hooks": "(self, hooks)",
     "set_max_workers": "(self, n)",
     "set_queue": "(self, name, **options)",
     "set_rate": "(self, rate, burst=None)",
@@ -90,8 +96,9 @@ WORKER_INIT = (
     "(self, n=None, *, timeout=None, grace=5.0, retries=0, crash_retries=None, retry_policy=None, preload=(), "
     "initializer=None, initargs=(), max_tasks_per_child=None, memory_limit=None, memory_limit_hard=None, "
     "cpu_affinity=None, nice=0, blas_threads=None, max_pending=1000000, submit_timeout=None, queues=None, "
-    "unknown_queues='create', rate=None, burst=None, retention=None, lease_ttl=10.0, start_timeout=60.0, "
-    "kill_timeout=10.0, python=None, debug=False, **others)"
+    "unknown_queues='create', rate=None, burst=None, retention=None, hooks=None, tracer=None, logger=None, "
+    "submit_middleware=(), execute_middleware=(), lease_ttl=10.0, start_timeout=60.0, kill_timeout=10.0, "
+    "python=None, debug=False, **others)"
 )
 FUTURE = {
     "add_done_callback": "(self, fn)",
@@ -186,6 +193,18 @@ def test_the_retry_policy() -> None:
     assert signature(mpworker.RetryPolicy) == (
         "(base=0.0, factor=2.0, cap=60.0, jitter='full', retry_on=(<class 'BaseException'>,), give_up_on=())"
     )
+
+
+def test_what_is_beside_the_tasks() -> None:
+    assert signature(mpworker.Hooks) == "(*, on_queued=None, on_start=None, on_retry=None, on_finish=None)"
+    assert signature(mpworker.TaskEvent) == (
+        "(kind, task_id, name, queue, at, attempt=0, pid=0, started_at=None, ended_at=None, status=None, cause='', "
+        "pause=None, run_at=None)"
+    )
+    assert methods(mpworker.Tracer) == {"start": "(self, event, /)", "end": "(self, span, event, /)"}
+    assert methods(mpworker.Logger) == {"log": "(self, level, event, /, **fields)"}
+    assert methods(mpworker.StandardLogger) == methods(mpworker.Logger)
+    assert signature(mpworker.StandardLogger) == "(logger)"
 
 
 def test_the_queues() -> None:

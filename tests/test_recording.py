@@ -15,7 +15,7 @@ import replay
 from concurrently import GUARD
 from soak import Soak
 
-from mpworker import ProcessWorker, RetryPolicy
+from mpworker import Hooks, ProcessWorker, RetryPolicy
 from mpworker.errors import StartFailed, SupervisorLost, TaskTimeout
 from mpworker.supervisor import recording, scheduler
 from mpworker.supervisor.places import Places
@@ -173,6 +173,15 @@ def test_what_only_looks_is_not_recorded(folder: Path) -> None:
         pool.metrics()
         future.result(GUARD)
     assert not {line[0] for line in replay.read(recordings(folder)[0])} & recording.LOOKS
+
+
+def test_who_looks_on_is_told_of_what_is_recorded(folder: Path) -> None:
+    ended: list[str] = []
+    with ProcessWorker(n=1, hooks=Hooks(on_finish=lambda event: ended.append(event.task_id))) as pool:
+        future = pool.submit(len, "four")
+        future.result(GUARD)
+    assert ended == [future.task_id]
+    replay.Replay(replay.read(recordings(folder)[0])).run()
 
 
 def test_a_pool_that_does_not_record_has_nothing_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ class Client:
     """What the fan-out needs of a client."""
 
     prefix = "c-"
+
     make_future = TaskFuture
 
     def __init__(self) -> None:

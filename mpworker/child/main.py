@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable
 from itertools import takewhile
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mpworker import context
 from mpworker.child import machine
@@ -34,9 +34,13 @@ from mpworker.ipc.limits import explained
 from mpworker.ipc.ring import Assembler, split
 from mpworker.ipc.stacks import StackFile
 
+if TYPE_CHECKING:
+    from mpworker.child.middleware import Middleware
+
 _BATCH = 128
 _FLUSH_NS = 1_000_000  # a chunk's results wait at most this long for the next item to begin
 _FOREVER = -1.0
+_UNUSUAL: Final = codec.DETAILED | codec.WATCHED
 EXIT_CHANNEL_LOST: Final = 70  # the task closed our descriptors: the answer is in the ring, this process cannot go on
 
 
@@ -62,6 +66,8 @@ class Child:
         self._max_payload_bytes: int = settings["max_payload_bytes"]
         self._assembler = Assembler(self._max_payload_bytes)
         self._functions: dict[int, bytes | MemoryError | Callable[..., Any]] = {}
+        self._judges: dict[int, Callable[..., Any]] = {}
+        self._middleware: Middleware | None = None
         self._spin_ns: int = settings["spin_ns"]
         # The task that may be interrupted now. A generation is never 0.
         self._running = 0
@@ -122,10 +128,13 @@ class Child:
             said.get("id", task_id), self._attempt, said.get("deadline"), said.get("metadata", {})
         )
 
-    def _is_late(self, started_ns: int) -> bool:
-        """Was it claimed after its deadline?"""
+    def _detailed(self, flags: int, started_ns: int, data: bytes | MemoryError) -> tuple[bytes | MemoryError, bool]:
+        """The call of a task that may have details; and was it claimed after its deadline?"""
+        if not flags & codec.DETAILED:
+            return data, False
+        data = self._take_details(data)
         deadline = details.read(self._details).get("deadline")
-        return deadline is not None and started_ns / 1e9 >= deadline
+        return data, deadline is not None and started_ns / 1e9 >= deadline
 
     def _take_details(self, data: bytes | MemoryError) -> bytes | MemoryError:
         """Keep what a task says beyond its call, for who asks; the call."""
@@ -169,7 +178,7 @@ class Child:
         if not judge:
             return False
         try:
-            return bool(self._function(judge)(error))
+            return bool(self._judge(judge)(error))
         except Exception:  # noqa: BLE001  # a class that cannot be imported here was not raised here either
             return False
 
@@ -204,8 +213,33 @@ class Child:
     def _function(self, function: int) -> Callable[..., Any]:
         found = self._functions[function]
         if isinstance(found, bytes | MemoryError):
-            found = self._functions[function] = self._loads(found)
+            call = self._loads(found)
+            if self._middleware is not None:  # once for each function: where there is none, no task is asked
+                call = self._middleware.around(call)
+            found = self._functions[function] = call
         return found
+
+    def _loaded(self, data: bytes | MemoryError) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """A call whose function comes along."""
+        call, args, kwargs = self._loads(data)
+        return call if self._middleware is None else self._middleware.around(call), args, kwargs
+
+    def _judge(self, function: int) -> Callable[..., Any]:
+        """A function that is no task's."""
+        judge = self._judges.get(function)
+        if judge is None:
+            found = self._functions[function]
+            judge = self._judges[function] = self._loads(found) if isinstance(found, bytes | MemoryError) else found
+        return judge
+
+    def _middleware_failed(self, name: str, trace: str) -> None:
+        """Tell of a middleware that raised. No interrupt comes in between: a part of a record would be left."""
+        generation, self._running = self._running, 0
+        said = json.dumps({"middleware": name, "traceback": trace}).encode()
+        self._answer(codec.NOTE, 0, 0, generation, self._running_slot, said)
+        self._running = generation
+        if generation and self._early:
+            self.on_interrupt(0, sys._getframe())
 
     def _loads(self, data: bytes | MemoryError) -> Any:
         """Unpickle what came, or raise why it did not."""
@@ -229,15 +263,16 @@ class Child:
         self._details = b""
         late = False
         try:
-            if flags & codec.DETAILED:
-                data = self._take_details(data)
-                late = self._is_late(started)
+            if flags & _UNUSUAL:
+                if flags & codec.WATCHED:
+                    self._answer(codec.BEGUN, 0, started, generation, slot, b"")
+                data, late = self._detailed(flags, started, data)
             function = c >> 8
             if function:
                 call = self._function(function)
                 args, kwargs = self._loads(data)
             else:
-                call, args, kwargs = self._loads(data)
+                call, args, kwargs = self._loaded(data)
         except BaseException as error:  # noqa: BLE001
             status, out = _unserializable("call", "arguments", error, full(error))
         else:
@@ -440,6 +475,16 @@ class Child:
             except BaseException as error:  # noqa: BLE001
                 self._refuse(f"{what} {brief(error)}", cut(full(error)))
                 return False
+        if settings["middleware"]:
+            try:
+                layers = payload.loads_in_child(settings["middleware"])
+            except BaseException as error:  # noqa: BLE001
+                why = f"the execute_middleware cannot be unpickled in the child: {brief(error)}"
+                self._refuse(why, cut(full(error)))
+                return False
+            from mpworker.child.middleware import Middleware  # not before: no start shall wait for it
+
+            self._middleware = Middleware(layers, self.context, self._middleware_failed)
         self._answer(codec.READY, 0, 0, 0, 0, b"")
         return True
 

@@ -10,7 +10,7 @@ from mpworker.ipc import codec
 from mpworker.supervisor.history import History, Outcome
 from mpworker.supervisor.lifecycle import COMPLETE, OFFER, OFFERED, POSTPONE, QUEUED, RETRY, SCHEDULED
 from mpworker.supervisor.registry import Attempt, DetailedTask, Seat, Task
-from mpworker.supervisor.scheduler import END_BY, HISTORY_BYTES_MAX, HISTORY_MAX, Scheduler
+from mpworker.supervisor.scheduler import END_BY, HISTORY_BYTES_MAX, HISTORY_MAX, Scheduler, Watcher
 
 PLAIN_QUEUE: Final = {"weight": 1, "max_running": None, "rate": None, "burst": None}
 
@@ -25,6 +25,7 @@ class Books:
         retries: Attempts after the first.
         ended: How many ended in each state that is not COMPLETED.
         crashes: None.
+        watcher: Who tells hooks, tracers and the log.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,8 @@ class Books:
         self.retries = 0
         self.ended: Counter[int] = Counter()
         self.crashes: Counter[str] = Counter()
+        self.watcher: Watcher | None = None
+        self._watched = False
         self._tasks: dict[int, Task] = {}
         self._begun_at: dict[int, float] = {}
         self._clean_every = 0.0
@@ -82,10 +85,16 @@ class Books:
         self._clean_every = interval
         self._clean_at = now if ttl is not None else None
 
+    def watch(self, on: bool) -> None:
+        """As `Scheduler.watch`."""
+        self._watched = on
+
     # ------------------------------------------------------------ what happens
 
     def enter(self, task: Task) -> None:
         """A task was accepted."""
+        if self._watched and self.watcher is not None:
+            self.watcher.accepted(task)
         self._tasks[task.key] = task
         self.accepted += 1
         if isinstance(task, DetailedTask) and task.run_at is not None and task.run_at > time.monotonic():
@@ -97,12 +106,18 @@ class Books:
         task.seat = Seat(0, 1, pid=os.getpid())
         self._begun_at[task.key] = time.monotonic()
         self.retries += task.attempts > 0
+        if self._watched and self.watcher is not None:
+            self.watcher.begun(task, os.getpid(), self._begun_at[task.key])
 
     def again(self, task: Task, status: int, started_ns: int, duration_ns: int) -> None:
         """It has failed, and another is to follow."""
-        Scheduler.note_attempt(task, Attempt(status, os.getpid(), started_ns / 1e9, (started_ns + duration_ns) / 1e9))
+        attempt = Attempt(status, os.getpid(), started_ns / 1e9, (started_ns + duration_ns) / 1e9)
+        Scheduler.note_attempt(task, attempt)
         task.attempts += 1
         task.state = RETRY[task.state]
+        if self.watcher is not None:
+            self.watcher.noted(task, attempt)
+            self.watcher.retried(task, 0.0)
 
     def end(self, task: Task, status: int, outcome: Outcome, started_ns: int = 0, duration_ns: int = 0) -> None:
         """It has ended; the times are those of the attempt that ended it, if one did."""
@@ -110,7 +125,11 @@ class Books:
         task.seat = None
         self._tasks.pop(task.key, None)
         self._begun_at.pop(task.key, None)
-        self.history.entries.append((task, status, os.getpid() if started_ns else 0, started_ns, duration_ns))
+        task.attempts += started_ns > 0
+        entry = (task, status, os.getpid() if started_ns else 0, started_ns, duration_ns)
+        self.history.entries.append(entry)
+        if self._watched and self.watcher is not None:
+            self.watcher.ended(entry)
         if status != codec.OK:
             self.ended[task.state] += 1
         if status != codec.OK or self.history.results:

@@ -39,9 +39,9 @@ class InlineClient(Client):
     """The client of an `InlineSupervisor`; the arguments are those of `Client`."""
 
     supervisor: Any
-    _launch = staticmethod(
-        lambda options, prefix, initializer, initargs: cast(
-            Supervisor, InlineSupervisor(options, prefix, initializer, initargs)
+    _launch: Any = staticmethod(
+        lambda options, prefix, initializer, initargs, level, middleware: cast(
+            Supervisor, InlineSupervisor(options, prefix, initializer, initargs, level, middleware)
         )
     )
 

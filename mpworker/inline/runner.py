@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from mpworker import context
 from mpworker.child.main import Child
+from mpworker.child.middleware import Middleware
 from mpworker.ipc import codec, payload
 from mpworker.ipc._native import Claims
 from mpworker.ipc.channel import Channel
@@ -67,10 +68,17 @@ class Runner(Child):
         answers: Its answers: (status with flags, payload).
     """
 
-    def __init__(self, settings: dict[str, Any], functions: dict[int, Any], initialized: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        functions: dict[int, Any],
+        initialized: dict[str, Any],
+        middleware: Middleware | None,
+    ) -> None:
         super().__init__(cast(Channel, None), cast(Claims, _Claims()), cast(StackFile, None), settings)
         self._functions = functions
         self._initialized = initialized
+        self._middleware = middleware
         self.answers: list[tuple[int, bytes]] = []
 
     def _answer(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, cast
 
+from mpworker.child.middleware import Middleware
+from mpworker.context import current
 from mpworker.inline.books import PLAIN_QUEUE, Books
 from mpworker.inline.requests import answered
 from mpworker.inline.runner import GENERATION, Runner, here, install_source
@@ -22,6 +24,7 @@ from mpworker.supervisor.latency import Latency
 from mpworker.supervisor.lifecycle import COME_DUE, QUEUED, SCHEDULED
 from mpworker.supervisor.registry import DetailedTask, Task
 from mpworker.supervisor.scheduler import Scheduler
+from mpworker.supervisor.watching import Watch
 
 _LOOK_SECONDS: Final = 0.5  # a wait for another thread's task looks up so often
 
@@ -34,6 +37,8 @@ class InlineSupervisor:
         prefix: What task ids begin with.
         initializer: Called once, here and now.
         initargs: Its arguments.
+        level: The least level of records for the log.
+        middleware: The pickle of the execution middleware; b"" for none.
 
     Attributes:
         channel: What the client sees of it.
@@ -42,6 +47,7 @@ class InlineSupervisor:
         scheduler: What is known of the tasks.
         describer: Who describes them.
         latency: How long they took.
+        watch: Who tells hooks, tracers and the log.
         chunks: Items of maps that are to be run.
         later: Tasks that wait for their time.
         running: Threads, each once for each task that it runs.
@@ -60,6 +66,8 @@ class InlineSupervisor:
         prefix: str,
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
+        level: int,
+        middleware: bytes,
     ) -> None:
         self.channel = _Channel(self, options.max_payload_bytes)
         self.events: list[Record] = []
@@ -70,6 +78,8 @@ class InlineSupervisor:
         self.latency = Latency()
         self.describer = Describer(cast(Scheduler, self.scheduler))
         self.world = ClientPort(cast(Channel, _Way(self.events)), options.max_payload_bytes)
+        self.watch = self.scheduler.watcher = Watch(self.world, level)
+        self._middleware: Middleware | None = None
         self.chunks: dict[int, Task] = {}
         self.later: dict[int, DetailedTask] = {}
         self.eager = 0
@@ -77,9 +87,9 @@ class InlineSupervisor:
         self.draining = self.dead = False
         self._moved = threading.Condition()
         install_source()
-        self._start(options.preload, pickle_initializer(initializer, initargs))
+        self._start(options.preload, pickle_initializer(initializer, initargs), middleware)
 
-    def _start(self, preload: tuple[str, ...], initializer: bytes) -> None:
+    def _start(self, preload: tuple[str, ...], initializer: bytes, middleware: bytes) -> None:
         what = ""
         try:
             for module in preload:
@@ -89,12 +99,21 @@ class InlineSupervisor:
                 what = "the initializer"
                 call, args = payload.loads_here(initializer, {})
                 payload.call_initializer(call, args, self._initialized)
+            if middleware:
+                what = "unpickling the execute_middleware"
+                self._middleware = Middleware(
+                    payload.loads_here(middleware, self._initialized), current, self._middleware_failed
+                )
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001  # told by the first use, as a child's is
             report = {"what": "debug=True", "why": f"{what} raised {brief(error)}", "traceback": cut(full(error))}
             self.events.append((codec.BROKEN, 0, 0, 0, 0, json.dumps(report).encode()))
             self.dead = True
+
+    def _middleware_failed(self, name: str, trace: str) -> None:
+        # Of no task: here a task may run within another, and what raises is seen anyway.
+        self.watch.middleware_failed(None, json.dumps({"middleware": name, "traceback": trace}).encode())
 
     # ------------------------------------------------------------ what a client knows of a supervisor
 
@@ -240,7 +259,7 @@ class InlineSupervisor:
         try:
             attempt = 1
             while True:
-                runner = here.runner = Runner(self._settings, self._functions, self._initialized)
+                runner = here.runner = Runner(self._settings, self._functions, self._initialized, self._middleware)
                 here.trace = None
                 run(runner, min(attempt, codec.LOW) | flags, number, GENERATION)
                 answer, out = runner.answers[0]

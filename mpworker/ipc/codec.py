@@ -21,17 +21,24 @@ REFUSED  child > supervisor: no start     0                     0               
 DONE     child > supervisor               started_ns            generation              slot | duration_ns << 8
 ITEMS    child > supervisor               start | stop << 32    generation              slot | duration_ns << 8
 AFTER    child > supervisor               microseconds          generation              slot
+BEGUN    child > supervisor               started_ns            generation              slot
+NOTE     child > supervisor               0                     generation              slot
 RESULT   supervisor > client              task                  0                       0
 RESULTS  supervisor > client              task                  start | stop << 32      duration_ns
 SPLIT    supervisor > client              task                  start | stop << 32      0
 REPLY    supervisor > client              request               0                       0
 BROKEN   supervisor > client              0                     0                       0
+EVENT    supervisor > client              task                  number                  0
+LOG      supervisor > client              task, 0 for none      number                  0
 ======== ================================ ===================== ======================= ============================
 
 FUNCTION, TASK, RANGE, SUBMIT and CHUNK carry a pickle, as do DONE, ITEMS, RESULT and RESULTS when their status says so.
 A judge is the number of a function that tells, for an exception, whether the task is not to be tried again; 0 for none.
 AFTER goes before the DONE or ITEMS of the attempt that raised Retry.
 REFUSED and BROKEN carry JSON: {"why", "traceback"}, a line and what a failed initializer or preload printed.
+BEGUN is sent of what is WATCHED, when it was claimed. NOTE carries JSON, of a middleware that raised: {"middleware",
+"traceback"}.
+EVENT and LOG are numbered together, those that were dropped included: `mpworker.supervisor.watching`.
 """
 
 import signal
@@ -59,6 +66,10 @@ SPLIT: Final = 17
 REPLY: Final = 18
 AFTER: Final = 19
 BROKEN: Final = 20
+BEGUN: Final = 21
+NOTE: Final = 22
+EVENT: Final = 23
+LOG: Final = 24
 
 # What a supervisor says on its socket before anything else, for the client to look at if it dies: that it serves, or
 # why it cannot, with the reason as text. One that says nothing was none.
@@ -72,6 +83,7 @@ SPREAD: Final = 0x0100  # the items of a chunk are argument tuples, not single a
 LAST: Final = 0x0200  # ITEMS: the chunk ends with this record and its slot is free
 FINAL: Final = 0x0100  # DONE, ITEMS: not to be tried again, whatever `retries` are left
 DETAILED: Final = 0x0200  # SUBMIT, CHUNK, TASK, RANGE: the payload begins with details: `mpworker.ipc.details`
+WATCHED: Final = 0x0400  # TASK: its child tells when it begins
 FIRST: Final = 0x0400  # FRAGMENT: a payload begins
 STREAM: Final = 0x7800  # FRAGMENT, FRAGMENTED: which of the payloads that one producer sends at the same time
 STREAM_SHIFT: Final = 11
@@ -87,6 +99,12 @@ CRASHED: Final = 5  # JSON: {"pid", "signal", "exit_code", "cause", "attempt", "
 # JSON: {"timeout", "attempt", "attempts", "interrupted", "dumped", "killed"}; timeout is None for the deadline
 TIMED_OUT: Final = 6
 CANCELLED: Final = 7  # no payload
+
+# What an EVENT tells, in its low byte.
+QUEUED: Final = 1
+STARTED: Final = 2
+RETRIED: Final = 3
+FINISHED: Final = 4
 
 # Sent to a child after its slot's halt word was set. C libraries and systemd take the first few real-time signals.
 INTERRUPT_SIGNAL: Final = signal.SIGRTMIN + 8

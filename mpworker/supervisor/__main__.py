@@ -12,6 +12,7 @@ import sys
 
 from mpworker.ipc import codec, frames
 from mpworker.ipc.channel import Channel, close_all, open_anew
+from mpworker.ipc.levels import ERROR
 from mpworker.ipc.limits import explained
 from mpworker.supervisor.loop import Loop
 from mpworker.supervisor.nursery import UNHEEDED, become_subreaper
@@ -117,10 +118,12 @@ def main(fd: int) -> None:
     try:
         loop.run()
         status = 0
-    except BaseException:  # noqa: BLE001
+    except BaseException as error:  # noqa: BLE001
         import traceback
 
         traceback.print_exc()
+        trace = f"{''.join(traceback.format_tb(error.__traceback__))}{type(error).__qualname__}"
+        loop.watch.log(ERROR, "supervisor_failed", traceback=trace)
     finally:
         loop.close()
         os._exit(status)

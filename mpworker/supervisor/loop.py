@@ -17,6 +17,7 @@ from mpworker.ipc import codec, frames
 from mpworker.ipc._native import RECORD_HEADER_BYTES
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import Record
+from mpworker.ipc.levels import DEBUG, INFO, WARNING
 from mpworker.ipc.limits import explained
 from mpworker.ipc.ring import RingCorrupt
 from mpworker.supervisor.children import Child, Children
@@ -29,6 +30,7 @@ from mpworker.supervisor.recycling import Recycling
 from mpworker.supervisor.registry import DYING, READY
 from mpworker.supervisor.requests import Requests
 from mpworker.supervisor.scheduler import ProtocolViolation
+from mpworker.supervisor.watching import Watch
 
 if TYPE_CHECKING:
     from mpworker.supervisor.cron import CronDesk
@@ -91,6 +93,7 @@ class Loop:
             kill_timeout=config["kill_timeout"],
             uniform=_uniform,
         )
+        self.scheduler.watcher = self.watch = Watch(self.world, config["log_level"])
         self._exit_grace: float = config["grace"]
         self._start_timeout: float = config["start_timeout"]
         self._start_failures = self._start_kills = 0
@@ -296,11 +299,16 @@ class Loop:
                 scheduler.items(seat, c & 0xFF, b, start, stop, flags & codec.LOW, last, c >> 8, data, final)
             elif kind == codec.AFTER:
                 scheduler.asked_for_pause(seat, c & 0xFF, b, a / 1e6)
+            elif kind == codec.BEGUN:
+                scheduler.begun(seat, c, b, a / 1e9)
             elif kind == codec.FRAGMENT:
                 child.assembler.add(flags, data)
+            elif kind == codec.NOTE:
+                self._note(child, c, data)
             elif kind == codec.READY:
                 scheduler.child_ready(seat)
                 if seat.state == READY:
+                    self.watch.log(INFO, "child_ready", pid=child.pid)
                     self._start_failures = self._start_kills = 0
                     self._nursery_served = True
                     child.ready = True
@@ -308,6 +316,12 @@ class Loop:
                 child.refusal = _refusal(data)
             else:
                 raise ProtocolViolation(f"record kind {kind}")
+
+    def _note(self, child: Child, slot: int, data: bytes) -> None:
+        try:
+            self.watch.middleware_failed(child.seat.offers.get(slot), data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ProtocolViolation("a NOTE that is no report") from error
 
     def _start_nursery(self) -> None:
         if self._ending():
@@ -337,6 +351,8 @@ class Loop:
         owing = not self.world.nursery_ready or any(not child.pid or child.ended for child in self.world.everyone)
         self._nursery_lease.begin_look(now, owing)
         if owing and self._nursery_lease.expired(now, self._nursery_heard_at):
+            if not self._nursery_late:  # it may take more than one look until it is gone
+                self.watch.log(WARNING, "nursery_killed", pid=self.world.nursery_pid, reason="silent")
             self._nursery_late = True
             os.kill(self.world.nursery_pid, signal.SIGKILL)  # ours to reap, so the number is its own
 
@@ -376,6 +392,7 @@ class Loop:
                 return
             child.seat.pid = report["pid"]
             child.pidfd = fds[0]
+            self.watch.log(DEBUG, "child_started", pid=child.pid)
             try:
                 self._watch_bell(child.channel)
                 self._watch(child.pidfd, partial(self._child_ended, child))
@@ -437,6 +454,7 @@ class Loop:
         """A child is dead and reaped: read its last answers, then settle what it held."""
         self.read_child(child, whole=True)
         death = self.world.death(child, status, cause)
+        self.watch.child_died(child, death, self.scheduler)
         self.scheduler.child_died(child.seat, death)
         self._remove(child)
         failed = not child.ready and not child.seat.vacated
@@ -458,6 +476,7 @@ class Loop:
         """A child that survives SIGKILL has been settled by the scheduler; replace it."""
         for child in list(self.world.by_number.values()):
             if child.seat.state > DYING:
+                self.watch.log(WARNING, "child_unkillable", pid=child.pid)
                 self._remove(child)
                 self._spawn_missing()
 
@@ -465,6 +484,8 @@ class Loop:
         nursery = self.world.nursery
         if nursery is not None:
             self._unwatch(nursery.fileno())
+        if self._nursery_served:
+            self.watch.log(WARNING, "nursery_lost", children=len(self.world.by_number))
         when = "before a child was ready" if self.world.nursery_ready else "while it imported what to preload"
         for child, status, cause in self.world.nursery_lost():
             self._child_died(child, status, cause)
@@ -481,6 +502,7 @@ class Loop:
         else:
             self._start_failures += 1
         starts = self._start_failures + self._start_kills
+        self.watch.log(WARNING, "start_failed", starts=starts)
         hopeless = self._start_failures >= _START_FAILURES_MAX or self._start_kills >= _START_KILLS_MAX
         if hopeless and not any(child.seat.state == READY for child in self.world.everyone):
             self._broken(f"{starts} starts in a row failed, the last one so: {why}", traceback)

@@ -387,6 +387,7 @@ def _live(supervisor: frames.Frames) -> None:
         supervisor.send({"op": "failed", "why": why, "traceback": text})
         return
     settings = config["child"] | {"nursery_pid": os.getpid(), "blas_threads": blas_threads}
+    settings["middleware"] = bytes.fromhex(blob["middleware"])
     nursery = Nursery(supervisor, settings, bytes.fromhex(blob["initializer"]))
     import gc
 

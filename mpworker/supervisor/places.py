@@ -40,18 +40,20 @@ class Places(Scheduler):
             for seat in sorted(holders, key=_dispensable)[:surplus]:
                 seat.vacated = True
                 seat.recallable = seat.state < LEAVING
-                self.retire(seat)
+                self.retire(seat, "resized")
         else:
             working = [seat for seat in self._seats.values() if seat.state == LEAVING and seat.offers]
             for seat in [seat for seat in working if seat.recallable][:-surplus]:  # they may as well stay
                 seat.state = READY
                 seat.vacated = seat.recallable = False
+                seat.leaves = ""
 
-    def retire(self, seat: Seat) -> None:
+    def retire(self, seat: Seat, why: str = "retired") -> None:
         """The child leaves."""
         if seat.state >= LEAVING:
             return
         seat.state = LEAVING
+        seat.leaves = why
         self._idle.pop(seat, None)
         if not seat.offers:
             self._dismiss(seat)

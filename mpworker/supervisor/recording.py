@@ -56,8 +56,9 @@ def slots_of(kind: type) -> list[str]:
     return [name for each in kind.__mro__ for name in each.__dict__.get("__slots__", ())]
 
 
-# "notes" is what the user says, and the scheduler has no use for it.
-_SLOTS: Final = {kind: [name for name in slots_of(kind) if name != "notes"] for kind in (Task, DetailedTask)}
+# What the user says, and what the child is to do: the scheduler has no use for them, and others change them.
+_OTHERS: Final = ("notes", "flags")
+_SLOTS: Final = {kind: [name for name in slots_of(kind) if name not in _OTHERS] for kind in (Task, DetailedTask)}
 
 
 class Encoder:
@@ -173,11 +174,13 @@ class _Wrapped:
     """An object some of whose methods are recorded; all else is its own."""
 
     def __init__(self, inner: object, record: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
-        self._inner = inner
-        self._record = record
+        self.__dict__.update(_inner=inner, _record=record)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._inner, name, value)
 
     def record(self, names: list[str] | tuple[str, ...]) -> None:
         for name in names:

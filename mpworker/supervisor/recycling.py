@@ -69,7 +69,7 @@ class Recycling(Places):
         seat.ran += count
         if seat.ran >= self._max_tasks:
             seat.recallable = False
-            self.retire(seat)
+            self.retire(seat, "max_tasks_per_child")
         self._limit(seat)
 
     def _take_back(self, seat: Seat, task: Task) -> None:
@@ -112,13 +112,14 @@ class Recycling(Places):
                 self.kill(seat, "memory", now)
             elif self._soft is not None and used > self._soft and seat.state == READY:
                 seat.suspect = bool(seat.offers)
-                self.retire(seat)
+                self.retire(seat, "memory_limit")
         self._memory_at = now + LOOK_SECONDS if at_work else None
 
     def _dismiss(self, seat: Seat) -> None:
         suspect, seat.suspect = seat.suspect, False
         if suspect and not seat.vacated and self._effects.memory(seat) <= (self._soft or 0):
             seat.state = READY
+            seat.leaves = ""
             self._idle[seat] = None
         else:
             super()._dismiss(seat)

@@ -223,6 +223,7 @@ class Seat:
         unmeasured: Nobody has looked at its memory since it worked.
         suspect: It leaves if it still has too much memory after its task.
         recallable: It leaves because there were fewer places, and stays if there are more before it has ended its work.
+        leaves: Why it leaves, in a word; "" if it does not.
         vacated: It holds none of the pool's places any more: it goes, and whoever follows it need not wait for that.
     """
 
@@ -243,6 +244,7 @@ class Seat:
     unmeasured: bool = False
     suspect: bool = False
     recallable: bool = False
+    leaves: str = ""
     vacated: bool = False
 
     def __post_init__(self) -> None:

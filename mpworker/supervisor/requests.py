@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from mpworker.ipc.levels import INFO
 from mpworker.supervisor.fanout import call_again
 from mpworker.supervisor.registry import READY
 
@@ -60,7 +61,10 @@ def _children(loop: "Loop", message: Message) -> Message:
 
 
 def _set_max_workers(loop: "Loop", message: Message) -> Message:
-    return {"hard": loop.set_max_workers(message["n"], message["descriptors"])}
+    hard = loop.set_max_workers(message["n"], message["descriptors"])
+    if not hard:
+        loop.watch.log(INFO, "pool_resized", n=message["n"])
+    return {"hard": hard}
 
 
 def _queue(loop: "Loop", message: Message) -> Message:
@@ -75,11 +79,13 @@ def _rate(loop: "Loop", message: Message) -> Message:
 
 def _pause(loop: "Loop", message: Message) -> Message:
     loop.scheduler.pause(message["names"])
+    _log_queues(loop, "queue_paused", message)
     return {}
 
 
 def _drain(loop: "Loop", message: Message) -> Message:
     loop.scheduler.drain_queues(message["names"])
+    _log_queues(loop, "queue_draining", message)
     return {}
 
 
@@ -90,6 +96,7 @@ def _are_drained(loop: "Loop", message: Message) -> Message | None:
 def _resume(loop: "Loop", message: Message) -> Message:
     loop.scheduler.resume(message["names"])
     loop.requests.give_up_drains(message["names"])
+    _log_queues(loop, "queue_resumed", message)
     return {}
 
 
@@ -100,6 +107,16 @@ def _hold(loop: "Loop", message: Message) -> Message:
 
 def _go_on(loop: "Loop", message: Message) -> Message:
     loop.scheduler.go_on()
+    return {}
+
+
+def _log_queues(loop: "Loop", event: str, message: Message) -> None:
+    names = message["names"]
+    loop.watch.log(INFO, event, queues="all" if names is None else ",".join(names))
+
+
+def _watch(loop: "Loop", message: Message) -> Message:
+    loop.watch.tell(message["on"], loop.scheduler)
     return {}
 
 
@@ -147,7 +164,10 @@ def _cancel_all(loop: "Loop", message: Message) -> Message:
 
 
 def _metrics(loop: "Loop", message: Message) -> Message:
-    return loop.describer.metrics() | {"latency": loop.latency.told()}
+    return loop.describer.metrics() | {
+        "latency": loop.latency.told(),
+        "middleware_errors": loop.watch.middleware_errors,
+    }
 
 
 def _retention(loop: "Loop", message: Message) -> Message:
@@ -179,6 +199,7 @@ VERBS: dict[str, Callable[["Loop", Message], Message]] = {
     "cancel_all": _cancel_all,
     "metrics": _metrics,
     "retention": _retention,
+    "watch": _watch,
 }
 # Answered at the end of the turn, when what came before them has been offered.
 _AFTERWARDS = ("children", "queues", "task", "tasks", "metrics")

@@ -32,7 +32,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-from mpworker.supervisor.history import History
+from mpworker.supervisor.history import Ended, History
 from mpworker.supervisor.leases import Leases
 from mpworker.supervisor.lifecycle import (
     BACK_OFF,
@@ -157,6 +157,28 @@ class Effects(Protocol):
         """Ask the client to send these items one by one: they cannot be unpickled together."""
 
 
+class Watcher(Protocol):
+    """Who looks on. Of most tasks it hears nothing, unless `Scheduler.watch` says that somebody wants that."""
+
+    def accepted(self, task: Task) -> None:
+        """A task has come."""
+
+    def begun(self, task: Task, pid: int, started_at: float) -> None:
+        """A child has claimed it then."""
+
+    def noted(self, task: Task, attempt: Attempt) -> None:
+        """An attempt has ended, and its outcome was decided here, or is not the last one."""
+
+    def late(self, task: Task) -> None:
+        """An attempt was ended because it took too long."""
+
+    def retried(self, task: Task, pause: float) -> None:
+        """Another attempt follows, after so many seconds."""
+
+    def ended(self, entry: Ended) -> None:
+        """A task has ended, and nobody has been told yet."""
+
+
 class ProtocolViolation(Exception):
     """A child answered something that no child of ours would; it is killed."""
 
@@ -207,7 +229,9 @@ class Scheduler:
         self._scheduled = Timers(lambda task: task.state == SCHEDULED)
         self._deadlines = Timers(lambda task: task.state < FIRST_FINAL)
         self.history = History(HISTORY_MAX, HISTORY_BYTES_MAX, None, False)
-        self._keep = self.history.entries.append
+        self.watcher: Watcher | None = None
+        self._watched = False  # it hears of every task
+        self._keep: Callable[[Ended], None] = self.history.entries.append
         self._clean_every = 0.0
         self._clean_at: float | None = None
         self.accepted = 0  # tasks, not parts of a map
@@ -244,6 +268,8 @@ class Scheduler:
         if task.run_at is None:
             self.submitted(task)
         else:
+            if self._watched and self.watcher is not None:
+                self.watcher.accepted(task)
             self._tasks[task.key] = task
             self.accepted += 1
             task.state = POSTPONE[task.state]
@@ -367,7 +393,7 @@ class Scheduler:
     ) -> None:
         """What is remembered of tasks that have ended; what is too old is looked for every `interval` seconds."""
         self.history.change(max_entries, max_bytes, ttl, results)
-        self._keep = self.history.entries.append
+        self.watch(self._watched)
         self._clean_every = interval
         self._clean_at = now if ttl is not None else None
 
@@ -379,6 +405,38 @@ class Scheduler:
         task.accepted_ns = now_ns
         self.submitted_with_details(task)
         return True
+
+    # ------------------------------------------------------------ who looks on
+
+    def watch(self, on: bool) -> None:
+        """Tell the watcher of each task that is accepted or ends, or no longer.
+
+        Where nobody watches no task pays for the question: these two are replaced.
+        """
+        watcher = self.watcher
+        self._watched = on and watcher is not None
+        self.__dict__.pop("submitted", None)
+        self._keep = append = self.history.entries.append
+        if not on or watcher is None:
+            return
+        submitted = self.submitted
+
+        def accept(task: Task) -> None:
+            watcher.accepted(task)
+            submitted(task)
+
+        def keep(entry: Ended) -> None:
+            append(entry)
+            watcher.ended(entry)
+
+        self.submitted = accept  # type: ignore[method-assign]
+        self._keep = keep
+
+    def begun(self, seat: Seat, slot: int, generation: int, started_at: float) -> None:
+        """A child has claimed a task that is watched."""
+        task = seat.offers.get(slot)
+        if self._watched and self.watcher is not None and task is not None and task.generation == generation:
+            self.watcher.begun(task, seat.pid, started_at)
 
     # ------------------------------------------------------------ dispatch
 
@@ -720,10 +778,12 @@ class Scheduler:
         if task.function is not None:
             task.function.observe(duration_ns)
         if task.decided:
-            self.note_attempt(task, Attempt(task.decided, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9))
+            self._note_attempt(
+                task, Attempt(task.decided, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9)
+            )
             self._decided(task, payload if status == INTERRUPTED else b"")
         elif status in (ERROR, EXITED) and task.failures < task.options.retries and not final and not task.expired:
-            self.note_attempt(task, Attempt(status, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9))
+            self._note_attempt(task, Attempt(status, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9))
             task.attempts += 1
             task.failures += 1
             self._retry(task, self._asked(seat, task))
@@ -743,6 +803,11 @@ class Scheduler:
                 self.history.keep(task, payload)
             task.payload = b""
             self._effects.emit(task, status, payload)
+
+    def _note_attempt(self, task: Task, attempt: Attempt) -> None:
+        if self.watcher is not None and not task.items:
+            self.watcher.noted(task, attempt)
+        self.note_attempt(task, attempt)
 
     @staticmethod
     def note_attempt(task: Task, attempt: Attempt) -> None:
@@ -869,6 +934,8 @@ class Scheduler:
             pause = backoff.pause(task.attempts, self._uniform()) if backoff is not None else 0.0
         task.decided = 0
         self.retries += 1
+        if self.watcher is not None:
+            self.watcher.retried(task, pause)
         if pause > 0.0:
             task.state = BACK_OFF[task.state]
             self._pausing.append((pause, task))
@@ -894,6 +961,8 @@ class Scheduler:
     def _decided(self, task: Task, stack: bytes = b"", died_in: Seat | None = None) -> None:
         """The attempt whose outcome was decided is over: interrupted, with this stack, or dead with its child."""
         task.attempts += 1
+        if task.decided == TIMED_OUT and self.watcher is not None:
+            self.watcher.late(task)
         if task.decided == CANCELLED:
             self._end(task, CANCELLED)
         elif task.failures < task.options.retries and not task.expired:
@@ -960,7 +1029,7 @@ class Scheduler:
             task.unclaimed_deaths = 0
             self.crashes[death.cause] += 1
             status = task.decided or CRASHED
-            self.note_attempt(task, Attempt(status, death.pid, started_at, death.at, death.cause))
+            self._note_attempt(task, Attempt(status, death.pid, started_at, death.at, death.cause))
             if task.items:
                 unstarted += self._chunk_died(seat, task, cursor, death)
             elif task.decided:

@@ -1,0 +1,8 @@
+"""The levels of a LOG record, as the standard library has them: a supervisor does without its module."""
+
+from typing import Final
+
+DEBUG: Final = 10
+INFO: Final = 20
+WARNING: Final = 30
+ERROR: Final = 40

@@ -1,0 +1,77 @@
+"""Where the records of a worker go: what `logger=` takes."""
+
+import logging
+from typing import Any, Final, Protocol
+
+from mpworker.errors import InvalidArgument
+
+_NAME: Final = "mpworker"
+
+
+class Logger(Protocol):
+    """Something that takes records: an event and its fields. A logger of `structlog` is one.
+
+    It may have an attribute `level`, an int: records below it are not made. It is read when the worker is made.
+    """
+
+    def log(self, level: int, event: str, /, **fields: Any) -> object:
+        """Take a record.
+
+        Args:
+            level: As in the standard library: 10 for debugging to 40 for errors.
+            event: What happened, such as "child_crashed".
+            **fields: What is to be said of it: numbers and short texts.
+        """
+
+
+class StandardLogger:
+    """A `Logger` that hands records to one of the standard library.
+
+    The message is the event and its fields as key=value; a handler that wants them apart finds them in the record, as
+    `event` and `fields`.
+
+    Args:
+        logger: Which one.
+    """
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+
+    @property
+    def level(self) -> int:
+        """The least level that it takes."""
+        return max(self._logger.getEffectiveLevel(), logging.root.manager.disable + 1)
+
+    def log(self, level: int, event: str, /, **fields: Any) -> None:
+        """See `Logger`."""
+        if self._logger.isEnabledFor(level):
+            trace = fields.pop("traceback", "")
+            words = " ".join((event, *(f"{name}={value}" for name, value in fields.items())))
+            if trace:
+                fields["traceback"] = trace
+                words = f"{words}\n{trace}"
+            self._logger.log(level, "%s", words, extra={"event": event, "fields": fields})
+
+
+def as_logger(value: Any) -> Logger:
+    """What a worker was given as its logger; None for the one of the standard library.
+
+    Raises:
+        InvalidArgument: It is none.
+    """
+    if value is None:
+        logger = logging.getLogger(_NAME)
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())  # a library prints nothing where its program set up nothing
+        return StandardLogger(logger)
+    if isinstance(value, logging.Logger):
+        return StandardLogger(value)
+    if not callable(getattr(value, "log", None)):
+        raise InvalidArgument(f"logger must have a method log(level, event, **fields), which {value!r} has not")
+    return value  # type: ignore[no-any-return]
+
+
+def level_of(logger: Logger) -> int:
+    """The least level of the records that are made for it."""
+    level = getattr(logger, "level", 0)
+    return level if isinstance(level, int) else 0
