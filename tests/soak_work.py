@@ -207,7 +207,8 @@ class Work:
             more["deadline"] = spec["deadline"] = rng.choice([0.05, 0.2, 1.0, 2.0])
         if rng.random() < 0.3:
             more["run_at"] = spec["run_at"] = rng.choice([0.0, 0.02, 0.1, 1.0])
-        if rng.random() < 0.2 and arguments[3] not in ("take", "grow"):  # whose megabytes it would keep
+        # Not with an id, which a future that somebody holds keeps from a second task; nor with megabytes to be kept.
+        if "id" not in more and rng.random() < 0.2 and arguments[3] not in ("take", "grow"):
             more |= {"idempotency_key": f"once {ticket}", "fingerprint": str(ticket)}
         task = Task(tasks.run, arguments, **options, **more)
         future = self.pool.register_task(task)
