@@ -60,6 +60,15 @@ test-deep: $(VENV)/.test $(NATIVE) ## run the long campaigns (an hour)
 	@echo "Running the deep tests"
 	@$(BIN)/python -m pytest -n auto -m deep -o faulthandler_timeout=3600 $(ARGS)
 
+# Seconds of the soak, and what it is made from: SOAK_SEED=N repeats one.
+SOAK_SECONDS ?= 600
+export SOAK_SECONDS SOAK_SEED
+
+.PHONY: soak
+soak: $(VENV)/.test $(NATIVE) ## run everything at once under random kills (ten minutes)
+	@echo "Soaking for $(SOAK_SECONDS) s"
+	@$(BIN)/python -m pytest -m soak -s -o faulthandler_timeout=$$(($(SOAK_SECONDS) + 600)) $(ARGS)
+
 .PHONY: test-all
 test-all: ## run the test suite on every Python found
 	@scripts/pythons | while read -r version python; do \

@@ -4,7 +4,6 @@ import itertools
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import psutil
 import pytest
 
 from mpworker import ProcessWorker, TaskFuture
-from mpworker.errors import TaskTimeout, WorkerCrashed
+from mpworker.errors import WorkerCrashed
 
 GUARD = 60.0  # seconds; no wait of a passing test comes near it
 BACKLOG = 300
@@ -409,81 +408,3 @@ def test_a_pause_of_the_whole_tree_loses_and_retries_nothing(tmp_path: Path) -> 
         assert [future.result(GUARD) for future in running] == ["held", "held"]
         assert [future.result(GUARD) for future in waiting] == [(number, 1) for number in range(300)]
         assert ready(pool, 2) == pids, "no child was replaced"
-
-
-# ------------------------------------------------------------ soak
-
-
-def measure(pool: ProcessWorker) -> dict[str, int]:
-    """What must not grow."""
-    supervisor = psutil.Process(pool.processes()["supervisor"])
-    nursery = psutil.Process(pool.processes()["nursery"])
-    return {
-        "supervisor bytes": supervisor.memory_info().rss,
-        "nursery bytes": nursery.memory_info().rss,
-        "client bytes": psutil.Process().memory_info().rss,
-        "supervisor fds": supervisor.num_fds(),
-        "nursery fds": nursery.num_fds(),
-        "client fds": psutil.Process().num_fds(),
-        "processes": len(supervisor.children(recursive=True)),
-        "client threads": threading.active_count(),
-    }
-
-
-def storm(pool: ProcessWorker, rng: random.Random, folder: Path) -> None:
-    """A second or so of everything at once, with every answer checked."""
-    path = str(folder / "log")
-    futures = [pool.submit(tasks.slow, path, number, rng.randrange(300_000)) for number in range(400)]
-    large = [pool.submit(tasks.grow, number, rng.randrange(4, 2_000_000) & ~3) for number in range(4)]
-    local = a_function(rng.randrange(1000))
-    late = pool.options(timeout=0.05).submit(tasks.hold, str(folder / "begun"), str(folder / "never"))
-    cancelled = [pool.submit(tasks.square, number) for number in range(30)]
-    for future in cancelled:
-        future.cancel()
-    for _ in range(rng.randrange(1, 4)):
-        alive = children(pool)
-        if alive:
-            os.kill(rng.choice(alive)["pid"], rng.choice([signal.SIGKILL, signal.SIGSEGV]))
-        results = list(pool.map(tasks.square, range(500), return_exceptions=True))
-        for number, result in enumerate(results):
-            assert result == number * number or isinstance(result, WorkerCrashed)
-    for number, future in enumerate(futures):
-        assert isinstance(future.exception(GUARD), WorkerCrashed) or future.result() == number * 3
-    for number, future in enumerate(large):
-        assert isinstance(future.exception(GUARD), WorkerCrashed) or future.result()[:4] == number.to_bytes(4, "little")
-    assert isinstance(late.exception(GUARD), TaskTimeout | WorkerCrashed)
-    local_future = pool.options(crash_retries=20).submit(local, 2)
-    assert local_future.result(GUARD) == local(2)
-    for future in cancelled:
-        assert future.cancelled() or isinstance(future.exception(GUARD), WorkerCrashed) or future.result() >= 0
-    (folder / "log").unlink(missing_ok=True)
-
-
-def a_function(value: int) -> Callable[[int], int]:
-    return lambda x: x * 1000 + value
-
-
-@pytest.mark.deep
-def test_soak(tmp_path: Path) -> None:
-    seconds = float(os.environ.get("MPWORKER_SOAK_SECONDS", "600"))
-    seed = random.randrange(1 << 32)
-    print("seed", seed)
-    rng = random.Random(seed)
-    with ProcessWorker(n=3, grace=0.5, client_ring_bytes=1 << 16) as pool:
-        for _ in range(20):
-            storm(pool, rng, tmp_path)  # until caches and heaps have their size
-        ready(pool, 3)
-        first = measure(pool)
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            storm(pool, rng, tmp_path)
-        ready(pool, 3)
-        eventually(lambda: measure(pool)["processes"] == first["processes"])
-        last = measure(pool)
-        print(first, last)
-        for what, before in first.items():
-            if what.endswith("bytes"):
-                assert last[what] < before * 1.3 + (8 << 20), (what, before, last[what])
-            else:
-                assert last[what] <= before + (2 if what.endswith("fds") else 0), (what, before, last[what])
-        assert not pool._client.pending

@@ -259,3 +259,16 @@ else:
     raise SystemExit("unmapped under the heart")
 """
     subprocess.run([sys.executable, "-P", "-c", script], check=True, timeout=60)
+
+
+def test_the_first_beat_is_there_before_its_thread() -> None:
+    # A lease would else end right after the start of a child whose heart has not had a core yet.
+    script = """
+import mmap
+from mpworker.ipc._native import Claims
+for _ in range(200):
+    claims = Claims(mmap.mmap(-1, 4096), 1)
+    claims.start_heartbeat(3600.0)
+    assert claims.beat(), "it has not beaten"
+"""
+    subprocess.run([sys.executable, "-P", "-c", script], check=True, timeout=60)

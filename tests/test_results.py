@@ -162,6 +162,18 @@ def test_items_of_a_map_are_no_tasks() -> None:
     assert ids(stream) == [future.task_id]
 
 
+def test_an_outcome_that_is_looked_up_is_no_new_result() -> None:
+    with ProcessWorker(n=1) as w, w.subscribe_results() as results:
+        future = w.submit(fail, "once")
+        assert isinstance(future.exception(GUARD), ValueError)
+        kept = w.get_task(future.task_id).future
+        assert kept is not None
+        assert isinstance(kept.exception(GUARD), ValueError)
+        assert len(w.get_tasks()) == 1
+        w.stop_graceful()
+        assert [result.task_id for result in results] == [future.task_id]
+
+
 def test_a_result_is_frozen_and_small() -> None:
     with ProcessWorker(n=1) as w, w.subscribe_results() as stream:
         future = w.submit(abs, 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from concurrently import eventually
+from scheduler_world import World
 
 import mpworker
 from mpworker import Latency, Metrics, ProcessWorker, QueueOptions, Retention, RetryPolicy, Task, TaskStatus
@@ -24,6 +25,8 @@ from mpworker.errors import (
     WorkerCrashed,
     WorkerStopped,
 )
+from mpworker.supervisor.describe import Describer
+from mpworker.supervisor.scheduler import OK
 
 GUARD = 60.0
 
@@ -50,6 +53,21 @@ def fail_until(path: str, times: int) -> int:
     if count <= times:
         raise ValueError(f"number {count}")
     return count
+
+
+@pytest.mark.parametrize("looks", range(4))
+def test_what_begins_while_it_is_told_of_is_told_as_one_or_the_other(looks: int) -> None:
+    world = World(2)
+    world.submit(None)
+    world.turn()
+    busy, idle = world.children.values() if world.children[0].inbox else reversed(world.children.values())
+    world.racing.extend([(idle, OK)] * looks + [(busy, OK)])  # it begins at the next look but so many
+    told = Describer(world.scheduler).tasks("queued", None, 10)
+    assert all(report["status"] == "queued" and not report["attempts"] for report in told)
+    (report,) = Describer(world.scheduler).tasks(None, None, 10)
+    assert (report["status"] == "running") == bool(report["attempts"])
+    world.racing.clear()
+    world.finish()
 
 
 # ------------------------------------------------------------ register
@@ -351,6 +369,20 @@ def test_a_task_that_failed_can_be_run_again_as_a_new_one(pool: ProcessWorker, t
     assert pool.get_task(old.task_id).status is TaskStatus.FAILED
     with pytest.raises(ConfigurationError, match="is completed: only what failed can be run again"):
         pool.retry_task(new.task_id)
+
+
+def context_after(seconds: float) -> tuple[str, float | None, dict[str, Any]]:
+    time.sleep(seconds)
+    context = mpworker.current()
+    return context.task_id, context.deadline, context.metadata
+
+
+def test_a_task_that_is_run_again_has_neither_the_deadline_nor_the_id_of_the_old_one(pool: ProcessWorker) -> None:
+    task = Task(context_after, (0.2,), id="late", deadline=0.05, metadata={"a": 1})
+    with pytest.raises(TaskTimeout):
+        pool.register_task(task).result(GUARD)
+    new = pool.retry_task("late")
+    assert new.result(GUARD) == (new.task_id, None, {"a": 1})
 
 
 def test_a_cancelled_task_runs_again_only_if_asked(pool: ProcessWorker) -> None:

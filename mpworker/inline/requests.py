@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from mpworker.ipc import codec
 from mpworker.steps import Message
 from mpworker.supervisor import requests
+from mpworker.supervisor.fanout import call_again
 from mpworker.supervisor.lifecycle import OFFERED
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def _running(supervisor: "InlineSupervisor", message: Message) -> Message:
 
 
 def _again(supervisor: "InlineSupervisor", message: Message) -> Message:
-    task = supervisor.scheduler.history.again(message["task"], message["as"])
+    key, history = message["task"], supervisor.scheduler.history
+    call = call_again(history, key)
+    task = history.again(key, message["as"], call) if call is not None else None
     if task is not None:
         task.accepted_ns = supervisor.world.now_ns
         supervisor.enter(task)

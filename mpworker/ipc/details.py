@@ -34,3 +34,8 @@ def read(data: bytes) -> dict[str, Any]:
 def after(data: bytes) -> bytes:
     """The payload without its details."""
     return data[_end(data) :]
+
+
+def without(data: bytes, *names: str) -> bytes:
+    """The payload with fewer details."""
+    return pack({name: said for name, said in read(data).items() if name not in names}, after(data))

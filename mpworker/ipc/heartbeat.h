@@ -43,6 +43,8 @@ static inline int mpw_heartbeat_start(mpw_heartbeat *heartbeat)
         return error;
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     pthread_attr_setstacksize(&attributes, 128 * 1024); /* it calls two functions; the default is 8 MiB of address space */
+    /* The first beat is ours: who says that it is ready has beaten, whenever the thread gets its first turn. */
+    atomic_store_explicit(heartbeat->beat_ns, mpw_now_ns(), memory_order_relaxed);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* inherited by the thread */
     error = pthread_create(&thread, &attributes, mpw_heartbeat_run, heartbeat);

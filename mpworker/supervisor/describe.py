@@ -47,11 +47,13 @@ class Describer:
 
     def tasks(self, status: str | None, queue: str | None, limit: int) -> list[Report]:
         """Tasks that there are, those that have not ended first, and then the newest of the rest."""
-        found = (
+        reports = (
             report_of(what)
             for report_of, task, what in self._all()
             if (queue is None or task.options.queue == queue) and (status is None or self._status(what) == status)
         )
+        # Asked once more: one that has begun between the two looks at its claim is no longer queued.
+        found = (report for report in reports if status is None or report["status"] == status)
         return list(islice(found, limit))
 
     def _all(self) -> Iterator[tuple[Any, Task, Any]]:
@@ -61,11 +63,13 @@ class Describer:
             yield self._ended, entry[0], entry
 
     def _status(self, what: Task | Ended) -> str:
-        if isinstance(what, tuple):
-            return final_status(what[1])
-        if what.state == SCHEDULED:
+        return final_status(what[1]) if isinstance(what, tuple) else self._status_since(what, self._began(what))
+
+    @staticmethod
+    def _status_since(task: Task, began: float | None) -> str:
+        if task.state == SCHEDULED:
             return "scheduled"
-        return "running" if what.state == OFFERED and self._began(what) is not None else "queued"
+        return "running" if task.state == OFFERED and began is not None else "queued"
 
     def _began(self, task: Task) -> float | None:
         """When the attempt that runs was claimed; None if none runs."""
@@ -75,8 +79,8 @@ class Describer:
 
     def _living(self, task: Task) -> Report:
         report = self._common(task)
-        report["status"] = self._status(task)
-        began = self._began(task)
+        began = self._began(task)  # by one look: it may begin at any moment
+        report["status"] = self._status_since(task, began)
         if began is not None and task.seat is not None:
             report["attempts"].append(["running", task.seat.pid, began, None, ""])
         return report

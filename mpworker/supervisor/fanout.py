@@ -9,6 +9,7 @@ from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import Assembler, Outbox
 from mpworker.supervisor.backoff import Backoff
+from mpworker.supervisor.history import History
 from mpworker.supervisor.registry import DetailedTask, Function, Task, TaskOptions
 
 TOLD_MAX: Final = 1024
@@ -173,3 +174,13 @@ class ClientPort:
         """The client shall send these items one by one, and then say so: a drain waits for it."""
         self.splits.setdefault(task.key, set()).add(start)
         self.send(codec.SPLIT, 0, task.key, start | stop << 32, 0, b"")
+
+
+def call_again(history: History, key: int) -> bytes | None:
+    """What to call to run a task again that has ended; None if that is not kept."""
+    entry, kept = history.find(key), history.payloads(key)
+    if entry is None or kept is None:
+        return None
+    if entry[0].flags & codec.DETAILED:
+        return details.without(kept[0], "id", "deadline", "run_at")  # of the old one; a child would go by them
+    return kept[0]

@@ -60,14 +60,13 @@ class History:
         """One task, if it is remembered."""
         return next((entry for entry in reversed(self.entries) if entry[0].key == key), None)
 
-    def again(self, key: int, new_key: int) -> DetailedTask | None:
-        """A task that has ended, and not well, as a new one; None if its call is not kept."""
+    def again(self, key: int, new_key: int, call: bytes) -> DetailedTask | None:
+        """A task that has ended, and not well, as a new one of this call; None if it is forgotten."""
         entry = self.find(key)
-        kept = self.payloads(key)
-        if entry is None or kept is None or not entry[1]:
+        if entry is None or not entry[1]:
             return None
         old = entry[0]
-        task = DetailedTask(new_key, old.function, old.options, kept[0], 0, old.flags)
+        task = DetailedTask(new_key, old.function, old.options, call, 0, old.flags)
         task.concurrency_key, task.concurrency = old.concurrency_key, old.concurrency
         notes = old.notes if isinstance(old, DetailedTask) else {}
         task.notes = {name: notes[name] for name in ("name", "metadata") if name in notes} | {"retry_of": key}

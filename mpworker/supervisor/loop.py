@@ -77,8 +77,13 @@ class Loop:
         self._children_max: int = config["n"] + self._overlap  # that there are descriptors for
         self._ring_records: int = config["child_ring_bytes"] // RECORD_HEADER_BYTES
         self.world = World(config, blob_fd, channel)
-        scheduler = Recycling if recycling else Places
-        self.scheduler = scheduler(
+        make: Any = Recycling if recycling else Places
+        folder = os.environ.get("MPWORKER_RECORD")
+        if folder:
+            from mpworker.supervisor.recording import recorded_in
+
+            make = recorded_in(folder, make)
+        self.scheduler: Places = make(
             self.world,
             **recycling,
             slots=config["slots"],

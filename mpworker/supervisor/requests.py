@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mpworker.ipc.levels import INFO
+from mpworker.supervisor.fanout import call_again
 from mpworker.supervisor.registry import READY
 
 if TYPE_CHECKING:
@@ -151,7 +152,9 @@ def _outcome(loop: "Loop", message: Message) -> Message:
 
 
 def _again(loop: "Loop", message: Message) -> Message:
-    return {"again": loop.scheduler.again(message["task"], message["as"], loop.world.now_ns)}
+    key, scheduler = message["task"], loop.scheduler
+    call = call_again(scheduler.history, key)
+    return {"again": call is not None and scheduler.again(key, message["as"], call, loop.world.now_ns)}
 
 
 def _cancel_all(loop: "Loop", message: Message) -> Message:

@@ -238,7 +238,8 @@ class Scheduler:
         self.retries = 0
         self.ended: Counter[int] = Counter()  # tasks by their final state, but for those that were completed
         self.crashes: Counter[str] = Counter()  # attempts by the cause of the death
-        self._pieces: dict[int, set[Task]] = {}  # of chunks: a chunk may be in several ranges at once
+        # Of chunks, which may be in several ranges at once; in order, so that the same events have the same effects.
+        self._pieces: dict[int, dict[Task, None]] = {}
         self._tasks: dict[int, Task] = {}
         self._seats: dict[int, Seat] = {}
         self._idle: dict[Seat, None] = {}  # an ordered set
@@ -252,7 +253,7 @@ class Scheduler:
     def submitted(self, task: Task) -> None:
         """A new task or chunk was accepted."""
         if task.items:
-            self._pieces[task.key] = {task}
+            self._pieces[task.key] = {task: None}
         else:
             self._tasks[task.key] = task
             self.accepted += 1
@@ -396,9 +397,9 @@ class Scheduler:
         self._clean_every = interval
         self._clean_at = now if ttl is not None else None
 
-    def again(self, key: int, new_key: int, now_ns: int) -> bool:
-        """Run a task once more that has ended, and not well, as a new one; False if its call is not kept."""
-        task = self.history.again(key, new_key)
+    def again(self, key: int, new_key: int, call: bytes, now_ns: int) -> bool:
+        """Run a task once more that has ended, and not well, as a new one of this call; False if it is forgotten."""
+        task = self.history.again(key, new_key, call)
         if task is None:
             return False
         task.accepted_ns = now_ns
@@ -912,7 +913,7 @@ class Scheduler:
             self._effects.emit_items(piece, start, stop, status, payload, duration_ns)
 
     def _add_piece(self, piece: Task) -> None:
-        self._pieces[piece.key].add(piece)
+        self._pieces[piece.key][piece] = None
 
     def _piece_over(self, piece: Task) -> None:
         piece.state = SETTLE[piece.state]
@@ -921,7 +922,7 @@ class Scheduler:
     def _forget_piece(self, piece: Task) -> None:
         pieces = self._pieces.get(piece.key)
         if pieces is not None:
-            pieces.discard(piece)
+            pieces.pop(piece, None)
             if not pieces:
                 del self._pieces[piece.key]
 
