@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mpworker.ipc import codec, frames
 from mpworker.ipc._native import RECORD_HEADER_BYTES
 from mpworker.ipc.channel import Channel
-from mpworker.ipc.codec import Record
+from mpworker.ipc.codec import DONE, SUBMIT, Record
 from mpworker.ipc.limits import explained
 from mpworker.ipc.ring import RingCorrupt
 from mpworker.supervisor.children import Child, Children
@@ -217,6 +217,9 @@ class Loop:
             world.channel.peer_bell.ring_room()
             world.now_ns = time.monotonic_ns()
             for kind, flags, a, b, c, data in batch:
+                if kind == SUBMIT and not flags:  # nearly all of many
+                    scheduler.submitted(world.task(0, a, b, c, data))
+                    continue
                 if flags & codec.FRAGMENTED:
                     data = world.whole((kind, flags, a, b, c, data))  # noqa: PLW2901
                 if kind == codec.SUBMIT and not flags & codec.DETAILED:
@@ -281,6 +284,9 @@ class Loop:
     def _answers(self, child: Child, batch: list[Record]) -> None:
         scheduler, seat = self.scheduler, child.seat
         for kind, flags, a, b, c, data in batch:
+            if kind == DONE and not flags:  # nearly all of many: it is well, and whole
+                scheduler.done(seat, c & 0xFF, b, 0, c >> 8, data, False, a)
+                continue
             if flags & codec.FRAGMENTED:
                 data = child.assembler.finish(flags, data)  # noqa: PLW2901
             if kind == codec.DONE:

@@ -165,7 +165,7 @@ def _cost_ns(task: Task) -> int:
     """The work that is expected of a task or range; all of the budget while the duration of a call is unknown."""
     function = task.function
     call_ns = (function.estimate_ns if function is not None else 0) or BUDGET_NS
-    return call_ns * (task.stop - task.start or 1)
+    return call_ns * (task.stop - task.start) if task.items else call_ns
 
 
 class Scheduler:
@@ -180,6 +180,40 @@ class Scheduler:
         kill_timeout: Seconds after SIGKILL until a child counts as unkillable.
         uniform: Called for a random number from 0 to 1.
     """
+
+    # Not to save memory: from 30 attributes on CPython looks each of them up in a dict, and every task pays for it.
+    __slots__ = (
+        "_clean_at",
+        "_clean_every",
+        "_closing",
+        "_crowded",
+        "_dead",
+        "_deadlines",
+        "_effects",
+        "_grace",
+        "_idle",
+        "_keep",
+        "_kill_timeout",
+        "_leases",
+        "_next_at",
+        "_pausing",
+        "_pieces",
+        "_put",
+        "_queue",
+        "_queues",
+        "_scheduled",
+        "_seats",
+        "_slots",
+        "_start_timeout",
+        "_steal_at",
+        "_tasks",
+        "_uniform",
+        "accepted",
+        "crashes",
+        "ended",
+        "history",
+        "retries",
+    )
 
     def __init__(
         self,
@@ -387,7 +421,12 @@ class Scheduler:
             self._schedule(now)
         if self._queues is not None:
             self._dispatch_in_order(self._queues, now)
-            return
+        else:
+            self._dispatch_in_line(now)
+        if self._leases.next_at is None and any(seat.offers for seat in self._seats.values()):
+            self._watch(now)
+
+    def _dispatch_in_line(self, now: float) -> None:
         queue = self._queue
         while queue and self._idle:
             task = queue.popleft()
@@ -407,11 +446,12 @@ class Scheduler:
 
     def _fill(self, seat: Seat, share: int, now: float) -> None:
         queue = self._queue
-        while queue and share and seat.free:
+        offers, free = seat.offers, seat.free
+        while queue and share and free:
             task = queue[0]
             if task.state == QUEUED:
                 cost_ns = _cost_ns(task)
-                if seat.offers and seat.load_ns + cost_ns > BUDGET_NS:
+                if offers and seat.load_ns + cost_ns > BUDGET_NS:
                     return
                 self._offer(seat, task, cost_ns, now)
                 share -= 1
@@ -434,6 +474,7 @@ class Scheduler:
                     if seat.offers and seat.load_ns + _cost_ns(task) > BUDGET_NS:
                         break
                     queues.take()
+                    queues.offered(task)
                     self._offer(seat, task, _cost_ns(task), now)
                     left -= 1
         if self._idle and self._steal_at is None and self._crowded:
@@ -447,6 +488,7 @@ class Scheduler:
             task.start += 1
             queues.put_back(task, owed=False)
             task = first
+        queues.offered(task)
         self._offer(seat, task, _cost_ns(task), now)
 
     def _tell_claims(self, queues: Queues) -> None:
@@ -577,24 +619,20 @@ class Scheduler:
         return False
 
     def _offer(self, seat: Seat, task: Task, cost_ns: int, now: float) -> None:
-        if not seat.offers:
+        offers = seat.offers
+        if not offers:
             self._idle.pop(seat, None)
+        elif len(offers) == 1:
+            self._crowded += 1
         slot = task.slot = seat.free.pop()
-        seat.generation += 1
-        task.generation = seat.generation
+        task.generation = seat.generation = seat.generation + 1
         task.state = OFFER[task.state]
         task.seat = seat
         task.cost_ns = cost_ns
         seat.load_ns += cost_ns
-        seat.offers[slot] = task
-        if len(seat.offers) == 2:
-            self._crowded += 1
+        offers[slot] = task
         if task.options.timeout is not None:
             self._look_at(seat, now + task.options.timeout)
-        if self._leases.next_at is None:
-            self._watch(now)
-        if self._queues is not None:
-            self._queues.offered(task)
         self._effects.offer(seat, task)
 
     def _take_back(self, seat: Seat, task: Task) -> None:
@@ -602,15 +640,17 @@ class Scheduler:
         if self._queues is not None:
             self._tell_claims(self._queues)
             self._queues.over(task)
-        del seat.offers[task.slot]
-        if len(seat.offers) == 1:
-            self._crowded -= 1
-        seat.free.append(task.slot)
+        offers, slot = seat.offers, task.slot
+        del offers[slot]
+        seat.free.append(slot)
         seat.load_ns -= task.cost_ns
         task.seat = None
         if task.decided:
             seat.kill_at = None  # it was for this task: a child runs one at a time
-        if not seat.offers:
+        left = len(offers)
+        if left == 1:
+            self._crowded -= 1
+        elif not left:
             if seat.state == READY:
                 self._idle[seat] = None
             elif seat.state == LEAVING:
@@ -655,6 +695,8 @@ class Scheduler:
                     thieves.rotate(-1)
         for thief, share in shares.items():
             for task in reversed(share):
+                if self._queues is not None:
+                    self._queues.offered(task)
                 self._offer(thief, task, _cost_ns(task), now)
 
     def _schedule(self, now: float) -> None:
@@ -721,27 +763,32 @@ class Scheduler:
         if task.decided:
             self.note_attempt(task, Attempt(task.decided, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9))
             self._decided(task, payload if status == INTERRUPTED else b"")
+            return
+        if status == OK:
+            # What most tasks come to is asked first, and does not ask more than it must.
+            task.state = COMPLETE[task.state]
+            if self.history.results:
+                self.history.keep(task, payload)
         elif status in (ERROR, EXITED) and task.failures < task.options.retries and not final and not task.expired:
             self.note_attempt(task, Attempt(status, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9))
             task.attempts += 1
             task.failures += 1
             self._retry(task, self._asked(seat, task))
+            return
         elif status == INTERRUPTED and isinstance(task, DetailedTask) and task.deadline_at is not None:
             task.decided = TIMED_OUT  # it came to the child too late, before our own timer saw that
             task.expired = True
             self._decided(task, payload)
+            return
         else:
-            task.attempts += 1
-            task.state = (COMPLETE if status == OK else END_BY[status])[task.state]
-            del self._tasks[task.key]
-            self._keep((task, status, seat.pid, started_ns, duration_ns))
-            if status != OK:
-                self.ended[task.state] += 1
-                self.history.keep(task, payload)
-            elif self.history.results:
-                self.history.keep(task, payload)
-            task.payload = b""
-            self._effects.emit(task, status, payload)
+            task.state = END_BY[status][task.state]
+            self.ended[task.state] += 1
+            self.history.keep(task, payload)
+        task.attempts += 1
+        del self._tasks[task.key]
+        self._keep((task, status, seat.pid, started_ns, duration_ns))
+        task.payload = b""
+        self._effects.emit(task, status, payload)
 
     @staticmethod
     def note_attempt(task: Task, attempt: Attempt) -> None:
