@@ -493,8 +493,11 @@ class Scheduler:
 
     def _tell_claims(self, queues: Queues) -> None:
         """Since when do those run whose start counts against a rate?"""
+        unclaimed = queues.unclaimed()
+        if not unclaimed:  # as ever without a rate
+            return
         claims = []
-        for task in queues.unclaimed():
+        for task in unclaimed:
             assert task.seat is not None
             generation, state, started_at, _ = self._effects.peek(task.seat, task.slot)
             if generation != task.generation or state not in (CLAIM_OFFERED, CLAIM_REVOKED):
