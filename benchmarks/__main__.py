@@ -7,7 +7,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import grain, idle, machine, map, payload, report, roundtrip, start, submit
+from benchmarks import (
+    depth,
+    features,
+    grain,
+    idle,
+    machine,
+    map,
+    payload,
+    queued,
+    report,
+    roundtrip,
+    soak,
+    start,
+    submit,
+)
 from benchmarks.measure import Benchmark, Round, Settings
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -18,6 +32,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     "grain": grain.BENCHMARK,
     "payload": payload.BENCHMARK,
     "idle": idle.BENCHMARK,
+    "features": features.BENCHMARK,
+    "queued": queued.BENCHMARK,
+    "depth": depth.BENCHMARK,
+    "soak": soak.BENCHMARK,
 }
 TABLE_WIDTH_MIN = 130
 
@@ -36,6 +54,9 @@ def _arguments() -> argparse.Namespace:
         "--idle-seconds", type=float, default=60.0, metavar="S", help="how long idle pools are watched (default: 60)"
     )
     parser.add_argument(
+        "--soak-tasks", type=int, default=1_000_000, metavar="T", help="tasks of a soak (default: %(default)s)"
+    )
+    parser.add_argument(
         "--scale", type=float, default=1.0, metavar="F", help="factor on tasks and payloads; below 1 to try it out"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's values there")
@@ -43,14 +64,14 @@ def _arguments() -> argparse.Namespace:
     for name in arguments.names:
         if name not in BENCHMARKS:
             parser.error(f"no benchmark {name!r}: there are {', '.join(BENCHMARKS)}")
-    if min(arguments.n, arguments.rounds, arguments.scale, arguments.idle_seconds) <= 0:
+    if min(arguments.n, arguments.rounds, arguments.scale, arguments.idle_seconds, arguments.soak_tasks) <= 0:
         parser.error("numbers must be above 0")
     return arguments
 
 
 def main() -> None:
     arguments = _arguments()
-    settings = Settings(arguments.n, arguments.scale, arguments.idle_seconds)
+    settings = Settings(arguments.n, arguments.scale, arguments.idle_seconds, arguments.soak_tasks)
     described = machine.describe()
     progress = Console(stderr=True)
     done: dict[str, tuple[Benchmark, list[Round]]] = {}

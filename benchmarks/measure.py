@@ -23,11 +23,13 @@ class Settings:
         n: Workers of each pool.
         scale: Factor on the number of tasks and the size of payloads.
         idle_seconds: How long idle pools are watched.
+        soak_tasks: Tasks of a soak.
     """
 
     n: int = 2
     scale: float = 1.0
     idle_seconds: float = 60.0
+    soak_tasks: int = 1_000_000
 
     def count(self, full: int) -> int:
         """That many tasks, scaled; at least four for each worker."""
@@ -36,10 +38,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Target:
-    """What mpworker is meant to reach: `ratio` times the value of `against`, or better."""
+    """What a contender is meant to reach: this value, or this ratio to the value of `against`, or better."""
 
-    against: str
-    ratio: float
+    contender: str
+    bound: float
+    against: str | None = None
+
+    def reached(self, rounds: list[Round], measure: str) -> float | None:
+        """The median of what it is about; None if no round says anything."""
+        if self.against is None:
+            found = values_of(rounds, self.contender, measure)
+        else:
+            found = ratios_of(rounds, self.contender, self.against, measure)
+        return statistics.median(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -49,12 +60,11 @@ class Measure:
     name: str
     unit: str
     higher_is_better: bool = False
-    target: Target | None = None
+    targets: tuple[Target, ...] = ()
 
-    def meets(self, ratio: float) -> bool:
-        """Is this ratio to the target's contender good enough?"""
-        assert self.target is not None
-        return ratio >= self.target.ratio if self.higher_is_better else ratio <= self.target.ratio
+    def meets(self, target: Target, reached: float) -> bool:
+        """Is this good enough?"""
+        return reached >= target.bound if self.higher_is_better else reached <= target.bound
 
 
 @dataclass(frozen=True)
@@ -65,12 +75,14 @@ class Benchmark:
         title: What it does, in a line.
         measures: What it finds out.
         take_round: Runs every contender once.
+        base: Each contender's value is compared with this one's; None compares mpworker's with each other's.
         rounds_max: No more rounds than this, where one takes long.
     """
 
     title: str
     measures: tuple[Measure, ...]
     take_round: Callable[[Settings], Round]
+    base: str | None = None
     rounds_max: int | None = None
 
 

@@ -1,4 +1,6 @@
-"""The CPU time of processes and threads, from /proc, in nanoseconds: the tick counts of `getrusage` are too coarse."""
+"""The CPU time of processes and threads, from /proc, in nanoseconds: the tick counts of `getrusage` are too coarse.
+
+And their memory."""
 
 import os
 import threading
@@ -55,6 +57,12 @@ def usage_of(pid: int) -> Usage:
     for tid in threads_of(pid):
         total += usage_of_thread(pid, tid)
     return total
+
+
+def pss_of(pid: int) -> int:
+    """Bytes of memory of a process: its own, and its share of what it has in common with others."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
 
 
 def own_usage() -> Usage:

@@ -43,7 +43,8 @@ WORKLOADS: dict[str, tuple[Callable[[ProcessWorker, int], None], int]] = {
 }
 
 
-def _look(worker: ProcessWorker) -> Roles:
+def usage_by_role(worker: ProcessWorker) -> Roles:
+    """What each role has used since its start; of the client, the calling thread."""
     processes = worker.processes()
     children = Usage()
     for child in processes["children"]:
@@ -60,11 +61,11 @@ def profile(name: str, n: int, rounds: int, scale: float) -> tuple[dict[str, lis
     with ProcessWorker(n) as worker:
         run(worker, max(4, tasks // 10))
         for _ in range(rounds):
-            before = _look(worker)
+            before = usage_by_role(worker)
             begun = time.perf_counter()
             run(worker, tasks)
             seconds.append(time.perf_counter() - begun)
-            for role, usage in _look(worker).items():
+            for role, usage in usage_by_role(worker).items():
                 found.setdefault(role, []).append(usage - before[role])
     return found, seconds, tasks
 

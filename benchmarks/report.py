@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Benchmark, Measure, Round, Settings, Spread, ratios_of, spread, values_of
+from benchmarks.measure import Benchmark, Measure, Round, Settings, Spread, Target, ratios_of, spread, values_of
 from benchmarks.pools import MPWORKER
 
 
@@ -15,31 +15,36 @@ def as_json(benchmark: Benchmark, rounds: list[Round]) -> dict[str, Any]:
     """Everything that was measured in one benchmark, and what it comes to."""
     return {
         "title": benchmark.title,
-        "measures": {measure.name: _measure_as_json(measure, rounds) for measure in benchmark.measures},
+        "measures": {measure.name: _measure_as_json(benchmark, measure, rounds) for measure in benchmark.measures},
         "rounds": rounds,
     }
 
 
-def _measure_as_json(measure: Measure, rounds: list[Round]) -> dict[str, Any]:
+def _measure_as_json(benchmark: Benchmark, measure: Measure, rounds: list[Round]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "unit": measure.unit,
         "higher_is_better": measure.higher_is_better,
         "values": {name: asdict(spread(values_of(rounds, name, measure.name))) for name in rounds[0]},
-        "ratios": {name: asdict(ratio) for name, ratio in _ratios(measure, rounds).items()},
+        "ratios": {name: asdict(ratio) for name, ratio in _ratios(benchmark, measure, rounds).items()},
+        "targets": [],
     }
-    if measure.target is not None:
-        ratio = _ratios(measure, rounds).get(measure.target.against)
-        found["target"] = {**asdict(measure.target), "met": ratio is not None and measure.meets(ratio.median)}
+    for target in measure.targets:
+        reached = target.reached(rounds, measure.name)
+        met = reached is not None and measure.meets(target, reached)
+        found["targets"].append({**asdict(target), "met": met})
     return found
 
 
-def _ratios(measure: Measure, rounds: list[Round]) -> dict[str, Spread]:
-    """mpworker's value divided by each other contender's."""
+def _ratios(benchmark: Benchmark, measure: Measure, rounds: list[Round]) -> dict[str, Spread]:
+    """mpworker's value divided by each other contender's, or each one's by the base's."""
     found = {}
+    base = benchmark.base
     for other in rounds[0]:
-        ratios = ratios_of(rounds, MPWORKER, other, measure.name) if other != MPWORKER else []
-        if ratios:
-            found[other] = spread(ratios)
+        if other != (base or MPWORKER):
+            pair = (other, base) if base else (MPWORKER, other)
+            ratios = ratios_of(rounds, *pair, measure.name)
+            if ratios:
+                found[other] = spread(ratios)
     return found
 
 
@@ -57,22 +62,21 @@ def show(
     table = Table(box=box.SIMPLE, pad_edge=False)
     for heading in ("measure", "contender"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("median", "quartiles", "unit", "mpworker / it", "quartiles"):
+    for heading in ("median", "quartiles", "unit", "ratio", "quartiles"):
         table.add_column(heading, justify="left" if heading == "unit" else "right", no_wrap=True)
     for name, (benchmark, rounds) in done.items():
         for measure in benchmark.measures:
-            _add_rows(table, name, measure, rounds)
+            _add_rows(table, name, benchmark, measure, rounds)
     console.print(table)
     for name, (benchmark, rounds) in done.items():
         console.print(f"{name}: {benchmark.title} ({len(rounds)} rounds)", highlight=False)
         for measure in benchmark.measures:
-            target = _target(measure, rounds)
-            if target:
-                console.print(f"  {target}", highlight=False)
+            for target in measure.targets:
+                console.print(f"  target: {_target(measure, target, rounds)}", highlight=False)
 
 
-def _add_rows(table: Table, name: str, measure: Measure, rounds: list[Round]) -> None:
-    ratios = _ratios(measure, rounds)
+def _add_rows(table: Table, name: str, benchmark: Benchmark, measure: Measure, rounds: list[Round]) -> None:
+    ratios = _ratios(benchmark, measure, rounds)
     labels = iter((f"{name}: {measure.name}", f"  ({'higher' if measure.higher_is_better else 'lower'} is better)"))
     for contender in rounds[0]:
         value = spread(values_of(rounds, contender, measure.name))
@@ -89,15 +93,16 @@ def _add_rows(table: Table, name: str, measure: Measure, rounds: list[Round]) ->
         )
 
 
-def _target(measure: Measure, rounds: list[Round]) -> str:
+def _target(measure: Measure, target: Target, rounds: list[Round]) -> str:
     """What was aimed at and whether it was reached: for information, no run fails by it."""
-    target = measure.target
-    if target is None or target.against not in (ratios := _ratios(measure, rounds)):
-        return ""
-    reached = ratios[target.against].median
-    bound = "at least" if measure.higher_is_better else "at most"
-    verdict = "met" if measure.meets(reached) else "not met"
-    return f"target: {measure.name} {bound} {target.ratio:g} of {target.against}'s: {_ratio(reached)}, {verdict}"
+    reached = target.reached(rounds, measure.name)
+    bound = f"{'at least' if measure.higher_is_better else 'at most'} {target.bound:g}"
+    unit = f" {measure.unit}" if target.against is None else f" of {target.against}'s"
+    if reached is None:
+        return f"{target.contender}: {measure.name} {bound}{unit}: not measured"
+    verdict = "met" if measure.meets(target, reached) else "not met"
+    said = _number(reached) if target.against is None else _ratio(reached)
+    return f"{target.contender}: {measure.name} {bound}{unit}: {said}, {verdict}"
 
 
 def _ratio(value: float) -> str:

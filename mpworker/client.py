@@ -307,7 +307,7 @@ class Client(Reader):
             make: Makes its future of this client, its key and the name of the function; None makes a plain one.
         """
         pending = self.pending
-        flags = codec.DETAILED if said is not None else 0
+        flags = 0
         live = self.functions.live
         while True:
             if self._closed:
@@ -318,6 +318,7 @@ class Client(Reader):
             except payload.Unserializable as error:
                 raise self.cannot_send(function, args, kwargs, error) from error
             if said is not None:
+                flags = codec.DETAILED
                 data = details.pack(said, data)
             key = next(self._keys)
             if len(pending) >= self._options.max_pending:

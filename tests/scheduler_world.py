@@ -1017,6 +1017,10 @@ class World:
                 assert where[name] == (not ended), f"{name}: in {where[name]} places, {ended=}"
         assert scheduler.unfinished() == sum(map(self.is_known, self.accepted))
         assert scheduler._crowded == sum(len(seat.offers) > 1 for seat in scheduler._seats.values())
+        if scheduler._queues is not None:
+            offers = [task.options.queue for seat in scheduler._seats.values() for task in seat.offers.values()]
+            for name, state in scheduler.queue_states().items():
+                assert state["running"] == offers.count(name), f"offers of {name}"
         self._check_next_timer()
 
     def _check_next_timer(self) -> None:

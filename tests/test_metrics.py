@@ -26,6 +26,17 @@ def test_each_task_is_in_the_bucket_of_its_time() -> None:
     )
 
 
+@pytest.mark.parametrize("times", [1, 2, 4, 5, 50])
+def test_a_batch_counts_like_its_tasks_one_by_one(times: int) -> None:
+    begun = [10**6 - 997 * (number % times) for number in range(3 * times)]
+    at_once, one_by_one = latency.Latency(), latency.Latency()
+    at_once.take(begun, 10**6)
+    for each in begun:
+        one_by_one.take([each], 10**6)
+    assert told(at_once) == told(one_by_one)
+    assert at_once.count == 3 * times
+
+
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=50), st.floats(0.01, 1))
 def test_a_quantile_is_at_most_twice_the_truth(times_ns: list[int], share: float) -> None:
     counted = latency.Latency()

@@ -457,6 +457,19 @@ def test_a_child_that_starts_or_dies_gets_no_offer() -> None:
     assert not offered(world, 0)
 
 
+def test_what_an_idle_child_takes_from_another_counts_in_its_queue() -> None:
+    world = World(1, slots=16)
+    for _ in range(7):
+        world.submit(function(1), queue="mail")
+    start(world)
+    world.spawn().step()
+    world.turn()
+    wait(world, 0.0009765625)
+    assert offered(world, 1)
+    offers = sum(len(child.seat.offers) for child in world.children.values())
+    assert world.scheduler.queue_states()["mail"]["running"] == offers
+
+
 def test_an_idle_child_takes_what_waits_behind_a_long_task() -> None:
     world = World(1, slots=16)
     long = world.submit(function(1))

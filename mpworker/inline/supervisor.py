@@ -115,6 +115,10 @@ class InlineSupervisor:
         # Of no task: here a task may run within another, and what raises is seen anyway.
         self.watch.middleware_failed(None, json.dumps({"middleware": name, "traceback": trace}).encode())
 
+    def tell_of_tasks(self, on: bool) -> None:
+        """The client watches from now on, or no longer."""
+        self.watch.tell(on, cast(Scheduler, self.scheduler))
+
     # ------------------------------------------------------------ what a client knows of a supervisor
 
     def hang_up(self) -> None:

@@ -1,12 +1,13 @@
 """The client's side of the supervisor: what it sends comes in here, and outcomes go out."""
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
 from mpworker.ipc import codec, details
 from mpworker.ipc.channel import Channel
-from mpworker.ipc.codec import Record
+from mpworker.ipc.codec import RESULT, Record
 from mpworker.ipc.ring import Assembler, Outbox
 from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.history import History
@@ -51,9 +52,8 @@ class ClientPort:
 
     def task(self, flags: int, key: int, function: int, c: int, payload: bytes) -> Task:
         """The task that a SUBMIT record asks for."""
-        task = Task(key, self._functions[function] if function else None, self._options[c], payload, 0, flags)
-        task.accepted_ns = self.now_ns
-        return task
+        called = self._functions[function] if function else None
+        return Task(key, called, self._options[c], payload, 0, flags, self.now_ns)
 
     def chunk(self, flags: int, key: int, function: int, c: int, payload: bytes) -> Task:
         """The chunk that a CHUNK record asks for."""
@@ -70,11 +70,13 @@ class ClientPort:
         items = c >> 32 if kind == codec.CHUNK else 0
         flags &= codec.SPREAD | codec.DETAILED
         task = DetailedTask(key, self._functions[function] if function else None, options, payload, items, flags)
-        task.concurrency_key, task.concurrency = said.pop("concurrency", ("", 1))
+        concurrency_key, task.concurrency = said.pop("concurrency", ("", 1))
+        task.concurrency_key = sys.intern(concurrency_key)  # many have the same, and each came with one of its own
         task.deadline_at = said.pop("deadline", None)
         run_at = task.run_at = said.pop("run_at", None)
         task.accepted_ns = self.now_ns if run_at is None else max(self.now_ns, int(run_at * 1e9))
-        task.notes = said
+        if said:  # an emptied dict keeps its table: 250 bytes for each task that waits
+            task.notes = said
         return task
 
     def _own_options(self, text: str, own: dict[str, Any]) -> TaskOptions:
@@ -122,8 +124,11 @@ class ClientPort:
         """Send a record now, or as soon as the client has made room."""
         self.sent = True
         if self.outbox.waiting or len(payload) > self._max_payload or not self._push(kind, flags, a, b, c, payload):
-            self.outbox.send(kind, flags, a, b, c, payload)
-            self.channel.bell.want_room(True)
+            self._send_later(kind, flags, a, b, c, payload)
+
+    def _send_later(self, kind: int, flags: int, a: int, b: int, c: int, payload: bytes) -> None:
+        self.outbox.send(kind, flags, a, b, c, payload)
+        self.channel.bell.want_room(True)
 
     def flush_client(self) -> None:
         """Send what waits for room, as far as there is some by now."""
@@ -138,7 +143,11 @@ class ClientPort:
     def emit(self, task: Task, status: int, payload: bytes) -> None:
         """A task ended."""
         self.ended_ns.append(task.accepted_ns)
-        self.send(codec.RESULT, status, task.key, 0, 0, payload)
+        # As `send` does, without a call more for each task.
+        self.sent = True
+        full = self.outbox.waiting or len(payload) > self._max_payload
+        if full or not self._push(RESULT, status, task.key, 0, 0, payload):
+            self._send_later(RESULT, status, task.key, 0, 0, payload)
 
     def divert(self, first_key: int, sink: Callable[[Task, int, bytes], None]) -> None:
         """From this key on, outcomes of tasks are not the client's: they go to `sink`."""

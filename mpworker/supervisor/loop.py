@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mpworker.ipc import codec, frames
 from mpworker.ipc._native import RECORD_HEADER_BYTES
 from mpworker.ipc.channel import Channel
-from mpworker.ipc.codec import Record
+from mpworker.ipc.codec import DONE, SUBMIT, Record
 from mpworker.ipc.levels import DEBUG, INFO, WARNING
 from mpworker.ipc.limits import explained
 from mpworker.ipc.ring import RingCorrupt
@@ -94,6 +94,7 @@ class Loop:
             uniform=_uniform,
         )
         self.scheduler.watcher = self.watch = Watch(self.world, config["log_level"])
+        self._submitted = self.scheduler.submitted
         self._exit_grace: float = config["grace"]
         self._start_timeout: float = config["start_timeout"]
         self._start_failures = self._start_kills = 0
@@ -224,19 +225,24 @@ class Loop:
             world, scheduler = self.world, self.scheduler
             world.channel.peer_bell.ring_room()
             world.now_ns = time.monotonic_ns()
+            submitted = self._submitted
             for kind, flags, a, b, c, data in batch:
+                if kind == SUBMIT and not flags:  # nearly all of many
+                    submitted(world.task(0, a, b, c, data))
+                    continue
                 if flags & codec.FRAGMENTED:
                     data = world.whole((kind, flags, a, b, c, data))  # noqa: PLW2901
                 if kind == codec.SUBMIT and not flags & codec.DETAILED:
-                    scheduler.submitted(world.task(0, a, b, c, data))
+                    submitted(world.task(0, a, b, c, data))
                 elif kind == codec.CHUNK and not flags & codec.DETAILED:
-                    scheduler.submitted(world.chunk(flags, a, b, c, data))
+                    submitted(world.chunk(flags, a, b, c, data))
                 elif kind in (codec.SUBMIT, codec.CHUNK):
                     scheduler.submitted_with_details(world.detailed(kind, flags, a, b, c, data))
                 elif kind == codec.OPTIONS:
                     scheduler.options_known(world.note_options(a, data))
                 elif kind == codec.REQUEST:
                     self.requests.take(a, data)
+                    submitted = self._submitted
                 else:
                     forgotten = world.note(kind, flags, a, data)
                     if forgotten is not None:
@@ -246,6 +252,11 @@ class Loop:
             self._stopping = _NOW
         batch.clear()
         return count
+
+    def tell_of_tasks(self, on: bool) -> None:
+        """The client watches from now on, or no longer."""
+        self.watch.tell(on, self.scheduler)
+        self._submitted = self.scheduler.submitted_watched if on else self.scheduler.submitted
 
     def set_max_workers(self, n: int, descriptors: int) -> int:
         """There are n children from now on; 0, or how many descriptors may be opened if they need more."""
@@ -289,9 +300,12 @@ class Loop:
     def _answers(self, child: Child, batch: list[Record]) -> None:
         scheduler, seat = self.scheduler, child.seat
         for kind, flags, a, b, c, data in batch:
+            if kind == DONE and not flags:  # nearly all of many: it is well, and whole
+                scheduler.done(seat, c & 0xFF, b, 0, c >> 8, data, False, a)
+                continue
             if flags & codec.FRAGMENTED:
                 data = child.assembler.finish(flags, data)  # noqa: PLW2901
-            if kind == codec.DONE:
+            if kind == DONE:
                 scheduler.done(seat, c & 0xFF, b, flags & codec.LOW, c >> 8, data, bool(flags & codec.FINAL), a)
             elif kind == codec.ITEMS:
                 last, final = bool(flags & codec.LAST), bool(flags & codec.FINAL)
@@ -306,16 +320,19 @@ class Loop:
             elif kind == codec.NOTE:
                 self._note(child, c, data)
             elif kind == codec.READY:
-                scheduler.child_ready(seat)
-                if seat.state == READY:
-                    self.watch.log(INFO, "child_ready", pid=child.pid)
-                    self._start_failures = self._start_kills = 0
-                    self._nursery_served = True
-                    child.ready = True
+                self._child_is_ready(child)
             elif kind == codec.REFUSED:
                 child.refusal = _refusal(data)
             else:
                 raise ProtocolViolation(f"record kind {kind}")
+
+    def _child_is_ready(self, child: Child) -> None:
+        self.scheduler.child_ready(child.seat)
+        if child.seat.state == READY:
+            self.watch.log(INFO, "child_ready", pid=child.pid)
+            self._start_failures = self._start_kills = 0
+            self._nursery_served = True
+            child.ready = True
 
     def _note(self, child: Child, slot: int, data: bytes) -> None:
         try:

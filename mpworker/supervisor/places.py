@@ -28,6 +28,8 @@ def _dispensable(seat: Seat) -> tuple[int, bool, int, int]:
 class Places(Scheduler):
     """A scheduler whose children may leave."""
 
+    __slots__ = ()
+
     def serving(self) -> int:
         """Children that hold a place: what is missing to n is to be made."""
         return sum(not seat.vacated for seat in self._seats.values())

@@ -353,12 +353,8 @@ class Queues:
         if self._bucket is not None and not self._may_go(self._bucket, now):
             self._slow = self._slow or bool(self._ready or self._slowed)
             return None
-        for queue in tuple(self._slowed):
-            if queue.free_at is None or queue.free_at <= now:
-                del self._slowed[queue]
-                self._look_at(queue)
-            else:
-                self._wake(queue.free_at)
+        if self._slowed:
+            self._look_at_slowed(now)
         while self._ready:
             queue = self._turn or self._pick()
             task = self._head(queue)
@@ -374,6 +370,14 @@ class Queues:
                 return task
             self._turn = None
         return None
+
+    def _look_at_slowed(self, now: float) -> None:
+        for queue in tuple(self._slowed):
+            if queue.free_at is None or queue.free_at <= now:
+                del self._slowed[queue]
+                self._look_at(queue)
+            else:
+                self._wake(queue.free_at)
 
     def take(self) -> None:
         """What `first` has named is offered."""
@@ -452,9 +456,10 @@ class Queues:
 
     def may_wait(self, task: Task) -> bool:
         """May it be offered to a child that is busy? Not if a limit counts it from the offer on."""
+        if self._bucket is not None or task.concurrency_key:
+            return False
         queue = self._queue(task.options.queue)
-        limits = (self._bucket, queue.bucket, queue.max_running)
-        return not task.concurrency_key and all(limit is None for limit in limits)
+        return queue.bucket is None and queue.max_running is None
 
     def is_rated(self, task: Task) -> bool:
         """Is there a limit of starts per second for it?"""
@@ -464,8 +469,8 @@ class Queues:
         """An offer is out."""
         queue = self._queue(task.options.queue)
         queue.running += 1
-        buckets = [bucket for bucket in (self._bucket, queue.bucket) if bucket is not None]
-        if buckets:
+        if self._bucket is not None or queue.bucket is not None:
+            buckets = [bucket for bucket in (self._bucket, queue.bucket) if bucket is not None]
             self._unclaimed[task] = buckets
             for bucket in buckets:
                 bucket.unclaimed += 1

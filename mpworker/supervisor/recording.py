@@ -93,7 +93,9 @@ class Encoder:
             return {"seat": value.number}
         if isinstance(value, Task):
             return {
-                type(value).__name__: {name: self._field(name, getattr(value, name)) for name in _SLOTS[type(value)]}
+                type(value).__name__: {
+                    name: self._field(name, getattr(value, name, None)) for name in _SLOTS[type(value)]
+                }
             }
         if isinstance(value, Function | TaskOptions):
             return {type(value).__name__: self._number(value)}

@@ -29,6 +29,8 @@ class Recycling(Places):
         **others: As for `Scheduler`.
     """
 
+    __slots__ = ("_hard", "_max_tasks", "_measures", "_memory_at", "_soft")
+
     def __init__(
         self,
         *args: Any,

@@ -1,6 +1,8 @@
 """What the scheduler knows: tasks, functions and children, as plain data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from mpworker.supervisor.backoff import Backoff
@@ -63,7 +65,9 @@ class Function:
         if not estimate:
             self.estimate_ns = duration_ns or 1
         elif duration_ns > estimate:
-            self.estimate_ns = estimate + ((min(duration_ns, 8 * estimate) - estimate) >> 4) + 1
+            more = duration_ns - estimate
+            bound = 7 * estimate
+            self.estimate_ns = estimate + ((more if more < bound else bound) >> 4) + 1
         else:
             self.estimate_ns = estimate - ((estimate - duration_ns) >> 2)
 
@@ -139,11 +143,23 @@ class Task:
     deadline_at: float | None = None
     expired = False
 
+    # Of its offer, if `seat` says that it has one.
+    slot: int
+    generation: int
+    cost_ns: int
+
     def __init__(
-        self, key: int, function: Function | None, options: TaskOptions, payload: bytes, items: int = 0, flags: int = 0
+        self,
+        key: int,
+        function: Function | None,
+        options: TaskOptions,
+        payload: bytes,
+        items: int = 0,
+        flags: int = 0,
+        accepted_ns: int = 0,
     ) -> None:
         self.key = key
-        self.accepted_ns = 0
+        self.accepted_ns = accepted_ns
         self.function = function
         self.options = options
         self.payload = payload
@@ -159,10 +175,7 @@ class Task:
         self.decided = 0
         self.decided_item = -1
         self.closing = False
-        self.cost_ns = 0
         self.seat: Seat | None = None
-        self.slot = -1
-        self.generation = 0
         self.order = 0
         self.past: list[Attempt] | None = None
 
@@ -173,6 +186,9 @@ class Task:
         piece.attempts, piece.failures, piece.crashes = self.attempts, self.failures, self.crashes
         piece.order, piece.state = self.order, self.state
         return piece
+
+
+NO_NOTES: Final[Mapping[str, Any]] = MappingProxyType({})  # one for all: an empty dict of its own is 64 bytes
 
 
 class DetailedTask(Task):
@@ -196,7 +212,7 @@ class DetailedTask(Task):
         self.deadline_at = None
         self.expired = False
         self.run_at: float | None = None
-        self.notes: dict[str, Any] = {}
+        self.notes = NO_NOTES
 
     def part(self, start: int, stop: int) -> "Task":
         """See `Task`."""

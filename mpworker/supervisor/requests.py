@@ -116,7 +116,7 @@ def _log_queues(loop: "Loop", event: str, message: Message) -> None:
 
 
 def _watch(loop: "Loop", message: Message) -> Message:
-    loop.watch.tell(message["on"], loop.scheduler)
+    loop.tell_of_tasks(message["on"])
     return {}
 
 

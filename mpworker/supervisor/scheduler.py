@@ -187,7 +187,7 @@ def _cost_ns(task: Task) -> int:
     """The work that is expected of a task or range; all of the budget while the duration of a call is unknown."""
     function = task.function
     call_ns = (function.estimate_ns if function is not None else 0) or BUDGET_NS
-    return call_ns * (task.stop - task.start or 1)
+    return call_ns * (task.stop - task.start) if task.items else call_ns
 
 
 class Scheduler:
@@ -202,6 +202,42 @@ class Scheduler:
         kill_timeout: Seconds after SIGKILL until a child counts as unkillable.
         uniform: Called for a random number from 0 to 1.
     """
+
+    # Not to save memory: from 30 attributes on CPython looks each of them up in a dict, and every task pays for it.
+    __slots__ = (
+        "_clean_at",
+        "_clean_every",
+        "_closing",
+        "_crowded",
+        "_dead",
+        "_deadlines",
+        "_effects",
+        "_grace",
+        "_idle",
+        "_keep",
+        "_kill_timeout",
+        "_leases",
+        "_next_at",
+        "_pausing",
+        "_pieces",
+        "_put",
+        "_queue",
+        "_queues",
+        "_scheduled",
+        "_seats",
+        "_slots",
+        "_start_timeout",
+        "_steal_at",
+        "_tasks",
+        "_uniform",
+        "_watched",
+        "accepted",
+        "crashes",
+        "ended",
+        "history",
+        "retries",
+        "watcher",
+    )
 
     def __init__(
         self,
@@ -259,17 +295,23 @@ class Scheduler:
             self.accepted += 1
         self._put(task)
 
+    def submitted_watched(self, task: Task) -> None:
+        """The same where somebody watches; see `watch`."""
+        if self.watcher is not None:
+            self.watcher.accepted(task)
+        self.submitted(task)
+
     def submitted_with_details(self, task: DetailedTask) -> None:
         """A new task that has more to say than its options was accepted."""
         if task.concurrency_key:
             self._in_order()
         if task.deadline_at is not None:
             self._deadlines.push(task.deadline_at, task)
+        if self._watched and self.watcher is not None:
+            self.watcher.accepted(task)
         if task.run_at is None:
             self.submitted(task)
         else:
-            if self._watched and self.watcher is not None:
-                self.watcher.accepted(task)
             self._tasks[task.key] = task
             self.accepted += 1
             task.state = POSTPONE[task.state]
@@ -411,25 +453,19 @@ class Scheduler:
     def watch(self, on: bool) -> None:
         """Tell the watcher of each task that is accepted or ends, or no longer.
 
-        Where nobody watches no task pays for the question: these two are replaced.
+        Where nobody watches no task pays for the question: what each task comes by is replaced. For those that are
+        accepted the caller does that, by `submitted_watched`.
         """
         watcher = self.watcher
         self._watched = on and watcher is not None
-        self.__dict__.pop("submitted", None)
         self._keep = append = self.history.entries.append
         if not on or watcher is None:
             return
-        submitted = self.submitted
-
-        def accept(task: Task) -> None:
-            watcher.accepted(task)
-            submitted(task)
 
         def keep(entry: Ended) -> None:
             append(entry)
             watcher.ended(entry)
 
-        self.submitted = accept  # type: ignore[method-assign]
         self._keep = keep
 
     def begun(self, seat: Seat, slot: int, generation: int, started_at: float) -> None:
@@ -446,7 +482,12 @@ class Scheduler:
             self._schedule(now)
         if self._queues is not None:
             self._dispatch_in_order(self._queues, now)
-            return
+        else:
+            self._dispatch_in_line(now)
+        if self._leases.next_at is None and any(seat.offers for seat in self._seats.values()):
+            self._watch(now)
+
+    def _dispatch_in_line(self, now: float) -> None:
         queue = self._queue
         while queue and self._idle:
             task = queue.popleft()
@@ -466,11 +507,12 @@ class Scheduler:
 
     def _fill(self, seat: Seat, share: int, now: float) -> None:
         queue = self._queue
-        while queue and share and seat.free:
+        offers, free = seat.offers, seat.free
+        while queue and share and free:
             task = queue[0]
             if task.state == QUEUED:
                 cost_ns = _cost_ns(task)
-                if seat.offers and seat.load_ns + cost_ns > BUDGET_NS:
+                if offers and seat.load_ns + cost_ns > BUDGET_NS:
                     return
                 self._offer(seat, task, cost_ns, now)
                 share -= 1
@@ -493,6 +535,7 @@ class Scheduler:
                     if seat.offers and seat.load_ns + _cost_ns(task) > BUDGET_NS:
                         break
                     queues.take()
+                    queues.offered(task)
                     self._offer(seat, task, _cost_ns(task), now)
                     left -= 1
         if self._idle and self._steal_at is None and self._crowded:
@@ -506,12 +549,16 @@ class Scheduler:
             task.start += 1
             queues.put_back(task, owed=False)
             task = first
+        queues.offered(task)
         self._offer(seat, task, _cost_ns(task), now)
 
     def _tell_claims(self, queues: Queues) -> None:
         """Since when do those run whose start counts against a rate?"""
+        unclaimed = queues.unclaimed()
+        if not unclaimed:  # as ever without a rate
+            return
         claims = []
-        for task in queues.unclaimed():
+        for task in unclaimed:
             assert task.seat is not None
             generation, state, started_at, _ = self._effects.peek(task.seat, task.slot)
             if generation != task.generation or state not in (CLAIM_OFFERED, CLAIM_REVOKED):
@@ -636,24 +683,20 @@ class Scheduler:
         return False
 
     def _offer(self, seat: Seat, task: Task, cost_ns: int, now: float) -> None:
-        if not seat.offers:
+        offers = seat.offers
+        if not offers:
             self._idle.pop(seat, None)
+        elif len(offers) == 1:
+            self._crowded += 1
         slot = task.slot = seat.free.pop()
-        seat.generation += 1
-        task.generation = seat.generation
+        task.generation = seat.generation = seat.generation + 1
         task.state = OFFER[task.state]
         task.seat = seat
         task.cost_ns = cost_ns
         seat.load_ns += cost_ns
-        seat.offers[slot] = task
-        if len(seat.offers) == 2:
-            self._crowded += 1
+        offers[slot] = task
         if task.options.timeout is not None:
             self._look_at(seat, now + task.options.timeout)
-        if self._leases.next_at is None:
-            self._watch(now)
-        if self._queues is not None:
-            self._queues.offered(task)
         self._effects.offer(seat, task)
 
     def _take_back(self, seat: Seat, task: Task) -> None:
@@ -661,15 +704,17 @@ class Scheduler:
         if self._queues is not None:
             self._tell_claims(self._queues)
             self._queues.over(task)
-        del seat.offers[task.slot]
-        if len(seat.offers) == 1:
-            self._crowded -= 1
-        seat.free.append(task.slot)
+        offers, slot = seat.offers, task.slot
+        del offers[slot]
+        seat.free.append(slot)
         seat.load_ns -= task.cost_ns
         task.seat = None
         if task.decided:
             seat.kill_at = None  # it was for this task: a child runs one at a time
-        if not seat.offers:
+        left = len(offers)
+        if left == 1:
+            self._crowded -= 1
+        elif not left:
             if seat.state == READY:
                 self._idle[seat] = None
             elif seat.state == LEAVING:
@@ -714,6 +759,8 @@ class Scheduler:
                     thieves.rotate(-1)
         for thief, share in shares.items():
             for task in reversed(share):
+                if self._queues is not None:
+                    self._queues.offered(task)
                 self._offer(thief, task, _cost_ns(task), now)
 
     def _schedule(self, now: float) -> None:
@@ -782,27 +829,32 @@ class Scheduler:
                 task, Attempt(task.decided, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9)
             )
             self._decided(task, payload if status == INTERRUPTED else b"")
+            return
+        if status == OK:
+            # What most tasks come to is asked first, and does not ask more than it must.
+            task.state = COMPLETE[task.state]
+            if self.history.results:
+                self.history.keep(task, payload)
         elif status in (ERROR, EXITED) and task.failures < task.options.retries and not final and not task.expired:
             self._note_attempt(task, Attempt(status, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9))
             task.attempts += 1
             task.failures += 1
             self._retry(task, self._asked(seat, task))
+            return
         elif status == INTERRUPTED and isinstance(task, DetailedTask) and task.deadline_at is not None:
             task.decided = TIMED_OUT  # it came to the child too late, before our own timer saw that
             task.expired = True
             self._decided(task, payload)
+            return
         else:
-            task.attempts += 1
-            task.state = (COMPLETE if status == OK else END_BY[status])[task.state]
-            del self._tasks[task.key]
-            self._keep((task, status, seat.pid, started_ns, duration_ns))
-            if status != OK:
-                self.ended[task.state] += 1
-                self.history.keep(task, payload)
-            elif self.history.results:
-                self.history.keep(task, payload)
-            task.payload = b""
-            self._effects.emit(task, status, payload)
+            task.state = END_BY[status][task.state]
+            self.ended[task.state] += 1
+            self.history.keep(task, payload)
+        task.attempts += 1
+        del self._tasks[task.key]
+        self._keep((task, status, seat.pid, started_ns, duration_ns))
+        task.payload = b""
+        self._effects.emit(task, status, payload)
 
     def _note_attempt(self, task: Task, attempt: Attempt) -> None:
         if self.watcher is not None and not task.items:
