@@ -52,6 +52,15 @@ def make_error(status: int, data: bytes, subject: str) -> BaseException:
     return _DECIDED[status](report, subject)
 
 
+def describe_error(status: int, data: bytes) -> str:
+    """What an attempt's report says, in a line; no code of the user's takes part."""
+    if status == codec.ERROR:
+        report = raised.loads_report(data)
+        message = " ".join(report.message.split())
+        return f"{report.type_name}: {message}" if message else report.type_name
+    return " ".join(str(make_error(status, data, "the task")).split())
+
+
 def _raised(report: raised.Raised, subject: str) -> BaseException:
     why_not = f"sent back: {report.why_not}"
     error: BaseException | None = None

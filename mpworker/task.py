@@ -153,6 +153,8 @@ class AttemptInfo:
         started_at: When it began, in seconds since the epoch.
         ended_at: When it ended; None while it runs.
         cause: If the child died: as `mpworker.errors.WorkerCrashed.cause`. Else "".
+        error: What it has raised, or what its result was refused for, in a line; "" for none, and where that is no
+            longer kept: it is of the last three attempts of a task, and as long as `Retention` keeps what failed.
     """
 
     status: TaskStatus
@@ -160,6 +162,7 @@ class AttemptInfo:
     started_at: float
     ended_at: float | None
     cause: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """The verbs for tasks as objects: register, look up, cancel, run again."""
 
+import base64
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -12,6 +13,7 @@ from mpworker.errors import ConfigurationError, InvalidArgument, TaskNotFound
 from mpworker.future import TaskFuture, in_queue
 from mpworker.ipc.codec import CRON_KEYS
 from mpworker.options import TaskDefaults
+from mpworker.outcomes import describe_error
 from mpworker.queues import check_queue_name
 from mpworker.registering import key_of, looking_up, register, registration
 from mpworker.retention import Retention, check_retention
@@ -207,8 +209,15 @@ class Tasks:
         if not isinstance(future, TaskFuture):
             future = (yield from self._recalling(report)) if report.get("kept") else None
         attempts = [
-            AttemptInfo(TaskStatus(status), pid, began + epoch, None if ended is None else ended + epoch, cause)
-            for status, pid, began, ended, cause in report["attempts"]
+            AttemptInfo(
+                TaskStatus(status),
+                pid,
+                began + epoch,
+                None if ended is None else ended + epoch,
+                cause,
+                describe_error(code, base64.b64decode(told)) if told else "",
+            )
+            for status, pid, began, ended, cause, code, told in report["attempts"]
         ]
         run_at, deadline_at = report.get("run_at"), report["deadline_at"]
         return TaskInfo(

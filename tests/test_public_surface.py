@@ -234,7 +234,7 @@ def test_tasks_as_objects() -> None:
     assert signature(mpworker.TaskInfo) == (
         "(task_id, name, status, queue, priority, weight, attempts, run_at, deadline, metadata, retry_of, future)"
     )
-    assert signature(mpworker.AttemptInfo) == "(status, pid, started_at, ended_at, cause='')"
+    assert signature(mpworker.AttemptInfo) == "(status, pid, started_at, ended_at, cause='', error='')"
     assert [status.value for status in mpworker.TaskStatus] == [
         *("scheduled", "queued", "running", "completed", "failed", "cancelled", "timed_out")
     ]

@@ -1,5 +1,6 @@
 """Tasks as objects: registering, looking up, cancelling, running again, and what is remembered of them."""
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -256,6 +257,37 @@ def test_every_attempt_is_told(tmp_path: Path) -> None:
         assert second.pid == caught.value.pid != first.pid
         assert first.ended_at is not None
         assert first.started_at <= first.ended_at <= second.started_at
+
+
+def _number(path: str) -> None:
+    """Raises with the number of its call."""
+    with open(path, "a") as file:
+        file.write("x")
+        number = file.tell()
+    raise ValueError(f"call\n{number}")
+
+
+def _huge() -> None:
+    raise ValueError("x" * 100_000)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_the_errors_of_the_last_attempts_are_told(tmp_path: Path, debug: bool) -> None:
+    with ProcessWorker(n=1, debug=debug, retries=5) as w:
+        failed = w.submit(_number, str(tmp_path / "a"))
+        assert str(failed.exception(GUARD)) == "call\n6"
+        told = [each.error for each in w.get_task(failed.task_id).attempts]
+        assert told == ["", "", "ValueError: call 3", "ValueError: call 4", "ValueError: call 5", "ValueError: call 6"]
+        refused = w.options(retries=0).submit(threading.Lock)
+        refused.exception(GUARD)
+        (attempt,) = w.get_task(refused.task_id).attempts
+        assert "cannot be sent back" in attempt.error
+        huge = w.options(retries=1).submit(_huge)
+        huge.exception(GUARD)
+        assert all(len(each.error) <= 1 << 14 for each in w.get_task(huge.task_id).attempts)
+        well = w.submit(len, "four")
+        assert well.result(GUARD) == 4
+        assert [each.error for each in w.get_task(well.task_id).attempts] == [""]
 
 
 def _die() -> None:

@@ -109,9 +109,9 @@ class Books:
         if self._watched and self.watcher is not None:
             self.watcher.begun(task, os.getpid(), self._begun_at[task.key])
 
-    def again(self, task: Task, status: int, started_ns: int, duration_ns: int) -> None:
+    def again(self, task: Task, status: int, started_ns: int, duration_ns: int, out: bytes) -> None:
         """It has failed, and another is to follow."""
-        attempt = Attempt(status, os.getpid(), started_ns / 1e9, (started_ns + duration_ns) / 1e9)
+        attempt = Attempt(status, os.getpid(), started_ns / 1e9, (started_ns + duration_ns) / 1e9, "", out)
         Scheduler.note_attempt(task, attempt)
         task.attempts += 1
         task.state = RETRY[task.state]

@@ -213,8 +213,8 @@ class InlineSupervisor:
             started[0] = time.monotonic_ns()
             runner._run_task(flags, number, generation, function << 8, task.payload)
 
-        def goes_on(status: int) -> bool:
-            self.scheduler.again(task, status, started[0], time.monotonic_ns() - started[0])
+        def goes_on(status: int, out: bytes) -> bool:
+            self.scheduler.again(task, status, started[0], time.monotonic_ns() - started[0], out)
             return not _is_late(task)
 
         try:
@@ -241,9 +241,9 @@ class InlineSupervisor:
             runner._run_range(flags, number, generation, where, chunk.payload)
 
         self.scheduler.queues.setdefault(chunk.options.queue, PLAIN_QUEUE)
-        self.world.emit_items(chunk, 0, 1, *self._run(chunk, run, lambda _: True), 0)
+        self.world.emit_items(chunk, 0, 1, *self._run(chunk, run, lambda *_: True), 0)
 
-    def _run(self, task: Task, run: Callable[..., None], goes_on: Callable[[int], bool]) -> tuple[int, bytes]:
+    def _run(self, task: Task, run: Callable[..., None], goes_on: Callable[[int, bytes], bool]) -> tuple[int, bytes]:
         """Run the attempts of a task, with no pause between them; the status and payload of the last one.
 
         Args:
@@ -269,7 +269,7 @@ class InlineSupervisor:
                 answer, out = runner.answers[0]
                 status = answer & codec.LOW
                 failed = status in (codec.ERROR, codec.EXITED) and not answer & codec.FINAL
-                if not failed or attempt > task.options.retries or not goes_on(status):
+                if not failed or attempt > task.options.retries or not goes_on(status, out):
                     return status, out
                 attempt += 1
         finally:

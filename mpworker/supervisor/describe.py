@@ -1,5 +1,6 @@
 """What the supervisor tells of its tasks: plain data for JSON."""
 
+import base64
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
@@ -7,7 +8,7 @@ from typing import Any, Final
 from mpworker.supervisor.history import Ended
 from mpworker.supervisor.lifecycle import CANCELLED, FAILED, OFFERED, SCHEDULED, STATES, TIMED_OUT
 from mpworker.supervisor.registry import DetailedTask, Task
-from mpworker.supervisor.scheduler import END_BY, Scheduler
+from mpworker.supervisor.scheduler import END_BY, OK, REPORT_BYTES_MAX, Scheduler
 
 Report = dict[str, Any]
 
@@ -17,6 +18,10 @@ _NEVER: Final = (0, 0, 0)
 def final_status(status: int) -> str:
     """The name of the final state that an attempt with this status would lead to, of the wire's number."""
     return STATES[END_BY[status][OFFERED]].lower()
+
+
+def _attempt(status: int, pid: int, started_at: float, ended_at: float, cause: str, report: bytes) -> list[Any]:
+    return [final_status(status), pid, started_at, ended_at, cause, status, base64.b64encode(report).decode()]
 
 
 class Describer:
@@ -82,7 +87,7 @@ class Describer:
         began = self._began(task)  # by one look: it may begin at any moment
         report["status"] = self._status_since(task, began)
         if began is not None and task.seat is not None:
-            report["attempts"].append(["running", task.seat.pid, began, None, ""])
+            report["attempts"].append(["running", task.seat.pid, began, None, "", 0, ""])
         return report
 
     def _ended(self, entry: Ended) -> Report:
@@ -90,10 +95,12 @@ class Describer:
         report = self._common(task)
         report["status"] = final_status(status)
         report["code"] = status
+        kept = self._scheduler.history.payloads(task.key)
         if (pid, started_ns, duration_ns) != _NEVER:
             ended_at = (started_ns + duration_ns) / 1e9
-            report["attempts"].append([final_status(status), pid, started_ns / 1e9, ended_at, ""])
-        kept = self._scheduler.history.payloads(task.key)
+            out = kept[1] if kept is not None and status != OK else b""
+            told = out if isinstance(out, bytes) and len(out) <= REPORT_BYTES_MAX else b""
+            report["attempts"].append(_attempt(status, pid, started_ns / 1e9, ended_at, "", told))
         report["kept"] = kept is not None
         return report
 
@@ -106,7 +113,7 @@ class Describer:
             "priority": task.options.priority,
             "weight": task.options.weight,
             "attempts": [
-                [final_status(each.status), each.pid, each.started_at, each.ended_at, each.cause]
+                _attempt(each.status, each.pid, each.started_at, each.ended_at, each.cause, each.report)
                 for each in task.past or ()
             ],
             "deadline_at": task.deadline_at,

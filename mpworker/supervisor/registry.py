@@ -81,6 +81,7 @@ class Attempt(NamedTuple):
         started_at: When it was claimed.
         ended_at: When that was answered, or the child dead.
         cause: Of a death: as `mpworker.errors.WorkerCrashed.cause`.
+        report: What the child reported of it, of the latest attempts.
     """
 
     status: int
@@ -88,6 +89,7 @@ class Attempt(NamedTuple):
     started_at: float
     ended_at: float
     cause: str = ""
+    report: bytes = b""
 
 
 class Task:

@@ -71,6 +71,8 @@ STEAL_AFTER: Final = 0.0005
 HISTORY_MAX: Final = 1000
 HISTORY_BYTES_MAX: Final = 1 << 26
 ATTEMPTS_MAX: Final = 100
+REPORTS_MAX: Final = 3
+REPORT_BYTES_MAX: Final = 1 << 14
 UNCLAIMED_DEATHS: Final = 5
 _SIGKILL: Final = 9  # the module of its name is the operating system's
 # With these a child ends by itself once its task is answered, and what it had not begun has no part in it: the numbers
@@ -836,7 +838,8 @@ class Scheduler:
             if self.history.results:
                 self.history.keep(task, payload)
         elif status in (ERROR, EXITED) and task.failures < task.options.retries and not final and not task.expired:
-            self._note_attempt(task, Attempt(status, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9))
+            ended_at = (started_ns + duration_ns) / 1e9
+            self._note_attempt(task, Attempt(status, seat.pid, started_ns / 1e9, ended_at, "", payload))
             task.attempts += 1
             task.failures += 1
             self._retry(task, self._asked(seat, task))
@@ -867,7 +870,11 @@ class Scheduler:
         if not task.items:
             if task.past is None:
                 task.past = []
+            if len(attempt.report) > REPORT_BYTES_MAX:
+                attempt = attempt._replace(report=b"")
             task.past.append(attempt)
+            if len(task.past) > REPORTS_MAX:
+                task.past[-REPORTS_MAX - 1] = task.past[-REPORTS_MAX - 1]._replace(report=b"")
             if len(task.past) > ATTEMPTS_MAX:
                 del task.past[1]  # the first one and the last ones tell most
 
