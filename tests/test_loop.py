@@ -25,6 +25,7 @@ from mpworker.ipc.channel import close_all, make_channel
 from mpworker.supervisor import children
 from mpworker.supervisor.leases import Leases
 from mpworker.supervisor.loop import _NURSERY_SILENT_MAX, _START_BACKOFF_MAX, Loop, _refusal
+from mpworker.supervisor.places import Places
 from mpworker.supervisor.registry import READY, Seat
 from mpworker.supervisor.scheduler import ProtocolViolation
 
@@ -159,12 +160,12 @@ def test_a_nursery_that_owes_nothing_may_be_silent_for_ever(killed: list[int]) -
         assert loop._nursery_lease.next_at is None
 
 
-def test_what_the_nursery_says_is_read_before_any_timer() -> None:
+def test_what_the_nursery_says_is_read_before_any_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
+    monkeypatch.setattr(Places, "next_timer", lambda _: 0.0)  # of the class: an instance has nothing but its slots
+    monkeypatch.setattr(Places, "timer", lambda _, now: done.append("timer"))
     with made() as loop:
         loop._nursery_speaks = lambda: done.append("read")  # type: ignore[method-assign]
-        loop.scheduler.next_timer = lambda: 0.0  # type: ignore[method-assign]
-        loop.scheduler.timer = lambda _: done.append("timer")  # type: ignore[method-assign]
         loop._look_at_nursery = lambda _: done.append("look")  # type: ignore[method-assign]
         loop._nursery_lease.next_at = 0.0
         loop._turn()
