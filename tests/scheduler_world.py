@@ -345,7 +345,8 @@ class World:
         self.claimed_at: dict[Name, float] = {}
         self.before_claim: dict[Name, int] = {}  # attempts before the last claim
         self.dispatching = False
-        self.drained: dict[str, int] = {}  # queues, and how much had been accepted before
+        # Queues, how much had been accepted before, and what of that was for later and had not come due.
+        self.drained: dict[str, tuple[int, set[int]]] = {}
         self.offered: set[int] = set()  # once, at least
         self.barred: set[Name] = set()  # what had not begun when all that had not was cancelled
         self.sweeping = False  # that is under way
@@ -434,17 +435,19 @@ class World:
 
     def drain_queues(self, names: list[str] | None) -> None:
         """What is accepted of them from here on does not start."""
+        later = {task.key for _, task in self.scheduler._scheduled if task.state == SCHEDULED and not task.attempts}
         self.scheduler.drain_queues(names)
         for name in names or QUEUES:
-            self.drained.setdefault(name, len(self.accepted))
+            self.drained.setdefault(name, (len(self.accepted), later))
 
     def _check_drains(self) -> None:
         """A drain is over when all has ended that was there before it, and is not for later."""
-        for name, before in self.drained.items():
+        for name, (before, later) in self.drained.items():
             left = {
                 task.key
                 for task in [*self.waiting(), *self._offers(), *(each[-1] for each in self.scheduler._pausing)]
                 if task.key <= before and task.options.queue == name and task.state < FIRST_FINAL
+                if task.attempts or task.key not in later
             }
             left |= {
                 task.key
@@ -513,7 +516,8 @@ class World:
         )
 
     def _is_held(self, task: Task) -> bool:
-        return not task.attempts and task.key > self.drained.get(task.options.queue, task.key)
+        before, later = self.drained.get(task.options.queue, (task.key, set()))
+        return not task.attempts and (task.key > before or task.key in later)
 
     def cancel(self, key: int, interrupt: bool = False) -> bool:
         accepted = self.accepted[key]

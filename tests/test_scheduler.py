@@ -1565,6 +1565,26 @@ def test_a_cancel_overrides_a_timeout_that_would_be_retried() -> None:
     assert outcome(world, task) == rules.CANCELLED
 
 
+def test_the_late_answer_of_a_cancelled_task_does_not_save_the_next_one_that_is_cancelled() -> None:
+    world = World(1, slots=2)
+    first, second = (world.submit(function(1)) for _ in range(2))
+    child = start(world)
+    assert world.cancel(first.key)
+    child.step()  # it ends, and its answer is in the ring
+    child.step()
+    assert child.run is not None
+    assert child.run.key == second.key
+    world.now += GRACE / 2
+    assert world.cancel(second.key)
+    child.frozen = False
+    wait(world, GRACE - 0.25)
+    assert kills(world) == []
+    wait(world, 0.25)
+    assert kills(world) == ["grace"]
+    world.finish()
+    assert outcome(world, second) == rules.CANCELLED
+
+
 def test_a_cancel_does_not_prolong_the_grace() -> None:
     world = World(1)
     task = world.submit(timeout=1.0)

@@ -234,7 +234,8 @@ class Seat:
         offers: Its outstanding offers by slot, in the order they were made.
         load_ns: Expected nanoseconds of all its offers.
         timeout_at: When to look whether the running task is late.
-        kill_at: When the interrupted task's grace is over.
+        kill_at: When the grace of the task that was interrupted is over.
+        kills: The same for each of them, by slot: one may have ended, and its answer not be read, when the next one is.
         deadline_at: When a child that is starting, exits or was killed is given up.
         asked: The slot and generation of an attempt that wants to be tried again, and after how many seconds.
         ran: Tasks and items of chunks that it has answered, if anybody counts.
@@ -255,6 +256,7 @@ class Seat:
     load_ns: int = 0
     timeout_at: float | None = None
     kill_at: float | None = None
+    kills: dict[int, float] = field(default_factory=dict)
     deadline_at: float | None = None
     kill_cause: str = ""
     asked: tuple[int, int, float] | None = None

@@ -712,7 +712,7 @@ class Scheduler:
         seat.load_ns -= task.cost_ns
         task.seat = None
         if task.decided:
-            seat.kill_at = None  # it was for this task: a child runs one at a time
+            self._no_kill_for(seat, slot)
         left = len(offers)
         if left == 1:
             self._crowded -= 1
@@ -909,7 +909,7 @@ class Scheduler:
             self._items_ended(seat, piece, start, stop, status, payload, duration_ns, final)
             if piece.decided == TIMED_OUT and piece.decided_item < stop and not last:
                 piece.decided = 0  # it was for an item that is settled now, and no other begins before `last`
-                seat.kill_at = None
+                self._no_kill_for(seat, slot)
         if last:
             if piece.decided == CANCELLED:
                 piece.state = SETTLE[piece.state]
@@ -1293,6 +1293,7 @@ class Scheduler:
         self._requeue_first(unstarted)
         if gone_on:
             seat.kill_at = None
+            seat.kills.clear()
         else:
             self.kill(seat, "grace", now)
 
@@ -1324,7 +1325,16 @@ class Scheduler:
         if cursor is not None:  # it is late, and will have to say where it was
             self._effects.ask_stack(seat)
         self._effects.interrupt(seat)
-        if seat.kill_at is None and seat.state < DYING:
-            seat.kill_at = now + self._grace
-            self._wake_at(seat.kill_at)
+        if seat.state < DYING:
+            at = seat.kills.setdefault(task.slot, now + self._grace)
+            if seat.kill_at is None:
+                seat.kill_at = at
+                self._wake_at(at)
         return True
+
+    def _no_kill_for(self, seat: Seat, slot: int) -> None:
+        """The interrupted task of this offer needs none; one that was interrupted after its answer may."""
+        seat.kills.pop(slot, None)
+        seat.kill_at = min(seat.kills.values(), default=None)
+        if seat.kill_at is not None:
+            self._wake_at(seat.kill_at)
