@@ -56,7 +56,6 @@ class AsyncSubscription(Buffered):
         """
         timeout = check_seconds("timeout", timeout, optional=True, zero=True)
         loop = self._client.check()
-        self._client.refuse_if_forked()
         deadline = None if timeout is None else loop.time() + timeout
         while True:
             result, ended = self._take_or_end()

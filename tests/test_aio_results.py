@@ -469,7 +469,7 @@ def test_a_loop_that_was_closed_while_it_waited_hurts_nobody() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", ["_read_batch", "_settle_inbox", "take_out", "_tell", "_ring_room"])
+@pytest.mark.parametrize("name", ["_read_batch", "_settle_inbox", "take_out", "_tell", "_ring_room", "_offer"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_an_interrupt_loses_no_result_and_shows_none_twice(name: str, after: bool, policy: Any) -> None:
     interrupted = False
@@ -495,7 +495,8 @@ def test_an_interrupt_loses_no_result_and_shows_none_twice(name: str, after: boo
         client: Any = client_of(w)
         stream = runner.run(subscribed(w))
         loop = runner.get_loop()
-        call = getattr(client, name)
+        whose = client.fanout if name == "_offer" else client
+        call = getattr(whose, name)
 
         def interrupts(*args: Any) -> Any:
             nonlocal interrupted
@@ -508,7 +509,7 @@ def test_an_interrupt_loses_no_result_and_shows_none_twice(name: str, after: boo
                 raise KeyboardInterrupt
             return value
 
-        setattr(client, name, interrupts)
+        setattr(whose, name, interrupts)
         task = loop.create_task(main(w))
         while not task.done():
             try:
@@ -516,7 +517,7 @@ def test_an_interrupt_loses_no_result_and_shows_none_twice(name: str, after: boo
             except KeyboardInterrupt:
                 continue
         task.result()
-        setattr(client, name, call)
+        setattr(whose, name, call)
         assert interrupted
         runner.run(take(stream))
         runner.run(w.stop_now())
