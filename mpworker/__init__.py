@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mpworker.aio import AsyncProcessWorker as AsyncProcessWorker
     from mpworker.aio import AsyncTaskView as AsyncTaskView
     from mpworker.aiofuture import AsyncTaskFuture as AsyncTaskFuture
+    from mpworker.aioresults import AsyncSubscription as AsyncSubscription
     from mpworker.aiotasks import AsyncTaskInfo as AsyncTaskInfo
     from mpworker.context import TaskContext as TaskContext
     from mpworker.context import current as current
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AsyncProcessWorker": "mpworker.aio",
+    "AsyncSubscription": "mpworker.aioresults",
     "AsyncTaskFuture": "mpworker.aiofuture",
     "AsyncTaskInfo": "mpworker.aiotasks",
     "AsyncTaskView": "mpworker.aio",
@@ -83,6 +85,7 @@ _HOMES = {
 
 __all__ = [
     "AsyncProcessWorker",
+    "AsyncSubscription",
     "AsyncTaskFuture",
     "AsyncTaskInfo",
     "AsyncTaskView",

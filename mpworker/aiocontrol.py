@@ -1,12 +1,14 @@
 """The verbs of `mpworker.control` in an event loop."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
 
 from mpworker.checks import check_seconds
-from mpworker.control import check_queue_names
+from mpworker.control import RESULTS_BUFFER, check_queue_names
 from mpworker.queues import QueueState
 
 if TYPE_CHECKING:
+    from mpworker.aioresults import AsyncSubscription
     from mpworker.loopclient import LoopClient
     from mpworker.worker import ProcessWorker
 
@@ -114,3 +116,51 @@ class AsyncControl:
             WrongEventLoop: The worker is in use by another event loop.
         """
         await self._client.ask({"verb": "resume", "names": check_queue_names(queues)})
+
+    def subscribe_results(
+        self,
+        buffer: int = RESULTS_BUFFER,
+        policy: Literal["drop_newest", "drop_oldest", "block"] = "drop_newest",
+        queues: Iterable[str] | None = None,
+        statuses: Iterable[str] | None = None,
+    ) -> "AsyncSubscription":
+        """The results of all tasks that end from now on, as they end: see `ProcessWorker.subscribe_results`.
+
+        Not a coroutine: it has begun when this returns. The event loop itself fills the buffer, also while nobody
+        takes results; a task that was cancelled, or refused by `submit_timeout`, while it waited at `max_pending` is
+        among them.
+
+        Args:
+            buffer: How many results wait to be taken, 1 to 16,777,216.
+            policy: What happens when so many do: "drop_newest", "drop_oldest" or "block". With "block", a coroutine
+                that awaits a future while nobody takes the results may wait for ever; no other one does.
+            queues: Names of queues; None for all.
+            statuses: Of "completed", "failed", "cancelled" and "timed_out", or as `TaskStatus`; None for all.
+
+        Returns:
+            An asynchronous iterator over `TaskResult`. It ends when the worker has stopped and all was taken; leaving
+            an `async with` block of it, or dropping it, ends the subscription.
+
+        Raises:
+            InvalidArgument: An argument has a wrong type.
+            ConfigurationError: One is out of its bounds, or there is no such policy or status.
+            WorkerStopped: The worker was stopped, or made before this process was forked.
+            WrongEventLoop: The worker is in use by another event loop, or none runs here.
+
+        Example:
+            >>> import asyncio
+            >>> from mpworker import AsyncProcessWorker
+            >>> async def main():
+            ...     async with AsyncProcessWorker(n=2) as w:
+            ...         results = w.subscribe_results(statuses=["completed"])
+            ...         futures = [w.submit(pow, 2, n) for n in (8, 9, 10)]
+            ...     return sorted([each.result() async for each in results])
+            >>> asyncio.run(main())
+            [256, 512, 1024]
+        """
+        self._client.check()
+        from mpworker.aioresults import LoopFanout  # not before: no start shall wait for it
+        from mpworker.subscribers import subscribe
+
+        subscription: AsyncSubscription = subscribe(self._client, buffer, policy, queues, statuses, LoopFanout)
+        return subscription

@@ -174,7 +174,8 @@ class Control:
         """
         from mpworker.subscribers import subscribe  # not before: no start shall wait for it
 
-        return subscribe(self._client, buffer, policy, queues, statuses)
+        subscription: Subscription = subscribe(self._client, buffer, policy, queues, statuses)
+        return subscription
 
     def get_results(self) -> "Iterator[TaskResult]":
         """Deprecated: an iterator over a subscription with all its defaults; use `subscribe_results`.

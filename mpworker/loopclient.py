@@ -65,6 +65,7 @@ class LoopClient(LineClient):
     Attributes:
         loop: Which; None until the first call in one.
         due: Futures that have ended and have not been told.
+        over_waiters: Whom to wake when the worker is over, and everything was told.
     """
 
     make_future = LoopFuture
@@ -82,7 +83,7 @@ class LoopClient(LineClient):
         self._soon: deque[Callable[[], object]] = deque()  # that the loop is to call
         super().__init__(options, initializer, initargs, observing)
         self.due: deque[LoopFuture] = deque()
-        self._over_waiters: list[Wakes] = []
+        self.over_waiters: list[Wakes] = []
 
     # ------------------------------------------------------------ the loop
 
@@ -203,7 +204,7 @@ class LoopClient(LineClient):
             if not told and self.loop is not None:
                 self.loop.call_soon(self._on_death)  # there are more, or an interrupt came
         if told:
-            for waiter in self._over_waiters:
+            for waiter in self.over_waiters:
                 waiter.wake()
 
     def _supervisor_died(self) -> None:
@@ -375,12 +376,12 @@ class LoopClient(LineClient):
 
     async def _until_over(self, timeout: float | None) -> bool:
         waiter = Wakes(self.check())
-        self._over_waiters.append(waiter)
+        self.over_waiters.append(waiter)
         try:
             if not self._over or self.due:
                 await asyncio.wait([waiter.future], timeout=timeout)
         finally:
-            self._over_waiters.remove(waiter)
+            self.over_waiters.remove(waiter)
         return self._over
 
     def reap(self) -> None:

@@ -121,7 +121,10 @@ class LineClient(Client):
         if key in self._line and timeout is not None:
             del self._line[key]
             self._in_line -= 1  # no call since the look
-            self.pending.pop(key).refuse(queue_full(self._options.max_pending, timeout))
+            future = self.pending.get(key)
+            if future is not None:
+                future.refuse(queue_full(self._options.max_pending, timeout))
+                self.take_out(key, None)  # not a plain pop: a subscription shall see it
             self._wake_leader()
 
     def _drop_from_line(self, key: int) -> bool:
@@ -130,8 +133,10 @@ class LineClient(Client):
             return False
         del self._line[key]
         self._in_line -= 1  # no call since the look
-        future = self.pending.pop(key)
-        future.settle(codec.CANCELLED, b"")
+        future = self.pending.get(key)
+        if future is not None:
+            future.settle(codec.CANCELLED, b"")
+            self.take_out(key, None)  # as in `_give_up`
         self._wake_leader()
         return True
 
@@ -157,6 +162,12 @@ class LineClient(Client):
                 reply = self._replies.get(-key)
                 if self._line.pop(key, None) is not None and reply is not None:
                     reply.settle({"drained": False})
+
+    def _say_drain(self) -> bool:
+        """As `Client._say_drain`: where it must wait in line, nothing else may keep the line waiting."""
+        if self._line:
+            self.tell({"verb": "close"})
+        return super()._say_drain()
 
     def _stand_in_line(self, key: int, message: Message, data: bytes) -> bool:
         """A drain is to be asked for: what was submitted before shall not be held; False if there is no line."""

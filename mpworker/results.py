@@ -3,7 +3,7 @@
 A subscription has a buffer of its own, which whoever reads the event ring fills (`mpworker.subscribers`), so a slow one
 holds up nobody. There is no lock: that several threads fill and empty it, and that each of them can be interrupted,
 rests on the rules of `mpworker.reader`. What must be whole is a look and an act with no call in between, or with one
-native call at the end.
+native call at the end. The subscription of an event loop, in `mpworker.aioresults`, has the same buffer.
 """
 
 import time
@@ -87,11 +87,15 @@ class TaskResult:
         return f'<TaskResult {self.task_id} ("{self.name}") {self.status}>'
 
 
-class Subscription:
-    """A stream of `TaskResult`; made by `ProcessWorker.subscribe_results`.
+class Buffered:
+    """What every subscription has: results come in, wait, and are taken out; who waits for one is another's concern.
 
-    It is an iterator, and an asynchronous one, that ends when the worker has stopped and everything was taken, or when
-    it is closed. Of several threads that iterate over it each gets a part. One that is dropped unsubscribes itself.
+    Args:
+        fanout: Where they come from.
+        size: How many may wait.
+        policy: Of POLICIES.
+        queues: The names of those whose results come in; None for all.
+        statuses: The final ones that do.
     """
 
     def __init__(
@@ -121,7 +125,7 @@ class Subscription:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self._came - self._taken} of {self._size}"
-        return f"<Subscription {state}, {self._dropped} dropped>"
+        return f"<{type(self).__name__} {state}, {self._dropped} dropped>"
 
     # ------------------------------------------------------------ in
 
@@ -157,20 +161,6 @@ class Subscription:
 
     # ------------------------------------------------------------ out
 
-    @property
-    def ready(self) -> bool:
-        """Is there something to take, or will nothing more come?"""
-        return bool(self._buffer) or self._closed or self._client.is_over()
-
-    def add_waiter(self, waiter: Any) -> None:
-        """Wake the waiter when there is."""
-        self._waiters.append(waiter)
-
-    def remove_waiter(self, waiter: Any) -> None:
-        """Do not."""
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
-
     def _take(self) -> TaskResult | None:
         """What has come first, if there is any."""
         result = None
@@ -189,6 +179,41 @@ class Subscription:
         over = self._closed or self._client.is_over()  # first: nothing comes afterwards
         result = self._take()
         return result, over and result is None
+
+    def close(self) -> None:
+        """Unsubscribe: what was not taken is let go, and whoever iterates comes to the end."""
+        self._closed = True
+        self.full = False
+        self._buffer.clear()
+        self._fanout.remove(self._number)
+        if not self._client.is_fork():
+            self._tell_of_end()
+
+    def _tell_of_end(self) -> None:
+        """It is closed: let the pool go on, and wake whoever waits."""
+        raise NotImplementedError
+
+
+class Subscription(Buffered):
+    """A stream of `TaskResult`; made by `ProcessWorker.subscribe_results`.
+
+    It is an iterator, and an asynchronous one, that ends when the worker has stopped and everything was taken, or when
+    it is closed. Of several threads that iterate over it each gets a part. One that is dropped unsubscribes itself.
+    """
+
+    @property
+    def ready(self) -> bool:
+        """Is there something to take, or will nothing more come?"""
+        return bool(self._buffer) or self._closed or self._client.is_over()
+
+    def add_waiter(self, waiter: Any) -> None:
+        """Wake the waiter when there is."""
+        self._waiters.append(waiter)
+
+    def remove_waiter(self, waiter: Any) -> None:
+        """Do not."""
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
 
     def get(self, timeout: float | None = None) -> TaskResult | None:
         """The next result.
@@ -262,19 +287,11 @@ class Subscription:
             except ValueError:
                 pass  # the worker is over
 
-    # ------------------------------------------------------------ the end
-
-    def close(self) -> None:
-        """Unsubscribe: what was not taken is let go, and whoever iterates comes to the end."""
-        self._closed = True
-        self.full = False
-        self._buffer.clear()
-        self._fanout.remove(self._number)
-        if not self._client.is_fork():
-            self._fanout.tell_hold_for_sure()
-            wake_all(self._waiters)
-            self._client.wake_everybody()  # the one that reads the ring may wait for this
-            self._client.background.look()
+    def _tell_of_end(self) -> None:
+        self._fanout.tell_hold_for_sure()
+        wake_all(self._waiters)
+        self._client.wake_everybody()  # the one that reads the ring may wait for this
+        self._client.background.look()
 
     def __enter__(self) -> Self:
         return self

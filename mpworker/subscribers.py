@@ -31,7 +31,7 @@ from mpworker.future import TaskFuture
 from mpworker.ipc import codec
 from mpworker.outcomes import FINAL_STATUSES, final_status
 from mpworker.queues import check_queue_name
-from mpworker.results import BLOCK, POLICIES, Subscription, TaskResult
+from mpworker.results import BLOCK, POLICIES, Buffered, Subscription, TaskResult
 
 if TYPE_CHECKING:
     from mpworker.client import Client
@@ -52,13 +52,15 @@ class Fanout:
         dropped: How many one of them had no room for, those of closed ones included.
     """
 
+    subscription: type[Buffered] = Subscription
+
     def __init__(self, client: "Client") -> None:
         self.client = client
         self.published = 0
         self.dropped = 0
         self._pop = client.pending.pop
         self._log: deque[TaskFuture[Any] | None] = deque()  # taken out, and not offered to everybody yet
-        self._subscriptions: dict[int, weakref.ref[Subscription]] = {}
+        self._subscriptions: dict[int, weakref.ref[Buffered]] = {}
         self._numbers = itertools.count()
         self._watched: dict[int, None] = {}  # those for which the background thread reads
         self._told: bool | None = False  # whether the supervisor holds, as far as that is known
@@ -87,13 +89,13 @@ class Fanout:
         for subscription in self._living():
             subscription.offer(number, result, queue, status)
 
-    def _living(self) -> list[Subscription]:
+    def _living(self) -> list[Buffered]:
         found = [reference() for reference in tuple(self._subscriptions.values())]
         return [subscription for subscription in found if subscription is not None]
 
     # ------------------------------------------------------------ subscriptions
 
-    def add(self, subscription: Subscription) -> int:
+    def add(self, subscription: Buffered) -> int:
         """A new one; its number."""
         number = next(self._numbers)
         self._subscriptions[number] = weakref.ref(subscription, lambda _: self._died(number))
@@ -164,18 +166,29 @@ class Fanout:
             client.wait_for(room, None, len(_GO_ON))
 
 
-def subscribe(client: "Client", buffer: Any, policy: Any, queues: Any, statuses: Any) -> Subscription:
-    """Check what `ProcessWorker.subscribe_results` was given, and subscribe."""
+def subscribe(
+    client: "Client", buffer: Any, policy: Any, queues: Any, statuses: Any, kind: type[Fanout] = Fanout
+) -> Any:
+    """Check what `subscribe_results` was given, and subscribe.
+
+    Args:
+        client: To whose results.
+        buffer: As for `ProcessWorker.subscribe_results`, like those that follow.
+        policy: The same.
+        queues: The same.
+        statuses: The same.
+        kind: The fan-out of such a client.
+    """
     size = check_int("buffer", buffer, 1, BUFFER_MAX)
     if policy not in POLICIES:
         raise ConfigurationError(f"policy must be one of {', '.join(map(repr, POLICIES))}, not {policy!r}")
     named = None if queues is None else frozenset(map(check_queue_name, _several("queues", queues)))
     wanted = None if statuses is None else frozenset(map(_status, _several("statuses", statuses)))
     client.refuse_if_closed()
-    made = Fanout(client)
+    made = kind(client)
     if client.fanout is None:
         client.fanout = made  # no call since the look
-    subscription = Subscription(client.fanout, size, policy, named, wanted)
+    subscription = client.fanout.subscription(client.fanout, size, policy, named, wanted)
     if policy == BLOCK:
         # Else the pool would fill the event ring until somebody reads it, and only then be told to stop.
         client.fanout.watch(subscription._number)

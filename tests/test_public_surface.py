@@ -18,7 +18,7 @@ from mpworker.options import SizeOptions, TaskOptions
 
 REFERENCE = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
 
-ASYNC_NAMES = {"AsyncProcessWorker", "AsyncTaskFuture", "AsyncTaskInfo", "AsyncTaskView"}
+ASYNC_NAMES = {"AsyncProcessWorker", "AsyncSubscription", "AsyncTaskFuture", "AsyncTaskInfo", "AsyncTaskView"}
 NAMES = {
     *ASYNC_NAMES,
     "AttemptInfo",
@@ -91,7 +91,7 @@ WORKER = VIEW | {
     "stop_now": "(self)",
     "subscribe_results": "(self, buffer=1024, policy='drop_newest', queues=None, statuses=None)",
 }
-ASYNC_WORKER = {name: each for name, each in WORKER.items() if name not in ("get_results", "subscribe_results")}
+ASYNC_WORKER = {name: each for name, each in WORKER.items() if name != "get_results"}
 WORKER_INIT = (
     "(self, n=None, *, timeout=None, grace=5.0, retries=0, crash_retries=None, retry_policy=None, preload=(), "
     "initializer=None, initargs=(), max_tasks_per_child=None, memory_limit=None, memory_limit_hard=None, "
@@ -166,7 +166,7 @@ def test_the_asynchronous_worker() -> None:
     coroutines = {
         name for name in ASYNC_WORKER if inspect.iscoroutinefunction(getattr(mpworker.AsyncProcessWorker, name))
     }
-    assert coroutines == ASYNC_WORKER.keys() - {"submit", "map", "options"}
+    assert coroutines == ASYNC_WORKER.keys() - {"submit", "map", "options", "subscribe_results"}
     assert isinstance(inspect.getattr_static(mpworker.AsyncProcessWorker, "n"), property)
     assert signature(mpworker.AsyncTaskInfo) == signature(mpworker.TaskInfo)
     assert methods(mpworker.AsyncTaskFuture) == {"cancel": "(self, msg=None)"}
@@ -247,6 +247,10 @@ def test_the_results() -> None:
     subscription = methods(mpworker.Subscription)
     assert {name: subscription[name] for name in ("close", "get")} == {"close": "(self)", "get": "(self, timeout=None)"}
     assert isinstance(inspect.getattr_static(mpworker.Subscription, "dropped"), property)
+    twin = methods(mpworker.AsyncSubscription)
+    assert {name: twin[name] for name in ("close", "get")} == {"close": "(self)", "get": "(self, timeout=None)"}
+    assert inspect.iscoroutinefunction(mpworker.AsyncSubscription.get)
+    assert isinstance(inspect.getattr_static(mpworker.AsyncSubscription, "dropped"), property)
     assert methods(mpworker.TaskResult) == {"exception": "(self)", "result": "(self)"}
     shown = {name for name, value in vars(mpworker.TaskResult).items() if isinstance(value, property)}
     assert shown == {"name", "queue", "status", "task_id"}
@@ -284,6 +288,7 @@ def test_the_reference_shows_all_of_it() -> None:
     assert members["AsyncProcessWorker"] == {*ASYNC_WORKER, "n"}
     assert members["AsyncTaskFuture"] == {"cancel", "task_id"}
     assert members["Subscription"] == {"close", "dropped", "get"}
+    assert members["AsyncSubscription"] == members["Subscription"]
     assert members["TaskResult"] == {"exception", "result"}
     assert "automodule:: mpworker.errors\n   :members:\n" in REFERENCE
 

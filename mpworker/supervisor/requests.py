@@ -44,6 +44,12 @@ def _stop(loop: "Loop", message: Message) -> Message:
     return {}
 
 
+def _close(loop: "Loop", message: Message) -> Message:
+    """A stop will come when the client has sent all that it has: nothing that was accepted is kept from its start."""
+    loop.scheduler.close()
+    return {}
+
+
 def _running(loop: "Loop", message: Message) -> Message:
     return {"running": loop.scheduler.is_running(message["task"])}
 
@@ -180,6 +186,7 @@ VERBS: dict[str, Callable[["Loop", Message], Message]] = {
     "resent": _resent,
     "cancel_unstarted": _cancel_unstarted,
     "stop": _stop,
+    "close": _close,
     "running": _running,
     "children": _children,
     "set_max_workers": _set_max_workers,
