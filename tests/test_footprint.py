@@ -9,12 +9,13 @@ import pytest
 
 from mpworker.ipc import codec, details
 from mpworker.ipc.channel import Channel
+from mpworker.supervisor.effects import Effects
 from mpworker.supervisor.fanout import ClientPort
 from mpworker.supervisor.loop import World
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.recycling import Recycling
 from mpworker.supervisor.registry import NO_NOTES
-from mpworker.supervisor.scheduler import Effects, Scheduler
+from mpworker.supervisor.scheduler import Scheduler
 
 TASKS = 5_000
 CALL = b"the pickle of a call"

@@ -23,11 +23,11 @@ from mpworker import ProcessWorker
 from mpworker.ipc import frames
 from mpworker.ipc.channel import close_all, make_channel
 from mpworker.supervisor import children
+from mpworker.supervisor.effects import ProtocolViolation
 from mpworker.supervisor.leases import Leases
 from mpworker.supervisor.loop import _NURSERY_SILENT_MAX, _START_BACKOFF_MAX, Loop, _refusal
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.registry import READY, Seat
-from mpworker.supervisor.scheduler import ProtocolViolation
 
 _CONFIG = {
     "n": 1,

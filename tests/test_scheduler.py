@@ -21,9 +21,9 @@ from mpworker.ipc import _native, codec
 from mpworker.options import WorkerOptions
 from mpworker.supervisor import scheduler as rules
 from mpworker.supervisor.backoff import Backoff
+from mpworker.supervisor.effects import ProtocolViolation
 from mpworker.supervisor.lifecycle import EVENTS, FIRST_FINAL, STATES, Event, IllegalTransition
 from mpworker.supervisor.registry import DYING, Death, Function, Seat, Task
-from mpworker.supervisor.scheduler import ProtocolViolation
 from mpworker.supervisor.timers import DEAD_MAX
 
 # ------------------------------------------------------------ any history

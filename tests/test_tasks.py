@@ -27,7 +27,7 @@ from mpworker.errors import (
     WorkerStopped,
 )
 from mpworker.supervisor.describe import Describer
-from mpworker.supervisor.scheduler import OK
+from mpworker.supervisor.effects import OK
 
 GUARD = 60.0
 

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from mpworker.ipc import codec
+from mpworker.supervisor.effects import END_BY, Watcher
 from mpworker.supervisor.history import History, Outcome
 from mpworker.supervisor.lifecycle import COMPLETE, OFFER, OFFERED, POSTPONE, QUEUED, RETRY, SCHEDULED
 from mpworker.supervisor.registry import Attempt, DetailedTask, Seat, Task
-from mpworker.supervisor.scheduler import END_BY, HISTORY_BYTES_MAX, HISTORY_MAX, Scheduler, Watcher
+from mpworker.supervisor.scheduler import HISTORY_BYTES_MAX, HISTORY_MAX, Scheduler
 
 PLAIN_QUEUE: Final = {"weight": 1, "max_running": None, "rate": None, "burst": None}
 

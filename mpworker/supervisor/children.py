@@ -320,7 +320,7 @@ class Children:
     # ------------------------------------------------------------ effects
 
     def offer(self, seat: Seat, task: Task) -> None:
-        """See `mpworker.supervisor.scheduler.Effects`, here and below."""
+        """See `mpworker.supervisor.effects.Effects`, here and below."""
         child = self.by_number[seat.number]
         slot, generation = task.slot, task.generation
         child.claims.offer(slot, generation)

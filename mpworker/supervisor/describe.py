@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
 
+from mpworker.supervisor.effects import END_BY, OK
 from mpworker.supervisor.history import Ended
 from mpworker.supervisor.lifecycle import CANCELLED, FAILED, OFFERED, SCHEDULED, STATES, TIMED_OUT
 from mpworker.supervisor.registry import DetailedTask, Task
-from mpworker.supervisor.scheduler import END_BY, OK, REPORT_BYTES_MAX, Scheduler
+from mpworker.supervisor.scheduler import REPORT_BYTES_MAX, Scheduler
 
 Report = dict[str, Any]
 

@@ -22,6 +22,7 @@ from mpworker.ipc.limits import explained
 from mpworker.ipc.ring import RingCorrupt
 from mpworker.supervisor.children import Child, Children
 from mpworker.supervisor.describe import Describer
+from mpworker.supervisor.effects import ProtocolViolation
 from mpworker.supervisor.fanout import ClientPort
 from mpworker.supervisor.latency import Latency
 from mpworker.supervisor.leases import Leases
@@ -29,7 +30,6 @@ from mpworker.supervisor.places import Places
 from mpworker.supervisor.recycling import Recycling
 from mpworker.supervisor.registry import DYING, READY
 from mpworker.supervisor.requests import Requests
-from mpworker.supervisor.scheduler import ProtocolViolation
 from mpworker.supervisor.watching import Watch
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
+from mpworker.supervisor.effects import Effects
 from mpworker.supervisor.registry import GONE, DetailedTask, Function, Seat, Task, TaskOptions
-from mpworker.supervisor.scheduler import Effects, Scheduler
+from mpworker.supervisor.scheduler import Scheduler
 
 # What only looks: these change nothing, and what they ask the effects is no part of what the scheduler does. All other
 # public methods are recorded, also those to come.

@@ -25,7 +25,7 @@ WAITING_MAX: Final = 100_000
 
 
 class Watch:
-    """A `mpworker.supervisor.scheduler.Watcher`, which see, and the log.
+    """A `mpworker.supervisor.effects.Watcher`, which see, and the log.
 
     Args:
         port: The client.
