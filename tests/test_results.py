@@ -612,7 +612,9 @@ def test_an_interrupt_at_any_point_loses_no_result_and_shows_none_twice(policy: 
             future.result(GUARD)
 
         with w.subscribe_results(buffer=4, policy=policy) as kept:
-            assert sweep(ends, check) > 40
+            # Fewer where the background thread reads, and in CPython 3.13, which shows a function's instructions only
+            # from its second call on.
+            assert sweep(ends, check) > 20
             assert len(seen) == len(set(seen))
             assert set(expected) <= set(seen)
             assert kept.dropped == 0
