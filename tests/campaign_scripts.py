@@ -74,6 +74,25 @@ def interrupted(wanted: int, company: str) -> None:
             thread.start()
         held: list[tuple[int, object]] = []
         called: list[int] = []
+
+        def work() -> None:
+            nonlocal done
+            while len(held) < burst:
+                number = done
+                if number % 7 == 6:
+                    future = pool.submit(tasks.grow, number, 40_000)  # in parts
+                else:
+                    future = pool.submit(tasks.late_square if company == "followed" else tasks.square, number)
+                held.append((number, future))
+                if company == "company":
+                    future.add_done_callback(lambda _: called.append(1))
+                done += 1
+            while held:
+                number, future = held[-1]
+                right = tasks.grow(number, 40_000) if number % 7 == 6 else number * number
+                assert future.result(GUARD) == right, number
+                held.pop()
+
         say("ready")
         while interrupts < wanted:
             try:
@@ -81,21 +100,7 @@ def interrupted(wanted: int, company: str) -> None:
                 if missed:
                     missed = False
                     raise KeyboardInterrupt
-                while len(held) < burst:
-                    number = done
-                    if number % 7 == 6:
-                        future = pool.submit(tasks.grow, number, 40_000)  # in parts
-                    else:
-                        future = pool.submit(tasks.late_square if company == "followed" else tasks.square, number)
-                    held.append((number, future))
-                    if company == "company":
-                        future.add_done_callback(lambda _: called.append(1))
-                    done += 1
-                while held:
-                    number, future = held[-1]
-                    right = tasks.grow(number, 40_000) if number % 7 == 6 else number * number
-                    assert future.result(GUARD) == right, number
-                    held.pop()
+                work()  # a function: an interrupt at the jump of a loop passes over its `try` in CPython 3.13
                 armed = False
             except KeyboardInterrupt:
                 armed = False
