@@ -96,6 +96,29 @@ def test_a_supervisor_that_is_never_idle_notices_its_clients_death() -> None:
         loop.run()
 
 
+class _Born(SimpleNamespace):
+    @property
+    def pid(self) -> int:
+        return int(self.seat.pid)
+
+
+@pytest.mark.parametrize("order", ["ready first", "spawned first"])
+def test_a_child_is_told_ready_by_its_number_whichever_word_comes_first(order: str) -> None:
+    told: list[tuple[str, int]] = []
+    with made() as loop:
+        loop.watch.log = lambda _level, event, _task=0, **fields: told.append((event, fields["pid"]))  # type: ignore[method-assign]
+        seat = Seat(0, 1)
+        child: Any = _Born(seat=seat, ready=False, channel=loop.world.channel, pidfd=-1)
+        loop.world.by_number[0] = child
+        pidfd = os.pidfd_open(os.getpid())
+        words = [lambda: loop._child_is_ready(child), lambda: loop._nursery_report(spawned, [pidfd])]
+        spawned = {"op": "spawned", "id": 0, "pid": 77}
+        for word in words if order == "ready first" else reversed(words):
+            word()
+        os.close(pidfd)
+    assert told == [("child_started", 77), ("child_ready", 77)]
+
+
 @dataclass(eq=False)
 class _Dead:
     """A child that the nursery has still to report."""

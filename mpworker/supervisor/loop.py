@@ -329,7 +329,8 @@ class Loop:
     def _child_is_ready(self, child: Child) -> None:
         self.scheduler.child_ready(child.seat)
         if child.seat.state == READY:
-            self.watch.log(INFO, "child_ready", pid=child.pid)
+            if child.pid:  # else its word has come before that of the nursery, which tells who it is
+                self.watch.log(INFO, "child_ready", pid=child.pid)
             self._start_failures = self._start_kills = 0
             self._nursery_served = True
             child.ready = True
@@ -410,6 +411,8 @@ class Loop:
             child.seat.pid = report["pid"]
             child.pidfd = fds[0]
             self.watch.log(DEBUG, "child_started", pid=child.pid)
+            if child.ready:
+                self.watch.log(INFO, "child_ready", pid=child.pid)
             try:
                 self._watch_bell(child.channel)
                 self._watch(child.pidfd, partial(self._child_ended, child))
