@@ -46,9 +46,8 @@ class Replay:
 
     def __init__(self, lines: Iterable[list[Any]]) -> None:
         self._lines = iter(lines)
-        kind, figures = next(self._lines)
+        kind, self._slots, figures = next(self._lines)
         world: Any = _World(self)
-        self._slots = figures["slots"]
         self.scheduler = SCHEDULERS[kind](world, uniform=world.uniform, **figures)
         self._encoder = Encoder(lambda number, told: self._new_options(number))
         self._seats: dict[int, Seat] = {}

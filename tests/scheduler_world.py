@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mpworker.supervisor import scheduler as rules
+from mpworker.supervisor import dispatch
+from mpworker.supervisor import effects as rules
 from mpworker.supervisor.describe import Describer
 from mpworker.supervisor.lifecycle import (
     CANCELLED,
@@ -325,7 +326,6 @@ class World:
         self.slots = slots
         self.scheduler = Watched(
             self,
-            slots=slots,
             lease_ttl=LEASE_TTL,
             grace=GRACE,
             start_timeout=START_TIMEOUT,
@@ -953,7 +953,7 @@ class World:
             if any(len(seat.offers) > 1 for seat in seats):
                 at = self.scheduler.next_timer()
                 assert at is not None, "nobody will steal"
-                assert at <= self.now + rules.STEAL_AFTER, "stealing comes late"
+                assert at <= self.now + dispatch.STEAL_AFTER, "stealing comes late"
 
     def _check_order(self, task: Task) -> None:
         """Of what waits in its queue and may start, no other comes first."""

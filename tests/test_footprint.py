@@ -29,7 +29,7 @@ def channel() -> Channel:
 
 def scheduler(kind: type[Scheduler] = Places, **options: Any) -> Scheduler:
     seconds = dict.fromkeys(("lease_ttl", "grace", "start_timeout", "kill_timeout"), 10.0)
-    return kind(cast(Effects, None), slots=32, **seconds, uniform=lambda: 0.5, **options)
+    return kind(cast(Effects, None), **seconds, uniform=lambda: 0.5, **options)
 
 
 def bytes_of_each(said: dict[str, Any] | None, **options: Any) -> float:

@@ -8,7 +8,7 @@ from leaks import wait_until
 from scheduler_world import LEASE_TTL, World
 
 from mpworker import ProcessWorker
-from mpworker.supervisor import scheduler as rules
+from mpworker.supervisor import effects as rules
 from mpworker.supervisor.leases import Leases
 
 TTL = 8.0

@@ -4,7 +4,7 @@ import pytest
 from scheduler_world import GRACE, START_TIMEOUT, Child, World
 from test_scheduler import function, interrupts, kills, offered, outcome, outcomes, start, wait
 
-from mpworker.supervisor import scheduler as rules
+from mpworker.supervisor import effects as rules
 from mpworker.supervisor.registry import DYING, LEAVING, READY
 
 BRIEF = 1_000  # nanoseconds: many such are offered ahead

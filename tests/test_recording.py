@@ -17,7 +17,9 @@ from soak import Soak
 
 from mpworker import Hooks, ProcessWorker, RetryPolicy
 from mpworker.errors import StartFailed, SupervisorLost, TaskTimeout
-from mpworker.supervisor import recording, scheduler
+from mpworker.supervisor import recording
+from mpworker.supervisor.effects import ERROR
+from mpworker.supervisor.lifecycle import RETRY
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.recycling import Recycling
 from mpworker.supervisor.registry import Seat, Task, TaskOptions
@@ -82,7 +84,7 @@ def test_a_pool_whose_children_stay_has_the_same_effects_again(folder: Path) -> 
 def _no_retry(self: Scheduler, task: Any, asked: float | None = None) -> None:
     task.attempts -= 1
     self.retries += 1
-    task.state = scheduler.RETRY[task.state]
+    task.state = RETRY[task.state]
     self._put(task)
 
 
@@ -112,7 +114,7 @@ def test_a_rule_that_is_broken_is_seen_at_its_first_effect(
 def test_the_ranges_of_a_chunk_are_cancelled_in_the_order_in_which_they_were_made() -> None:
     count = 40
     effects = Mock(**{"revoke.return_value": False})
-    rules = Places(effects, slots=1, lease_ttl=1.0, grace=1.0, start_timeout=1.0, kill_timeout=1.0, uniform=lambda: 0.5)
+    rules = Places(effects, lease_ttl=1.0, grace=1.0, start_timeout=1.0, kill_timeout=1.0, uniform=lambda: 0.5)
     seats = [Seat(number, 1) for number in range(count + 1)]
     for seat in seats:
         rules.child_starting(seat, 0.0)
@@ -121,7 +123,7 @@ def test_the_ranges_of_a_chunk_are_cancelled_in_the_order_in_which_they_were_mad
     rules.submitted(chunk)
     rules.dispatch(0.0)
     for index in range(count):  # each fails, and is a range of its own from then on
-        rules.items(seats[0], chunk.slot, chunk.generation, index, index + 1, scheduler.ERROR, False, 0, b"")
+        rules.items(seats[0], chunk.slot, chunk.generation, index, index + 1, ERROR, False, 0, b"")
     rules.dispatch(0.0)
     assert rules.cancel(chunk.key, 0.0)
     assert [call.args[0] for call in effects.halt.call_args_list] == seats

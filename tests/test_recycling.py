@@ -15,7 +15,8 @@ from test_scheduler import function, kills, offered, outcome, outcomes, start, w
 
 from mpworker import ProcessWorker
 from mpworker.errors import WorkerCrashed
-from mpworker.supervisor import scheduler as rules
+from mpworker.supervisor import dispatch
+from mpworker.supervisor import effects as rules
 from mpworker.supervisor.memory import anonymous_bytes
 from mpworker.supervisor.recycling import LOOK_SECONDS
 from mpworker.supervisor.registry import LEAVING, READY
@@ -86,7 +87,7 @@ def test_no_idle_child_takes_more_from_another_than_it_may_run() -> None:
     thief.seat.ran = 5
     world.scheduler._limit(thief.seat)
     world.turn()
-    wait(world, rules.STEAL_AFTER)
+    wait(world, dispatch.STEAL_AFTER)
     assert len(offered(world, 1)) == 1
     world.finish()
 

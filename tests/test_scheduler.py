@@ -19,7 +19,8 @@ from scheduler_world import GRACE, KILL_TIMEOUT, LEASE_TTL, QUEUES, SPLIT, START
 from mpworker.child.main import EXIT_CHANNEL_LOST
 from mpworker.ipc import _native, codec
 from mpworker.options import WorkerOptions
-from mpworker.supervisor import scheduler as rules
+from mpworker.supervisor import deaths, dispatch
+from mpworker.supervisor import effects as rules
 from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.effects import ProtocolViolation
 from mpworker.supervisor.lifecycle import EVENTS, FIRST_FINAL, STATES, Event, IllegalTransition
@@ -409,7 +410,7 @@ def test_a_task_of_unknown_duration_is_offered_alone() -> None:
 
 def test_short_tasks_are_offered_ahead_up_to_the_budget() -> None:
     world = World(1, slots=16)
-    short = function(rules.BUDGET_NS // 4)
+    short = function(dispatch.BUDGET_NS // 4)
     for _ in range(8):
         world.submit(short)
     world.turn()
@@ -418,7 +419,7 @@ def test_short_tasks_are_offered_ahead_up_to_the_budget() -> None:
 
 def test_a_chunk_costs_what_all_its_items_cost() -> None:
     world = World(1, slots=16)
-    short = function(rules.BUDGET_NS // 4)
+    short = function(dispatch.BUDGET_NS // 4)
     world.submit(short, items=3)
     world.submit(short, items=2)
     world.submit(short)
@@ -480,7 +481,7 @@ def test_an_idle_child_takes_what_waits_behind_a_long_task() -> None:
     assert not offered(world, 1)
     at = world.scheduler.next_timer()
     assert at is not None
-    assert at <= world.now + rules.STEAL_AFTER
+    assert at <= world.now + dispatch.STEAL_AFTER
     wait(world, 0.0009765625)
     assert offered(world, 1)[0] == rest[3].key, "the later half is taken"
     for _ in range(64):
@@ -516,7 +517,7 @@ def test_what_is_taken_goes_to_idle_children_alone_and_no_more_than_they_have_ro
     for _ in range(4):
         world.submit(function(1))
     victim, full, thief = start(world), world.spawn(), world.spawn()
-    world.submit(function(rules.BUDGET_NS))
+    world.submit(function(dispatch.BUDGET_NS))
     full.step()
     start(world, 1)
     thief.step()
@@ -534,7 +535,7 @@ def test_no_more_is_taken_than_an_idle_child_has_the_budget_for() -> None:
     made = function(1)
     tasks = [world.submit(made) for _ in range(9)]
     start(world)
-    made.estimate_ns = rules.BUDGET_NS // 2  # it was measured since
+    made.estimate_ns = dispatch.BUDGET_NS // 2  # it was measured since
     world.spawn().step()
     world.turn()
     world.log.clear()
@@ -889,39 +890,39 @@ def die_unclaimed(world: World, times: int, **how: Any) -> None:
 def test_what_kills_whoever_takes_it_in_is_blamed_at_last() -> None:
     world = World(1, slots=16)
     poison, innocent = world.submit(function(1), crash_retries=1), world.submit(function(1))
-    die_unclaimed(world, rules.UNCLAIMED_DEATHS - 1, cause="oom")
+    die_unclaimed(world, deaths.UNCLAIMED_DEATHS - 1, cause="oom")
     assert (poison.attempts, innocent.attempts) == (0, 0)
     die_unclaimed(world, 1)
     assert (poison.attempts, poison.crashes) == (1, 1)
     assert outcome(world, poison) is None, "a death of the child, like any other"
-    world.children[rules.UNCLAIMED_DEATHS].step()
-    world.children[rules.UNCLAIMED_DEATHS].step()
+    world.children[deaths.UNCLAIMED_DEATHS].step()
+    world.children[deaths.UNCLAIMED_DEATHS].step()
     world.turn()
     assert outcome(world, innocent) == rules.OK, "it goes before what may do it again"
-    die_unclaimed(world, rules.UNCLAIMED_DEATHS)
+    die_unclaimed(world, deaths.UNCLAIMED_DEATHS)
     assert outcome(world, poison) == rules.CRASHED
     report = last_report(world)
-    assert (report["attempt"], report["attempts"], report["unclaimed_deaths"]) == (2, 2, rules.UNCLAIMED_DEATHS)
+    assert (report["attempt"], report["attempts"], report["unclaimed_deaths"]) == (2, 2, deaths.UNCLAIMED_DEATHS)
 
 
 def test_a_chunk_that_kills_whoever_takes_it_in_is_handed_back_or_blamed() -> None:
     world = World(1)
     chunk, one = world.submit(function(), items=3), world.submit(function(), items=1)
-    die_unclaimed(world, rules.UNCLAIMED_DEATHS)
+    die_unclaimed(world, deaths.UNCLAIMED_DEATHS)
     assert outcomes(world, chunk) == [SPLIT] * 3
-    die_unclaimed(world, rules.UNCLAIMED_DEATHS)
+    die_unclaimed(world, deaths.UNCLAIMED_DEATHS)
     assert outcomes(world, one) == [rules.CRASHED]
     assert world.scheduler.unfinished() == 0
 
 
 @pytest.mark.parametrize(
     "how",
-    [{"signal": 0, "exit_code": code, "cause": "exit"} for code in rules.ORDERLY_EXITS] + [{"cause": "nursery"}],
+    [{"signal": 0, "exit_code": code, "cause": "exit"} for code in deaths.ORDERLY_EXITS] + [{"cause": "nursery"}],
 )
 def test_a_death_that_had_another_reason_is_nobodys_fault(how: dict[str, Any]) -> None:
     world = World(1)
     task = world.submit()
-    die_unclaimed(world, 2 * rules.UNCLAIMED_DEATHS, **how)
+    die_unclaimed(world, 2 * deaths.UNCLAIMED_DEATHS, **how)
     world.finish()
     assert task.attempts == 1
     assert outcome(world, task) == rules.OK
@@ -930,7 +931,7 @@ def test_a_death_that_had_another_reason_is_nobodys_fault(how: dict[str, Any]) -
 def test_a_kill_of_ours_is_not_the_fault_of_what_was_offered() -> None:
     world = World(1)
     task = world.submit()
-    for _ in range(2 * rules.UNCLAIMED_DEATHS):
+    for _ in range(2 * deaths.UNCLAIMED_DEATHS):
         world.turn()
         [child] = world.children.values()
         world.scheduler.kill(child.seat, "corrupt", world.now)
@@ -949,7 +950,7 @@ def test_a_death_that_a_claimed_task_pays_for_says_nothing_of_those_behind_it() 
     world.reap(world.children[0])
     assert outcome(world, claimed) == rules.CRASHED
     world.children[1].step()
-    die_unclaimed(world, rules.UNCLAIMED_DEATHS - 1)
+    die_unclaimed(world, deaths.UNCLAIMED_DEATHS - 1)
     world.finish()
     assert outcome(world, behind) == rules.OK
 
@@ -957,13 +958,13 @@ def test_a_death_that_a_claimed_task_pays_for_says_nothing_of_those_behind_it() 
 def test_a_claim_clears_a_task_of_the_deaths_before_it() -> None:
     world = World(1)
     task = world.submit(crash_retries=1)
-    die_unclaimed(world, rules.UNCLAIMED_DEATHS - 1)
+    die_unclaimed(world, deaths.UNCLAIMED_DEATHS - 1)
     [number] = world.children
     world.die(start(world, number))
     world.reap(world.children[number])
     assert task.crashes == 1
     world.children[number + 1].step()
-    die_unclaimed(world, rules.UNCLAIMED_DEATHS - 1)
+    die_unclaimed(world, deaths.UNCLAIMED_DEATHS - 1)
     world.finish()
     assert outcome(world, task) == rules.OK
 
@@ -1665,7 +1666,7 @@ def test_what_has_not_begun_ends_cancelled_and_what_runs_goes_on() -> None:
 def test_chunks_that_have_not_begun_end_cancelled() -> None:
     world = World(1, slots=16)
     running = world.submit(function(1))
-    ahead, queued = world.submit(function(1), items=3), world.submit(function(rules.BUDGET_NS), items=2)
+    ahead, queued = world.submit(function(1), items=3), world.submit(function(dispatch.BUDGET_NS), items=2)
     start(world)
     assert offered(world) == [ahead.key]
     world.cancel_unstarted()
@@ -2070,7 +2071,7 @@ def test_the_claim_states_are_those_of_the_page() -> None:
 
 
 def test_the_orderly_exits_are_those_of_the_child() -> None:
-    assert rules.ORDERLY_EXITS == (0, EXIT_CHANNEL_LOST)
+    assert deaths.ORDERLY_EXITS == (0, EXIT_CHANNEL_LOST)
 
 
 def test_a_slot_fits_the_byte_it_travels_in() -> None:

@@ -8,10 +8,11 @@ from typing import Any, Final
 
 from mpworker.ipc import codec
 from mpworker.supervisor.effects import END_BY, Watcher
+from mpworker.supervisor.ends import HISTORY_BYTES_MAX, HISTORY_MAX
 from mpworker.supervisor.history import History, Outcome
 from mpworker.supervisor.lifecycle import COMPLETE, OFFER, OFFERED, POSTPONE, QUEUED, RETRY, SCHEDULED
 from mpworker.supervisor.registry import Attempt, DetailedTask, Seat, Task
-from mpworker.supervisor.scheduler import HISTORY_BYTES_MAX, HISTORY_MAX, Scheduler
+from mpworker.supervisor.scheduler import Scheduler
 
 PLAIN_QUEUE: Final = {"weight": 1, "max_running": None, "rate": None, "burst": None}
 

@@ -6,10 +6,11 @@ from itertools import islice
 from typing import Any, Final
 
 from mpworker.supervisor.effects import END_BY, OK
+from mpworker.supervisor.ends import REPORT_BYTES_MAX
 from mpworker.supervisor.history import Ended
 from mpworker.supervisor.lifecycle import CANCELLED, FAILED, OFFERED, SCHEDULED, STATES, TIMED_OUT
 from mpworker.supervisor.registry import DetailedTask, Task
-from mpworker.supervisor.scheduler import REPORT_BYTES_MAX, Scheduler
+from mpworker.supervisor.scheduler import Scheduler
 
 Report = dict[str, Any]
 

@@ -82,11 +82,10 @@ class Loop:
         if folder:
             from mpworker.supervisor.recording import recorded_in
 
-            make = recorded_in(folder, make)
+            make = recorded_in(folder, make, config["slots"])
         self.scheduler: Places = make(
             self.world,
             **recycling,
-            slots=config["slots"],
             lease_ttl=config["lease_ttl"],
             grace=config["grace"],
             start_timeout=config["start_timeout"],

@@ -197,18 +197,24 @@ class _Wrapped:
 
 
 def recorded(
-    make: type[Scheduler], write: Callable[[list[Any]], None], effects: Effects, uniform: Any, figures: dict[str, Any]
+    make: type[Scheduler],
+    write: Callable[[list[Any]], None],
+    slots: int,
+    effects: Effects,
+    uniform: Any,
+    figures: dict[str, Any],
 ) -> Any:
     """A scheduler each call of which is recorded, and each effect.
 
     Args:
         make: Its class.
         write: Takes a line of plain data.
+        slots: Offers that a child can hold.
         effects: As for `Scheduler`.
         uniform: As for `Scheduler`.
         figures: All else that it is made with.
     """
-    write([make.__name__, figures])
+    write([make.__name__, slots, figures])
     recorder = Recorder(write)
     world: Any = _Wrapped(effects, recorder.effect)
     world.record(EFFECTS)
@@ -217,8 +223,8 @@ def recorded(
     return scheduler
 
 
-def recorded_in(folder: str, make: type[Scheduler]) -> Callable[..., Any]:
-    """What makes a scheduler of this class whose recording is a new file in that folder.
+def recorded_in(folder: str, make: type[Scheduler], slots: int) -> Callable[..., Any]:
+    """What makes a scheduler of this class whose recording is a new file in that folder; for the rest see `recorded`.
 
     Raises:
         OSError: It cannot be written there.
@@ -232,4 +238,4 @@ def recorded_in(folder: str, make: type[Scheduler]) -> Callable[..., Any]:
         while data:
             data = data[os.write(fd, data) :]
 
-    return lambda effects, *, uniform, **figures: recorded(make, write, effects, uniform, figures)
+    return lambda effects, *, uniform, **figures: recorded(make, write, slots, effects, uniform, figures)

@@ -1,0 +1,134 @@
+"""Who gets the next task: offers to children that are idle, offers ahead of need, and what is taken for the idle."""
+
+from collections import deque
+from typing import Final
+
+from mpworker.supervisor.effects import Effects
+from mpworker.supervisor.lifecycle import COME_DUE, QUEUED, RETURN, SCHEDULED
+from mpworker.supervisor.order import Order
+from mpworker.supervisor.queues import Queues
+from mpworker.supervisor.registry import READY, Seat, Task
+
+BUDGET_NS: Final = 200_000
+STEAL_AFTER: Final = 0.0005
+
+
+def _cost_ns(task: Task) -> int:
+    """The work that is expected of a task or range; all of the budget while the duration of a call is unknown."""
+    function = task.function
+    call_ns = (function.estimate_ns if function is not None else 0) or BUDGET_NS
+    return call_ns * (task.stop - task.start) if task.items else call_ns
+
+
+class Dispatch(Order):
+    """Offers what waits to whoever has room."""
+
+    __slots__ = ("_steal_at",)
+
+    def __init__(self, effects: Effects) -> None:
+        super().__init__(effects)
+        self._steal_at: float | None = None
+
+    def _dispatch_in_line(self, now: float) -> None:
+        queue = self._queue
+        while queue and self._idle:
+            task = queue.popleft()
+            if task.state == QUEUED:
+                self._offer(next(iter(self._idle)), task, _cost_ns(task), now)
+            else:
+                self._dead -= 1
+        if queue:
+            share = len(queue) // (len(self._seats) or 1) + 1
+            for seat in self._seats.values():
+                if seat.state == READY and seat.load_ns < BUDGET_NS:
+                    self._fill(seat, share, now)
+                    if not queue:
+                        break
+        elif self._idle and self._steal_at is None and self._crowded:
+            self._steal_at = now + STEAL_AFTER
+
+    def _fill(self, seat: Seat, share: int, now: float) -> None:
+        queue = self._queue
+        offers, free = seat.offers, seat.free
+        while queue and share and free:
+            task = queue[0]
+            if task.state == QUEUED:
+                cost_ns = _cost_ns(task)
+                if offers and seat.load_ns + cost_ns > BUDGET_NS:
+                    return
+                self._offer(seat, task, cost_ns, now)
+                share -= 1
+            else:
+                self._dead -= 1
+            queue.popleft()
+
+    def _dispatch_in_order(self, queues: Queues, now: float) -> None:
+        """The same, one task at a time: `queues` says which."""
+        queues.wake_at = None
+        self._tell_claims(queues)
+        while self._idle and (task := queues.first(now)) is not None:
+            queues.take()
+            self._offer_in_order(queues, next(iter(self._idle)), task, now)
+        share = len(queues) // (len(self._seats) or 1) + 1
+        for seat in self._seats.values():
+            if seat.state == READY and seat.load_ns < BUDGET_NS:
+                left = share
+                while left and seat.free and (task := queues.first(now)) is not None and queues.may_wait(task):
+                    if seat.offers and seat.load_ns + _cost_ns(task) > BUDGET_NS:
+                        break
+                    queues.take()
+                    queues.offered(task)
+                    self._offer(seat, task, _cost_ns(task), now)
+                    left -= 1
+        if self._idle and self._steal_at is None and self._crowded:
+            self._steal_at = now + STEAL_AFTER
+
+    def _offer_in_order(self, queues: Queues, seat: Seat, task: Task, now: float) -> None:
+        if task.stop - task.start > 1 and queues.is_rated(task):
+            # Each item is a start of its own.
+            first = task.part(task.start, task.start + 1)
+            self._add_piece(first)
+            task.start += 1
+            queues.put_back(task, owed=False)
+            task = first
+        queues.offered(task)
+        self._offer(seat, task, _cost_ns(task), now)
+
+    def _steal(self, now: float) -> None:
+        """Take offers from behind long tasks: as many as the idle children have room for, and for them alone."""
+        self._steal_at = None
+        shares: dict[Seat, list[Task]] = {seat: [] for seat in self._idle}
+        loads_ns = dict.fromkeys(shares, 0)
+        thieves = deque(shares)  # that have room, in the order of their turns
+        for seat in self._seats.values():
+            waiting = list(seat.offers.values())[1:]
+            for task in reversed(waiting[len(waiting) // 2 :]):
+                cost_ns = _cost_ns(task)
+                while thieves and (share := shares[thieves[0]]):
+                    if len(share) < len(thieves[0].free) and loads_ns[thieves[0]] + cost_ns <= BUDGET_NS:
+                        break
+                    thieves.popleft()
+                if not thieves:
+                    break
+                if self._effects.revoke(seat, task.slot, task.generation):
+                    self._take_back(seat, task)
+                    task.state = RETURN[task.state]
+                    shares[thieves[0]].append(task)
+                    loads_ns[thieves[0]] += cost_ns
+                    thieves.rotate(-1)
+        for thief, share in shares.items():
+            for task in reversed(share):
+                if self._queues is not None:
+                    self._queues.offered(task)
+                self._offer(thief, task, _cost_ns(task), now)
+
+    def _schedule(self, now: float) -> None:
+        for pause, task in self._pausing:
+            if task.state == SCHEDULED:
+                self._scheduled.push(now + pause, task)
+        self._pausing.clear()
+
+    def _queue_scheduled(self, now: float) -> None:
+        for task in self._scheduled.due(now):
+            task.state = COME_DUE[task.state]
+            self._put(task)

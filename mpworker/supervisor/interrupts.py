@@ -1,0 +1,140 @@
+"""What is done about a late child: its lease, its task's timeout, the interrupt, and the kill after the grace."""
+
+from mpworker.supervisor.dispatch import Dispatch
+from mpworker.supervisor.effects import CLAIM_CLAIMED, CLAIM_OFFERED, TIMED_OUT, Effects
+from mpworker.supervisor.leases import Leases
+from mpworker.supervisor.registry import DYING, LEAVING, READY, Seat, Task
+
+
+class Interrupts(Dispatch):
+    """Children that are looked at, interrupted and killed.
+
+    Args:
+        effects: What carries out the decisions.
+        lease_ttl: See `Leases`.
+        grace: Seconds from an interrupt to the kill.
+        kill_timeout: Seconds after SIGKILL until a child counts as unkillable.
+    """
+
+    __slots__ = ("_grace", "_kill_timeout", "_leases")
+
+    def __init__(self, effects: Effects, lease_ttl: float, grace: float, kill_timeout: float) -> None:
+        super().__init__(effects)
+        self._grace = grace
+        self._kill_timeout = kill_timeout
+        self._leases = Leases(lease_ttl)
+
+    def dispatch(self, now: float) -> None:
+        """Offer what waits to whoever has room."""
+        if self._pausing:
+            self._schedule(now)
+        if self._queues is not None:
+            self._dispatch_in_order(self._queues, now)
+        else:
+            self._dispatch_in_line(now)
+        if self._leases.next_at is None and any(seat.offers for seat in self._seats.values()):
+            self._watch(now)
+
+    # ------------------------------------------------------------ looks
+
+    def _watch(self, now: float) -> None:
+        self._leases.watch(now)
+        self._say_looked()
+
+    def _say_looked(self) -> None:
+        if not any(seat.state == DYING for seat in self._seats.values()):
+            self._effects.looked()
+
+    def _look_at_leases(self, now: float) -> None:
+        busy = [seat for seat in self._seats.values() if seat.offers and seat.state in (READY, LEAVING)]
+        awaited = [seat for seat in self._seats.values() if seat.deadline_at is not None]
+        away = self._leases.begin_look(now, bool(busy or awaited))
+        for seat in awaited:
+            assert seat.deadline_at is not None
+            seat.deadline_at += away
+        self._say_looked()
+        for seat in busy:
+            if self._leases.expired(now, self._effects.beat(seat)):
+                self.kill(seat, "lease", now)
+            elif seat.kill_at is None and any(self._spoilt(seat, task) for task in seat.offers.values()):
+                self.kill(seat, "corrupt", now)
+
+    def _spoilt(self, seat: Seat, task: Task) -> bool:
+        """Is an open offer's word neither offered nor claimed? Then the child will never claim it, nor answer."""
+        generation, state, _, _ = self._effects.peek(seat, task.slot)
+        return generation != task.generation or state not in (CLAIM_OFFERED, CLAIM_CLAIMED)
+
+    def _look_at_task(self, seat: Seat, task: Task, now: float) -> None:
+        timeout = task.options.timeout
+        if timeout is None or (task.decided and seat.kill_at is not None):
+            return  # the item that a cancelled chunk is at has its timeout still
+        generation, state, started_at, cursor = self._effects.peek(seat, task.slot)
+        if generation == task.generation and state == CLAIM_OFFERED:
+            self._look_at(seat, now + timeout)  # it has not begun, so it cannot be late before then
+            return
+        due_at = min(started_at, now) + timeout
+        if now < due_at:
+            self._look_at(seat, due_at)
+        elif task.decided:
+            self._interrupt(seat, task, now)
+        elif self._interrupt(seat, task, now, cursor):
+            task.decided = TIMED_OUT
+            task.decided_item = cursor - 1
+
+    # ------------------------------------------------------------ what follows
+
+    def _interrupt(self, seat: Seat, task: Task, now: float, cursor: int | None = None) -> bool:
+        """Interrupt the running task; its child is killed after the grace. False: the chunk is at another item."""
+        since = self._effects.halt(seat, task.slot, task.generation)
+        if cursor is not None and since != cursor:
+            if not task.closing:
+                self._effects.halt(seat, task.slot, 0)
+            self._look_at(seat, now)
+            return False
+        if cursor is not None:  # it is late, and will have to say where it was
+            self._effects.ask_stack(seat)
+        self._effects.interrupt(seat)
+        if seat.state < DYING:
+            at = seat.kills.setdefault(task.slot, now + self._grace)
+            if seat.kill_at is None:
+                seat.kill_at = at
+                self._wake_at(at)
+        return True
+
+    def _grace_over(self, seat: Seat, now: float) -> None:
+        """The interrupted task has not ended: kill its child, unless it ends just now and the next one runs already.
+
+        What waits behind it is taken back first, so that nothing begins between this look and the kill.
+        """
+        unstarted: list[Task] = []
+        gone_on = False
+        for task in [task for task in seat.offers.values() if not task.decided]:
+            if self._effects.revoke(seat, task.slot, task.generation):
+                self._take_back(seat, task)
+                unstarted.append(task)
+            elif self._effects.peek(seat, task.slot)[:2] == (task.generation, CLAIM_CLAIMED):
+                gone_on = True
+        self._requeue_first(unstarted)
+        if gone_on:
+            seat.kill_at = None
+            seat.kills.clear()
+        else:
+            self.kill(seat, "grace", now)
+
+    def kill(self, seat: Seat, cause: str, now: float) -> None:
+        """Kill a child and blame `cause`."""
+        if seat.state >= DYING:
+            return
+        seat.state = DYING
+        seat.kill_cause = cause
+        seat.kill_at = seat.timeout_at = None
+        self._give_until(seat, now, now + self._kill_timeout)
+        self._idle.pop(seat, None)
+        self._effects.kill(seat)
+
+    def _give_until(self, seat: Seat, now: float, at: float) -> None:
+        """A child that starts or dies has this deadline. The looks go on meanwhile, and tell of a pause."""
+        seat.deadline_at = at
+        self._wake_at(at)
+        if self._leases.next_at is None:
+            self._watch(now)

@@ -1,0 +1,206 @@
+"""What the pool has: tasks that wait, children, and the offers that tie the one to the other.
+
+The scheduler is built in layers, a class and a file each, and each knows only those below it:
+
+    scheduler    what comes in, answers, time
+    deaths       children that start and die
+    chunks       the items of a `map`
+    ends         retries, outcomes, what is remembered
+    interrupts   leases, timeouts and kills
+    dispatch     who gets the next task
+    order        queues, rates, pauses and drains
+    offers       this one
+
+All of them are one object: a call from one layer to another costs what a call of a method does.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from mpworker.supervisor.effects import CLAIM_OFFERED, CLAIM_REVOKED, Effects
+from mpworker.supervisor.lifecycle import OFFER, QUEUED, RETURN, SCHEDULED, Event
+from mpworker.supervisor.queues import DEAD_MAX, Queues
+from mpworker.supervisor.registry import LEAVING, READY, Seat, Task
+from mpworker.supervisor.timers import Timers
+
+
+class Offers:
+    """Tasks, children, and which child has which task.
+
+    Args:
+        effects: What carries out the decisions.
+    """
+
+    # Not to save memory: from 30 attributes on CPython looks each of them up in a dict, and every task pays for it.
+    __slots__ = (
+        "_crowded",
+        "_dead",
+        "_effects",
+        "_idle",
+        "_next_at",
+        "_pausing",
+        "_pieces",
+        "_put",
+        "_queue",
+        "_queues",
+        "_scheduled",
+        "_seats",
+        "_tasks",
+    )
+
+    def __init__(self, effects: Effects) -> None:
+        self._effects = effects
+        self._tasks: dict[int, Task] = {}
+        # Of chunks, which may be in several ranges at once; in order, so that the same events have the same effects.
+        self._pieces: dict[int, dict[Task, None]] = {}
+        self._queue: deque[Task] = deque()  # until something asks for another order than this
+        self._dead = 0  # that have ended in it
+        self._put: Callable[[Task], None] = self._queue.append
+        self._queues: Queues | None = None  # from then on
+        self._pausing: list[tuple[float, Task]] = []  # for so many seconds from the end of this turn on
+        self._scheduled = Timers(lambda task: task.state == SCHEDULED)
+        self._seats: dict[int, Seat] = {}
+        self._idle: dict[Seat, None] = {}  # an ordered set
+        self._crowded = 0  # children that hold an offer behind another
+        self._next_at: float | None = None  # of all seats' own times; may be too early, never too late
+
+    # ------------------------------------------------------------ who looks
+
+    def scheduled(self) -> Iterable[Task]:
+        """Those that wait for their time, and some that did."""
+        tasks = [*(task for _, task in self._pausing), *(task for _, task in self._scheduled)]
+        return (task for task in tasks if not task.items)
+
+    def offered(self) -> Iterable[Task]:
+        """Those that are with a child, begun or not."""
+        return (task for seat in self._seats.values() for task in seat.offers.values() if not task.items)
+
+    def claimed_at(self, seat: Seat, task: Task) -> float | None:
+        """Since when the child runs it; None if it has not begun."""
+        generation, state, started_at, _ = self._effects.peek(seat, task.slot)
+        if generation == task.generation and state in (CLAIM_OFFERED, CLAIM_REVOKED):
+            return None
+        return started_at
+
+    # ------------------------------------------------------------ tasks in line
+
+    def _in_order(self) -> Queues:
+        if self._queues is None:
+            self._queues = Queues(self._queue)
+            self._put = self._queues.append
+            for seat in self._seats.values():
+                for task in seat.offers.values():
+                    self._queues.offered(task)
+        return self._queues
+
+    def _tell_claims(self, queues: Queues) -> None:
+        """Since when do those run whose start counts against a rate?"""
+        unclaimed = queues.unclaimed()
+        if not unclaimed:  # as ever without a rate
+            return
+        claims = []
+        for task in unclaimed:
+            assert task.seat is not None
+            generation, state, started_at, _ = self._effects.peek(task.seat, task.slot)
+            if generation != task.generation or state not in (CLAIM_OFFERED, CLAIM_REVOKED):
+                claims.append((started_at, task.key, task))
+        for started_at, _, task in sorted(claims, key=lambda claim: claim[:2]):
+            queues.claimed(task, started_at)
+
+    def _requeue_first(self, tasks: Iterable[Task]) -> None:
+        """Back to the head of the queue, in this order."""
+        for task in reversed(list(tasks)):
+            task.state = RETURN[task.state]
+            if self._queues is not None:
+                self._queues.put_back(task)
+            else:
+                self._queue.appendleft(task)
+
+    def _leave_line(self, task: Task, event: Event) -> None:
+        """A task ends; if it waits, in whatever line, that is one fewer there."""
+        state, task.state = task.state, event[task.state]
+        if state == SCHEDULED:
+            self._scheduled.died()
+        elif state == QUEUED and self._queues is not None:
+            self._queues.dropped(task)
+        elif state == QUEUED:
+            self._dead += 1
+            if self._dead > DEAD_MAX + len(self._queue) // 2:
+                kept = [each for each in self._queue if each.state == QUEUED]
+                self._queue.clear()
+                self._queue.extend(kept)
+                self._dead = 0
+
+    def _add_piece(self, piece: Task) -> None:
+        self._pieces[piece.key][piece] = None
+
+    # ------------------------------------------------------------ offers
+
+    def _offer(self, seat: Seat, task: Task, cost_ns: int, now: float) -> None:
+        offers = seat.offers
+        if not offers:
+            self._idle.pop(seat, None)
+        elif len(offers) == 1:
+            self._crowded += 1
+        slot = task.slot = seat.free.pop()
+        task.generation = seat.generation = seat.generation + 1
+        task.state = OFFER[task.state]
+        task.seat = seat
+        task.cost_ns = cost_ns
+        seat.load_ns += cost_ns
+        offers[slot] = task
+        if task.options.timeout is not None:
+            self._look_at(seat, now + task.options.timeout)
+        self._effects.offer(seat, task)
+
+    def _revoke(self, seat: Seat, task: Task) -> bool:
+        """Take an offer back; False if it is claimed."""
+        if self._effects.revoke(seat, task.slot, task.generation):
+            self._take_back(seat, task)
+            return True
+        return False
+
+    def _take_back(self, seat: Seat, task: Task) -> None:
+        """The offer is over: revoked, answered, or its child is dead."""
+        if self._queues is not None:
+            self._tell_claims(self._queues)
+            self._queues.over(task)
+        offers, slot = seat.offers, task.slot
+        del offers[slot]
+        seat.free.append(slot)
+        seat.load_ns -= task.cost_ns
+        task.seat = None
+        if task.decided:
+            self._no_kill_for(seat, slot)
+        left = len(offers)
+        if left == 1:
+            self._crowded -= 1
+        elif not left:
+            if seat.state == READY:
+                self._idle[seat] = None
+            elif seat.state == LEAVING:
+                self._dismiss(seat)
+
+    def _dismiss(self, seat: Seat) -> None:
+        """A child that leaves has no offer: its place is another's, and it shall exit. `mpworker.supervisor.places`."""
+        seat.vacated = True
+        self._effects.dismiss(seat)
+        self._wake_at(0.0)  # its deadline begins then: nobody knows the time here
+
+    # ------------------------------------------------------------ when to look at a child
+
+    def _wake_at(self, at: float) -> None:
+        if self._next_at is None or at < self._next_at:
+            self._next_at = at
+
+    def _look_at(self, seat: Seat, at: float) -> None:
+        if seat.timeout_at is None or at < seat.timeout_at:
+            seat.timeout_at = at
+        self._wake_at(at)
+
+    def _no_kill_for(self, seat: Seat, slot: int) -> None:
+        """The interrupted task of this offer needs none; one that was interrupted after its answer may."""
+        seat.kills.pop(slot, None)
+        seat.kill_at = min(seat.kills.values(), default=None)
+        if seat.kill_at is not None:
+            self._wake_at(seat.kill_at)
