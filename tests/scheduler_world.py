@@ -404,6 +404,7 @@ class World:
         function: Function | None = None,
         items: int = 0,
         concurrency_key: str = "",
+        concurrency: int = 1,
         deadline: float | None = None,
         delay: float | None = None,
         **options: Any,
@@ -414,7 +415,7 @@ class World:
         self.accepted[key] = Accepted(task, items, task.options)
         self.scheduler.options_known(task.options)
         if isinstance(task, DetailedTask):
-            task.concurrency_key, task.concurrency = concurrency_key, 1
+            task.concurrency_key, task.concurrency = concurrency_key, concurrency
             task.deadline_at = None if deadline is None else self.now + deadline
             task.run_at = None if delay is None else self.now + delay
             self.scheduler.submitted_with_details(task)
@@ -484,7 +485,8 @@ class World:
         others = [child.run.task for child in self.children.values() if child.run is not None and not child.dead]
         limit = self.max_running.get(queue)
         assert limit is None or sum(task.options.queue == queue for task in others) < limit, f"too many of {queue} run"
-        assert not key or not any(task.concurrency_key == key for task in others), f"two of {key} run"
+        room = offer.task.concurrency
+        assert not key or sum(task.concurrency_key == key for task in others) < room, f"too many of {key} run"
         if self.rate is not None:
             rate, burst = self.rate
             assert offer.stop - offer.start <= 1, "items of a chunk start together"
@@ -512,7 +514,10 @@ class World:
             not self.held
             and not self.paused_queues & {task.options.queue, "*"}
             and (limit is None or sum(other.options.queue == task.options.queue for other in offers) < limit)
-            and not (task.concurrency_key and any(each.concurrency_key == task.concurrency_key for each in offers))
+            and (
+                not task.concurrency_key
+                or sum(each.concurrency_key == task.concurrency_key for each in offers) < task.concurrency
+            )
         )
 
     def _is_held(self, task: Task) -> bool:

@@ -217,7 +217,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.keys = 0
         plain = next(each for each in OPTIONS if each.queue == "default" and not each.priority and each.weight == 1)
         fifo = deque(self.make(plain, None) for _ in range(adopted))
-        self.queues = Queues(fifo)
+        self.queues = Queues()
+        self.queues.adopt(fifo)
         self.offers: list[tuple[Task, tuple[int, ...]]] = []
 
     def make(self, options: TaskOptions, key: tuple[str, int] | None) -> Task:
@@ -324,7 +325,7 @@ def test_what_is_next_is_what_a_list_says() -> None:
 
 def test_an_offer_that_comes_back_costs_its_queue_no_turn() -> None:
     a, b = (TaskOptions(queue=name) for name in "ab")
-    queues = Queues(deque())
+    queues = Queues()
     for key in range(6):
         queues.append(Task(key, None, a if key % 2 else b, b""))
     order = []
@@ -346,7 +347,7 @@ def test_an_offer_that_comes_back_costs_its_queue_no_turn() -> None:
 
 def test_who_waits_for_a_key_is_not_forgotten_when_who_was_let_in_is_cancelled() -> None:
     options = TaskOptions(queue="a")
-    queues = Queues(deque())
+    queues = Queues()
     tasks = [DetailedTask(key, None, options, b"") for key in range(3)]
     for task in tasks:
         task.concurrency_key, task.concurrency = "x", 1
@@ -364,7 +365,7 @@ def test_who_waits_for_a_key_is_not_forgotten_when_who_was_let_in_is_cancelled()
 
 
 def test_tasks_that_end_in_line_do_not_stay_in_it() -> None:
-    queues = Queues(deque())
+    queues = Queues()
     queues.pause(["a"], True)
     options = TaskOptions(queue="a")
     for key in range(20 * DEAD_MAX):
@@ -376,7 +377,7 @@ def test_tasks_that_end_in_line_do_not_stay_in_it() -> None:
 
 
 def test_priorities_that_are_used_once_are_not_kept() -> None:
-    queues = Queues(deque())
+    queues = Queues()
     for key in range(5 * LANES_MAX):
         queues.append(Task(key, None, TaskOptions(queue="a", priority=key), b""))
         if key % 7:
@@ -394,7 +395,7 @@ def test_priorities_that_are_used_once_are_not_kept() -> None:
 
 
 def test_an_offer_comes_back_to_its_place_though_its_line_was_forgotten() -> None:
-    queues = Queues(deque())
+    queues = Queues()
     options = TaskOptions(queue="a", priority=5)
     first, second, third = (Task(key, None, options, b"") for key in range(3))
     for task in (first, second, third):

@@ -69,11 +69,14 @@ class Dispatch(Order):
         while self._idle and (task := queues.first(now)) is not None:
             queues.take()
             self._offer_in_order(queues, next(iter(self._idle)), task, now)
-        share = len(queues) // (len(self._seats) or 1) + 1
+        children = len(self._seats)
+        share = len(queues) // (children or 1) + 1
         for seat in self._seats.values():
             if seat.state == READY and seat.load_ns < BUDGET_NS:
                 left = share
-                while left and seat.free and (task := queues.first(now)) is not None and queues.may_wait(task):
+                while left and seat.free and (task := queues.first(now)) is not None:
+                    if not queues.may_wait(task, children):
+                        break
                     if seat.offers and seat.load_ns + _cost_ns(task) > BUDGET_NS:
                         break
                     queues.take()

@@ -40,6 +40,7 @@ class Offers:
         "_next_at",
         "_pausing",
         "_pieces",
+        "_planned",
         "_put",
         "_queue",
         "_queues",
@@ -56,7 +57,8 @@ class Offers:
         self._queue: deque[Task] = deque()  # until something asks for another order than this
         self._dead = 0  # that have ended in it
         self._put: Callable[[Task], None] = self._queue.append
-        self._queues: Queues | None = None  # from then on
+        self._queues: Queues | None = None  # from then on: the planned ones
+        self._planned = Queues()
         self._pausing: list[tuple[float, Task]] = []  # for so many seconds from the end of this turn on
         self._scheduled = Timers(lambda task: task.state == SCHEDULED)
         self._seats: dict[int, Seat] = {}
@@ -86,7 +88,8 @@ class Offers:
 
     def _in_order(self) -> Queues:
         if self._queues is None:
-            self._queues = Queues(self._queue)
+            self._queues = self._planned
+            self._queues.adopt(self._queue)
             self._put = self._queues.append
             for seat in self._seats.values():
                 for task in seat.offers.values():

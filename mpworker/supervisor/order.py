@@ -1,11 +1,9 @@
 """In which order tasks start, and which may not start now: queues, rates, pauses and drains."""
 
-from collections import deque
-
 from mpworker.supervisor.effects import Effects
 from mpworker.supervisor.lifecycle import SCHEDULED
 from mpworker.supervisor.offers import Offers
-from mpworker.supervisor.queues import DEFAULT_QUEUE, DEFAULT_RANK, Queues
+from mpworker.supervisor.queues import DEFAULT_QUEUE, DEFAULT_RANK
 from mpworker.supervisor.registry import TaskOptions
 
 
@@ -27,6 +25,10 @@ class Order(Offers):
         self, name: str, weight: int, max_running: int | None, rate: float | None, burst: int, now: float
     ) -> None:
         """Make a queue, or change one; see `mpworker.queue.Queue`."""
+        if self._queues is None and (name != DEFAULT_QUEUE or (max_running is None and rate is None)):
+            # All that has come is of the default queue, in which nothing changes: the FIFO stands, and costs less.
+            self._planned.configure(name, weight, max_running, rate, burst, now)
+            return
         self._take_back_unclaimed([name])
         self._in_order().configure(name, weight, max_running, rate, burst, now)
 
@@ -102,7 +104,7 @@ class Order(Offers):
         """How each queue is, by name."""
         if self._queues is not None:
             return self._queues.states()
-        states = Queues(deque()).states()  # to look at the FIFO must not make it one of many
+        states = self._planned.states()  # to look at the FIFO must not make it one of many
         offers = sum(len(seat.offers) for seat in self._seats.values())
         states[DEFAULT_QUEUE] |= {"queued": len(self._queue) - self._dead, "running": offers}
         return states

@@ -128,15 +128,12 @@ class _Key:
 class Queues:
     """All queues of one pool.
 
-    Args:
-        fifo: What is queued already: tasks of the default queue, priority 0 and weight 1.
-
     Attributes:
         wake_at: When a limit of starts per second lets another one go; None while none is in the way.
         waits: Starts that a rate has delayed.
     """
 
-    def __init__(self, fifo: deque[Task]) -> None:
+    def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
         self._keys: dict[str, _Key] = {}
         self._lanes: dict[TaskOptions, _Lane] = {}  # found before
@@ -155,6 +152,11 @@ class Queues:
         self.wake_at: float | None = None
         self.waits = 0
         self._slow = False  # the rate of all queues together was in the way of the next start
+        self._count = 0
+        self._queue(DEFAULT_QUEUE)
+
+    def adopt(self, fifo: deque[Task]) -> None:
+        """The first tasks that come are all of this line: of the default queue, priority 0 and weight 1."""
         queue = self._queue(DEFAULT_QUEUE)
         lane = queue.lanes[DEFAULT_RANK] = _Lane(queue, DEFAULT_RANK, fifo)
         lane.purge()
@@ -454,12 +456,21 @@ class Queues:
 
     # ------------------------------------------------------------ offers
 
-    def may_wait(self, task: Task) -> bool:
-        """May it be offered to a child that is busy? Not if a limit counts it from the offer on."""
-        if self._bucket is not None or task.concurrency_key:
-            return False
+    def may_wait(self, task: Task, children: int) -> bool:
+        """May it be offered to a child that is busy?
+
+        A limit counts it from the offer on. So only if each of that many children could still begin another one: what
+        waits must not stand in the way of what could run.
+        """
         queue = self._queue(task.options.queue)
-        return queue.bucket is None and queue.max_running is None
+        if self._bucket is not None or queue.bucket is not None:
+            return False
+        if queue.max_running is not None and queue.running + children >= queue.max_running:
+            return False
+        name = task.concurrency_key
+        if not name:
+            return True
+        return children + (self._keys[name].running if name in self._keys else 0) < task.concurrency
 
     def is_rated(self, task: Task) -> bool:
         """Is there a limit of starts per second for it?"""

@@ -1,0 +1,73 @@
+"""What the order of starts costs nobody who does not use it, and what limits leave of the offers ahead of need."""
+
+from typing import Any
+
+import pytest
+from scheduler_world import World
+
+from mpworker.supervisor.queues import DEFAULT_QUEUE
+from mpworker.supervisor.registry import Function
+
+BOUND = 8
+
+
+def known(world: World) -> Function:
+    """A function of which it is known that its calls are short."""
+    function = Function(1, b"function")
+    function.observe(1)
+    return function
+
+
+def offers(world: World) -> list[int]:
+    return [len(child.seat.offers) for child in world.children.values()]
+
+
+def test_queues_that_nothing_has_come_to_leave_the_line_as_it_is() -> None:
+    world = World(2)
+    world.configure_queue("mail", 5, 3)
+    world.configure_queue(DEFAULT_QUEUE, 2, None)
+    assert world.scheduler._queues is None
+    states = world.scheduler.queue_states()
+    assert (states["mail"]["weight"], states["mail"]["max_running"]) == (5, 3)
+    assert states[DEFAULT_QUEUE]["weight"] == 2
+    world.submit(queue="mail")
+    assert world.scheduler._queues is not None
+    assert world.scheduler.queue_states()["mail"] == states["mail"] | {"queued": 1}
+
+
+def test_what_was_said_of_a_queue_before_its_first_task_holds() -> None:
+    world = World(2)
+    world.configure_queue("mail", 5, 1)
+    for _ in range(4):
+        world.submit(queue="mail")
+    world.turn()
+    assert sum(offers(world)) == 1
+
+
+@pytest.mark.parametrize(("limit", "queue"), [(3, "mail"), (3, DEFAULT_QUEUE)])
+def test_a_limit_of_the_default_queue_holds_at_once(limit: int, queue: str) -> None:
+    world = World(1, slots=16)
+    for _ in range(9):
+        world.submit(known(world), queue=queue)
+    world.turn()
+    assert offers(world) == [9]
+    world.configure_queue(queue, 1, limit)
+    world.turn()
+    assert sum(offers(world)) <= limit
+
+
+@pytest.mark.parametrize(
+    ("limited", "of"),
+    [({"queue": "mail"}, "max_running"), ({"concurrency_key": "one"}, "concurrency")],
+    ids=["max_running", "concurrency_key"],
+)
+def test_what_waits_behind_another_leaves_each_child_room_to_begin_one(limited: dict[str, Any], of: str) -> None:
+    world = World(2, slots=16)
+    if of == "max_running":
+        world.configure_queue("mail", 1, BOUND)
+    for _ in range(20):
+        world.submit(known(world), **limited, **({"concurrency": BOUND} if of == "concurrency" else {}))
+    world.turn()
+    ahead = sum(offers(world)) - 2
+    assert ahead > 0, "a limit that is far away costs the children their next tasks"
+    assert sum(offers(world)) <= BOUND - 2
