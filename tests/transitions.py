@@ -1,11 +1,13 @@
 """Counts how often the scheduler made each transition of its table, and prints that as a table."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mpworker.supervisor import lifecycle, scheduler
+from mpworker.supervisor import effects
 from mpworker.supervisor.lifecycle import EVENTS, STATES, Event
+from mpworker.supervisor.recycling import Recycling
 
 Seen = Counter[tuple[str, int]]
 
@@ -28,18 +30,19 @@ class _Counting(Event):
 def counted() -> Iterator[Seen]:
     """The transitions of all schedulers, by event and state before."""
     seen: Seen = Counter()
-    names = {id(event): name for name, event in vars(lifecycle).items() if isinstance(event, Event)}
     counting = {id(event): _Counting(event, seen) for event in EVENTS}
-    end_by = dict(scheduler.END_BY)
+    layers = [sys.modules[layer.__module__] for layer in Recycling.__mro__[:-1]]
+    used = [(layer, name, event) for layer in layers for name, event in vars(layer).items() if isinstance(event, Event)]
+    end_by = dict(effects.END_BY)
     try:
-        for key, event in counting.items():
-            setattr(scheduler, names[key], event)
-        scheduler.END_BY.update({status: counting[id(event)] for status, event in end_by.items()})
+        for layer, name, event in used:
+            setattr(layer, name, counting[id(event)])
+        effects.END_BY.update({status: counting[id(event)] for status, event in end_by.items()})
         yield seen
     finally:
-        for event in EVENTS:
-            setattr(scheduler, names[id(event)], event)
-        scheduler.END_BY.update(end_by)
+        for layer, name, event in used:
+            setattr(layer, name, event)
+        effects.END_BY.update(end_by)
 
 
 def table(seen: Seen) -> str:
