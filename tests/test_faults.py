@@ -33,8 +33,8 @@ from mpworker.errors import (
     WorkerCrashed,
     WorkerStopped,
 )
-from mpworker.supervisor.loop import _START_FAILURES_MAX, _START_KILLS_MAX
 from mpworker.supervisor.nursery import bury
+from mpworker.supervisor.nursing import _START_FAILURES_MAX, _START_KILLS_MAX
 
 HERE = Path(__file__).parent
 LIMIT = 60.0  # seconds: a guard against a hang, never a measure

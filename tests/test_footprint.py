@@ -11,8 +11,8 @@ from mpworker.ipc import codec, details
 from mpworker.ipc.channel import Channel
 from mpworker.supervisor.effects import Effects
 from mpworker.supervisor.fanout import ClientPort
-from mpworker.supervisor.loop import World
 from mpworker.supervisor.places import Places
+from mpworker.supervisor.reading import World
 from mpworker.supervisor.recycling import Recycling
 from mpworker.supervisor.registry import NO_NOTES
 from mpworker.supervisor.scheduler import Scheduler

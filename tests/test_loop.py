@@ -25,8 +25,10 @@ from mpworker.ipc.channel import close_all, make_channel
 from mpworker.supervisor import children
 from mpworker.supervisor.effects import ProtocolViolation
 from mpworker.supervisor.leases import Leases
-from mpworker.supervisor.loop import _NURSERY_SILENT_MAX, _START_BACKOFF_MAX, Loop, _refusal
+from mpworker.supervisor.loop import Loop
+from mpworker.supervisor.nursing import _NURSERY_SILENT_MAX, _START_BACKOFF_MAX
 from mpworker.supervisor.places import Places
+from mpworker.supervisor.reading import _refusal
 from mpworker.supervisor.registry import READY, Seat
 
 _CONFIG = {
@@ -131,7 +133,7 @@ class _Dead:
 def killed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Whom a loop of this test has killed."""
     pids: list[int] = []
-    monkeypatch.setattr("mpworker.supervisor.loop.os.kill", lambda pid, _: pids.append(pid))
+    monkeypatch.setattr("mpworker.supervisor.nursing.os.kill", lambda pid, _: pids.append(pid))
     return pids
 
 

@@ -23,7 +23,7 @@ from mpworker.errors import ConfigurationError, StartFailed, SupervisorLost
 from mpworker.ipc import codec, frames
 from mpworker.ipc.codec import Record
 from mpworker.supervisor import children
-from mpworker.supervisor.loop import _START_FAILURES_MAX
+from mpworker.supervisor.nursing import _START_FAILURES_MAX
 
 LIMIT = 60.0  # seconds: a guard against a hang, never a measure
 

@@ -22,7 +22,7 @@ from mpworker import ProcessWorker
 from mpworker.client import Client
 from mpworker.errors import SupervisorLost, TaskCancelled, WorkerStopped
 from mpworker.ipc import codec
-from mpworker.supervisor.loop import _NURSERY_SILENT_MAX
+from mpworker.supervisor.nursing import _NURSERY_SILENT_MAX
 
 GUARD = 60.0  # seconds; only a bound for what would hang
 SOON = 20.0  # seconds; what is promised "at once" takes a small part of this on a busy machine
