@@ -5,7 +5,7 @@ The scheduler has one plain FIFO until some task or limit asks for more than tha
 
 - Of the queues that have work and may start some, the `Wheel` says whose turn it is.
 - Of a queue's tasks the one with the lowest priority number is next, of these the one with the highest weight, of
-  these the one that was queued first. Each (priority, weight) is a FIFO of its own, a `_Lane`.
+  these the one that was queued first. Each (priority, weight) is a FIFO of its own, a `Lane`.
 - While a queue is drained, what is new to it is held: it gets in line when that is over.
 - A task whose concurrency key is at its limit is set aside, and takes its old place again when there is room. So is an
   offer that was never claimed, whose queue is then owed a turn: an offer that comes back has cost nothing.
@@ -18,111 +18,19 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final
 
+from mpworker.supervisor.lanes import Key, Lane, Queue, Rank
 from mpworker.supervisor.lifecycle import QUEUED
 from mpworker.supervisor.limiter import Bucket
 from mpworker.supervisor.registry import Task, TaskOptions
 from mpworker.supervisor.wheel import Wheel
-
-Rank: TypeAlias = tuple[int, int]  # priority and weight, so that what is less is first
 
 DEFAULT_QUEUE: Final = "default"
 DEFAULT_RANK: Final[Rank] = (0, -1)
 DEAD_MAX: Final = 64
 LANES_MAX: Final = 1024
 _LOOK_AGAIN: Final = 0.001  # seconds, in which an idle child has claimed what it is offered, unless it hangs
-
-
-class _Lane:
-    """The tasks of one queue that have one priority and one weight."""
-
-    __slots__ = ("early", "fifo", "queue", "rank")
-
-    def __init__(self, queue: "_Queue", rank: Rank, fifo: deque[Task]) -> None:
-        self.queue = queue
-        self.rank = rank
-        self.fifo = fifo
-        self.early: list[tuple[int, int, int, Task]] = []  # a heap of those that were taken, and go before the FIFO
-
-    def __lt__(self, other: "_Lane") -> bool:
-        return self.rank < other.rank
-
-    def __len__(self) -> int:
-        return len(self.early) + len(self.fifo)
-
-    def first(self) -> Task:
-        return self.early[0][3] if self.early else self.fifo[0]
-
-    def take(self) -> Task:
-        """Whoever is first; that it was not so before, `order` does not say yet."""
-        return heapq.heappop(self.early)[3] if self.early else self.fifo.popleft()
-
-    def purge(self) -> None:
-        """Let go of the tasks that have ended in line."""
-        self.early = [each for each in self.early if each[3].state == QUEUED]
-        heapq.heapify(self.early)
-        kept = [task for task in self.fifo if task.state == QUEUED]
-        self.fifo.clear()
-        self.fifo.extend(kept)
-
-
-@dataclass(slots=True, eq=False)
-class _Queue:
-    """One named queue.
-
-    Attributes:
-        lanes: Its tasks by priority and weight.
-        line: A heap of the lanes that are not empty.
-        count: Tasks that are queued, those that are set aside included.
-        dead: That have ended in line.
-        running: Offers that are out.
-        owed: How many of these came back.
-        free_at: When its rate lets another one go, while that is in the way.
-        slow: Its rate was in the way of its next start.
-        held: What has come since the queue is drained, in this order; None while it is not.
-    """
-
-    name: str
-    weight: int = 1
-    max_running: int | None = None
-    bucket: Bucket | None = None
-    paused: bool = False
-    lanes: dict[Rank, _Lane] = field(default_factory=dict)
-    line: list[_Lane] = field(default_factory=list)
-    count: int = 0
-    dead: int = 0
-    running: int = 0
-    owed: int = 0
-    free_at: float | None = None
-    slow: bool = False
-    held: dict[Task, None] | None = None
-
-    def lane(self, rank: Rank) -> _Lane:
-        lane = self.lanes.get(rank)
-        if lane is None:
-            lane = self.lanes[rank] = _Lane(self, rank, deque())
-        return lane
-
-    def may_start(self) -> bool:
-        """Is there something to start, and no limit but a rate in its way?"""
-        return bool(self.line) and not self.paused and (self.max_running is None or self.running < self.max_running)
-
-
-class _Key:
-    """All tasks of one concurrency key.
-
-    Attributes:
-        running: How many are offered.
-        parked: Those that wait for one of these to end, by queue: heaps.
-    """
-
-    __slots__ = ("parked", "running")
-
-    def __init__(self) -> None:
-        self.running = 0
-        self.parked: dict[_Queue, list[tuple[Rank, int, int, int, Task]]] = {}
 
 
 class Queues:
@@ -134,16 +42,16 @@ class Queues:
     """
 
     def __init__(self) -> None:
-        self._queues: dict[str, _Queue] = {}
-        self._keys: dict[str, _Key] = {}
-        self._lanes: dict[TaskOptions, _Lane] = {}  # found before
-        self._ready: dict[_Queue, None] = {}  # may start something
-        self._owed: dict[_Queue, None] = {}
-        self._slowed: dict[_Queue, None] = {}  # but for their rate
+        self._queues: dict[str, Queue] = {}
+        self._keys: dict[str, Key] = {}
+        self._lanes: dict[TaskOptions, Lane] = {}  # found before
+        self._ready: dict[Queue, None] = {}  # may start something
+        self._owed: dict[Queue, None] = {}
+        self._slowed: dict[Queue, None] = {}  # but for their rate
         self._bucket: Bucket | None = None  # of all queues together
         self._unclaimed: dict[Task, list[Bucket]] = {}  # offers of which the time of the claim must be known
-        self._wheel: Wheel[_Queue] | None = None
-        self._turn: _Queue | None = None  # whose turn it is, if nothing has changed since that was asked
+        self._wheel: Wheel[Queue] | None = None
+        self._turn: Queue | None = None  # whose turn it is, if nothing has changed since that was asked
         self._paused = False
         self.on_hold = False  # nothing is offered, whatever is paused: the client cannot take in more
         self._drains_all = False
@@ -158,7 +66,7 @@ class Queues:
     def adopt(self, fifo: deque[Task]) -> None:
         """The first tasks that come are all of this line: of the default queue, priority 0 and weight 1."""
         queue = self._queue(DEFAULT_QUEUE)
-        lane = queue.lanes[DEFAULT_RANK] = _Lane(queue, DEFAULT_RANK, fifo)
+        lane = queue.lanes[DEFAULT_RANK] = Lane(queue, DEFAULT_RANK, fifo)
         lane.purge()
         queue.count = self._count = len(fifo)
         if fifo:
@@ -167,10 +75,10 @@ class Queues:
 
     # ------------------------------------------------------------ the queues
 
-    def _queue(self, name: str) -> _Queue:
+    def _queue(self, name: str) -> Queue:
         queue = self._queues.get(name)
         if queue is None:
-            queue = self._queues[name] = _Queue(name, held={} if self._drains_all else None)
+            queue = self._queues[name] = Queue(name, held={} if self._drains_all else None)
             self._weights_changed()
         return queue
 
@@ -248,7 +156,7 @@ class Queues:
         """Is nothing left of what was there before?"""
         return not any(queue.count or queue.running for queue in self._named(names))
 
-    def _named(self, names: Iterable[str] | None) -> list[_Queue]:
+    def _named(self, names: Iterable[str] | None) -> list[Queue]:
         return list(self._queues.values()) if names is None else [self._queue(name) for name in names]
 
     # ------------------------------------------------------------ tasks come and go
@@ -281,7 +189,7 @@ class Queues:
         if lane.queue not in self._ready:
             self._look_at(lane.queue)
 
-    def _forget_lanes(self, queue: _Queue) -> None:
+    def _forget_lanes(self, queue: Queue) -> None:
         """There are many; those of this queue that are empty are made anew when they are needed."""
         self._lanes.clear()
         queue.lanes = {rank: lane for rank, lane in queue.lanes.items() if lane}
@@ -297,12 +205,12 @@ class Queues:
             self._owed[queue] = None
         self._look_at(queue)
 
-    def _put_early(self, lane: _Lane, task: Task) -> None:
+    def _put_early(self, lane: Lane, task: Task) -> None:
         self._enter(lane)
         heapq.heappush(lane.early, (task.order, task.start, next(self._returns), task))
         self._turn = None
 
-    def _enter(self, lane: _Lane) -> None:
+    def _enter(self, lane: Lane) -> None:
         """Something comes into a lane."""
         if not lane:
             heapq.heappush(lane.queue.line, lane)
@@ -411,14 +319,14 @@ class Queues:
         if self.wake_at is None or at < self.wake_at:
             self.wake_at = at
 
-    def _pick(self) -> _Queue:
+    def _pick(self) -> Queue:
         for queue in self._owed:
             if queue in self._ready:
                 return queue
         assert self._wheel is not None
         return self._wheel.peek(self._ready)
 
-    def _head(self, queue: _Queue) -> Task | None:
+    def _head(self, queue: Queue) -> Task | None:
         """The first task of a queue that may start; those that may not are set aside."""
         while queue.line:
             task = queue.line[0].first()
@@ -435,7 +343,7 @@ class Queues:
             heapq.heappush(parked, (rank, task.order, task.start, next(self._returns), task))
         return None
 
-    def _take_head(self, queue: _Queue) -> None:
+    def _take_head(self, queue: Queue) -> None:
         lane = queue.line[0]
         fresh = not lane.early
         task = lane.take()
@@ -444,7 +352,7 @@ class Queues:
         if not lane:
             heapq.heappop(queue.line)
 
-    def _look_at(self, queue: _Queue) -> None:
+    def _look_at(self, queue: Queue) -> None:
         """Something has changed that says whether the queue may start tasks."""
         if queue.may_start() and queue not in self._slowed:
             if queue not in self._ready:
@@ -489,7 +397,7 @@ class Queues:
         if name:
             key = self._keys.get(name)
             if key is None:
-                key = self._keys[name] = _Key()
+                key = self._keys[name] = Key()
             key.running += 1
             if key.running < task.concurrency:
                 self._unpark(name)
@@ -520,10 +428,10 @@ class Queues:
             self._unpark(name)
         self._look_at(queue)
 
-    def _rate_changed(self, queue: _Queue) -> None:
+    def _rate_changed(self, queue: Queue) -> None:
         queue.free_at = None  # to be asked anew
 
-    def _limits_changed(self, queue: _Queue) -> None:
+    def _limits_changed(self, queue: Queue) -> None:
         self._slowed.pop(queue, None)
         self._look_at(queue)
 

@@ -1,0 +1,102 @@
+"""What the order of starts is kept in: a queue, its lanes, and the tasks of a concurrency key."""
+
+import heapq
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from mpworker.supervisor.lifecycle import QUEUED
+from mpworker.supervisor.limiter import Bucket
+from mpworker.supervisor.registry import Task
+
+Rank: TypeAlias = tuple[int, int]  # priority and weight, so that what is less is first
+
+
+class Lane:
+    """The tasks of one queue that have one priority and one weight."""
+
+    __slots__ = ("early", "fifo", "queue", "rank")
+
+    def __init__(self, queue: "Queue", rank: Rank, fifo: deque[Task]) -> None:
+        self.queue = queue
+        self.rank = rank
+        self.fifo = fifo
+        self.early: list[tuple[int, int, int, Task]] = []  # a heap of those that were taken, and go before the FIFO
+
+    def __lt__(self, other: "Lane") -> bool:
+        return self.rank < other.rank
+
+    def __len__(self) -> int:
+        return len(self.early) + len(self.fifo)
+
+    def first(self) -> Task:
+        return self.early[0][3] if self.early else self.fifo[0]
+
+    def take(self) -> Task:
+        """Whoever is first; that it was not so before, `order` does not say yet."""
+        return heapq.heappop(self.early)[3] if self.early else self.fifo.popleft()
+
+    def purge(self) -> None:
+        """Let go of the tasks that have ended in line."""
+        self.early = [each for each in self.early if each[3].state == QUEUED]
+        heapq.heapify(self.early)
+        kept = [task for task in self.fifo if task.state == QUEUED]
+        self.fifo.clear()
+        self.fifo.extend(kept)
+
+
+@dataclass(slots=True, eq=False)
+class Queue:
+    """One named queue.
+
+    Attributes:
+        lanes: Its tasks by priority and weight.
+        line: A heap of the lanes that are not empty.
+        count: Tasks that are queued, those that are set aside included.
+        dead: That have ended in line.
+        running: Offers that are out.
+        owed: How many of these came back.
+        free_at: When its rate lets another one go, while that is in the way.
+        slow: Its rate was in the way of its next start.
+        held: What has come since the queue is drained, in this order; None while it is not.
+    """
+
+    name: str
+    weight: int = 1
+    max_running: int | None = None
+    bucket: Bucket | None = None
+    paused: bool = False
+    lanes: dict[Rank, Lane] = field(default_factory=dict)
+    line: list[Lane] = field(default_factory=list)
+    count: int = 0
+    dead: int = 0
+    running: int = 0
+    owed: int = 0
+    free_at: float | None = None
+    slow: bool = False
+    held: dict[Task, None] | None = None
+
+    def lane(self, rank: Rank) -> Lane:
+        lane = self.lanes.get(rank)
+        if lane is None:
+            lane = self.lanes[rank] = Lane(self, rank, deque())
+        return lane
+
+    def may_start(self) -> bool:
+        """Is there something to start, and no limit but a rate in its way?"""
+        return bool(self.line) and not self.paused and (self.max_running is None or self.running < self.max_running)
+
+
+class Key:
+    """All tasks of one concurrency key.
+
+    Attributes:
+        running: How many are offered.
+        parked: Those that wait for one of these to end, by queue: heaps.
+    """
+
+    __slots__ = ("parked", "running")
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.parked: dict[Queue, list[tuple[Rank, int, int, int, Task]]] = {}
