@@ -10,7 +10,7 @@ from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.recording import EFFECTS, UNIFORM, Encoder
 from mpworker.supervisor.recycling import Recycling
-from mpworker.supervisor.registry import Death, DetailedTask, Function, Seat, Task, TaskOptions
+from mpworker.supervisor.registry import Death, DetailedTask, Function, Seat, Task, TaskOptions, Times
 from mpworker.supervisor.scheduler import Scheduler
 
 SCHEDULERS: Final[dict[str, type[Scheduler]]] = {kind.__name__: kind for kind in (Places, Recycling)}
@@ -48,7 +48,7 @@ class Replay:
         self._lines = iter(lines)
         kind, self._slots, figures = next(self._lines)
         world: Any = _World(self)
-        self.scheduler = SCHEDULERS[kind](world, uniform=world.uniform, **figures)
+        self.scheduler = SCHEDULERS[kind](world, uniform=world.uniform, **figures | {"times": Times(*figures["times"])})
         self._encoder = Encoder(lambda number, told: self._new_options(number))
         self._seats: dict[int, Seat] = {}
         self._shared: dict[int, object] = {}

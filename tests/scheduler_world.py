@@ -39,6 +39,7 @@ from mpworker.supervisor.registry import (
     Seat,
     Task,
     TaskOptions,
+    Times,
 )
 
 FREE, CLAIMED = 0, 2
@@ -326,10 +327,7 @@ class World:
         self.slots = slots
         self.scheduler = Watched(
             self,
-            lease_ttl=LEASE_TTL,
-            grace=GRACE,
-            start_timeout=START_TIMEOUT,
-            kill_timeout=KILL_TIMEOUT,
+            times=Times(LEASE_TTL, GRACE, START_TIMEOUT, KILL_TIMEOUT),
             uniform=lambda: self.random,
             max_tasks=max_tasks,
             memory_soft=soft,

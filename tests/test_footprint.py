@@ -14,7 +14,7 @@ from mpworker.supervisor.fanout import ClientPort
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.reading import World
 from mpworker.supervisor.recycling import Recycling
-from mpworker.supervisor.registry import NO_NOTES
+from mpworker.supervisor.registry import NO_NOTES, Times
 from mpworker.supervisor.scheduler import Scheduler
 
 TASKS = 5_000
@@ -28,8 +28,7 @@ def channel() -> Channel:
 
 
 def scheduler(kind: type[Scheduler] = Places, **options: Any) -> Scheduler:
-    seconds = dict.fromkeys(("lease_ttl", "grace", "start_timeout", "kill_timeout"), 10.0)
-    return kind(cast(Effects, None), **seconds, uniform=lambda: 0.5, **options)
+    return kind(cast(Effects, None), Times(10.0, 10.0, 10.0, 10.0), uniform=lambda: 0.5, **options)
 
 
 def bytes_of_each(said: dict[str, Any] | None, **options: Any) -> float:

@@ -22,7 +22,7 @@ from mpworker.supervisor.effects import ERROR
 from mpworker.supervisor.lifecycle import RETRY
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.recycling import Recycling
-from mpworker.supervisor.registry import Seat, Task, TaskOptions
+from mpworker.supervisor.registry import Seat, Task, TaskOptions, Times
 from mpworker.supervisor.scheduler import Scheduler
 
 # What a mixture does in any case; what else there is happens by accident, or when a child goes wrong.
@@ -114,7 +114,7 @@ def test_a_rule_that_is_broken_is_seen_at_its_first_effect(
 def test_the_ranges_of_a_chunk_are_cancelled_in_the_order_in_which_they_were_made() -> None:
     count = 40
     effects = Mock(**{"revoke.return_value": False})
-    rules = Places(effects, lease_ttl=1.0, grace=1.0, start_timeout=1.0, kill_timeout=1.0, uniform=lambda: 0.5)
+    rules = Places(effects, Times(1.0, 1.0, 1.0, 1.0), uniform=lambda: 0.5)
     seats = [Seat(number, 1) for number in range(count + 1)]
     for seat in seats:
         rules.child_starting(seat, 0.0)

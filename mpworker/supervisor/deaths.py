@@ -7,7 +7,7 @@ from typing import Final
 from mpworker.supervisor.chunks import Chunks
 from mpworker.supervisor.effects import CANCELLED, CLAIM_OFFERED, CLAIM_REVOKED, CRASHED, Effects
 from mpworker.supervisor.lifecycle import SETTLE
-from mpworker.supervisor.registry import DYING, GONE, LEAVING, READY, Attempt, Death, Seat, Task
+from mpworker.supervisor.registry import DYING, GONE, LEAVING, READY, Attempt, Death, Seat, Task, Times
 
 UNCLAIMED_DEATHS: Final = 5
 _SIGKILL: Final = 9  # the module of its name is the operating system's
@@ -17,36 +17,18 @@ ORDERLY_EXITS: Final = (0, 70)
 
 
 class Deaths(Chunks):
-    """Children that come and go.
+    """Children that come and go."""
 
-    Args:
-        effects: What carries out the decisions.
-        lease_ttl: See `Leases`.
-        grace: Seconds from an interrupt to the kill.
-        start_timeout: Seconds a child may take until it is ready.
-        kill_timeout: Seconds after SIGKILL until a child counts as unkillable.
-        uniform: Called for a random number from 0 to 1.
-    """
+    __slots__ = ("crashes",)
 
-    __slots__ = ("_start_timeout", "crashes")
-
-    def __init__(
-        self,
-        effects: Effects,
-        lease_ttl: float,
-        grace: float,
-        start_timeout: float,
-        kill_timeout: float,
-        uniform: Callable[[], float],
-    ) -> None:
-        super().__init__(effects, lease_ttl, grace, kill_timeout, uniform)
-        self._start_timeout = start_timeout
+    def __init__(self, effects: Effects, times: Times, uniform: Callable[[], float]) -> None:
+        super().__init__(effects, times, uniform)
         self.crashes: Counter[str] = Counter()  # attempts by the cause of the death
 
     def child_starting(self, seat: Seat, now: float) -> None:
         """A child was ordered."""
         self._seats[seat.number] = seat
-        self._give_until(seat, now, now + self._start_timeout)
+        self._give_until(seat, now, now + self._times.start_timeout)
 
     def child_ready(self, seat: Seat) -> None:
         """A child takes offers from now on."""
@@ -165,7 +147,7 @@ class Deaths(Chunks):
         if seat.kill_at is not None and now >= seat.kill_at:
             self._grace_over(seat, now)
         if seat.state == LEAVING and not seat.offers and seat.deadline_at is None:
-            self._give_until(seat, now, now + self._grace)
+            self._give_until(seat, now, now + self._times.grace)
         if seat.deadline_at is not None and now >= seat.deadline_at:
             if seat.state >= DYING:
                 self.child_died(seat, Death(seat.pid, _SIGKILL, None, "unkillable"))

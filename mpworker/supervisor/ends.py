@@ -8,7 +8,7 @@ from mpworker.supervisor.effects import CANCELLED, END_BY, TIMED_OUT, Effects, W
 from mpworker.supervisor.history import Ended, History
 from mpworker.supervisor.interrupts import Interrupts
 from mpworker.supervisor.lifecycle import BACK_OFF, RETRY, SETTLE
-from mpworker.supervisor.registry import Attempt, Seat, Task
+from mpworker.supervisor.registry import Attempt, Seat, Task, Times
 
 HISTORY_MAX: Final = 1000
 HISTORY_BYTES_MAX: Final = 1 << 26
@@ -22,9 +22,7 @@ class Ends(Interrupts):
 
     Args:
         effects: What carries out the decisions.
-        lease_ttl: See `Leases`.
-        grace: Seconds from an interrupt to the kill.
-        kill_timeout: Seconds after SIGKILL until a child counts as unkillable.
+        times: How long it waits for children.
         uniform: Called for a random number from 0 to 1.
     """
 
@@ -40,10 +38,8 @@ class Ends(Interrupts):
         "watcher",
     )
 
-    def __init__(
-        self, effects: Effects, lease_ttl: float, grace: float, kill_timeout: float, uniform: Callable[[], float]
-    ) -> None:
-        super().__init__(effects, lease_ttl, grace, kill_timeout)
+    def __init__(self, effects: Effects, times: Times, uniform: Callable[[], float]) -> None:
+        super().__init__(effects, times)
         self._uniform = uniform
         self.history = History(HISTORY_MAX, HISTORY_BYTES_MAX, None, False)
         self.watcher: Watcher | None = None

@@ -3,7 +3,7 @@
 from mpworker.supervisor.dispatch import Dispatch
 from mpworker.supervisor.effects import CLAIM_CLAIMED, CLAIM_OFFERED, TIMED_OUT, Effects
 from mpworker.supervisor.leases import Leases
-from mpworker.supervisor.registry import DYING, LEAVING, READY, Seat, Task
+from mpworker.supervisor.registry import DYING, LEAVING, READY, Seat, Task, Times
 
 
 class Interrupts(Dispatch):
@@ -11,18 +11,15 @@ class Interrupts(Dispatch):
 
     Args:
         effects: What carries out the decisions.
-        lease_ttl: See `Leases`.
-        grace: Seconds from an interrupt to the kill.
-        kill_timeout: Seconds after SIGKILL until a child counts as unkillable.
+        times: How long it waits for children.
     """
 
-    __slots__ = ("_grace", "_kill_timeout", "_leases")
+    __slots__ = ("_leases", "_times")
 
-    def __init__(self, effects: Effects, lease_ttl: float, grace: float, kill_timeout: float) -> None:
+    def __init__(self, effects: Effects, times: Times) -> None:
         super().__init__(effects)
-        self._grace = grace
-        self._kill_timeout = kill_timeout
-        self._leases = Leases(lease_ttl)
+        self._times = times
+        self._leases = Leases(times.lease_ttl)
 
     def dispatch(self, now: float) -> None:
         """Offer what waits to whoever has room."""
@@ -95,7 +92,7 @@ class Interrupts(Dispatch):
             self._effects.ask_stack(seat)
         self._effects.interrupt(seat)
         if seat.state < DYING:
-            at = seat.kills.setdefault(task.slot, now + self._grace)
+            at = seat.kills.setdefault(task.slot, now + self._times.grace)
             if seat.kill_at is None:
                 seat.kill_at = at
                 self._wake_at(at)
@@ -128,7 +125,7 @@ class Interrupts(Dispatch):
         seat.state = DYING
         seat.kill_cause = cause
         seat.kill_at = seat.timeout_at = None
-        self._give_until(seat, now, now + self._kill_timeout)
+        self._give_until(seat, now, now + self._times.kill_timeout)
         self._idle.pop(seat, None)
         self._effects.kill(seat)
 

@@ -23,7 +23,7 @@ from mpworker.supervisor.effects import ProtocolViolation
 from mpworker.supervisor.fanout import ClientPort
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.recycling import Recycling
-from mpworker.supervisor.registry import DYING
+from mpworker.supervisor.registry import DYING, Times
 from mpworker.supervisor.watching import Watch
 
 _CHILD_BATCH: Final = 64
@@ -59,10 +59,7 @@ class Reading:
         self.scheduler: Places = make(
             self.world,
             **recycling,
-            lease_ttl=config["lease_ttl"],
-            grace=config["grace"],
-            start_timeout=config["start_timeout"],
-            kill_timeout=config["kill_timeout"],
+            times=Times(**{name: config[name] for name in Times._fields}),
             uniform=_uniform,
         )
         self.scheduler.watcher = self.watch = Watch(self.world, config["log_level"])

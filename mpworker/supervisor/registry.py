@@ -72,6 +72,22 @@ class Function:
             self.estimate_ns = estimate - ((estimate - duration_ns) >> 2)
 
 
+class Times(NamedTuple):
+    """How long the scheduler waits for a child, in seconds.
+
+    Attributes:
+        lease_ttl: For its next beat: see `mpworker.supervisor.leases.Leases`.
+        grace: From an interrupt to the kill.
+        start_timeout: Until it is ready.
+        kill_timeout: After SIGKILL, until it counts as unkillable.
+    """
+
+    lease_ttl: float
+    grace: float
+    start_timeout: float
+    kill_timeout: float
+
+
 class Attempt(NamedTuple):
     """One attempt of a task that did not end it, or whose end was decided here.
 

@@ -43,7 +43,7 @@ from mpworker.supervisor.effects import (
     ProtocolViolation,
 )
 from mpworker.supervisor.lifecycle import COMPLETE, FIRST_FINAL, POSTPONE
-from mpworker.supervisor.registry import Attempt, DetailedTask, Seat, Task
+from mpworker.supervisor.registry import Attempt, DetailedTask, Seat, Task, Times
 from mpworker.supervisor.timers import Timers
 
 
@@ -52,26 +52,14 @@ class Scheduler(Deaths):
 
     Args:
         effects: What carries out the decisions.
-        lease_ttl: See `Leases`.
-        grace: Seconds from an interrupt to the kill.
-        start_timeout: Seconds a child may take until it is ready.
-        kill_timeout: Seconds after SIGKILL until a child counts as unkillable.
+        times: How long it waits for children.
         uniform: Called for a random number from 0 to 1.
     """
 
     __slots__ = ("_deadlines", "accepted")
 
-    def __init__(
-        self,
-        effects: Effects,
-        *,
-        lease_ttl: float,
-        grace: float,
-        start_timeout: float,
-        kill_timeout: float,
-        uniform: Callable[[], float],
-    ) -> None:
-        super().__init__(effects, lease_ttl, grace, start_timeout, kill_timeout, uniform)
+    def __init__(self, effects: Effects, times: Times, uniform: Callable[[], float]) -> None:
+        super().__init__(effects, times, uniform)
         self._deadlines = Timers(lambda task: task.state < FIRST_FINAL)
         self.accepted = 0  # tasks, not parts of a map
 
@@ -165,28 +153,26 @@ class Scheduler(Deaths):
             return False
         if task.decided == CANCELLED:
             return True
-        seat = task.seat
-        if seat is None:
-            self._end(task, CANCELLED)
-        elif self._effects.revoke(seat, task.slot, task.generation):
-            self._take_back(seat, task)
-            self._end(task, CANCELLED)
-        else:
+        seat = self._end_unstarted(task)
+        if seat is not None:
             task.decided = CANCELLED  # also over a timeout with retries left: the caller wants it gone
             self._interrupt(seat, task, now)
         return True
+
+    def _end_unstarted(self, task: Task) -> Seat | None:
+        """End CANCELLED what no child has begun; who has, if one has."""
+        seat = task.seat
+        if seat is not None and not self._revoke(seat, task):
+            return seat
+        self._end(task, CANCELLED)
+        return None
 
     def cancel_unstarted(self) -> None:
         """End CANCELLED whatever no child has begun; what runs goes on, with the retries that it has."""
         pieces = [piece for pieces in self._pieces.values() for piece in pieces]
         for task in [*self._tasks.values(), *pieces]:
-            seat = task.seat
-            if seat is None:
-                self._end(task, CANCELLED)
-            elif self._effects.revoke(seat, task.slot, task.generation):
-                self._take_back(seat, task)
-                self._end(task, CANCELLED)
-            elif task.items:
+            seat = self._end_unstarted(task)
+            if seat is not None and task.items:
                 task.closing = True
                 self._effects.halt(seat, task.slot, task.generation)
         if self._queues is not None:
