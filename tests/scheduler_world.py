@@ -502,11 +502,11 @@ class World:
         parked = [each[-1] for key in queues._keys.values() for heap in key.parked.values() for each in heap]
         return [*held, *parked, *(task for lane in lanes for task in (*lane.fifo, *(each[-1] for each in lane.early)))]
 
-    def may_start(self, task: Task) -> bool:
+    def may_start(self, task: Task, instead_of: Task | None = None) -> bool:
         """Does no limit but a rate stand in its way?"""
         if self._is_held(task):
             return False
-        offers = [other for seat in self.scheduler._seats.values() for other in seat.offers.values()]
+        offers = [other for other in self._offers() if other is not instead_of]
         limit = self.max_running.get(task.options.queue)
         return (
             not self.held
@@ -605,6 +605,7 @@ class World:
         self.dispatching = False
         assert self.scheduler.serving() == self.wanted
         self._check_no_work_left()
+        self._check_overtaken()
         self.racing.clear()
 
     @property
@@ -957,6 +958,16 @@ class World:
                 at = self.scheduler.next_timer()
                 assert at is not None, "nobody will steal"
                 assert at <= self.now + dispatch.STEAL_AFTER, "stealing comes late"
+
+    def _check_overtaken(self) -> None:
+        """After a dispatch: what has not begun goes before nothing that is to start first."""
+        waiting = [task for task in self.waiting() if task.state == QUEUED]
+        for child in self.children.values():
+            for slot, task in child.seat.offers.items():
+                if (child.page[slot].generation, child.page[slot].state) == (task.generation, rules.CLAIM_OFFERED):
+                    for other in waiting:
+                        first = other.options.queue == task.options.queue and _rank(other) < _rank(task)
+                        assert not first or not self.may_start(other, task), f"{task.key} goes before {other.key}"
 
     def _check_order(self, task: Task) -> None:
         """Of what waits in its queue and may start, no other comes first."""

@@ -71,3 +71,73 @@ def test_what_waits_behind_another_leaves_each_child_room_to_begin_one(limited: 
     ahead = sum(offers(world)) - 2
     assert ahead > 0, "a limit that is far away costs the children their next tasks"
     assert sum(offers(world)) <= BOUND - 2
+
+
+# ------------------------------------------------------------ what is more urgent
+
+
+def keys_in_line(world: World, number: int = 0) -> list[int]:
+    """Tasks that a child has not begun, in their order."""
+    return [offer.key for offer in world.children[number].in_line()]
+
+
+def test_what_is_more_urgent_overtakes_what_no_child_has_begun() -> None:
+    world = World(1, slots=16)
+    tasks = [world.submit(known(world), queue="mail") for _ in range(4)]
+    other = world.submit(known(world), queue="other", priority=5)
+    world.turn()
+    world.children[0].step()  # the first one is claimed
+    generation = other.generation
+    urgent = world.submit(known(world), queue="mail", priority=-1)
+    world.turn()
+    line = keys_in_line(world)
+    assert [key for key in line if key != other.key] == [urgent.key, *(task.key for task in tasks[1:])]
+    assert other.generation == generation, "of its own queue alone"
+    assert not any(task.attempts for task in tasks), "an offer that comes back has cost nothing"
+
+
+@pytest.mark.parametrize("later", [{"priority": 1}, {"priority": 0}, {"priority": -1, "queue": "other"}], ids=str)
+def test_nothing_else_is_taken_back(later: dict[str, Any]) -> None:
+    world = World(1, slots=16)
+    for _ in range(4):
+        world.submit(known(world), **{"queue": "mail"} | {"weight": 2})
+    world.turn()
+    before = [task.generation for task in world.children[0].seat.offers.values()]
+    world.submit(known(world), **{"queue": "mail", "weight": 2} | later)
+    world.turn()
+    assert [task.generation for task in world.children[0].seat.offers.values()][:4] == before
+
+
+def test_what_is_more_urgent_overtakes_also_where_offers_have_used_up_the_limit() -> None:
+    world = World(1, slots=16)
+    world.configure_queue("mail", 1, 2)
+    for _ in range(4):
+        world.submit(known(world), queue="mail")
+    world.turn()
+    urgent = world.submit(known(world), queue="mail", weight=9)
+    world.turn()
+    assert keys_in_line(world)[0] == urgent.key
+
+
+def test_of_several_ranks_only_what_comes_after_is_taken_back() -> None:
+    world = World(1, slots=16)
+    tasks = [world.submit(known(world), priority=priority) for priority in (1, 3, 5)]
+    world.turn()
+    first = tasks[0].generation
+    between = world.submit(known(world), priority=1)
+    world.turn()
+    assert keys_in_line(world) == [tasks[0].key, between.key, tasks[1].key, tasks[2].key]
+    assert tasks[0].generation == first
+
+
+def test_what_was_left_is_overtaken_in_its_turn() -> None:
+    world = World(1, slots=16)
+    left, back = [world.submit(known(world), priority=priority) for priority in (1, 3)]
+    world.turn()
+    long = world.submit(priority=2)  # of unknown duration, so it waits in line
+    world.turn()
+    assert keys_in_line(world) == [left.key]
+    urgent = world.submit(known(world), priority=0)
+    world.turn()
+    assert keys_in_line(world) == [urgent.key, left.key]
+    assert {task.seat for task in (long, back)} == {None}

@@ -1,12 +1,15 @@
 """Queues, priorities and limits with real processes."""
 
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
 
+import pooljobs
 import pytest
 from concurrently import eventually
+from pooljobs import Gate
 
 from mpworker import ProcessWorker, QueueOptions, QueueState
 from mpworker.errors import ConfigurationError, InvalidArgument, WorkerStopped
@@ -80,6 +83,29 @@ def test_a_pause_takes_back_what_no_child_has_begun(log: Path) -> None:
         assert order_of(log) == []
         w.resume()
     assert len(order_of(log)) == 50
+
+
+def hold_or_note(folder: str, path: str, word: str) -> None:
+    if word == "long":
+        pooljobs.hold(folder)
+    note(path, word)
+
+
+def test_what_is_more_urgent_overtakes_what_waits_in_a_child(log: Path, tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    with ProcessWorker(n=1) as w:
+        for _ in range(200):  # so that the calls are known to be short, and several are given to the child at once
+            w.submit(hold_or_note, gate.folder, os.devnull, "short").result()
+        w.options(queue="default").submit(hold_or_note, gate.folder, str(log), "long")
+        for _ in range(3):
+            w.options(priority=1).submit(hold_or_note, gate.folder, str(log), "later")
+        gate.wait_begun()
+        eventually(lambda: w.queues()["default"].running > 1)
+        w.options(priority=0).submit(hold_or_note, gate.folder, str(log), "urgent")
+        w.metrics()  # the answer comes after all that was sent before
+        gate.release()
+    gate.close()
+    assert order_of(log) == ["long", "urgent", "later", "later", "later"]
 
 
 def test_leaving_the_block_ends_a_pause(log: Path) -> None:

@@ -66,6 +66,8 @@ class Dispatch(Order):
         """The same, one task at a time: `queues` says which."""
         queues.wake_at = None
         self._tell_claims(queues)
+        if queues.overtaken:
+            self._let_overtake(queues)
         while self._idle and (task := queues.first(now)) is not None:
             queues.take()
             self._offer_in_order(queues, next(iter(self._idle)), task, now)

@@ -7,9 +7,14 @@ from typing import TypeAlias
 
 from mpworker.supervisor.lifecycle import QUEUED
 from mpworker.supervisor.limiter import Bucket
-from mpworker.supervisor.registry import Task
+from mpworker.supervisor.registry import Task, TaskOptions
 
 Rank: TypeAlias = tuple[int, int]  # priority and weight, so that what is less is first
+
+
+def rank_of(options: TaskOptions) -> Rank:
+    """Where tasks with these options stand in their queue."""
+    return options.priority, -options.weight
 
 
 class Lane:
@@ -59,6 +64,7 @@ class Queue:
         free_at: When its rate lets another one go, while that is in the way.
         slow: Its rate was in the way of its next start.
         held: What has come since the queue is drained, in this order; None while it is not.
+        last: The last rank of those that are offered, or one after that; None if nothing was.
     """
 
     name: str
@@ -75,6 +81,7 @@ class Queue:
     free_at: float | None = None
     slow: bool = False
     held: dict[Task, None] | None = None
+    last: Rank | None = None
 
     def lane(self, rank: Rank) -> Lane:
         lane = self.lanes.get(rank)

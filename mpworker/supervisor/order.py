@@ -1,10 +1,11 @@
 """In which order tasks start, and which may not start now: queues, rates, pauses and drains."""
 
 from mpworker.supervisor.effects import Effects
+from mpworker.supervisor.lanes import Rank, rank_of
 from mpworker.supervisor.lifecycle import SCHEDULED
 from mpworker.supervisor.offers import Offers
-from mpworker.supervisor.queues import DEFAULT_QUEUE, DEFAULT_RANK
-from mpworker.supervisor.registry import TaskOptions
+from mpworker.supervisor.queues import DEFAULT_QUEUE, DEFAULT_RANK, Queues
+from mpworker.supervisor.registry import Task, TaskOptions
 
 
 class Order(Offers):
@@ -108,6 +109,21 @@ class Order(Offers):
         offers = sum(len(seat.offers) for seat in self._seats.values())
         states[DEFAULT_QUEUE] |= {"queued": len(self._queue) - self._dead, "running": offers}
         return states
+
+    def _let_overtake(self, queues: Queues) -> None:
+        """What no child has begun goes behind what has come since and is to start before it."""
+        for name, first in list(queues.overtaken.items()):
+            last: Rank | None = None
+            for seat in self._seats.values():
+                overtaken: list[Task] = []
+                for task in [task for task in seat.offers.values() if task.options.queue == name]:
+                    rank = rank_of(task.options)
+                    if first < rank and self._revoke(seat, task):
+                        overtaken.append(task)
+                    elif last is None or last < rank:
+                        last = rank
+                self._requeue_first(overtaken)
+            queues.offers_left(name, last)
 
     def _take_back_unclaimed(self, names: list[str] | None) -> None:
         """Offers of these queues (None: of all) that no child has claimed: they wait in line again."""

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-from mpworker.supervisor.lanes import Key, Lane, Queue, Rank
+from mpworker.supervisor.lanes import Key, Lane, Queue, Rank, rank_of
 from mpworker.supervisor.lifecycle import QUEUED
 from mpworker.supervisor.limiter import Bucket
 from mpworker.supervisor.registry import Task, TaskOptions
@@ -39,6 +39,7 @@ class Queues:
     Attributes:
         wake_at: When a limit of starts per second lets another one go; None while none is in the way.
         waits: Starts that a rate has delayed.
+        overtaken: The queues of which something is offered, and what is to go before that has come: of which rank.
     """
 
     def __init__(self) -> None:
@@ -59,6 +60,7 @@ class Queues:
         self._returns = itertools.count()
         self.wake_at: float | None = None
         self.waits = 0
+        self.overtaken: dict[str, Rank] = {}
         self._slow = False  # the rate of all queues together was in the way of the next start
         self._count = 0
         self._queue(DEFAULT_QUEUE)
@@ -178,7 +180,7 @@ class Queues:
         lane = self._lanes.get(options)
         if lane is None:
             queue = self._queue(options.queue)
-            rank = (options.priority, -options.weight)
+            rank = rank_of(options)
             if len(self._lanes) >= LANES_MAX or (rank not in queue.lanes and len(queue.lanes) >= LANES_MAX):
                 self._forget_lanes(queue)
             lane = self._lanes[options] = queue.lane(rank)
@@ -197,7 +199,7 @@ class Queues:
     def put_back(self, task: Task, owed: bool = True) -> None:
         """A task that was offered takes its old place in line; `owed`: its queue gets the turn that this had cost."""
         queue = self._queue(task.options.queue)
-        self._put_early(queue.lane((task.options.priority, -task.options.weight)), task)
+        self._put_early(queue.lane(rank_of(task.options)), task)
         queue.count += 1
         self._count += 1
         if owed:
@@ -212,9 +214,12 @@ class Queues:
 
     def _enter(self, lane: Lane) -> None:
         """Something comes into a lane."""
+        queue = lane.queue
         if not lane:
-            heapq.heappush(lane.queue.line, lane)
+            heapq.heappush(queue.line, lane)
             self._turn = None
+        if queue.last is not None and lane.rank < queue.last:
+            self.overtaken[queue.name] = min(lane.rank, self.overtaken.get(queue.name, lane.rank))
 
     def dropped(self, task: Task) -> None:
         """A task that was queued has ended; most of its kind are met in line, and let go of there."""
@@ -386,8 +391,10 @@ class Queues:
 
     def offered(self, task: Task) -> None:
         """An offer is out."""
-        queue = self._queue(task.options.queue)
+        queue, rank = self._queue(task.options.queue), rank_of(task.options)
         queue.running += 1
+        if queue.last is None or queue.last < rank:
+            queue.last = rank
         if self._bucket is not None or queue.bucket is not None:
             buckets = [bucket for bucket in (self._bucket, queue.bucket) if bucket is not None]
             self._unclaimed[task] = buckets
@@ -402,6 +409,11 @@ class Queues:
             if key.running < task.concurrency:
                 self._unpark(name)
         self._look_at(queue)
+
+    def offers_left(self, name: str, last: Rank | None) -> None:
+        """What was overtaken has come back; this is the last rank of what is still offered."""
+        self._queue(name).last = last
+        self.overtaken.pop(name, None)
 
     def unclaimed(self) -> tuple[Task, ...]:
         """Offers of which it must be known when they are claimed."""
