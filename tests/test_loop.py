@@ -2,6 +2,7 @@
 
 import _socket
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -22,7 +23,7 @@ from pooljobs import Gate
 from mpworker import ProcessWorker
 from mpworker.ipc import frames
 from mpworker.ipc.channel import close_all, make_channel
-from mpworker.supervisor import children
+from mpworker.supervisor import children, nursery
 from mpworker.supervisor.effects import ProtocolViolation
 from mpworker.supervisor.leases import Leases
 from mpworker.supervisor.loop import Loop
@@ -255,3 +256,29 @@ def test_a_refusal_says_why() -> None:
 def test_a_refusal_that_no_child_of_ours_would_send_condemns_the_child(data: bytes) -> None:
     with pytest.raises(ProtocolViolation):
         _refusal(data)
+
+
+def test_a_time_that_is_far_away_is_waited_for_in_parts() -> None:
+    with made() as loop, subprocess.Popen(["true"]) as process:
+        loop._spawn_at = time.monotonic() + 40 * 86_400.0  # epoll and poll count ms in 31 bits
+        pidfd = os.pidfd_open(process.pid)
+        loop._watch(pidfd, lambda: None)
+        assert loop._sleep(loop._timeout())[0][0] == pidfd
+        assert nursery.ends(pidfd, time.monotonic() + 1e9)
+        os.close(pidfd)
+
+
+@pytest.mark.parametrize(("seconds", "precise"), [(0.0003, True), (1.0, False), (-1.0, False), (0.0, False)])
+def test_a_short_sleep_is_no_longer_than_it_should_be(
+    seconds: float, precise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    with made() as loop:
+        loop._epoll.close()
+        loop._epoll = SimpleNamespace(fileno=lambda: 3, poll=asked.append)  # type: ignore[assignment]
+        monkeypatch.setattr(
+            "mpworker.supervisor.loop.select.select", lambda *_: asked.append(_[-1])
+        )  # it counts in us, and epoll in ms
+        loop._sleep(seconds)
+        loop._epoll = select.epoll()
+    assert asked == ([seconds, 0.0] if precise else [seconds])

@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,31 @@ def test_items_of_a_map_keep_to_the_rate() -> None:
     with ProcessWorker(n=2, rate=100.0, burst=1) as w:
         starts = sorted(w.map(claimed, range(20), chunksize=7))
     assert starts[-1] - starts[0] >= 18 / 100.0 - 0.02
+
+
+@pytest.mark.parametrize("limit", ["rate", "rate of its queue", "pause"])
+def test_a_chunk_that_has_begun_keeps_to_what_is_said_later(limit: str, tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    with ProcessWorker(n=1) as w:
+        items = w.map(partial(pooljobs.hold, gate.folder), range(8), chunksize=8)
+        gate.wait_begun()
+        if limit == "pause":
+            w.pause()
+        elif limit == "rate":
+            w.set_rate(0.01, burst=1)
+        else:
+            w.set_queue("default", rate=0.01, burst=1)
+        w.metrics()  # the answer comes after all that was sent before
+        gate.release(8)
+        assert next(items) == 0
+        eventually(lambda: w.queues()["default"].queued == 1)  # as one range, in line
+        begun = int(gate.begun())
+        assert begun <= (limit != "pause"), "the item that ran was a start; the bucket had one more"
+        w.set_rate(None)
+        w.set_queue("default", rate=None)
+        w.resume()
+        assert list(items) == list(range(1, 8))
+    gate.close()
 
 
 def test_the_rate_may_change_while_tasks_wait() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mpworker import ProcessWorker, stacks
+from mpworker import ProcessWorker, Task, stacks
 from mpworker.errors import TaskTimeout
 from mpworker.ipc import codec
 from mpworker.ipc.channel import claims_bytes, make_claims, map_claims
@@ -91,6 +91,14 @@ def test_a_task_that_swallows_its_interrupt_says_where_it_was() -> None:
         found = names(late(w, swallow).stack)
         assert found[:1] == ["swallow"]
         assert set(found) <= {"swallow", "count_down", "__enter__", "__exit__", "__init__", "suppress"}
+
+
+def test_a_deadline_that_ends_in_a_kill_says_where_the_task_was() -> None:
+    with ProcessWorker(n=1, grace=GRACE) as w:
+        assert w.submit(names, "").result(LIMIT) == []
+        error = w.register_task(Task(outer, deadline=0.3)).exception(LIMIT)
+    assert isinstance(error, TaskTimeout)
+    assert names(error.stack) == ["outer", "count_for_ever"]
 
 
 def test_c_code_alone_has_no_stack() -> None:

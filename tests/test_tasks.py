@@ -8,8 +8,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pooljobs
 import pytest
 from concurrently import eventually
+from pooljobs import Gate
 from scheduler_world import World
 
 import mpworker
@@ -606,6 +608,27 @@ def test_more_sets_of_options_than_are_kept_go_with_their_tasks() -> None:
         assert w.get_task(future.task_id).priority == OPTIONS_MAX + 49
         assert list(views[-2].map(abs, range(-3, 0))) == [3, 2, 1]
         assert len(w._client._option_keys) == OPTIONS_MAX
+
+
+def test_order_holds_also_for_options_that_come_with_their_task(tmp_path: Path) -> None:
+    """Those of more sets than are kept, in a pool that has had no reason to leave its plain line."""
+    from mpworker.client import OPTIONS_MAX
+
+    with ProcessWorker(n=1) as w:
+        for number in range(OPTIONS_MAX):
+            w.options(timeout=1000.0 + number)
+        gate = Gate(tmp_path)
+        w.submit(pooljobs.hold, gate.folder)
+        later = [w.options(queue="pay", priority=number).submit(time.monotonic_ns) for number in (3, 1, 2)]
+        w.pause("pay")
+        gate.wait_begun()
+        gate.release()
+        w.submit(bool).result()
+        assert w.queues()["pay"].queued == 3
+        w.resume("pay")
+        third, first, second = [future.result() for future in later]
+        assert first < second < third
+        gate.close()
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [

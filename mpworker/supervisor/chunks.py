@@ -16,7 +16,7 @@ from mpworker.supervisor.effects import (
 )
 from mpworker.supervisor.ends import Ends
 from mpworker.supervisor.lifecycle import SETTLE
-from mpworker.supervisor.registry import Seat, Task
+from mpworker.supervisor.registry import CLOSING, Seat, Task
 
 
 class Chunks(Ends):
@@ -59,7 +59,7 @@ class Chunks(Ends):
         if last:
             if piece.decided == CANCELLED:
                 piece.state = SETTLE[piece.state]
-            elif piece.decided and piece.decided_item < 0 and not count and not piece.closing:
+            elif piece.decided and piece.decided_item < 0 and not count and piece.halted != CLOSING:
                 self._late_before_any_item(piece)
             elif piece.start < piece.stop:
                 self._requeue_first(self._left_over(piece))
@@ -83,7 +83,7 @@ class Chunks(Ends):
         if piece.decided == TIMED_OUT and (start, stop) == (piece.decided_item, piece.decided_item + 1):
             status, payload = INTERRUPTED, payload if status == INTERRUPTED else b""  # rule 4
         if status == UNSERIALIZABLE and stop - start > 1:
-            if piece.closing:
+            if piece.halted == CLOSING:
                 self._effects.emit_report(piece, start, stop, CANCELLED, {})
             else:
                 self._effects.split(piece, start, stop)
@@ -102,9 +102,10 @@ class Chunks(Ends):
             self._effects.emit_items(piece, start, stop, status, payload, duration_ns)
 
     def _left_over(self, piece: Task) -> list[Task]:
-        """What of a range is to begin elsewhere: nothing if it is closing."""
+        """What of a range is to begin elsewhere: nothing if it is CLOSING."""
         piece.decided = 0
-        if not piece.closing:
+        if piece.halted != CLOSING:
+            piece.halted = 0
             return [piece]
         self._end(piece, CANCELLED)
         return []

@@ -7,7 +7,7 @@ from typing import Final
 from mpworker.supervisor.chunks import Chunks
 from mpworker.supervisor.effects import CANCELLED, CLAIM_OFFERED, CLAIM_REVOKED, CRASHED, Effects
 from mpworker.supervisor.lifecycle import SETTLE
-from mpworker.supervisor.registry import DYING, GONE, LEAVING, READY, Attempt, Death, Seat, Task, Times
+from mpworker.supervisor.registry import CLOSING, DYING, GONE, LEAVING, READY, Attempt, Death, Seat, Task, Times
 
 UNCLAIMED_DEATHS: Final = 5
 _SIGKILL: Final = 9  # the module of its name is the operating system's
@@ -115,7 +115,7 @@ class Deaths(Chunks):
             self._piece_over(piece)
             return []
         if cursor == 0:  # while it was unpickled, which is no item's doing alone
-            if piece.closing:
+            if piece.halted == CLOSING:
                 return self._left_over(piece)
             if piece.stop - piece.start > 1:
                 self._effects.split(piece, piece.start, piece.stop)

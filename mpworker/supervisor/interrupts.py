@@ -84,7 +84,7 @@ class Interrupts(Dispatch):
         """Interrupt the running task; its child is killed after the grace. False: the chunk is at another item."""
         since = self._effects.halt(seat, task.slot, task.generation)
         if cursor is not None and since != cursor:
-            if not task.closing:
+            if not task.halted:
                 self._effects.halt(seat, task.slot, 0)
             self._look_at(seat, now)
             return False

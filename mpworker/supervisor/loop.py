@@ -5,6 +5,7 @@ the loop arms its bells, looks once more, and sleeps in epoll until a bell, a de
 peer: a full ring's records wait in that peer's outbox, and a peer whose ring is corrupt is condemned alone.
 """
 
+import select
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 _CLIENT_BATCH: Final = 256
 _LOOK_EVERY: Final = 0.002  # seconds; rings that are never empty must not hide a death, which only epoll tells of
+_SLEEP_MAX: Final = 86_400.0  # seconds; epoll takes no more than 2**31 ms
+_PRECISE: Final = 0.01  # seconds; from here on it matters that epoll counts in ms, and `select` in us
+_SELECT_MAX: Final = 1024  # numbers of descriptors that `select` can take
 _BUSY: Final = 8  # a turn that found more is followed by another before any thought of sleep
 
 
@@ -72,7 +76,7 @@ class Loop(Nursing):
                 bell.arm()
             idle = not self._turn()
             if (idle or self._turned_at >= look_at) and self._stopping != NOW:
-                for fd, _ in self._epoll.poll(self._timeout() if idle else 0.0):
+                for fd, _ in self._sleep(self._timeout() if idle else 0.0):
                     handler = self._handlers.get(fd)
                     if handler is not None:
                         handler()
@@ -131,7 +135,14 @@ class Loop(Nursing):
         cron_at = self.cron.look_at if self.cron is not None else None
         own = (self._exit_at, self._spawn_at, self._nursery_lease.next_at, cron_at)
         times = [at for at in (self.scheduler.next_timer(), *own) if at is not None]
-        return max(0.0, min(times) - time.monotonic()) if times else -1.0
+        return max(0.0, min(min(times) - time.monotonic(), _SLEEP_MAX)) if times else -1.0
+
+    def _sleep(self, seconds: float) -> list[tuple[int, int]]:
+        """Wait for an event, so long at most; negative for as long as it takes."""
+        if 0.0 < seconds < _PRECISE and self._epoll.fileno() < _SELECT_MAX:
+            select.select([self._epoll], [], [], seconds)
+            seconds = 0.0
+        return self._epoll.poll(seconds)
 
     def _place_vacated(self) -> None:
         """A child exits, and another one is made: soon and not now, for the scheduler is in the middle of it."""

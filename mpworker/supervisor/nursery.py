@@ -38,6 +38,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True)
 _STRAY_SECONDS = 2.0  # how long killed strays get to disappear before the nursery goes on without them
 _CHILD_OOM_SCORE_ADJ = "500"
+_POLL_MAX = (1 << 31) - 1  # ms
 
 
 def prctl(option: int, value: int) -> None:
@@ -78,7 +79,7 @@ def ends(pidfd: int, give_up_at: float) -> bool:
     """Wait until a process is dead, reaped or not; False if it is still there at that time."""
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(max(0.0, give_up_at - time.monotonic()) * 1000))
+    return bool(poller.poll(min(max(0.0, give_up_at - time.monotonic()) * 1000, _POLL_MAX)))
 
 
 def kill_and_reap(pid: int, give_up_at: float) -> None:

@@ -184,6 +184,11 @@ class Offers:
             elif seat.state == LEAVING:
                 self._dismiss(seat)
 
+    def _halt(self, seat: Seat, task: Task, halted: int) -> None:
+        """The child begins no further item of this chunk: CUT or CLOSING says what becomes of the rest."""
+        task.halted = halted
+        self._effects.halt(seat, task.slot, task.generation)
+
     def _dismiss(self, seat: Seat) -> None:
         """A child that leaves has no offer: its place is another's, and it shall exit. `mpworker.supervisor.places`."""
         seat.vacated = True

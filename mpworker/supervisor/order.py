@@ -5,7 +5,7 @@ from mpworker.supervisor.lanes import Rank, rank_of
 from mpworker.supervisor.lifecycle import SCHEDULED
 from mpworker.supervisor.offers import Offers
 from mpworker.supervisor.queues import DEFAULT_QUEUE, DEFAULT_RANK, Queues
-from mpworker.supervisor.registry import Task, TaskOptions
+from mpworker.supervisor.registry import CUT, Task, TaskOptions
 
 
 class Order(Offers):
@@ -30,13 +30,13 @@ class Order(Offers):
             # All that has come is of the default queue, in which nothing changes: the FIFO stands, and costs less.
             self._planned.configure(name, weight, max_running, rate, burst, now)
             return
-        self._take_back_unclaimed([name])
+        self._return_unclaimed([name], cut=rate is not None)
         self._in_order().configure(name, weight, max_running, rate, burst, now)
 
     def limit_rate(self, rate: float | None, burst: int, now: float) -> None:
         """At most so many starts per second, and so many at once; None for no limit."""
         if rate is not None or self._queues is not None:
-            self._take_back_unclaimed(None)
+            self._return_unclaimed(None, cut=rate is not None)
             self._in_order().limit_rate(rate, burst, now)
 
     def pause(self, names: list[str] | None) -> None:
@@ -45,7 +45,7 @@ class Order(Offers):
             return
         queues = self._in_order()
         queues.pause(names, True)
-        self._take_back_unclaimed(names)
+        self._return_unclaimed(names, cut=True)
 
     def drain_queues(self, names: list[str] | None) -> None:
         """What comes to these queues (None: to all) from now on does not start before `resume`. Not in a stop."""
@@ -82,7 +82,7 @@ class Order(Offers):
         """
         if not self._closing:
             self._in_order().on_hold = True
-            self._take_back_unclaimed(None)
+            self._return_unclaimed(None, cut=False)
 
     def go_on(self) -> None:
         """The end of `hold`."""
@@ -125,11 +125,21 @@ class Order(Offers):
                 self._requeue_first(overtaken)
             queues.offers_left(name, last)
 
-    def _take_back_unclaimed(self, names: list[str] | None) -> None:
-        """Offers of these queues (None: of all) that no child has claimed: they wait in line again."""
+    def _return_unclaimed(self, names: list[str] | None, cut: bool) -> None:
+        """Offers of these queues (None: of all) that no child has claimed wait in line again.
+
+        Args:
+            names: Which queues.
+            cut: So do the items of chunks that have not begun, though their chunk has.
+        """
         queues = self._in_order()
         self._tell_claims(queues)
         for seat in self._seats.values():
-            offers = [task for task in seat.offers.values() if names is None or task.options.queue in names]
-            self._requeue_first([task for task in offers if self._revoke(seat, task)])
+            unclaimed: list[Task] = []
+            for task in [task for task in seat.offers.values() if names is None or task.options.queue in names]:
+                if self._revoke(seat, task):
+                    unclaimed.append(task)
+                elif cut and task.items and not task.halted:
+                    self._halt(seat, task, CUT)
+            self._requeue_first(unclaimed)
         self._tell_claims(queues)

@@ -14,7 +14,7 @@ can be made while it exits.
 
 from typing import Final
 
-from mpworker.supervisor.registry import DYING, LEAVING, READY, STARTING, Seat, Task
+from mpworker.supervisor.registry import CUT, DYING, LEAVING, READY, STARTING, Seat, Task
 from mpworker.supervisor.scheduler import Scheduler
 
 # Who goes first: whoever will be gone anyway, has the least to lose, or the least to do.
@@ -64,5 +64,5 @@ class Places(Scheduler):
             if self._revoke(seat, task):
                 unstarted.append(task)
             elif task.items:
-                self._effects.halt(seat, task.slot, task.generation)
+                self._halt(seat, task, CUT)
         self._requeue_first(unstarted)

@@ -30,7 +30,7 @@ DEFAULT_QUEUE: Final = "default"
 DEFAULT_RANK: Final[Rank] = (0, -1)
 DEAD_MAX: Final = 64
 LANES_MAX: Final = 1024
-_LOOK_AGAIN: Final = 0.001  # seconds, in which an idle child has claimed what it is offered, unless it hangs
+_LOOK_AGAIN: Final = 0.0001  # seconds, in which an idle child has claimed what it is offered, unless it hangs
 
 
 class Queues:

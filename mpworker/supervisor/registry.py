@@ -15,6 +15,10 @@ LEAVING: Final = 2  # gets no more offers, and exits when it has answered what i
 DYING: Final = 3  # killed, or dead and not reaped: gets no more offers
 GONE: Final = 4
 
+# What becomes of the rest of a chunk whose child is to begin no further item of it.
+CUT: Final = 1  # it waits in line again
+CLOSING: Final = 2  # it ends cancelled
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskOptions:
@@ -121,7 +125,7 @@ class Task:
         decided: The outcome (a status) that was decided while an attempt runs, 0 for none.
         decided_item: Which item that outcome is for.
         unclaimed_deaths: How often it was the first in line of a child that died with nothing claimed.
-        closing: No further item of this range begins: what is left when its child has done ends cancelled.
+        halted: No further item of this range begins there: CUT or CLOSING, 0 for no.
         order: Its place in line, once it was taken out of that.
         past: The attempts before the one that is told with its end; None for none.
         concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for none.
@@ -132,7 +136,6 @@ class Task:
     __slots__ = (
         "accepted_ns",
         "attempts",
-        "closing",
         "cost_ns",
         "crashes",
         "decided",
@@ -141,6 +144,7 @@ class Task:
         "flags",
         "function",
         "generation",
+        "halted",
         "items",
         "key",
         "options",
@@ -192,7 +196,7 @@ class Task:
         self.unclaimed_deaths = 0
         self.decided = 0
         self.decided_item = -1
-        self.closing = False
+        self.halted = 0
         self.seat: Seat | None = None
         self.order = 0
         self.past: list[Attempt] | None = None

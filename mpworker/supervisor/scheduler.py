@@ -43,7 +43,7 @@ from mpworker.supervisor.effects import (
     ProtocolViolation,
 )
 from mpworker.supervisor.lifecycle import COMPLETE, FIRST_FINAL, POSTPONE
-from mpworker.supervisor.registry import Attempt, DetailedTask, Seat, Task, Times
+from mpworker.supervisor.registry import CLOSING, Attempt, DetailedTask, Seat, Task, Times
 from mpworker.supervisor.timers import Timers
 
 
@@ -84,6 +84,8 @@ class Scheduler(Deaths):
         """A new task that has more to say than its options was accepted."""
         if task.concurrency_key:
             self._in_order()
+        elif self._queues is None:
+            self.options_known(task.options)  # they may have come with it
         if task.deadline_at is not None:
             self._deadlines.push(task.deadline_at, task)
         if self._watched and self.watcher is not None:
@@ -173,8 +175,7 @@ class Scheduler(Deaths):
         for task in [*self._tasks.values(), *pieces]:
             seat = self._end_unstarted(task)
             if seat is not None and task.items:
-                task.closing = True
-                self._effects.halt(seat, task.slot, task.generation)
+                self._halt(seat, task, CLOSING)
         if self._queues is not None:
             self._queues.clear()
         self._queue.clear()
@@ -293,4 +294,5 @@ class Scheduler(Deaths):
             )
         elif not task.decided:
             task.decided = TIMED_OUT
+            self._effects.ask_stack(seat)
             self._interrupt(seat, task, now)
