@@ -123,9 +123,9 @@ class Client(Reader):
     """
 
     make_future: type[TaskFuture[Any]] = TaskFuture
-    reads_by_itself = False  # an event loop reads what comes, and calls `call_soon` with what is to be called
     _interrupts = False  # a map that is closed interrupts its items that run
     _launch = staticmethod(launch)
+    _observer_kind: type[Observer] = Observer
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class Client(Reader):
         level = level_of(logger)
         middleware = pickled(tuple(observing.execute_middleware))
         super().__init__(self._launch(options, self.prefix, initializer, initargs, level, middleware))
-        self.observer = Observer(self, logger, observing.tracer)
+        self.observer = self._observer_kind(self, logger, observing.tracer)
         self.submission: Submission | None = None
         if observing.submit_middleware:
             self.submission = Submission(
@@ -590,10 +590,6 @@ class Client(Reader):
             self._refuse()
         elif answer["hard"]:
             raise too_few_descriptors(n, needed, answer["hard"])
-
-    def call_soon(self, _: Callable[[], object]) -> None:
-        """Have the event loop call this, where there is one."""
-        raise NotImplementedError
 
     # ------------------------------------------------------------ stop
 

@@ -34,6 +34,7 @@ from mpworker.errors import WrongEventLoop
 from mpworker.ipc import codec
 from mpworker.ipc._native import Bell, RingCorrupt
 from mpworker.loopline import LineClient
+from mpworker.loopobserver import LoopObserver
 from mpworker.observing import Observing
 from mpworker.options import WorkerOptions
 from mpworker.reader import _BATCH
@@ -70,8 +71,7 @@ class LoopClient(LineClient):
 
     make_future = LoopFuture
     _interrupts = True
-
-    reads_by_itself = True
+    _observer_kind = LoopObserver
 
     def __init__(
         self,

@@ -108,12 +108,10 @@ class Observer:
         if wanted != was:
             client.tell({"verb": "watch", "on": wanted})
             self.read_in_time(wanted)
-        self._need()
+        self.need()
 
     def read_in_time(self, wanted: bool) -> None:
         """Have the background thread read all the time, or no longer: events come when they happen."""
-        if self._client.reads_by_itself:
-            return
         background = self._client.background
         background.watched += 1 if wanted else -1
         if wanted:
@@ -144,7 +142,7 @@ class Observer:
             self._records[number] = entry  # no call since the look
         if number >= self._top:
             self._top = number + 1
-        self._need()
+        self.need()
 
     def post(self, level: int, event: str, **fields: object) -> None:
         """A record of the client's own."""
@@ -152,7 +150,7 @@ class Observer:
             return
         if len(self._posts) < POSTS_MAX:
             self._posts.append((level, event, {**fields, "at": time.time()}))
-            self._need()
+            self.need()
         else:
             self.dropped += 1
 
@@ -175,10 +173,9 @@ class Observer:
         if what != "logger":
             self.post(ERROR, f"{what}_failed", **{what: who, "traceback": trace})
 
-    def _need(self) -> None:
-        if self._client.reads_by_itself:
-            self._client.call_soon(self._tell_in_loop)
-        elif not self.running:
+    def need(self) -> None:
+        """Something is to be told: see to it that it is."""
+        if not self.running:
             self.running = True
             try:
                 _thread.start_new_thread(self._begin, ())  # no call since the look
@@ -188,8 +185,6 @@ class Observer:
 
     def wake(self) -> None:
         """The worker is over."""
-        if self._client.reads_by_itself:
-            self._need()
         self._rest.wake()
 
     def join(self, timeout: float | None) -> None:
@@ -209,14 +204,6 @@ class Observer:
                 return
             follower.wait(left)
 
-    # ------------------------------------------------------------ in an event loop
-
-    def _tell_in_loop(self) -> None:
-        over = self._client.is_over()
-        self._tell_all()
-        if over:
-            self._tell_ends()
-
     # ------------------------------------------------------------ the thread
 
     def _begin(self) -> None:
@@ -229,16 +216,20 @@ class Observer:
     def _run(self) -> None:
         self._thread = threading.get_ident()
         while True:
-            over = self._client.is_over()
-            self._tell_all()
-            if over:
-                self._tell_ends()
-                if self._next >= self._top and not self._posts:
-                    self.running = False  # no call since the look: what comes from now on begins another thread
-                    wake_all(self._joining)
-                    return
-            else:
+            if not self._tell_what_has_come():
                 self._rest.wait(-1.0)
+            elif self._next >= self._top and not self._posts:
+                self.running = False  # no call since the look: what comes from now on begins another thread
+                wake_all(self._joining)
+                return
+
+    def _tell_what_has_come(self) -> bool:
+        """Tell it; whether the worker is over."""
+        over = self._client.is_over()
+        self._tell_all()
+        if over:
+            self._tell_ends()
+        return over
 
     def _tell_all(self) -> None:
         while True:
