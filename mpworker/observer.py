@@ -9,14 +9,13 @@ lock is taken. So records are kept by their number, which the supervisor gives a
 one that is missing was dropped, here or there.
 """
 
-import _thread
 import json
-import threading
 import time
 import traceback
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from mpworker.clientthread import ClientThread
 from mpworker.hooks import Hooks, TaskEvent, Tracer
 from mpworker.ipc import codec
 from mpworker.ipc.failures import cut
@@ -24,14 +23,14 @@ from mpworker.ipc.levels import ERROR
 from mpworker.logs import Logger, level_of
 from mpworker.metrics import OBSERVERS
 from mpworker.task import TaskStatus
-from mpworker.waiting import Follower, wake_all
+from mpworker.waiting import wake_all
 
 if TYPE_CHECKING:
     from mpworker.client import Client
 
 EVENTS_MAX: Final = 100_000
 POSTS_MAX: Final = 1_000
-_LOOK_SECONDS: Final = 0.5
+_FOREVER: Final = -1.0
 
 # By what an event tells: its name, and the hook for it.
 _KINDS: Final = {
@@ -53,7 +52,7 @@ class _Open:
         self.span: list[Any] = []  # empty or one
 
 
-class Observer:
+class Observer(ClientThread):
     """The observers of one client.
 
     Args:
@@ -66,10 +65,12 @@ class Observer:
         errors: How often the code of observers has raised, by what they are.
         dropped: How many events and records were dropped.
         unfinished: What was pending at the end of the supervisor; None before that.
-        running: Is there a thread?
     """
 
+    _name = "mpworker-observer"
+
     def __init__(self, client: "Client", logger: Logger, tracer: Tracer | None) -> None:
+        super().__init__()
         self._client = client
         self._logger = logger
         self._tracer = tracer
@@ -86,13 +87,6 @@ class Observer:
         self._posts: deque[tuple[int, str, dict[str, Any]]] = deque()  # records of the client's own
         self._open: dict[int, _Open] = {}
         self._pruned_at = 0  # `dropped` then
-        self._forget_thread()
-
-    def _forget_thread(self) -> None:
-        self.running = False
-        self._thread: int | None = None
-        self._rest = Follower()
-        self._joining: list[Follower] = []
 
     # ------------------------------------------------------------ who observes
 
@@ -175,49 +169,18 @@ class Observer:
 
     def need(self) -> None:
         """Something is to be told: see to it that it is."""
-        if not self.running:
-            self.running = True
-            try:
-                _thread.start_new_thread(self._begin, ())  # no call since the look
-            except RuntimeError:
-                self.running = False  # there is none to be had now: the next record tries again
+        try:
+            self._start()
+        except RuntimeError:
+            pass  # there is no thread to be had now: the next record tries again
         self._rest.wake()
 
-    def wake(self) -> None:
-        """The worker is over."""
-        self._rest.wake()
+    # ------------------------------------------------------------ who tells
 
-    def join(self, timeout: float | None) -> None:
-        """Wait until everything has been told, for `timeout` seconds at most; not in a hook."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        follower = Follower()
-        self._joining.append(follower)
-        try:
-            self._join(follower, deadline)
-        finally:
-            self._joining.remove(follower)
-
-    def _join(self, follower: Follower, deadline: float | None) -> None:
-        while self.running and self._thread != threading.get_ident():
-            left = _LOOK_SECONDS if deadline is None else min(_LOOK_SECONDS, deadline - time.monotonic())
-            if left <= 0:
-                return
-            follower.wait(left)
-
-    # ------------------------------------------------------------ the thread
-
-    def _begin(self) -> None:
-        # In a thread that handles no signals, as in `mpworker.background`.
-        try:
-            threading.Thread(target=self._run, name="mpworker-observer", daemon=True).start()
-        except RuntimeError:  # no room for a second one, or the interpreter is at its end
-            self._run()
-
-    def _run(self) -> None:
-        self._thread = threading.get_ident()
+    def _work(self) -> None:
         while True:
             if not self._tell_what_has_come():
-                self._rest.wait(-1.0)
+                self._rest.wait(_FOREVER)
             elif self._next >= self._top and not self._posts:
                 self.running = False  # no call since the look: what comes from now on begins another thread
                 wake_all(self._joining)

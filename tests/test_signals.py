@@ -28,6 +28,7 @@ from points import CHECKS, CLIENT, LIBRARY, AtPoint, interrupt, sweep
 from mpworker import ProcessWorker, TaskFuture
 from mpworker.background import Background
 from mpworker.client import Client
+from mpworker.clientthread import ClientThread
 from mpworker.errors import TaskCancelled, WorkerStopped
 from mpworker.mapping import _Chunk
 from mpworker.reader import Reader
@@ -45,8 +46,8 @@ from mpworker.subscribers import Fanout, subscribe
         (Reader._read_some, "_leader", "_pop"),
         (Reader._follow, "waiting", "STORE_ATTR _leader"),
         (Reader.poll, "_leader", "STORE_ATTR _leader"),
-        (Background.need, "running", "start_new_thread"),
-        (Background._run, "_due", "STORE_ATTR running"),
+        (ClientThread._start, "running", "start_new_thread"),
+        (Background._work, "_due", "STORE_ATTR running"),
         (Client.submit, "_closed", "_push"),
         (Client.submit, "live", "_push"),
         (Client._send_forgotten, "_sending", "_push"),
@@ -105,8 +106,19 @@ def loops_in_a_try(tree: ast.AST, inside: bool = False) -> Iterator[int]:
 @pytest.mark.parametrize(
     "name",
     [
-        *("audience", "background", "client", "control", "functions", "future", "launch", "mapping", "reader"),
-        *("results", "subscribers", "waiting", "worker"),
+        *(
+            "audience",
+            "background",
+            "client",
+            "clientthread",
+            "control",
+            "functions",
+            "future",
+            "launch",
+            "mapping",
+            "observer",
+        ),
+        *("reader", "results", "subscribers", "waiting", "worker"),
     ],
 )
 def test_no_turn_of_a_loop_escapes_a_finally(name: str) -> None:
