@@ -345,8 +345,8 @@ class AsyncProcessWorker(AsyncTaskView, AsyncTasks, AsyncControl, AsyncCronWorke
         """
         timeout = check_seconds("timeout", timeout, optional=True)
         if wait:
-            return await self._client.stop(timeout, cancel_queued)
-        return self._client.stop_soon(timeout, cancel_queued)
+            return await self._client.ending.stop(timeout, cancel_queued)
+        return self._client.ending.stop_soon(timeout, cancel_queued)
 
     async def stop_now(self) -> None:
         """Kill every process now; tasks that have not ended end cancelled. Done within seconds, whatever happens.
@@ -354,7 +354,7 @@ class AsyncProcessWorker(AsyncTaskView, AsyncTasks, AsyncControl, AsyncCronWorke
         Raises:
             WrongEventLoop: The worker is in use by another event loop.
         """
-        await self._client.end_now()
+        await self._client.ending.end_now()
 
     async def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more and, with `wait`, return when all is done.
@@ -368,8 +368,8 @@ class AsyncProcessWorker(AsyncTaskView, AsyncTasks, AsyncControl, AsyncCronWorke
             WrongEventLoop: The worker is in use by another event loop.
         """
         if cancel_futures:
-            await self._client.cancel_what_waits()
+            await self._client.ending.cancel_what_waits()
         if wait:
-            await self._client.stop(None, False)
+            await self._client.ending.stop(None, False)
         else:
-            self._client.begin_to_drain()
+            self._client.ending.begin_to_drain()

@@ -84,7 +84,7 @@ class _Chunk:
             self.left -= stop - start
             self._ended[start] = stop
             if status == codec.CANCELLED:
-                self._map.client.cancelled_items += stop - start
+                self._map.client.ending.cancelled_items += stop - start
         return self._settled()
 
     def split(self, start: int, stop: int) -> None:
@@ -92,7 +92,7 @@ class _Chunk:
         if start not in self._ended:
             self.splits[start] = stop
             self._ended[start] = stop
-            self._map.client.split[self] = self._map
+            self._map.client.resending.chunks[self] = self._map
         self._settled()
 
     def begin_to_send(self, start: int, singles: "list[_Chunk]", taken: list[int]) -> None:
@@ -350,9 +350,9 @@ class Mapping:
             return
         left = None if self._deadline is None else self._deadline - time.monotonic()
         if not self.client.wait_for(chunk, left):
-            if self.client.end is not None:  # another thread sends some again, too late
+            if self.client.ending.outcome is not None:  # another thread sends some again, too late
                 chunk.splits.update({start: stop for start, (stop, _) in list(chunk.sending.items())})
-                chunk.settle(*self.client.end)
+                chunk.settle(*self.client.ending.outcome)
                 return
             raise TimeoutError(f"map({self._name}) was not done within {self._timeout} s")
 
@@ -391,11 +391,11 @@ class Mapping:
             self._resend_run(chunk, start, [_Chunk(self, [item]) for item in chunk.items[start:stop]])
         self._say_what_was_sent(chunk)
         if not chunk.splits and not chunk.unsaid:
-            self.client.split.pop(chunk, None)  # no call since the look: more of its items may come back
+            self.client.resending.chunks.pop(chunk, None)  # no call since the look: more of its items may come back
 
     def _resend_run(self, chunk: _Chunk, start: int, singles: list[_Chunk]) -> None:
         taken = [start]
-        with self.client.resending(chunk.key):
+        with self.client.resending.sends(chunk.key):
             try:
                 chunk.begin_to_send(start, singles, taken)
                 self._send_again(singles[: taken[0] - start])
@@ -418,7 +418,7 @@ class Mapping:
                 if not single.sent and not single.has_ended():  # an interrupt came before it, or just after
                     self.client.abandon(single.key)
                     single.settle(codec.CANCELLED, b"")
-            self.client.say_resent(chunk.key, start)
+            self.client.resending.say(chunk.key, start)
             if chunk.said(start):
                 self.client.pending.pop(chunk.key, None)
 
@@ -429,7 +429,7 @@ class Mapping:
             lines = [singles for _, singles in sent]
             for each in itertools.chain([chunk], chunk.singles, *lines):
                 self.client.abandon(each.key)
-            self.client.split.pop(chunk, None)
+            self.client.resending.chunks.pop(chunk, None)
         self._chunks.clear()
         if self._function and not self.client.is_fork():
             self.client.functions.drop(self._function)

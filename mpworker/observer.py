@@ -298,7 +298,7 @@ class Observer(ClientThread):
     def _tell_ends(self) -> None:
         """The worker is over: what the supervisor did not live to tell."""
         status, cause = TaskStatus.CANCELLED, ""
-        if self._client.end is not None and self._client.end[0] != codec.CANCELLED:
+        if self._client.ending.outcome is not None and self._client.ending.outcome[0] != codec.CANCELLED:
             status, cause = TaskStatus.FAILED, "lost"
         unfinished = self.unfinished or frozenset()
         for key, known in list(self._open.items()):

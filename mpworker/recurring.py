@@ -110,7 +110,7 @@ class CronView:
             data = payload.dumps((call, (bound,), {}))
         except payload.Unserializable as error:
             raise client.cannot_send(task.fn, task.args, task.kwargs, error) from error
-        options, shared = client.say_options(replace(self._defaults, **own))
+        options, shared = client.option_table.say(replace(self._defaults, **own))
         said = dict(shared or {}, name=task.name or name)
         if task.metadata:
             said["metadata"] = checked_metadata(task.metadata)

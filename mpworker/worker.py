@@ -60,7 +60,7 @@ class TaskView(CronView, Executor):
         self._n = n
         # A plain task's future pays nothing for what only those of other queues must know.
         self._make_future = client.make_future if defaults.queue == "default" else partial(in_queue, defaults.queue)
-        self._options_key, self._said = client.say_options(defaults)
+        self._options_key, self._said = client.option_table.say(defaults)
         if client.submission is not None:
             # Not a method of this object's, which would keep it in a cycle: the supervisor ends when it is dropped.
             self.submit = partial(submit_as_task, client, defaults)  # type: ignore[method-assign]
@@ -376,14 +376,14 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         client = self._make_client(debug, options, initializer, tuple(initargs), observing)
         try:
             super().__init__(client, defaults, options.n)
-            client.configure_queues(made)
-            client.refuses_queues = refuses
+            client.queues.configure_all(made)
+            client.queues.refuses = refuses
             if rate is not None:
-                client.limit_rate(rate, burst)
+                client.queues.limit_rate(rate, burst)
             if retention is not None:
                 self.set_retention(retention)
         except BaseException:
-            client.stop_now()  # whoever keeps the error keeps the client, too
+            client.ending.stop_now()  # whoever keeps the error keeps the client, too
             raise
 
     def _make_client(
@@ -423,7 +423,7 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
     def __del__(self) -> None:
         client = getattr(self, "_client", None)
         if client is not None:
-            client.ask_drain()
+            client.ending.ask_drain()
 
     @property
     def n(self) -> int:
@@ -500,12 +500,12 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             (True, 0, 1024)
         """
         timeout = check_seconds("timeout", timeout, optional=True)
-        stop = self._client.stop_graceful if wait else self._client.begin_to_stop
+        stop = self._client.ending.stop_graceful if wait else self._client.ending.begin_to_stop
         return stop(timeout, cancel_queued)
 
     def stop_now(self) -> None:
         """Kill every process now; tasks that have not ended end cancelled. Returns within seconds, whatever happens."""
-        self._client.stop_now()
+        self._client.ending.stop_now()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As in `concurrent.futures`: accept no more and, with `wait`, return when all is done.
@@ -516,11 +516,11 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
                 the retries that it has.
         """
         if cancel_futures:
-            self._client.cancel_unstarted()
+            self._client.ending.cancel_unstarted()
         if wait:
-            self._client.stop_graceful(None)
+            self._client.ending.stop_graceful(None)
         else:
-            self._client.ask_drain()
+            self._client.ending.ask_drain()
 
 
 def _calling_module() -> str:

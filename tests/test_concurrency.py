@@ -127,12 +127,12 @@ def test_more_threads_send_payloads_in_parts_than_there_are_streams(hasty: None)
 
     with ProcessWorker(n=2, client_ring_bytes=4096) as pool:
         together(*(lambda value=value: run(value) for value in range(codec.MAX_STREAMS + 5)))
-        assert not any(pool._client._streams)
+        assert not any(pool._client.sending.streams)
 
 
 def test_handlers_on_top_of_each_other_run_out_of_streams() -> None:
     with ProcessWorker(n=1, client_ring_bytes=4096) as pool:
-        streams = pool._client._streams
+        streams = pool._client.sending.streams
         streams[:] = [threading.get_ident()] * codec.MAX_STREAMS  # as if each frame below sent a large payload
         with pytest.raises(RuntimeError, match=f"on top of {codec.MAX_STREAMS} others"):
             pool.submit(tasks.size_of, bytes(30_000))
