@@ -14,7 +14,8 @@ from mpworker.errors import InvalidArgument
 from mpworker.loopclient import LoopClient
 from mpworker.observing import Observing
 from mpworker.options import SizeOptions, TaskOptions, WorkerOptions
-from mpworker.worker import ProcessWorker, TaskView
+from mpworker.view import TaskView
+from mpworker.worker import ProcessWorker
 
 if TYPE_CHECKING:
     import logging

@@ -10,7 +10,7 @@ from mpworker.task import Task
 if TYPE_CHECKING:
     from mpworker.cron import CronRun, CronTask
     from mpworker.loopclient import LoopClient
-    from mpworker.worker import TaskView
+    from mpworker.view import TaskView
 
 
 class AsyncCronView:

@@ -17,6 +17,7 @@ import pytest
         "mpworker.control",
         "mpworker.recurring",
         "mpworker.results",
+        "mpworker.view",
         "mpworker.worker",
     ],
 )

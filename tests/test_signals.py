@@ -109,7 +109,7 @@ def loops_in_a_try(tree: ast.AST, inside: bool = False) -> Iterator[int]:
     [
         *("audience", "background", "client", "clients", "clientthread", "control", "ending", "functions", "future"),
         *("launch", "mapping", "observer", "optiontable", "reader", "resending", "results", "sending", "subscribers"),
-        *("waiting", "worker"),
+        *("view", "waiting", "worker"),
     ],
 )
 def test_no_turn_of_a_loop_escapes_a_finally(name: str) -> None:
