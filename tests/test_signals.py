@@ -27,10 +27,10 @@ from points import CHECKS, CLIENT, LIBRARY, AtPoint, interrupt, sweep
 
 from mpworker import ProcessWorker, TaskFuture
 from mpworker.background import Background
+from mpworker.chunks import Chunk
 from mpworker.client import Client
 from mpworker.clientthread import ClientThread
 from mpworker.errors import TaskCancelled, WorkerStopped
-from mpworker.mapping import _Chunk
 from mpworker.reader import Reader
 from mpworker.results import Subscription
 from mpworker.sending import Sending
@@ -70,7 +70,7 @@ from mpworker.subscribers import Fanout, subscribe
         (Fanout.tell_hold, "_told", "_push"),
         (Fanout.tell_hold, "_tells", "STORE_ATTR _told"),
         (subscribe, "fanout", "STORE_ATTR fanout"),
-        (_Chunk.settle_items, "_ended", "STORE_ATTR left"),
+        (Chunk.settle_items, "_ended", "STORE_ATTR left"),
     ],
     ids=lambda value: getattr(value, "__qualname__", value),
 )
@@ -107,9 +107,9 @@ def loops_in_a_try(tree: ast.AST, inside: bool = False) -> Iterator[int]:
 @pytest.mark.parametrize(
     "name",
     [
-        *("audience", "background", "client", "clients", "clientthread", "control", "ending", "functions", "future"),
-        *("launch", "mapping", "observer", "optiontable", "reader", "resending", "results", "sending", "subscribers"),
-        *("view", "waiting", "worker"),
+        *("audience", "background", "chunks", "client", "clients", "clientthread", "control", "ending", "functions"),
+        *("future", "launch", "mapping", "observer", "optiontable", "reader", "resending", "results", "sending"),
+        *("subscribers", "view", "waiting", "worker"),
     ],
 )
 def test_no_turn_of_a_loop_escapes_a_finally(name: str) -> None:

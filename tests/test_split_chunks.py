@@ -19,7 +19,7 @@ from mpworker.errors import SerializationError, SupervisorLost, TaskCancelled, W
 
 LIMIT = 60.0  # seconds: a guard against a hang, never a measure
 COUNT, GUILTY = 12, 5
-FILES = tuple(f"/mpworker/{name}.py" for name in ("client", "ending", "mapping", "resending", "sending"))
+FILES = tuple(f"/mpworker/{name}.py" for name in ("chunks", "client", "ending", "mapping", "resending", "sending"))
 
 
 def items(how: str) -> list[Any]:
