@@ -215,6 +215,7 @@ DUMP = """Stack (most recent call first):
   File "/a \\xe9 place/child/task.py", line ??? in <lambda>
   File "/site/mpworker/child/task.py", line 50 in run_task
   File "/site/mpworker/child/loop.py", line 50 in serve
+  File "/site/loop.py", line 9 in run_task
   ...
 """
 
