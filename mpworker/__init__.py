@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from mpworker.task import Task as Task
     from mpworker.task import TaskInfo as TaskInfo
     from mpworker.task import TaskStatus as TaskStatus
+    from mpworker.view import TaskView as TaskView
     from mpworker.worker import ProcessWorker as ProcessWorker
-    from mpworker.worker import TaskView as TaskView
 
 _HOMES = {
     "AsyncProcessWorker": "mpworker.aio",
@@ -79,7 +79,7 @@ _HOMES = {
     "Task": "mpworker.task",
     "TaskInfo": "mpworker.task",
     "TaskStatus": "mpworker.task",
-    "TaskView": "mpworker.worker",
+    "TaskView": "mpworker.view",
     "current": "mpworker.context",
 }
 

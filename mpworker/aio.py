@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Self, TypeV
 
 from mpworker.aiocontrol import AsyncControl
 from mpworker.aiocron import AsyncCronView, AsyncCronWorker
+from mpworker.aiodocs import like
 from mpworker.aiofuture import AsyncTaskFuture
 from mpworker.aiotasks import AsyncTasks
 from mpworker.checks import check_seconds
@@ -14,7 +15,8 @@ from mpworker.errors import InvalidArgument
 from mpworker.loopclient import LoopClient
 from mpworker.observing import Observing
 from mpworker.options import SizeOptions, TaskOptions, WorkerOptions
-from mpworker.worker import ProcessWorker, TaskView
+from mpworker.view import TaskView
+from mpworker.worker import ProcessWorker
 
 if TYPE_CHECKING:
     import logging
@@ -301,19 +303,9 @@ class AsyncProcessWorker(AsyncTaskView, AsyncTasks, AsyncControl, AsyncCronWorke
         """How many children there are to be."""
         return self._pool.n
 
+    @like(ProcessWorker.set_max_workers)
     async def set_max_workers(self, n: int) -> None:
-        """Have n children from now on, while tasks run: see `ProcessWorker.set_max_workers`.
-
-        Args:
-            n: 1 to 256.
-
-        Raises:
-            InvalidArgument: `n` is no whole number.
-            ConfigurationError: It is out of its bounds.
-            OSError: The supervisor may not open the descriptors that so many children need. Nothing has changed.
-            WorkerStopped: The worker was stopped, or made before this process was forked.
-            WrongEventLoop: The worker is in use by another event loop.
-        """
+        """As `ProcessWorker.set_max_workers`."""
         self._client.check()
         await self._client.carry_out_soon(self._pool._resizing(n))
 
@@ -345,31 +337,20 @@ class AsyncProcessWorker(AsyncTaskView, AsyncTasks, AsyncControl, AsyncCronWorke
         """
         timeout = check_seconds("timeout", timeout, optional=True)
         if wait:
-            return await self._client.stop(timeout, cancel_queued)
-        return self._client.stop_soon(timeout, cancel_queued)
+            return await self._client.ending.stop(timeout, cancel_queued)
+        return self._client.ending.stop_soon(timeout, cancel_queued)
 
+    @like(ProcessWorker.stop_now)
     async def stop_now(self) -> None:
-        """Kill every process now; tasks that have not ended end cancelled. Done within seconds, whatever happens.
+        """As `ProcessWorker.stop_now`."""
+        await self._client.ending.end_now()
 
-        Raises:
-            WrongEventLoop: The worker is in use by another event loop.
-        """
-        await self._client.end_now()
-
+    @like(ProcessWorker.shutdown)
     async def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Accept no more and, with `wait`, return when all is done.
-
-        Args:
-            wait: False returns at once; what was accepted is finished all the same.
-            cancel_futures: Cancel what no child has begun, items of a `map` included. What runs ends by itself, after
-                the retries that it has.
-
-        Raises:
-            WrongEventLoop: The worker is in use by another event loop.
-        """
+        """As `ProcessWorker.shutdown`."""
         if cancel_futures:
-            await self._client.cancel_what_waits()
+            await self._client.ending.cancel_what_waits()
         if wait:
-            await self._client.stop(None, False)
+            await self._client.ending.stop(None, False)
         else:
-            self._client.begin_to_drain()
+            self._client.ending.begin_to_drain()

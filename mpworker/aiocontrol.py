@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
+from mpworker.aiodocs import like
 from mpworker.checks import check_seconds
-from mpworker.control import RESULTS_BUFFER, check_queue_names
+from mpworker.control import RESULTS_BUFFER, Control, check_queue_names
 from mpworker.queues import QueueState
 
 if TYPE_CHECKING:
@@ -19,27 +20,15 @@ class AsyncControl:
     _client: "LoopClient"
     _pool: "ProcessWorker"
 
+    @like(Control.queues)
     async def queues(self) -> dict[str, QueueState]:
-        """How each queue is just now: see `ProcessWorker.queues`.
-
-        Raises:
-            WrongEventLoop: The worker is in use by another event loop.
-        """
+        """As `ProcessWorker.queues`."""
         answer = await self._client.ask({"verb": "queues"}) or {}
         return {name: QueueState(**state) for name, state in answer.items()}
 
+    @like(Control.set_queue)
     async def set_queue(self, name: str, **options: Any) -> None:
-        """Make a queue, or change one while it is in use: see `ProcessWorker.set_queue`.
-
-        Args:
-            name: Of the queue.
-            **options: `weight`, `max_running`, `rate`, `burst`, as for `QueueOptions`; what is left out stays.
-
-        Raises:
-            InvalidArgument: There is no such option, or it has a wrong type.
-            ConfigurationError: One is out of its bounds, or there are too many queues.
-            WorkerStopped: The worker was stopped.
-            WrongEventLoop: The worker is in use by another event loop.
+        """As `ProcessWorker.set_queue`.
 
         Example:
             >>> import asyncio
@@ -54,67 +43,30 @@ class AsyncControl:
         self._client.check()
         self._pool.set_queue(name, **options)
 
+    @like(Control.set_rate)
     async def set_rate(self, rate: float | None, burst: int | None = None) -> None:
-        """Limit how many tasks of all queues together start per second, from now on: see `ProcessWorker.set_rate`.
-
-        Args:
-            rate: Starts per second, None for no limit.
-            burst: How many may start at once when none has for long; None for as many as there are children.
-
-        Raises:
-            InvalidArgument: One has a wrong type.
-            ConfigurationError: One is out of its bounds.
-            WorkerStopped: The worker was stopped.
-            WrongEventLoop: The worker is in use by another event loop.
-        """
+        """As `ProcessWorker.set_rate`."""
         self._client.check()
         self._pool.set_rate(rate, burst)
 
+    @like(Control.pause)
     async def pause(self, *queues: str) -> None:
-        """Start nothing more, until `resume`: see `ProcessWorker.pause`.
-
-        Args:
-            *queues: Names of queues; none for all of them, those still to come included.
-
-        Raises:
-            InvalidArgument: A name is no str.
-            WrongEventLoop: The worker is in use by another event loop.
-        """
+        """As `ProcessWorker.pause`."""
         await self._client.ask({"verb": "pause", "names": check_queue_names(queues)})
 
+    @like(Control.drain)
     async def drain(self, *queues: str, timeout: float | None = None) -> bool:
-        """Wait until all that these queues have taken so far has ended; what comes from now on waits until `resume`.
+        """As `ProcessWorker.drain`.
 
-        See `ProcessWorker.drain`. What waits at `max_pending` counts as taken.
-
-        Args:
-            *queues: Names of queues; none for all of them, those still to come included.
-            timeout: Seconds to wait; None for no limit.
-
-        Returns:
-            True if all has ended. False if the time was over first, or `resume` or a stop came; after the time nothing
-            new starts all the same, until `resume`.
-
-        Raises:
-            InvalidArgument: A name is no str, or `timeout` no number.
-            ConfigurationError: `timeout` is out of its bounds.
-            WrongEventLoop: The worker is in use by another event loop.
+        What waits at `max_pending` counts as taken.
         """
         timeout = check_seconds("timeout", timeout, optional=True, zero=True)
         answer = await self._client.ask({"verb": "drain", "names": check_queue_names(queues)}, timeout)
         return bool(answer and answer["drained"])
 
+    @like(Control.resume)
     async def resume(self, *queues: str) -> None:
-        """The end of a `pause` or `drain` with the same arguments.
-
-        Args:
-            *queues: Names of queues; none ends every `drain`, and a pause of all, and leaves those alone that were
-                paused by name.
-
-        Raises:
-            InvalidArgument: A name is no str.
-            WrongEventLoop: The worker is in use by another event loop.
-        """
+        """As `ProcessWorker.resume`."""
         await self._client.ask({"verb": "resume", "names": check_queue_names(queues)})
 
     def subscribe_results(

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from datetime import tzinfo
 from typing import TYPE_CHECKING, Any
 
-from mpworker.recurring import Misfire, Overlap, asking_cron
+from mpworker.aiodocs import like
+from mpworker.recurring import CronView, CronWorker, Misfire, Overlap, asking_cron
 from mpworker.task import Task
 
 if TYPE_CHECKING:
     from mpworker.cron import CronRun, CronTask
     from mpworker.loopclient import LoopClient
-    from mpworker.worker import TaskView
+    from mpworker.view import TaskView
 
 
 class AsyncCronView:
@@ -19,6 +20,7 @@ class AsyncCronView:
     _client: "LoopClient"
     _view: "TaskView"
 
+    @like(CronView.register_cron_task)
     async def register_cron_task(
         self,
         name: str,
@@ -30,23 +32,7 @@ class AsyncCronView:
         misfire: Misfire = "once",
         misfire_grace: float = 60.0,
     ) -> None:
-        """Have a child call `task()` again and again, until the worker stops: see `ProcessWorker.register_cron_task`.
-
-        Args:
-            name: What it is called in all other verbs.
-            spec: Such as `"30 2 * * MON-FRI"` or `"@every 1m30s"`.
-            task: What is called, or a `Task`.
-            tz: The time zone that the line goes by.
-            overlap: Whether what is due while a run is unfinished is left out (`"skip"`) or waits (`"queue"`).
-            misfire: Whether what was missed is left out (`"skip"`), or made up for `"once"`, or `"all"` of it.
-            misfire_grace: Seconds by which a run may be late and is still no missed one.
-
-        Raises:
-            InvalidArgument: An argument has a wrong type.
-            ConfigurationError: One is out of its bounds, or means nothing, or the name is taken.
-            SerializationError: `task` cannot be pickled.
-            WorkerStopped: The worker was stopped, or made before this process was forked.
-            WrongEventLoop: The worker is in use by another event loop.
+        """As `ProcessWorker.register_cron_task`.
 
         Example:
             >>> import asyncio
@@ -68,63 +54,36 @@ class AsyncCronWorker:
 
     _client: "LoopClient"
 
+    @like(CronWorker.cron_tasks)
     async def cron_tasks(self) -> "list[CronTask]":
-        """The recurring tasks, in the order in which they were registered.
-
-        Raises:
-            WorkerStopped: The worker was stopped, or made before this process was forked.
-            WrongEventLoop: The worker is in use by another event loop.
-        """
+        """As `ProcessWorker.cron_tasks`."""
         from mpworker import cron
 
         return cron.tasks_from(await self._ask_cron("list"))
 
+    @like(CronWorker.pause_cron_task)
     async def pause_cron_task(self, name: str) -> None:
-        """Nothing of it is due until `resume_cron_task`: see `ProcessWorker.pause_cron_task`.
-
-        Raises:
-            TaskNotFound: No recurring task has this name.
-            WrongEventLoop: The worker is in use by another event loop.
-        """
+        """As `ProcessWorker.pause_cron_task`."""
         await self._ask_cron("pause", name)
 
+    @like(CronWorker.resume_cron_task)
     async def resume_cron_task(self, name: str) -> None:
-        """Go on with the first time after now.
-
-        Raises:
-            TaskNotFound: No recurring task has this name.
-            WrongEventLoop: The worker is in use by another event loop.
-        """
+        """As `ProcessWorker.resume_cron_task`."""
         await self._ask_cron("resume", name)
 
+    @like(CronWorker.run_cron_task)
     async def run_cron_task(self, name: str) -> bool:
-        """Run it now, paused or not, besides its own times.
-
-        Returns:
-            True if it runs, or waits for the run before it; False if `overlap` leaves it out.
-
-        Raises:
-            TaskNotFound: No recurring task has this name.
-            WrongEventLoop: The worker is in use by another event loop.
-        """
+        """As `ProcessWorker.run_cron_task`."""
         return bool((await self._ask_cron("run", name))["accepted"])
 
+    @like(CronWorker.remove_cron_task)
     async def remove_cron_task(self, name: str) -> None:
-        """It is due no more, and its history is forgotten. A run that has begun goes on.
-
-        Raises:
-            TaskNotFound: No recurring task has this name.
-            WrongEventLoop: The worker is in use by another event loop.
-        """
+        """As `ProcessWorker.remove_cron_task`."""
         await self._ask_cron("remove", name)
 
+    @like(CronWorker.cron_history)
     async def cron_history(self, name: str) -> "list[CronRun]":
-        """Its latest runs, at most 100, from the oldest to the newest; the last one may be under way.
-
-        Raises:
-            TaskNotFound: No recurring task has this name.
-            WrongEventLoop: The worker is in use by another event loop.
-        """
+        """As `ProcessWorker.cron_history`."""
         from mpworker import cron
 
         return cron.runs_from(name, self._client.prefix, await self._ask_cron("history", name))

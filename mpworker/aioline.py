@@ -45,7 +45,7 @@ def complete(client: "LineClient", message: Message, answer: Answer) -> Answer:
 def _report(client: "LineClient", record: Record) -> dict[str, Any]:
     _, flags, key, function, number, data = record
     said = details.read(data) if flags & codec.DETAILED else {}
-    options = said.get("options") or client.options_said(number)
+    options = said.get("options") or client.option_table.said(number)
     run_at = said.get("run_at")
     report = {
         "key": key,

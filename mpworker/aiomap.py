@@ -10,7 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mpworker.aiofuture import Wakes
-from mpworker.mapping import SLOW_INPUT, Mapping, _Chunk
+from mpworker.chunks import Chunk
+from mpworker.mapping import SLOW_INPUT, Mapping
 
 if TYPE_CHECKING:
     from mpworker.loopclient import LoopClient
@@ -66,7 +67,7 @@ class AsyncMapping(Mapping):
         if self._failure is not None:
             raise self._failure
 
-    async def _until_ready(self, chunk: _Chunk) -> None:
+    async def _until_ready(self, chunk: Chunk) -> None:
         if chunk.ready:
             await asyncio.sleep(0)  # results that are always there must not keep the loop from others
             return

@@ -104,6 +104,7 @@ class AsyncSubscription(Buffered):
 class LoopFanout(Fanout):
     """The subscriptions of an event loop's client, which has room for every word: what the ring has not, waits."""
 
+    client: "LoopClient"
     subscription = AsyncSubscription
 
     def watch(self, number: int) -> None:

@@ -10,24 +10,21 @@ The thread is started when it is first needed and lives until the worker is over
 `mpworker.reader`; this thread itself handles no signals.
 """
 
-import _thread
-import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from mpworker.waiting import Follower, taken, wake_all
+from mpworker.clientthread import ClientThread
+from mpworker.waiting import taken, wake_all
 
 if TYPE_CHECKING:
     from mpworker.reader import Reader
 
 _FOREVER: Final = -1.0
-_LOOK_SECONDS: Final = 0.5  # after so long, who joins asks whether there is any progress
 _RETRY_SECONDS: Final = 0.02  # until it tries again to tell somebody who cannot be told now
 
 
-class Background:
+class Background(ClientThread):
     """The background thread, running or not.
 
     Args:
@@ -35,20 +32,18 @@ class Background:
 
     Attributes:
         watched: How many pending futures have an audience.
-        running: Is there a thread?
+        at_end: Whom to wake when the worker is over.
     """
 
+    _name = "mpworker-reader"
+
     def __init__(self, reader: "Reader") -> None:
+        super().__init__()
         self._reader = reader
         self.watched = 0
-        self.running = False
         self._due: deque[Any] = deque()
-        self.at_end: deque[Any] = deque()  # whom to wake when the worker is over
-        self._thread: int | None = None
-        self._rest = Follower()  # what it sleeps on while nothing is watched
+        self.at_end: deque[Any] = deque()
         self._resting = False
-        self._held_up = False  # is there somebody whom it could not tell?
-        self._joining: list[Follower] = []  # those that wait for its end
 
     def announce(self, future: Any) -> None:
         """A future has ended: tell its audience."""
@@ -60,13 +55,7 @@ class Background:
         Raises:
             RuntimeError: No thread can be started.
         """
-        if not self.running:
-            self.running = True
-            try:
-                _thread.start_new_thread(self._begin, ())  # no call since the look
-            except RuntimeError:
-                self.running = False
-                raise
+        self._start()
         if self._resting:
             self._rest.wake()
         if self._due or self._reader.leads_below():
@@ -77,41 +66,9 @@ class Background:
         if self._due:
             self._rest.wake()
 
-    def wake(self) -> None:
-        """The worker is over."""
-        self._rest.wake()
-
-    def join(self, timeout: float | None) -> None:
-        """Wait until every audience has been told, for `timeout` seconds at most.
-
-        Not in a callback. Nor for long for a waiter that cannot be told: the frame that holds its lock may be the one
-        below this handler.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        follower = Follower()
-        self._joining.append(follower)
-        try:
-            self._join(follower, deadline)
-        finally:
-            self._joining.remove(follower)
-
-    def _join(self, follower: Follower, deadline: float | None) -> None:
-        while self.running and self._thread != threading.get_ident():
-            left = _LOOK_SECONDS if deadline is None else min(_LOOK_SECONDS, deadline - time.monotonic())
-            if left <= 0 or (not follower.wait(left) and self._held_up):
-                return
-
     # ------------------------------------------------------------ the thread
 
-    def _begin(self) -> None:
-        # In a thread that handles no signals: a handler in the middle of Thread.start could neither start it nor wait.
-        try:
-            threading.Thread(target=self._run, name="mpworker-reader", daemon=True).start()
-        except RuntimeError:  # no room for a second one, or the interpreter is at its end
-            self._run()
-
-    def _run(self) -> None:
-        self._thread = threading.get_ident()
+    def _work(self) -> None:
         reader = self._reader
         something = reader.when(lambda: bool(self._due) or not self.watched)
         while True:

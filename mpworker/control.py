@@ -52,7 +52,8 @@ class Control:
 
                 raise InvalidArgument(unknown_option(each, "set_queue()", known, []))
         self._client.refuse_if_closed()
-        self._client.configure_queue(name, replace(self._client.queues.get(name, QueueOptions()), **options))
+        queues = self._client.queues
+        queues.configure(name, replace(queues.configured.get(name, QueueOptions()), **options))
 
     def set_rate(self, rate: float | None, burst: int | None = None) -> None:
         """Limit how many tasks of all queues together start per second, from now on.
@@ -67,7 +68,7 @@ class Control:
             WorkerStopped: The worker was stopped.
         """
         self._client.refuse_if_closed()
-        self._client.limit_rate(check_rate(rate), check_burst(burst))
+        self._client.queues.limit_rate(check_rate(rate), check_burst(burst))
 
     def pause(self, *queues: str) -> None:
         """Start nothing more, until `resume`: tasks are accepted and wait. What runs goes on to its end.

@@ -19,21 +19,20 @@ only asks the loop to do it.
 """
 
 import asyncio
-import contextlib
 import json
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mpworker.aiofuture import LoopFuture, Wakes
 from mpworker.aioline import ABOUT_TASKS, complete
-from mpworker.client import _ANSWER_SECONDS, _EXIT_SECONDS
 from mpworker.errors import WrongEventLoop
 from mpworker.ipc import codec
 from mpworker.ipc._native import Bell, RingCorrupt
+from mpworker.loopending import LoopEnding
 from mpworker.loopline import LineClient
+from mpworker.loopobserver import LoopObserver
 from mpworker.observing import Observing
 from mpworker.options import WorkerOptions
 from mpworker.reader import _BATCH
@@ -42,8 +41,6 @@ from mpworker.waiting import wake_all
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from mpworker.stopping import StopReport
 
 T = TypeVar("T")
 
@@ -68,10 +65,13 @@ class LoopClient(LineClient):
         over_waiters: Whom to wake when the worker is over, and everything was told.
     """
 
+    __slots__ = ("_soon", "due", "over_waiters")
+
+    ending: LoopEnding
     make_future = LoopFuture
     _interrupts = True
-
-    reads_by_itself = True
+    _observer_kind = LoopObserver
+    _ending_kind = LoopEnding
 
     def __init__(
         self,
@@ -154,8 +154,8 @@ class LoopClient(LineClient):
             self.supervisor.kill()  # its pidfd tells of that
             return True
         self._tell()
-        if self.split:
-            self._resend_splits()
+        if self.resending.chunks:
+            self.resending.send_all()
         self._leave_line()
         bell.want_room(not self._flush())
         bell.arm()
@@ -230,7 +230,7 @@ class LoopClient(LineClient):
 
     def _cancel(self, key: int) -> None:
         if key in self.pending and not self._drop_from_line(key) and not (self._exited or self._forked):
-            self._send(codec.REQUEST, 0, 0, 0, 0, json.dumps({"verb": "cancel", "task": key}).encode())
+            self.sending.send(codec.REQUEST, 0, 0, 0, 0, json.dumps({"verb": "cancel", "task": key}).encode())
 
     async def ask(self, message: Message, timeout: float | None = None) -> Answer:
         """Ask the supervisor; None when it is gone or does not answer in time.
@@ -266,7 +266,7 @@ class LoopClient(LineClient):
         try:
             data = json.dumps(message).encode()
             if message["verb"] != "drain" or not self._stand_in_line(key, message, data):
-                self._send(codec.REQUEST, 0, key, 0, 0, data)
+                self.sending.send(codec.REQUEST, 0, key, 0, 0, data)
             await asyncio.wait([reply.future], timeout=timeout)
         finally:
             self._replies.pop(key, None)
@@ -311,97 +311,3 @@ class LoopClient(LineClient):
         from mpworker.aiomap import AsyncMapping
 
         return AsyncMapping(self, *args).results_as_they_come()
-
-    # ------------------------------------------------------------ stop
-
-    async def stop(self, timeout: float | None, cancel_queued: bool) -> "StopReport":
-        """As `Client.stop_graceful`."""
-        self.check()
-        if not self._over:
-            self._begin_to_end(timeout, cancel_queued)
-        left = None if self._stop_by is None else max(0.0, self._stop_by - time.monotonic())
-        if not await self._until_over(left):
-            self._cut_short = self._cut_short or await self._cuts_one_short()
-            await self.end_now()
-        return self._stop_report(self._all_finished())
-
-    def stop_soon(self, timeout: float | None, cancel_queued: bool) -> "StopReport":
-        """As `Client.begin_to_stop`; where the loop ends before, the exit handler goes on, in the same time."""
-        loop = self.check()
-        if not self._over:
-            self._begin_to_end(timeout, cancel_queued)
-            if timeout is not None:
-                self._stopping = loop.create_task(self.stop(timeout, cancel_queued))
-        self.poll()
-        self._wake_leader()  # what has ended is to be told
-        return self._stop_report(not self.pending)
-
-    def _begin_to_end(self, timeout: float | None, cancel_queued: bool) -> None:
-        """Say all that is to be said for a stop."""
-        self._stop_within(timeout)
-        if cancel_queued and not self._cancels:
-            self._unwanted, self._cancelled_before = list(self.pending.values()), self.cancelled_items
-            self.close_submit()
-            self._cancels = True
-            self._drop_all_from_line()
-            self.tell({"verb": "cancel_unstarted"})
-        self._say_drain()
-
-    async def _cuts_one_short(self) -> bool:
-        """As `Client._cuts_a_run_short`."""
-        if not self.recurs:
-            return False
-        answer = await self.ask({"verb": "cron", "op": "unfinished"}, _ANSWER_SECONDS)
-        return bool(answer["unfinished"]) if answer is not None else not self._over
-
-    async def end_now(self) -> None:
-        """As `Client.stop_now`."""
-        self.check()
-        if self._over:
-            return
-        self.close_submit()
-        self._stop_asked = self._stop_now = True
-        self.supervisor.hang_up()  # which says the same as a request, and needs no room
-        if not await self._until_over(_EXIT_SECONDS):
-            self.supervisor.kill()
-            await self._until_over(_EXIT_SECONDS)
-
-    async def cancel_what_waits(self) -> None:
-        """As `Client.cancel_unstarted`."""
-        self.check()
-        self.close_submit()
-        self._cancels = True
-        self._drop_all_from_line()
-        await self.ask({"verb": "cancel_unstarted"})
-
-    async def _until_over(self, timeout: float | None) -> bool:
-        waiter = Wakes(self.check())
-        self.over_waiters.append(waiter)
-        try:
-            if not self._over or self.due:
-                await asyncio.wait([waiter.future], timeout=timeout)
-        finally:
-            self.over_waiters.remove(waiter)
-        return self._over
-
-    def reap(self) -> None:
-        """Nothing, as long as the loop does it, to which its results must be told."""
-        if self.loop is None or self.loop.is_closed():
-            super().reap()
-
-    def begin_to_drain(self) -> None:
-        """As `Client.ask_drain`, in the loop."""
-        self.check()
-        if not self._over:
-            self._say_drain()
-
-    def ask_drain(self) -> None:
-        """The worker is dropped, in any thread: finish what was accepted and end."""
-        loop = self.loop
-        if self._forked or self._over:
-            return
-        if loop is None or loop.is_closed():
-            self._say_drain()  # the next worker that is made reaps it, or the end of the interpreter
-            return
-        with contextlib.suppress(RuntimeError):  # the loop is closed just now
-            loop.call_soon_threadsafe(self._say_drain)

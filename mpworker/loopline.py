@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from mpworker.client import _DRAIN, Client, queue_full
+from mpworker.client import Client, queue_full
+from mpworker.ending import DRAIN
 from mpworker.ipc import codec
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
@@ -31,7 +32,7 @@ class LineClient(Client):
         loop: The event loop; None until the first call in one.
     """
 
-    loop: asyncio.AbstractEventLoop | None = None  # in which it is used
+    __slots__ = ("_drains", "_holds", "_in_line", "_line", "_outbox", "_push_now", "_questions", "_room_max", "loop")
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class LineClient(Client):
         initargs: tuple[Any, ...],
         observing: Observing,
     ) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
         super().__init__(options, initializer, initargs, observing)
         self._line: dict[int, Record] = {}  # behind max_pending: of a task by its key, of others by a negative number
         self._in_line = 0  # how many of them are tasks
@@ -50,7 +52,7 @@ class LineClient(Client):
         self._room_max = self.supervisor.channel.outbound.max_payload
         self._push_now = self._push
         self._push = self._send_or_keep
-        self._max_record = options.max_payload_bytes  # the outbox cuts what is larger than the ring takes
+        self.sending.max_record = options.max_payload_bytes  # the outbox cuts what is larger than the ring takes
 
     def _send_or_keep(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> bool:
         """Send a record, or see to it that it is sent later: in place of a push, which may find no room."""
@@ -60,7 +62,7 @@ class LineClient(Client):
             self._in_line += 1  # no call since the store
             if self._options.submit_timeout is not None and self.loop is not None:
                 self.loop.call_later(self._options.submit_timeout, self._give_up, a)
-        elif line and (kind in _KEEPS_ITS_PLACE or data is _DRAIN):
+        elif line and (kind in _KEEPS_ITS_PLACE or data is DRAIN):
             line[-next(self._keys)] = (kind, flags, a, b, c, data)
         else:
             self._post((kind, flags, a, b, c, data))
@@ -147,13 +149,6 @@ class LineClient(Client):
         """What `submit` has kept back."""
         return [record for key, record in self._line.items() if key > 0]
 
-    def options_said(self, number: int) -> dict[str, Any]:
-        """The queue, priority and weight that the supervisor knows by this number."""
-        for options, each in self._option_keys.items():
-            if each == number:
-                return {name: getattr(options, name) for name in ("queue", "priority", "weight")}
-        return {}
-
     def _drop_drains(self, names: list[str] | None) -> None:
         """Drains that are still in line end by a `resume`, as those that the supervisor knows do."""
         for key, message in list(self._drains.items()):
@@ -162,12 +157,6 @@ class LineClient(Client):
                 reply = self._replies.get(-key)
                 if self._line.pop(key, None) is not None and reply is not None:
                     reply.settle({"drained": False})
-
-    def _say_drain(self) -> bool:
-        """As `Client._say_drain`: where it must wait in line, nothing else may keep the line waiting."""
-        if self._line:
-            self.tell({"verb": "close"})
-        return super()._say_drain()
 
     def _stand_in_line(self, key: int, message: Message, data: bytes) -> bool:
         """A drain is to be asked for: what was submitted before shall not be held; False if there is no line."""

@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from mpworker.chunks import Chunk
 from mpworker.errors import SerializationError
 from mpworker.ipc import codec, details, payload
 from mpworker.ipc.failures import brief
 from mpworker.outcomes import make_error
-from mpworker.waiting import wake_all
 
 if TYPE_CHECKING:
     from mpworker.client import Client
@@ -29,124 +29,6 @@ SLOW_INPUT: Final = 0.05
 GROWTH: Final = 8  # a chunk is at most this many times as long as the one before
 WINDOW_PER_CHILD: Final = 8
 WINDOW_MIN: Final = 32
-
-
-class _Chunk:
-    """One chunk under way: what has come of it, and who waits."""
-
-    __slots__ = (
-        "_ended",
-        "_map",
-        "_waiters",
-        "at",
-        "items",
-        "key",
-        "left",
-        "resent",
-        "runs",
-        "sending",
-        "sent",
-        "singles",
-        "splits",
-        "stop",
-        "unsaid",
-    )
-    _slow = False
-
-    def __init__(self, mapping: "Mapping", items: list[Any]) -> None:
-        self._map = mapping
-        self.items: list[Any] = items  # until all are settled: a chunk that cannot be unpickled is sent again in pieces
-        self.stop = len(items)
-        self.at = 0  # the next item to be taken
-        self.key = 0
-        self.sent = False  # for sure; an interrupt can come between the sending and this
-        self.runs: dict[int, tuple[int, int, bytes, int]] = {}  # start: (stop, status, payload, duration_ns)
-        self.splits: dict[int, int] = {}  # start: stop, of what is to be sent again
-        # start: stop and the items, each in a chunk of its own: while they are sent, until that is said, and afterwards
-        self.sending: dict[int, tuple[int, list[_Chunk]]] = {}
-        self.unsaid: dict[int, tuple[int, list[_Chunk]]] = {}
-        self.resent: dict[int, tuple[int, list[_Chunk]]] = {}
-        self.singles: deque[_Chunk] = deque()  # items that were sent again one by one, to be taken before the rest
-        self.left = self.stop
-        self._ended: dict[int, int] = {}  # start: stop of all runs and splits that were settled
-        self._waiters: list[Any] = []
-
-    @property
-    def ready(self) -> bool:
-        at = self.at
-        return at in self.runs or at in self.splits or at in self.unsaid or at in self.resent
-
-    def settle_items(self, status: int, start: int, stop: int, duration_ns: int, data: bytes) -> bool:
-        """A run of items has ended; True when it was the last."""
-        run = (stop, status, data, duration_ns)
-        if start not in self._ended:  # it may be told again, and at once: see `mpworker.reader`. No call from here on.
-            self.runs[start] = run
-            self.left -= stop - start
-            self._ended[start] = stop
-            if status == codec.CANCELLED:
-                self._map.client.cancelled_items += stop - start
-        return self._settled()
-
-    def split(self, start: int, stop: int) -> None:
-        """These items must be sent one by one, by who takes them or stops the worker."""
-        if start not in self._ended:
-            self.splits[start] = stop
-            self._ended[start] = stop
-            self._map.client.split[self] = self._map
-        self._settled()
-
-    def begin_to_send(self, start: int, singles: "list[_Chunk]", taken: list[int]) -> None:
-        """Take the items from `start` on to be sent again as `singles`; nothing if another thread has.
-
-        Args:
-            start: The first.
-            singles: All of them.
-            taken: Where they end is put here.
-        """
-        entry = (start + len(singles), singles)
-        if start in self.splits:
-            self.sending[start] = entry
-            del self.splits[start]
-            taken[0] = entry[0]  # no call since the look
-
-    def said(self, start: int) -> bool:
-        """The supervisor knows that these were sent; True when all others are settled."""
-        if start in self.unsaid:
-            entry = self.unsaid[start]
-            self.resent[start] = entry
-            self.left -= entry[0] - start
-            del self.unsaid[start]  # no call since the look
-        return self._settled()
-
-    def settle(self, status: int, data: bytes) -> None:
-        """Nothing more will come: what is left ends like this."""
-        at = 0
-        for start, stop in (*sorted(self._ended.items()), (self.stop, self.stop)):
-            if at < start:
-                self.settle_items(status, at, start, 0, data)
-            at = max(at, stop)
-        for start, stop in list(self.splits.items()):
-            run = (stop, status, data, 0)
-            if start in self.splits:  # nobody has begun to send them again; no call from here on
-                self.runs[start] = run
-                del self.splits[start]
-        self.left = 0
-        self._settled()
-
-    def _settled(self) -> bool:
-        wake_all(self._waiters)
-        return self.left <= 0
-
-    def has_ended(self) -> bool:
-        """Is all of it settled, taken or not?"""
-        return self.left <= 0
-
-    def add_waiter(self, waiter: Any) -> None:
-        self._waiters.append(waiter)
-
-    def remove_waiter(self, waiter: Any) -> None:
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
 
 
 class Mapping:
@@ -194,7 +76,7 @@ class Mapping:
         self._items_max = buffersize
         self._items = 0
         self.window = max(WINDOW_MIN, WINDOW_PER_CHILD * n)
-        self._chunks: deque[_Chunk] = deque()
+        self._chunks: deque[Chunk] = deque()
         self._exhausted = False
         self._failure: BaseException | None = None  # of the input; raised when all before it has been taken
         self._deadline = None if timeout is None else time.monotonic() + timeout
@@ -245,8 +127,8 @@ class Mapping:
         self.client.poll()
         return bool(self._chunks) and self._chunks[0].ready
 
-    def _send(self, items: list[Any], into: deque[_Chunk]) -> None:
-        chunk = _Chunk(self, items)
+    def _send(self, items: list[Any], into: deque[Chunk]) -> None:
+        chunk = Chunk(self, items)
         into.append(chunk)  # first: what was sent is found there, whatever comes in between
         self._items += len(items)
         try:
@@ -261,7 +143,7 @@ class Mapping:
             self._take_back(chunk, into)
             raise
 
-    def _send_chunk(self, chunk: _Chunk, again: bool) -> None:
+    def _send_chunk(self, chunk: Chunk, again: bool) -> None:
         data = payload.dumps(chunk.items)
         count = len(chunk.items)
         if self._chunksize is None:
@@ -272,16 +154,16 @@ class Mapping:
             flags |= codec.DETAILED
         self.client.send_chunk(chunk, flags, self._function, self._options, count, data, again)
 
-    def _send_each(self, items: list[Any], into: deque[_Chunk]) -> None:
+    def _send_each(self, items: list[Any], into: deque[Chunk]) -> None:
         for item in items:
             self._send([item], into)
 
-    def _cannot_send(self, chunk: _Chunk, error: Exception) -> None:
+    def _cannot_send(self, chunk: Chunk, error: Exception) -> None:
         kind = payload.name_of_type(chunk.items[0])
         report = {"what": "item", "type": kind, "message": str(error), "traceback": ""}
         chunk.settle(codec.UNSERIALIZABLE, json.dumps(report).encode())
 
-    def _take_back(self, chunk: _Chunk, into: deque[_Chunk]) -> None:
+    def _take_back(self, chunk: Chunk, into: deque[Chunk]) -> None:
         into.remove(chunk)
         self._items -= chunk.stop
         self.client.abandon(chunk.key)
@@ -315,7 +197,7 @@ class Mapping:
         if self._failure is not None:
             raise self._failure
 
-    def _turn(self) -> _Chunk | None:
+    def _turn(self) -> Chunk | None:
         """The chunk whose turn it is; None at the end."""
         chunks = self._chunks
         while chunks:
@@ -328,7 +210,7 @@ class Mapping:
             self.fill()
         return None
 
-    def _take(self, chunk: _Chunk) -> Iterable[Any]:
+    def _take(self, chunk: Chunk) -> Iterable[Any]:
         """The next results of a chunk that is ready; none if they are still to come, for its items go once more."""
         if chunk.at not in chunk.runs:
             if chunk.at in chunk.splits or chunk.at in chunk.unsaid:
@@ -345,14 +227,14 @@ class Mapping:
             return self._values(data, count)
         return self._failed(status, data, count)
 
-    def _wait(self, chunk: _Chunk) -> None:
+    def _wait(self, chunk: Chunk) -> None:
         if chunk.ready:
             return
         left = None if self._deadline is None else self._deadline - time.monotonic()
         if not self.client.wait_for(chunk, left):
-            if self.client.end is not None:  # another thread sends some again, too late
+            if self.client.ending.outcome is not None:  # another thread sends some again, too late
                 chunk.splits.update({start: stop for start, (stop, _) in list(chunk.sending.items())})
-                chunk.settle(*self.client.end)
+                chunk.settle(*self.client.ending.outcome)
                 return
             raise TimeoutError(f"map({self._name}) was not done within {self._timeout} s")
 
@@ -382,20 +264,20 @@ class Mapping:
             raise error
         yield error
 
-    def resend(self, chunk: _Chunk) -> None:
+    def resend(self, chunk: Chunk) -> None:
         """Items that cannot be unpickled together: each goes alone, to find the one that is at fault.
 
         They were accepted, so they go although the worker stops, and whoever stops it calls this too.
         """
         for start, stop in list(chunk.splits.items()):
-            self._resend_run(chunk, start, [_Chunk(self, [item]) for item in chunk.items[start:stop]])
+            self._resend_run(chunk, start, [Chunk(self, [item]) for item in chunk.items[start:stop]])
         self._say_what_was_sent(chunk)
         if not chunk.splits and not chunk.unsaid:
-            self.client.split.pop(chunk, None)  # no call since the look: more of its items may come back
+            self.client.resending.chunks.pop(chunk, None)  # no call since the look: more of its items may come back
 
-    def _resend_run(self, chunk: _Chunk, start: int, singles: list[_Chunk]) -> None:
+    def _resend_run(self, chunk: Chunk, start: int, singles: list[Chunk]) -> None:
         taken = [start]
-        with self.client.resending(chunk.key):
+        with self.client.resending.sends(chunk.key):
             try:
                 chunk.begin_to_send(start, singles, taken)
                 self._send_again(singles[: taken[0] - start])
@@ -404,7 +286,7 @@ class Mapping:
                     chunk.unsaid[start] = chunk.sending[start]
                     del chunk.sending[start]  # no call since the try: what follows is done by somebody in any case
 
-    def _send_again(self, singles: list[_Chunk]) -> None:
+    def _send_again(self, singles: list[Chunk]) -> None:
         for single in singles:
             self._items += 1
             try:
@@ -412,13 +294,13 @@ class Mapping:
             except (payload.Unserializable, SerializationError) as error:
                 self._cannot_send(single, error)
 
-    def _say_what_was_sent(self, chunk: _Chunk) -> None:
+    def _say_what_was_sent(self, chunk: Chunk) -> None:
         for start, (_, singles) in list(chunk.unsaid.items()):
             for single in singles:
                 if not single.sent and not single.has_ended():  # an interrupt came before it, or just after
                     self.client.abandon(single.key)
                     single.settle(codec.CANCELLED, b"")
-            self.client.say_resent(chunk.key, start)
+            self.client.resending.say(chunk.key, start)
             if chunk.said(start):
                 self.client.pending.pop(chunk.key, None)
 
@@ -429,7 +311,7 @@ class Mapping:
             lines = [singles for _, singles in sent]
             for each in itertools.chain([chunk], chunk.singles, *lines):
                 self.client.abandon(each.key)
-            self.client.split.pop(chunk, None)
+            self.client.resending.chunks.pop(chunk, None)
         self._chunks.clear()
         if self._function and not self.client.is_fork():
             self.client.functions.drop(self._function)

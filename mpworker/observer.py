@@ -9,14 +9,13 @@ lock is taken. So records are kept by their number, which the supervisor gives a
 one that is missing was dropped, here or there.
 """
 
-import _thread
 import json
-import threading
 import time
 import traceback
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from mpworker.clientthread import ClientThread
 from mpworker.hooks import Hooks, TaskEvent, Tracer
 from mpworker.ipc import codec
 from mpworker.ipc.failures import cut
@@ -24,14 +23,14 @@ from mpworker.ipc.levels import ERROR
 from mpworker.logs import Logger, level_of
 from mpworker.metrics import OBSERVERS
 from mpworker.task import TaskStatus
-from mpworker.waiting import Follower, wake_all
+from mpworker.waiting import wake_all
 
 if TYPE_CHECKING:
     from mpworker.client import Client
 
 EVENTS_MAX: Final = 100_000
 POSTS_MAX: Final = 1_000
-_LOOK_SECONDS: Final = 0.5
+_FOREVER: Final = -1.0
 
 # By what an event tells: its name, and the hook for it.
 _KINDS: Final = {
@@ -53,7 +52,7 @@ class _Open:
         self.span: list[Any] = []  # empty or one
 
 
-class Observer:
+class Observer(ClientThread):
     """The observers of one client.
 
     Args:
@@ -66,10 +65,12 @@ class Observer:
         errors: How often the code of observers has raised, by what they are.
         dropped: How many events and records were dropped.
         unfinished: What was pending at the end of the supervisor; None before that.
-        running: Is there a thread?
     """
 
+    _name = "mpworker-observer"
+
     def __init__(self, client: "Client", logger: Logger, tracer: Tracer | None) -> None:
+        super().__init__()
         self._client = client
         self._logger = logger
         self._tracer = tracer
@@ -86,13 +87,6 @@ class Observer:
         self._posts: deque[tuple[int, str, dict[str, Any]]] = deque()  # records of the client's own
         self._open: dict[int, _Open] = {}
         self._pruned_at = 0  # `dropped` then
-        self._forget_thread()
-
-    def _forget_thread(self) -> None:
-        self.running = False
-        self._thread: int | None = None
-        self._rest = Follower()
-        self._joining: list[Follower] = []
 
     # ------------------------------------------------------------ who observes
 
@@ -108,12 +102,10 @@ class Observer:
         if wanted != was:
             client.tell({"verb": "watch", "on": wanted})
             self.read_in_time(wanted)
-        self._need()
+        self.need()
 
     def read_in_time(self, wanted: bool) -> None:
         """Have the background thread read all the time, or no longer: events come when they happen."""
-        if self._client.reads_by_itself:
-            return
         background = self._client.background
         background.watched += 1 if wanted else -1
         if wanted:
@@ -144,7 +136,7 @@ class Observer:
             self._records[number] = entry  # no call since the look
         if number >= self._top:
             self._top = number + 1
-        self._need()
+        self.need()
 
     def post(self, level: int, event: str, **fields: object) -> None:
         """A record of the client's own."""
@@ -152,7 +144,7 @@ class Observer:
             return
         if len(self._posts) < POSTS_MAX:
             self._posts.append((level, event, {**fields, "at": time.time()}))
-            self._need()
+            self.need()
         else:
             self.dropped += 1
 
@@ -175,70 +167,32 @@ class Observer:
         if what != "logger":
             self.post(ERROR, f"{what}_failed", **{what: who, "traceback": trace})
 
-    def _need(self) -> None:
-        if self._client.reads_by_itself:
-            self._client.call_soon(self._tell_in_loop)
-        elif not self.running:
-            self.running = True
-            try:
-                _thread.start_new_thread(self._begin, ())  # no call since the look
-            except RuntimeError:
-                self.running = False  # there is none to be had now: the next record tries again
-        self._rest.wake()
-
-    def wake(self) -> None:
-        """The worker is over."""
-        if self._client.reads_by_itself:
-            self._need()
-        self._rest.wake()
-
-    def join(self, timeout: float | None) -> None:
-        """Wait until everything has been told, for `timeout` seconds at most; not in a hook."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        follower = Follower()
-        self._joining.append(follower)
+    def need(self) -> None:
+        """Something is to be told: see to it that it is."""
         try:
-            self._join(follower, deadline)
-        finally:
-            self._joining.remove(follower)
+            self._start()
+        except RuntimeError:
+            pass  # there is no thread to be had now: the next record tries again
+        self._rest.wake()
 
-    def _join(self, follower: Follower, deadline: float | None) -> None:
-        while self.running and self._thread != threading.get_ident():
-            left = _LOOK_SECONDS if deadline is None else min(_LOOK_SECONDS, deadline - time.monotonic())
-            if left <= 0:
+    # ------------------------------------------------------------ who tells
+
+    def _work(self) -> None:
+        while True:
+            if not self._tell_what_has_come():
+                self._rest.wait(_FOREVER)
+            elif self._next >= self._top and not self._posts:
+                self.running = False  # no call since the look: what comes from now on begins another thread
+                wake_all(self._joining)
                 return
-            follower.wait(left)
 
-    # ------------------------------------------------------------ in an event loop
-
-    def _tell_in_loop(self) -> None:
+    def _tell_what_has_come(self) -> bool:
+        """Tell it; whether the worker is over."""
         over = self._client.is_over()
         self._tell_all()
         if over:
             self._tell_ends()
-
-    # ------------------------------------------------------------ the thread
-
-    def _begin(self) -> None:
-        # In a thread that handles no signals, as in `mpworker.background`.
-        try:
-            threading.Thread(target=self._run, name="mpworker-observer", daemon=True).start()
-        except RuntimeError:  # no room for a second one, or the interpreter is at its end
-            self._run()
-
-    def _run(self) -> None:
-        self._thread = threading.get_ident()
-        while True:
-            over = self._client.is_over()
-            self._tell_all()
-            if over:
-                self._tell_ends()
-                if self._next >= self._top and not self._posts:
-                    self.running = False  # no call since the look: what comes from now on begins another thread
-                    wake_all(self._joining)
-                    return
-            else:
-                self._rest.wait(-1.0)
+        return over
 
     def _tell_all(self) -> None:
         while True:
@@ -344,7 +298,7 @@ class Observer:
     def _tell_ends(self) -> None:
         """The worker is over: what the supervisor did not live to tell."""
         status, cause = TaskStatus.CANCELLED, ""
-        if self._client.end is not None and self._client.end[0] != codec.CANCELLED:
+        if self._client.ending.outcome is not None and self._client.ending.outcome[0] != codec.CANCELLED:
             status, cause = TaskStatus.FAILED, "lost"
         unfinished = self.unfinished or frozenset()
         for key, known in list(self._open.items()):

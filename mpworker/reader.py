@@ -43,17 +43,15 @@ from mpworker.background import Background
 from mpworker.ipc import codec
 from mpworker.ipc._native import RECORD_HEADER_BYTES, Bell
 from mpworker.ipc.codec import Record
-from mpworker.ipc.levels import ERROR, INFO
 from mpworker.launch import Supervisor
-from mpworker.outcomes import BROKEN, LOST
 from mpworker.waiting import Condition, Follower, Reply, Waitable, wake_all
 
 if TYPE_CHECKING:
+    from mpworker.ending import Ending
     from mpworker.observer import Observer
     from mpworker.subscribers import Fanout
 
 _BATCH: Final = 512
-_OVER: Final = {LOST: "supervisor_lost", BROKEN: "pool_broken"}
 _FOREVER: Final = -1.0
 FOLLOW_SECONDS: Final = 0.5
 
@@ -63,12 +61,20 @@ class Reader:
 
     Args:
         supervisor: The process whose events are read.
+        ending: How it comes to its end.
     """
 
+    __slots__ = (
+        *("_any_event", "_followers", "_leader", "_room", "_turn", "background"),
+        *("_inbox", "_parts", "_replies", "_settled", "fanout", "pending", "take_out"),
+        *("_broken", "_closed", "_exited", "_forked", "_over", "ending", "supervisor"),
+        *("_bell", "_fill", "_fits", "_pop", "_push", "_ring", "_ring_room"),
+    )
     observer: "Observer"
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, ending: "Ending") -> None:
         self.supervisor = supervisor
+        self.ending = ending
         self._forget_threads()
         self.pending: dict[int, Any] = {}
         # Takes out of `pending` what has ended; while there are subscriptions, `mpworker.subscribers` does, for them.
@@ -81,13 +87,8 @@ class Reader:
         self._closed = ""  # why nothing more is accepted: "stopped", "lost", "broken" or "forked"; "" while open
         self._broken: dict[str, Any] | None = None
         self._exited = False  # the supervisor is dead
-        self._ended_well = False  # with its work done
         self._over = False  # what was pending has been settled, and nothing of it is left
-        self._stop_asked = False
-        self._stop_now = False
         self._forked = False
-        self._told_over = False
-        self._cut_short = False  # the stop cancelled something
         channel = supervisor.channel
         self._bell: Bell | None = channel.bell
         self._push: Callable[..., bool] = channel.outbound.push
@@ -359,16 +360,9 @@ class Reader:
             self._broken = json.loads(data)
             self._closed = "broken"
 
-    def _say_over(self, status: int) -> None:
-        """For the log."""
-        told, self._told_over = self._told_over, True  # no call since the look
-        if not told and status == codec.CANCELLED:
-            self.observer.post(INFO, "pool_stopped", supervisor=self.supervisor.pid, unfinished=self._cut_short)
-        elif not told:
-            self.observer.post(ERROR, _OVER[status], supervisor=self.supervisor.pid)
-
     def _fail_all(self, status: int, data: bytes) -> None:
         """Nothing more will come: settle what is pending."""
+        self.ending.note((status, data))
         for key, future in list(self.pending.items()):
             future.settle(status, data)
             self.take_out(key, None)
@@ -382,6 +376,8 @@ class Reader:
 
         It may be interrupted, and called again; and two threads may do it at once.
         """
+        if not self._exited:
+            self.ending.note_failure_to_start()
         thread = threading.get_ident()
         while self._read_some(thread):
             pass
@@ -389,18 +385,7 @@ class Reader:
             return  # the one that leads sees it, too, and reads what this one did not
         self._settled += 1
         self._exited = True
-        status, report = codec.CANCELLED, b""
-        if self._broken is not None:
-            status, report = BROKEN, json.dumps(self._broken).encode()
-        elif self._closed == "lost" or not (
-            self._stop_now or (self._stop_asked and (self._ended_well or self.supervisor.ended_well()))
-        ):
-            self._closed = "lost"
-            status = LOST
-        else:
-            self._ended_well = True
-            self._closed = "stopped"
-            self._cut_short = self._cut_short or bool(self.pending)
+        status, report = self.ending.verdict()
         if self._over:
             return  # a signal handler has done it all
         self._fail_all(status, report)
@@ -410,7 +395,7 @@ class Reader:
         self._pop = self._fill = _nothing
         self._ring = self._ring_room = _ring_nowhere
         self.supervisor.close()
-        self._say_over(status)
+        self.ending.log(status)
         self._over = True
         wake_all((*self._any_event, *self._followers))
         self.background.wake()

@@ -110,7 +110,7 @@ class CronView:
             data = payload.dumps((call, (bound,), {}))
         except payload.Unserializable as error:
             raise client.cannot_send(task.fn, task.args, task.kwargs, error) from error
-        options, shared = client.say_options(replace(self._defaults, **own))
+        options, shared = client.option_table.say(replace(self._defaults, **own))
         said = dict(shared or {}, name=task.name or name)
         if task.metadata:
             said["metadata"] = checked_metadata(task.metadata)
@@ -150,7 +150,7 @@ class CronWorker:
         """
         from mpworker import cron
 
-        return cron.tasks_from(self._client.carry_out(asking_cron(self._client, "list")))
+        return cron.tasks_from(self._ask_cron("list"))
 
     def pause_cron_task(self, name: str) -> None:
         """Nothing of it is due until `resume_cron_task`.
@@ -168,7 +168,7 @@ class CronWorker:
             ...     w.cron_tasks()[0].next_at is None
             True
         """
-        self._client.carry_out(asking_cron(self._client, "pause", name))
+        self._ask_cron("pause", name)
 
     def resume_cron_task(self, name: str) -> None:
         """Go on with the first time after now: what was due meanwhile was not missed. Nothing if it is not paused.
@@ -185,7 +185,7 @@ class CronWorker:
             ...     w.cron_tasks()[0].paused
             False
         """
-        self._client.carry_out(asking_cron(self._client, "resume", name))
+        self._ask_cron("resume", name)
 
     def run_cron_task(self, name: str) -> bool:
         """Run it now, paused or not, besides its own times.
@@ -203,7 +203,7 @@ class CronWorker:
             ...     w.run_cron_task("report")
             True
         """
-        return bool(self._client.carry_out(asking_cron(self._client, "run", name))["accepted"])
+        return bool(self._ask_cron("run", name)["accepted"])
 
     def remove_cron_task(self, name: str) -> None:
         """It is due no more, and its history is forgotten. A run that has begun goes on.
@@ -219,7 +219,7 @@ class CronWorker:
             ...     w.cron_tasks()
             []
         """
-        self._client.carry_out(asking_cron(self._client, "remove", name))
+        self._ask_cron("remove", name)
 
     def cron_history(self, name: str) -> "list[CronRun]":
         """Its latest runs, at most 100, from the oldest to the newest; the last one may be under way.
@@ -236,8 +236,10 @@ class CronWorker:
         """
         from mpworker import cron
 
-        answer = self._client.carry_out(asking_cron(self._client, "history", name))
-        return cron.runs_from(name, self._client.prefix, answer)
+        return cron.runs_from(name, self._client.prefix, self._ask_cron("history", name))
+
+    def _ask_cron(self, op: str, name: str | None = None) -> dict[str, Any]:
+        return self._client.carry_out(asking_cron(self._client, op, name))
 
 
 def _check_name(name: object) -> None:

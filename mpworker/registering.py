@@ -93,7 +93,7 @@ def looking_up(client: Client, task_id: str | None) -> Steps[dict[str, Any] | No
 
 def _register(client: Client, defaults: TaskDefaults, task: Task[Any], found: bool) -> TaskFuture[Any]:
     check_when("deadline", task.deadline)
-    key, shared = client.say_options(replace(defaults, **task.options()))
+    key, shared = client.option_table.say(replace(defaults, **task.options()))
     said: dict[str, Any] = dict(shared or {})
     times = {"deadline": monotonic_at(task.deadline), "run_at": monotonic_at(task.run_at)}
     said |= {name: at for name, at in times.items() if at is not None}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from mpworker.checks import check_seconds
 from mpworker.outcomes import final_status
 from mpworker.task import TaskStatus
-from mpworker.waiting import wake_all
+from mpworker.waiting import WaitedFor, wake_all
 
 if TYPE_CHECKING:
     from mpworker.background import Background
@@ -87,7 +87,7 @@ class TaskResult:
         return f'<TaskResult {self.task_id} ("{self.name}") {self.status}>'
 
 
-class Buffered:
+class Buffered(WaitedFor):
     """What every subscription has: results come in, wait, and are taken out; who waits for one is another's concern.
 
     Args:
@@ -115,7 +115,7 @@ class Buffered:
         self._seen = fanout.published  # the number of the last result that was looked at
         self._closed = False
         self.full = False  # so that nothing may start: set when it is full, cleared when it is half empty
-        self._waiters: list[Any] = []
+        self._waiters = []
         self._number = fanout.add(self)
 
     @property
@@ -205,15 +205,6 @@ class Subscription(Buffered):
     def ready(self) -> bool:
         """Is there something to take, or will nothing more come?"""
         return bool(self._buffer) or self._closed or self._client.is_over()
-
-    def add_waiter(self, waiter: Any) -> None:
-        """Wake the waiter when there is."""
-        self._waiters.append(waiter)
-
-    def remove_waiter(self, waiter: Any) -> None:
-        """Do not."""
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
 
     def get(self, timeout: float | None = None) -> TaskResult | None:
         """The next result.

@@ -237,17 +237,9 @@ class Tasks:
 
     def _recalling(self, report: dict[str, Any]) -> Steps[TaskFuture[Any] | None]:
         """A future of what the supervisor has kept."""
-        client = self._client
         future = self._awaiting(report)
-        future.take_id(report.get("id") or f"{client.prefix}{report['key']}", retold=True)
-        known = False
-        try:
-            answer = yield {"verb": "outcome", "task": report["key"], "as": future._key}
-            known = bool(answer and answer["known"])
-        finally:
-            if not known:
-                client.pending.pop(future._key, None)
-        return future if known else None
+        future.take_id(report.get("id") or f"{self._client.prefix}{report['key']}", retold=True)
+        return future if (yield from self._gets(future, report, "outcome", "known")) else None
 
     def _awaiting(self, report: dict[str, Any]) -> TaskFuture[Any]:
         """A future of what the supervisor will be asked for."""
@@ -255,6 +247,17 @@ class Tasks:
         key = client.new_key()
         future = client.pending[key] = in_queue(report["queue"], client, key, _name_in(client, report))
         return future
+
+    def _gets(self, future: TaskFuture[Any], report: dict[str, Any], verb: str, granted: str) -> Steps[bool]:
+        """Ask for what the future awaits; whether it is on its way."""
+        comes = False
+        try:
+            answer = yield {"verb": verb, "task": report["key"], "as": future._key}
+            comes = bool(answer and answer[granted])
+        finally:
+            if not comes:
+                self._client.pending.pop(future._key, None)
+        return comes
 
     # ------------------------------------------------------------ cancel, run again, wait
 
@@ -320,17 +323,9 @@ class Tasks:
         status = TaskStatus(report["status"])
         if not status.is_final or status is TaskStatus.COMPLETED:
             raise ConfigurationError(f"task {task_id} is {status.value}: only what failed can be run again")
-        client = self._client
-        client.refuse_if_closed()
+        self._client.refuse_if_closed()
         future = self._awaiting(report)
-        again = False
-        try:
-            answer = yield {"verb": "again", "task": report["key"], "as": future._key}
-            again = bool(answer and answer["again"])
-        finally:
-            if not again:
-                client.pending.pop(future._key, None)
-        if not again:
+        if not (yield from self._gets(future, report, "again", "again")):
             raise TaskNotFound(f"the call of task {task_id} is no longer remembered")
         return future
 

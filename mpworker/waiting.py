@@ -59,11 +59,28 @@ def taken(line: "deque[T]") -> Iterator[T]:
         yield first
 
 
-class Condition:
+class WaitedFor:
+    """Something with a list of those that wait for it."""
+
+    __slots__ = ("_waiters",)
+
+    _waiters: list[Any]
+
+    def add_waiter(self, waiter: Any) -> None:
+        """Wake the waiter when something has come of it."""
+        self._waiters.append(waiter)
+
+    def remove_waiter(self, waiter: Any) -> None:
+        """Do not wake it any more."""
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+
+
+class Condition(WaitedFor):
     """A thing to wait for that any event may bring about."""
 
     def __init__(self, any_event: "list[Follower]", test: Callable[[], bool]) -> None:
-        self._any_event = any_event
+        self._waiters = any_event
         self._test = test
 
     @property
@@ -71,36 +88,18 @@ class Condition:
         """Is it there?"""
         return self._test()
 
-    def add_waiter(self, waiter: Follower) -> None:
-        """Wake the waiter at any event."""
-        self._any_event.append(waiter)
 
-    def remove_waiter(self, waiter: Follower) -> None:
-        """Do not wake it any more."""
-        if waiter in self._any_event:
-            self._any_event.remove(waiter)
-
-
-class Reply:
+class Reply(WaitedFor):
     """The answer to one request."""
 
     def __init__(self) -> None:
         self.answer: dict[str, Any] | None = None
-        self._waiters: list[Follower] = []
+        self._waiters = []
 
     @property
     def ready(self) -> bool:
         """Is it there?"""
         return self.answer is not None
-
-    def add_waiter(self, waiter: Follower) -> None:
-        """Wake the waiter when the answer is there."""
-        self._waiters.append(waiter)
-
-    def remove_waiter(self, waiter: Follower) -> None:
-        """Do not wake it any more."""
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
 
     def settle(self, answer: dict[str, Any]) -> None:
         """The answer is there."""

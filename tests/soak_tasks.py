@@ -48,10 +48,10 @@ def _open(folder: str) -> tuple[int, int]:
 
 def _write(folder: str, ticket: int, event: int) -> None:
     source: Any = mpworker.context._source
-    child = source.__self__
-    claimed_ns = child._claims.peek(child._running_slot)[2]
-    key = child._running_task & TASK_MASK
-    record = RECORD.pack(time.monotonic_ns(), claimed_ns, key, ticket, os.getpid(), child._attempt, event)
+    attempt = source.__self__
+    claimed_ns = attempt._claims.peek(attempt.slot)[2]
+    key = attempt.task & TASK_MASK
+    record = RECORD.pack(time.monotonic_ns(), claimed_ns, key, ticket, os.getpid(), attempt.number, event)
     os.write(_open(folder)[0], record)
 
 

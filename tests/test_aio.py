@@ -1066,8 +1066,8 @@ async def main():
 try:
     asyncio.run(main())
 except KeyboardInterrupt:
-    import mpworker.client
-    assert not mpworker.client._live
+    import mpworker.clients
+    assert not mpworker.clients.living
     print("interrupted")
 """
 

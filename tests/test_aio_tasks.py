@@ -32,6 +32,7 @@ from mpworker.errors import (
     TaskNotFound,
     WrongEventLoop,
 )
+from mpworker.loopclient import LoopClient
 
 
 @pytest.fixture
@@ -95,20 +96,20 @@ def test_an_id_that_many_want_at_once_is_given_once() -> None:
     run(main)
 
 
-def test_an_id_is_not_given_while_another_asks_for_it() -> None:
+def test_an_id_is_not_given_while_another_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with AsyncProcessWorker(n=1) as w:
-            client, asked, go_on = client_of(w), asyncio.Event(), asyncio.Event()
-            ask = client._ask
+            asked, go_on = asyncio.Event(), asyncio.Event()
+            ask = LoopClient._ask
 
             async def slow(*args: Any) -> Any:
-                client._ask = ask  # type: ignore[method-assign]
+                monkeypatch.setattr(LoopClient, "_ask", ask)
                 answer = await ask(*args)
                 asked.set()
                 await go_on.wait()
                 return answer
 
-            client._ask = slow  # type: ignore[method-assign]
+            monkeypatch.setattr(LoopClient, "_ask", slow)
             task = Task(len, ("four",), id="wanted")
             first = asyncio.create_task(w.register_task(task))
             await asked.wait()

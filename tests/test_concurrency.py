@@ -16,9 +16,9 @@ from concurrently import GUARD, a_function, eventually, lines, script, together
 from mixed import Mixed
 
 from mpworker import ProcessWorker
+from mpworker.chunks import Chunk
 from mpworker.errors import TaskCancelled, WorkerStopped
 from mpworker.ipc import codec
-from mpworker.mapping import _Chunk
 
 # ------------------------------------------------------------ threads
 
@@ -89,7 +89,7 @@ def test_a_function_that_is_dropped_between_look_and_push(monkeypatch: pytest.Mo
 
 
 def test_a_chunk_that_is_abandoned_while_it_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    settle_items = _Chunk.settle_items
+    settle_items = Chunk.settle_items
 
     def settle(chunk: Any, *arguments: Any) -> bool:
         last = settle_items(chunk, *arguments)
@@ -97,7 +97,7 @@ def test_a_chunk_that_is_abandoned_while_it_is_settled(monkeypatch: pytest.Monke
             pool._client.pending.pop(chunk.key)  # as `abandon` does in another thread
         return last
 
-    monkeypatch.setattr(_Chunk, "settle_items", settle)
+    monkeypatch.setattr(Chunk, "settle_items", settle)
     with ProcessWorker(n=1) as pool:
         assert list(pool.map(tasks.square, range(20), chunksize=5)) == [number**2 for number in range(20)]
 
@@ -127,12 +127,12 @@ def test_more_threads_send_payloads_in_parts_than_there_are_streams(hasty: None)
 
     with ProcessWorker(n=2, client_ring_bytes=4096) as pool:
         together(*(lambda value=value: run(value) for value in range(codec.MAX_STREAMS + 5)))
-        assert not any(pool._client._streams)
+        assert not any(pool._client.sending.streams)
 
 
 def test_handlers_on_top_of_each_other_run_out_of_streams() -> None:
     with ProcessWorker(n=1, client_ring_bytes=4096) as pool:
-        streams = pool._client._streams
+        streams = pool._client.sending.streams
         streams[:] = [threading.get_ident()] * codec.MAX_STREAMS  # as if each frame below sent a large payload
         with pytest.raises(RuntimeError, match=f"on top of {codec.MAX_STREAMS} others"):
             pool.submit(tasks.size_of, bytes(30_000))

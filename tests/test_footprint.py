@@ -1,4 +1,4 @@
-"""What a task costs the supervisor while it waits, and what keeps its way through there short."""
+"""What a task costs the supervisor while it waits, and what keeps its way through there and the client short."""
 
 import json
 import tracemalloc
@@ -7,8 +7,11 @@ from typing import Any, cast
 
 import pytest
 
+from mpworker.client import Client
+from mpworker.inline.client import InlineClient
 from mpworker.ipc import codec, details
 from mpworker.ipc.channel import Channel
+from mpworker.loopclient import LoopClient
 from mpworker.supervisor.effects import Effects
 from mpworker.supervisor.fanout import ClientPort
 from mpworker.supervisor.places import Places
@@ -83,3 +86,5 @@ def test_what_every_task_passes_has_its_attributes_at_hand() -> None:
     assert not hasattr(scheduler(Recycling), "__dict__")
     sizes = {"child_ring_bytes": 1 << 16, "slots": 32, "descriptors": 0, "child": {"max_payload_bytes": 1 << 20}}
     assert len(vars(World(sizes, -1, channel()))) <= INLINE_MAX
+    for kind in (Client, LoopClient, InlineClient):
+        assert not hasattr(kind.__new__(kind), "__dict__")

@@ -579,14 +579,14 @@ def test_a_task_of_another_pool_may_debug(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_is_dropped_ends() -> None:
-    from mpworker import client
+    from mpworker import clients
 
     w = ProcessWorker(debug=True)
     w.submit(abs, 1)
     mine = w._client
-    assert mine in client._live
+    assert mine in clients.living
     del w
-    assert mine not in client._live
+    assert mine not in clients.living
 
 
 def test_bad_input() -> None:

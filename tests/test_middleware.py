@@ -439,7 +439,7 @@ def test_a_worker_with_middleware_ends_when_it_is_dropped() -> None:
     assert w.submit(len, "four").result(GUARD) == 4
     client = w._client
     del w  # by its count of references, and not by some later look for cycles
-    assert client._stop_asked
+    assert client.ending.asked
     eventually(lambda: client.is_over() or client.poll())
 
 

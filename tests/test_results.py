@@ -483,7 +483,7 @@ def test_a_drain_waits_for_no_reader(again: bool) -> None:
         futures = [w.submit(later, 0.002, number) for number in range(200)]
         eventually(lambda: held(w))
         if again:  # what is said once the drain has begun is no use either
-            w._client.ask_drain()
+            w._client.ending.ask_drain()
             w._client.tell({"verb": "hold"})
             w._client.tell({"verb": "pause", "names": None})
     assert [future.result(0) for future in futures] == list(range(200))

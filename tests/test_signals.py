@@ -27,11 +27,13 @@ from points import CHECKS, CLIENT, LIBRARY, AtPoint, interrupt, sweep
 
 from mpworker import ProcessWorker, TaskFuture
 from mpworker.background import Background
+from mpworker.chunks import Chunk
 from mpworker.client import Client
+from mpworker.clientthread import ClientThread
 from mpworker.errors import TaskCancelled, WorkerStopped
-from mpworker.mapping import _Chunk
 from mpworker.reader import Reader
 from mpworker.results import Subscription
+from mpworker.sending import Sending
 from mpworker.subscribers import Fanout, subscribe
 
 # ------------------------------------------------------------ what the code rests on
@@ -45,13 +47,13 @@ from mpworker.subscribers import Fanout, subscribe
         (Reader._read_some, "_leader", "_pop"),
         (Reader._follow, "waiting", "STORE_ATTR _leader"),
         (Reader.poll, "_leader", "STORE_ATTR _leader"),
-        (Background.need, "running", "start_new_thread"),
-        (Background._run, "_due", "STORE_ATTR running"),
+        (ClientThread._start, "running", "start_new_thread"),
+        (Background._work, "_due", "STORE_ATTR running"),
         (Client.submit, "_closed", "_push"),
         (Client.submit, "live", "_push"),
-        (Client._send_forgotten, "_sending", "_push"),
-        (Client._take_stream, "streams", "STORE_ATTR _sending"),
-        (Client._push_when_there_is_room, "live", "_push"),
+        (Sending._send_forgotten, "under_way", "_push"),
+        (Sending._take_stream, "streams", "STORE_ATTR under_way"),
+        (Sending._push_when_there_is_room, "live", "_push"),
         (TaskFuture.add_audience, "status", "STORE_ATTR watched"),
         (TaskFuture.settle, "_watched", "STORE_ATTR watched"),
         (TaskFuture._decode, "_payload", "STORE_ATTR _payload"),
@@ -68,7 +70,7 @@ from mpworker.subscribers import Fanout, subscribe
         (Fanout.tell_hold, "_told", "_push"),
         (Fanout.tell_hold, "_tells", "STORE_ATTR _told"),
         (subscribe, "fanout", "STORE_ATTR fanout"),
-        (_Chunk.settle_items, "_ended", "STORE_ATTR left"),
+        (Chunk.settle_items, "_ended", "STORE_ATTR left"),
     ],
     ids=lambda value: getattr(value, "__qualname__", value),
 )
@@ -105,8 +107,9 @@ def loops_in_a_try(tree: ast.AST, inside: bool = False) -> Iterator[int]:
 @pytest.mark.parametrize(
     "name",
     [
-        *("audience", "background", "client", "control", "functions", "future", "launch", "mapping", "reader"),
-        *("results", "subscribers", "waiting", "worker"),
+        *("audience", "background", "chunks", "client", "clients", "clientthread", "control", "ending", "functions"),
+        *("future", "launch", "mapping", "observer", "optiontable", "reader", "resending", "results", "sending"),
+        *("subscribers", "view", "waiting", "worker"),
     ],
 )
 def test_no_turn_of_a_loop_escapes_a_finally(name: str) -> None:
@@ -174,8 +177,8 @@ def test_an_interrupt_at_any_point_leaves_the_client_whole(alone: bool) -> None:
         def look() -> None:
             assert client.functions.lock.acquire(timeout=GUARD / 2), "it stays locked"
             client.functions.lock.release()
-            assert not any(client._streams)
-            assert not client._sending
+            assert not any(client.sending.streams)
+            assert not client.sending.under_way
             for future, right in futures:
                 assert future.result(GUARD / 2) == right
             futures.clear()
@@ -629,7 +632,7 @@ def test_signal_handlers_that_do_everything_at_random_moments(hasty: None, ring:
                 thread.join(GUARD)
                 assert not thread.is_alive(), "a thread hangs"
             assert not pool._client.pending
-            assert not any(pool._client._streams)
+            assert not any(pool._client.sending.streams)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -19,6 +19,7 @@ from mpworker.errors import SerializationError, SupervisorLost, TaskCancelled, W
 
 LIMIT = 60.0  # seconds: a guard against a hang, never a measure
 COUNT, GUILTY = 12, 5
+FILES = tuple(f"/mpworker/{name}.py" for name in ("chunks", "client", "ending", "mapping", "resending", "sending"))
 
 
 def items(how: str) -> list[Any]:
@@ -31,7 +32,7 @@ def start(w: ProcessWorker, how: str = "raise") -> Iterator[Any]:
 
 def handed_back(w: ProcessWorker) -> bool:
     w._client.poll()
-    return bool(w._client.split)
+    return bool(w._client.resending.chunks)
 
 
 def check(results: list[Any], error: type[Exception]) -> None:
@@ -133,7 +134,7 @@ def test_a_handler_on_top_of_the_frame_that_sends_them_does_not_wait_for_it() ->
 def test_a_pool_keeps_nothing_of_what_was_sent_again() -> None:
     with ProcessWorker(n=2) as w:
         check(list(start(w)), SerializationError)
-        assert not w._client.split
+        assert not w._client.resending.chunks
         assert not w._client.pending
 
 
@@ -149,11 +150,11 @@ def test_an_interrupt_at_any_point_of_sending_again_loses_nothing_but_the_map() 
 
         def look() -> None:
             assert w.submit(tasks.item, 3).result(LIMIT) == 30
-            assert wait_until(lambda: w._client.poll() or not (w._client.pending or w._client.split), LIMIT)
-            assert not w._client._resending
+            assert wait_until(lambda: w._client.poll() or not (w._client.pending or w._client.resending.chunks), LIMIT)
+            assert not w._client.resending._under_way
 
         scenario()  # imports and the like
-        assert sweep(scenario, lambda: together(look), parts=("/mpworker/mapping.py", "/mpworker/client.py")) > 100
+        assert sweep(scenario, lambda: together(look), parts=FILES) > 100
 
 
 def test_an_interrupted_drain_leaves_the_items_to_the_consumer() -> None:
@@ -162,7 +163,7 @@ def test_an_interrupted_drain_leaves_the_items_to_the_consumer() -> None:
         w = ProcessWorker(n=1)
         results = start(w)
         assert wait_until(lambda w=w: handed_back(w), LIMIT)
-        point = AtPoint(at, interrupt, ("/mpworker/mapping.py", "/mpworker/client.py"))
+        point = AtPoint(at, interrupt, FILES)
         try:
             with point:
                 w.stop_graceful(LIMIT)
@@ -186,7 +187,7 @@ def test_a_handler_may_stop_the_pool_at_any_point_of_a_map_that_sends_again(verb
     at, point = 0, AtPoint(0, dict)
     while not at or point.done:
         with ProcessWorker(n=1) as w:
-            point = AtPoint(at, getattr(w, verb), ("/mpworker/mapping.py", "/mpworker/client.py"))
+            point = AtPoint(at, getattr(w, verb), FILES)
             with point, contextlib.suppress(WorkerStopped, TaskCancelled):
                 list(start(w))
             w.stop_graceful(LIMIT)

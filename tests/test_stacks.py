@@ -112,7 +112,7 @@ def test_a_stack_is_that_of_its_task_in_a_child_that_has_written_another() -> No
         for _ in range(3):  # it is interrupted each time, and lives
             assert names(late(patient, count_down_for_ever).stack)[:1] == ["count_down_for_ever"]
         assert patient.submit(os.getpid).result(LIMIT) == pid
-        assert patient.submit(stack_now).result(LIMIT) == ["stack_now", "_run_task"]
+        assert patient.submit(stack_now).result(LIMIT) == ["stack_now", "run_task"]
 
 
 def count_down_for_ever() -> None:
@@ -135,7 +135,7 @@ def stack_now() -> list[str]:
     text = os.pread(fd, os.lseek(fd, 0, os.SEEK_CUR) - start, start).decode()
     assert text.count("Stack (most recent call first)") == 1, "what was written before is still there"
     found = re.findall(r"in (.*)", text)
-    return found[: found.index("_run_task") + 1]
+    return found[: found.index("run_task") + 1]
 
 
 def deep_and_polite(depth: int) -> None:
@@ -218,10 +218,12 @@ def test_a_stack_ends_where_its_page_does() -> None:
 
 DUMP = """Stack (most recent call first):
   File "/work/inner.py", line 7 in last
-  File "/work/mpworker/child/main.py", line 3 in last
-  File "/a \\xe9 place/child/main.py", line ??? in <lambda>
-  File "/site/mpworker/child/main.py", line 250 in _run_task
-  File "/site/mpworker/child/main.py", line 350 in serve
+  File "/work/mpworker/child/task.py", line 3 in last
+  File "/work/task.py", line 5 in run_task
+  File "/a \\xe9 place/child/task.py", line ??? in <lambda>
+  File "/site/mpworker/child/task.py", line 50 in run_task
+  File "/site/mpworker/child/loop.py", line 50 in serve
+  File "/site/loop.py", line 9 in run_task
   ...
 """
 
@@ -229,8 +231,9 @@ DUMP = """Stack (most recent call first):
 def test_frames_of_ours_are_cut_off_and_the_rest_is_turned_round() -> None:
     found = stacks.of_task(DUMP)
     assert re.findall(r'File "(.*)", line \d+, in (.*)', found) == [
-        (r"/a \xe9 place/child/main.py", "<lambda>"),
-        ("/work/mpworker/child/main.py", "last"),
+        (r"/a \xe9 place/child/task.py", "<lambda>"),
+        ("/work/task.py", "run_task"),
+        ("/work/mpworker/child/task.py", "last"),
         ("/work/inner.py", "last"),
     ]
 

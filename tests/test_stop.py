@@ -164,20 +164,20 @@ def test_shutdown_that_cancels_leaves_what_runs(gate: Gate, tmp_path: Path) -> N
     assert not path.exists()
 
 
-def test_shutdown_that_cancels_is_one_request_however_much_waits(gate: Gate) -> None:
+def test_shutdown_that_cancels_is_one_request_however_much_waits(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     count = 100_000
     pool = ProcessWorker(n=2)
     held = [pool.submit(pooljobs.hold, gate.folder, "held") for _ in range(2)]
     gate.wait_begun(2)
     queued = [pool.submit(pooljobs.square, number) for number in range(count)]
     asked: list[dict[str, Any]] = []
-    request = pool._client.request
+    request = Client.request
 
-    def count_requests(message: dict[str, Any], timeout: float | None = None) -> dict[str, Any] | None:
+    def count_requests(client: Client, message: dict[str, Any], timeout: float | None = None) -> dict[str, Any] | None:
         asked.append(message)
-        return request(message, timeout)
+        return request(client, message, timeout)
 
-    pool._client.request = count_requests  # type: ignore[method-assign]
+    monkeypatch.setattr(Client, "request", count_requests)
     began_at = time.monotonic()
     pool.shutdown(wait=False, cancel_futures=True)
     assert time.monotonic() - began_at < SOON
@@ -615,9 +615,9 @@ def test_a_supervisor_that_is_lost_is_told_and_can_be_stopped(gate: Gate) -> Non
 
 
 def test_a_supervisor_that_does_not_answer_is_killed_by_stop_now(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
-    import mpworker.client
+    import mpworker.ending
 
-    monkeypatch.setattr(mpworker.client, "_EXIT_SECONDS", 0.3)
+    monkeypatch.setattr(mpworker.ending, "_EXIT_SECONDS", 0.3)
     pool = ProcessWorker(n=1)
     held = pool.submit(pooljobs.hold, gate.folder)
     gate.wait_begun()
@@ -638,9 +638,9 @@ def fill(client: Client) -> None:
 
 @pytest.mark.parametrize("how", ["stop_graceful", "shutdown", "drop"])
 def test_a_stop_is_bounded_though_the_supervisor_reads_nothing(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mpworker.client
+    import mpworker.ending
 
-    monkeypatch.setattr(mpworker.client, "_EXIT_SECONDS", 0.3)
+    monkeypatch.setattr(mpworker.ending, "_EXIT_SECONDS", 0.3)
     pool = ProcessWorker(n=1, client_ring_bytes=4096)
     client, processes = pool._client, running(pool)
     os.kill(processes["supervisor"], signal.SIGSTOP)

@@ -599,7 +599,7 @@ def test_tasks_of_one_key_take_turns(tmp_path: Path) -> None:
 
 
 def test_more_sets_of_options_than_are_kept_go_with_their_tasks() -> None:
-    from mpworker.client import OPTIONS_MAX
+    from mpworker.optiontable import OPTIONS_MAX
 
     with ProcessWorker(n=1, queues={"narrow": QueueOptions(max_running=1)}) as w:
         views = [w.options(priority=number) for number in range(OPTIONS_MAX + 50)]
@@ -607,7 +607,7 @@ def test_more_sets_of_options_than_are_kept_go_with_their_tasks() -> None:
         assert future.result() == 4
         assert w.get_task(future.task_id).priority == OPTIONS_MAX + 49
         assert list(views[-2].map(abs, range(-3, 0))) == [3, 2, 1]
-        assert len(w._client._option_keys) == OPTIONS_MAX
+        assert len(w._client.option_table._keys) == OPTIONS_MAX
 
 
 def test_order_holds_also_for_options_that_come_with_their_task(tmp_path: Path) -> None:

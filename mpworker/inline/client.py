@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from mpworker.client import Client
+from mpworker.ending import Ending
 from mpworker.future import TaskFuture
 from mpworker.inline.runner import here
 from mpworker.inline.supervisor import InlineSupervisor
@@ -35,10 +36,26 @@ def _show_failure(future: TaskFuture[Any]) -> None:
             _show_where(future._exception)
 
 
+class _InlineEnding(Ending):
+    _client: "InlineClient"
+
+    def ask_drain(self) -> None:
+        """Accept no more; what is accepted is run when it is asked for."""
+        client = self._client
+        if client._forked or client._over:
+            return
+        self._say_drain()
+        if client.supervisor.is_idle():
+            client.wait_for(client.when(client.is_over), None)
+
+
 class InlineClient(Client):
     """The client of an `InlineSupervisor`; the arguments are those of `Client`."""
 
+    __slots__ = ()
+
     supervisor: Any
+    _ending_kind = _InlineEnding
     _launch: Any = staticmethod(
         lambda options, prefix, initializer, initargs, level, middleware: cast(
             Supervisor, InlineSupervisor(options, prefix, initializer, initargs, level, middleware)
@@ -82,11 +99,3 @@ class InlineClient(Client):
         if not self._forked:
             self.supervisor.run_due()
         super().poll()
-
-    def ask_drain(self) -> None:
-        """Accept no more; what is accepted is run when it is asked for."""
-        if self._forked or self._over:
-            return
-        self._say_drain()
-        if self.supervisor.is_idle():
-            self.wait_for(self.when(self.is_over), None)

@@ -8,11 +8,15 @@ from types import TracebackType
 from typing import Any, Final, cast
 
 from mpworker import context
-from mpworker.child.main import Child
+from mpworker.child.answers import Answers
+from mpworker.child.attempt import Attempt
+from mpworker.child.calls import Calls
+from mpworker.child.chunk import ChunkRunner
 from mpworker.child.middleware import Middleware
+from mpworker.child.outcomes import Outcomes
+from mpworker.child.task import TaskRunner
 from mpworker.ipc import codec, payload
 from mpworker.ipc._native import Claims
-from mpworker.ipc.channel import Channel
 from mpworker.ipc.failures import outer_frames_cut
 from mpworker.ipc.stacks import StackFile
 
@@ -61,11 +65,50 @@ class _Claims:
         return GENERATION, 0, 0, 0, 0
 
 
-class Runner(Child):
+class _Answers(Answers):
+    """Keeps what is answered: (status with flags, payload)."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[int, bytes]] = []
+
+    def push(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
+        # Not the pause that the task asked for: nobody waits here. Nor that a chunk is over, which has no items.
+        if kind == codec.DONE or (kind == codec.ITEMS and a & 0xFFFFFFFF != a >> 32):
+            self.kept.append((flags, data))
+
+
+class _Calls(Calls):
+    def __init__(self, functions: dict[int, Any], initialized: dict[str, Any], middleware: Middleware | None) -> None:
+        super().__init__()
+        self.received = functions
+        self._initialized = initialized
+        self.middleware = middleware
+
+    def loads(self, data: bytes | MemoryError) -> Any:
+        return payload.loads_here(cast(bytes, data), self._initialized)
+
+
+class _Outcomes(Outcomes):
+    def of_failure(self, error: BaseException) -> tuple[int, bytes]:
+        bdb = sys.modules.get("bdb")
+        if isinstance(error, KeyboardInterrupt) or (bdb is not None and isinstance(error, bdb.BdbQuit)):
+            raise error  # the user's, who has had enough of the program and not of the task
+        here.trace = outer_frames_cut(error.__traceback__)
+        return super().of_failure(error)
+
+
+class Runner:
     """What a child is to one attempt of a task.
+
+    Args:
+        settings: As those of a child.
+        functions: Those that are known by their numbers.
+        initialized: What the initializer has set.
+        middleware: What is around each call.
 
     Attributes:
         answers: Its answers: (status with flags, payload).
+        context: Makes that of the task.
     """
 
     def __init__(
@@ -75,23 +118,11 @@ class Runner(Child):
         initialized: dict[str, Any],
         middleware: Middleware | None,
     ) -> None:
-        super().__init__(cast(Channel, None), cast(Claims, _Claims()), cast(StackFile, None), settings)
-        self._functions = functions
-        self._initialized = initialized
-        self._middleware = middleware
-        self.answers: list[tuple[int, bytes]] = []
-
-    def _answer(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
-        # Not the pause that the task asked for: nobody waits here. Nor that a chunk is over, which has no items.
-        if kind == codec.DONE or (kind == codec.ITEMS and a & 0xFFFFFFFF != a >> 32):
-            self.answers.append((flags, data))
-
-    def _loads(self, data: bytes | MemoryError) -> Any:
-        return payload.loads_here(cast(bytes, data), self._initialized)
-
-    def _failure(self, error: BaseException) -> tuple[int, bytes]:
-        bdb = sys.modules.get("bdb")
-        if isinstance(error, KeyboardInterrupt) or (bdb is not None and isinstance(error, bdb.BdbQuit)):
-            raise error  # the user's, who has had enough of the program and not of the task
-        here.trace = outer_frames_cut(error.__traceback__)
-        return super()._failure(error)
+        claims, answers = cast(Claims, _Claims()), _Answers()
+        attempt = Attempt(claims, cast(StackFile, None), settings["task_prefix"])
+        calls = _Calls(functions, initialized, middleware)
+        outcomes = _Outcomes(answers, attempt, calls, claims, settings["max_payload_bytes"])
+        self.answers = answers.kept
+        self.context = attempt.context
+        self.run_task = TaskRunner(claims, attempt, calls, outcomes, answers).run_task
+        self.run_range = ChunkRunner(claims, attempt, calls, outcomes, answers).run_range

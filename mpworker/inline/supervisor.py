@@ -211,7 +211,7 @@ class InlineSupervisor:
         def run(runner: Runner, flags: int, number: int, generation: int) -> None:
             self.scheduler.begin(task)
             started[0] = time.monotonic_ns()
-            runner._run_task(flags, number, generation, function << 8, task.payload)
+            runner.run_task(flags, number, generation, function << 8, task.payload)
 
         def goes_on(status: int, out: bytes) -> bool:
             self.scheduler.again(task, status, started[0], time.monotonic_ns() - started[0], out)
@@ -238,7 +238,7 @@ class InlineSupervisor:
         where = codec.pack_range(0, chunk.function.key, 0, 1)
 
         def run(runner: Runner, flags: int, number: int, generation: int) -> None:
-            runner._run_range(flags, number, generation, where, chunk.payload)
+            runner.run_range(flags, number, generation, where, chunk.payload)
 
         self.scheduler.queues.setdefault(chunk.options.queue, PLAIN_QUEUE)
         self.world.emit_items(chunk, 0, 1, *self._run(chunk, run, lambda *_: True), 0)

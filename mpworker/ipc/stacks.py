@@ -10,7 +10,7 @@ signal handler, to a descriptor: the end of the child's claim page, of which the
   start by the interrupt that follows each stack, as soon as Python code runs. A task that runs none, and so leaves it
   where it is, is killed.
 
-What one finds there is text of `faulthandler`, the latest call first, and the frames of `mpworker.child.main` last.
+What one finds there is text of `faulthandler`, the latest call first, and the frames of `mpworker.child` last.
 """
 
 import faulthandler

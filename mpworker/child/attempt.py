@@ -1,0 +1,112 @@
+"""The attempt that a child runs now: what interrupts it, and what it can ask of itself.
+
+To stop a running task the supervisor writes the slot's generation into the slot's `halt` word and sends
+INTERRUPT_SIGNAL. The handler raises only while the task of that very generation runs, so a signal that comes too late
+hits nobody. `running` is set around the user's function alone: an interrupt cannot land in this package's own work.
+"""
+
+import traceback
+from itertools import takewhile
+from types import CodeType, FrameType
+from typing import Final
+
+from mpworker.context import TaskContext
+from mpworker.ipc import codec, details
+from mpworker.ipc._native import Claims
+from mpworker.ipc.stacks import StackFile
+
+_OURS: Final[list[CodeType]] = []  # what calls the users' functions
+
+
+def is_ours(code: CodeType) -> None:
+    """Have the stack of a task begin above the frame of this code, which calls its function."""
+    _OURS.append(code)
+
+
+class TaskInterrupted(BaseException):
+    """Raised in a task that timed out or was cancelled; no Exception, so that `except Exception` does not eat it."""
+
+
+class Attempt:
+    """What the claimed task, or chunk, is; one object, for one after the other.
+
+    Args:
+        claims: The child's claim page.
+        stack_file: Where the stack of a late task goes.
+        task_prefix: Of the ids of tasks that have none of the user's own.
+
+    Attributes:
+        running: The generation of the task that may be interrupted now, or 0; a generation is never 0.
+        slot: Where it is claimed.
+        task: Its number, and above it that of its judge.
+        number: Of the attempt, from 1; 0 while nothing is claimed.
+        early: An interrupt has come while nothing ran.
+        details: What it says beyond its call, and its call: read when somebody asks.
+        stack: Of the task that was interrupted, until that is told.
+    """
+
+    __slots__ = (
+        *("_claims", "_stack_file", "_task_prefix"),
+        *("details", "early", "number", "running", "slot", "stack", "task"),
+    )
+
+    def __init__(self, claims: Claims, stack_file: StackFile, task_prefix: str) -> None:
+        self._claims = claims
+        self._stack_file = stack_file
+        self._task_prefix = task_prefix
+        self.running = 0
+        self.slot = 0
+        self.task = 0
+        self.number = 0
+        self.early = False
+        self.details = b""
+        self.stack: str | None = None
+
+    def on_interrupt(self, _signal: int, frame: FrameType | None) -> None:
+        """The handler of INTERRUPT_SIGNAL."""
+        self._stack_file.rewind()
+        generation = self.running
+        if generation and self._claims.peek(self.slot)[4] == generation:
+            self.running = 0  # once: not again while the exception unwinds
+            self.stack = _stack_of_task(frame)
+            raise TaskInterrupted
+        self.early = not generation
+
+    def context(self) -> TaskContext | None:
+        """The context of the task that runs now."""
+        if not self.number:
+            return None
+        task_id = f"{self._task_prefix}{self.task & codec.TASK_MASK}"
+        if not self.details:
+            return TaskContext(task_id, self.number)
+        said = details.read(self.details)
+        return TaskContext(said.get("id", task_id), self.number, said.get("deadline"), said.get("metadata", {}))
+
+    def is_loading(self) -> bool:
+        """Is a task claimed whose call has not begun, or is over?"""
+        return bool(self.number) and not self.running
+
+    def take_details(self, data: bytes | MemoryError) -> bytes | MemoryError:
+        """Keep what a task says beyond its call, for who asks; the call."""
+        if isinstance(data, MemoryError):
+            return data
+        self.details = data
+        return details.after(data)
+
+    def detailed(self, flags: int, started_ns: int, data: bytes | MemoryError) -> tuple[bytes | MemoryError, bool]:
+        """The call of a task that may have details; and was it claimed after its deadline?"""
+        if not flags & codec.DETAILED:
+            return data, False
+        data = self.take_details(data)
+        deadline = details.read(self.details).get("deadline")
+        return data, deadline is not None and started_ns / 1e9 >= deadline
+
+
+def _stack_of_task(frame: FrameType | None) -> str:
+    """The stack from the user's function on; "" if it has not begun, or has returned."""
+    frames = list(takewhile(_is_of_task, traceback.walk_stack(frame)))
+    return "".join(traceback.StackSummary.extract(reversed(frames)).format())
+
+
+def _is_of_task(place: tuple[FrameType, int]) -> bool:
+    return place[0].f_code not in _OURS

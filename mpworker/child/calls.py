@@ -1,0 +1,52 @@
+"""What a child calls: functions that came once, and those that come along with a task."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mpworker.ipc import payload
+
+if TYPE_CHECKING:
+    from mpworker.child.middleware import Middleware
+
+
+class Calls:
+    """The functions of one child.
+
+    Attributes:
+        received: By its number each that may be called: its pickle, or why there is none, until it is called first.
+        middleware: What is around each of them.
+    """
+
+    def __init__(self) -> None:
+        self.received: dict[int, bytes | MemoryError | Callable[..., Any]] = {}
+        self._judges: dict[int, Callable[..., Any]] = {}
+        self.middleware: Middleware | None = None
+
+    def function(self, number: int) -> Callable[..., Any]:
+        """The one with this number."""
+        found = self.received[number]
+        if isinstance(found, bytes | MemoryError):
+            call = self.loads(found)
+            if self.middleware is not None:  # once for each function: where there is none, no task is asked
+                call = self.middleware.around(call)
+            found = self.received[number] = call
+        return found
+
+    def loaded(self, data: bytes | MemoryError) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """A call whose function comes along."""
+        call, args, kwargs = self.loads(data)
+        return call if self.middleware is None else self.middleware.around(call), args, kwargs
+
+    def judge(self, number: int) -> Callable[..., Any]:
+        """A function that is no task's."""
+        judge = self._judges.get(number)
+        if judge is None:
+            found = self.received[number]
+            judge = self._judges[number] = self.loads(found) if isinstance(found, bytes | MemoryError) else found
+        return judge
+
+    def loads(self, data: bytes | MemoryError) -> Any:
+        """Unpickle what came, or raise why it did not."""
+        if isinstance(data, MemoryError):
+            raise data
+        return payload.loads_in_child(data)

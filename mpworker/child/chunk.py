@@ -1,0 +1,131 @@
+"""How a child runs the items of a chunk of a `map`, and answers runs of them."""
+
+import time
+from typing import Any, Final
+
+from mpworker.child.attempt import is_ours
+from mpworker.child.outcomes import unserializable
+from mpworker.child.runs import Runs
+from mpworker.ipc import codec, payload
+from mpworker.ipc.failures import full
+
+_FLUSH_NS: Final = 1_000_000  # a chunk's results wait at most this long for the next item to begin
+
+
+class ChunkRunner(Runs):
+    """Runs chunks; the arguments are those of `Runs`."""
+
+    def run_range(  # noqa: PLR0915  # one loop that is hot: a call per item would double its cost
+        self, flags: int, task: int, generation: int, c: int, data: bytes | MemoryError
+    ) -> None:
+        """Claim the chunk of a RANGE record, run its items, and answer; nothing if it was revoked."""
+        attempt, outcomes = self._attempt, self._outcomes
+        slot, start, stop = c & 0xFF, c >> 32 & 0xFFFF, c >> 48
+        if not self._claims.claim(slot, generation):
+            return
+        attempt.number = flags & codec.LOW
+        attempt.task = task
+        attempt.slot = slot
+        begun_at = time.monotonic_ns()
+        try:
+            call = self._calls.function(c >> 8 & 0xFFFFFF)
+            attempt.details = b""
+            if flags & codec.DETAILED:
+                data = attempt.take_details(data)
+            items = self._calls.loads(data)
+        except BaseException as error:  # noqa: BLE001
+            attempt.number = 0
+            status, out = unserializable("call", "arguments", error, full(error))
+            self._answers.push(codec.ITEMS, status | codec.LAST, start | stop << 32, generation, slot, out)
+            return
+        spread = flags & codec.SPREAD
+        step = self._claims.step
+        clock = time.monotonic_ns
+        values: list[Any] = []
+        flushed_at = begun_at
+        first = index = start
+
+        def flush(last: int) -> None:
+            nonlocal first, flushed_at
+            now = clock()
+            if len(values) > 1 and self._claims.peek(slot)[4] == generation:
+                # Halted, and perhaps for the last one: then its value comes too late, and the others' must not.
+                late = values.pop()
+                self._flush_values(values, first, generation, slot, now - flushed_at, 0)
+                values.append(late)
+                first = index - 1
+                flushed_at = now
+            self._flush_values(values, first, generation, slot, now - flushed_at, last)
+            first = index
+            flushed_at = now
+
+        def drop_late() -> None:
+            # The last item swallowed its interrupt: its value came too late.
+            nonlocal index, first
+            values.pop()
+            index -= 1
+            if values:
+                flush(0)
+            status, out = outcomes.of_interrupt()
+            index += 1
+            self._answers.push(codec.ITEMS, status, first | index << 32, generation, slot, out)
+            first = index
+
+        while index < stop:
+            if not step(slot, generation, index + 1):
+                break
+            try:
+                try:
+                    attempt.running = generation
+                    value = call(*items[index]) if spread else call(items[index])
+                finally:
+                    attempt.running = 0
+            except BaseException as error:  # noqa: BLE001
+                status, out = outcomes.of_failure(error)
+                if values:
+                    flush(0)
+                index += 1
+                duration = clock() - flushed_at
+                self._answers.push(codec.ITEMS, status, first | index << 32, generation, slot | duration << 8, out)
+                first = index
+                flushed_at = clock()
+                continue
+            values.append(value)
+            index += 1
+            if clock() - flushed_at > _FLUSH_NS:
+                if attempt.stack is not None:
+                    drop_late()
+                elif index < stop:
+                    flush(0)
+        if attempt.stack is not None:
+            drop_late()
+        attempt.number = 0
+        flush(codec.LAST)
+
+    def _flush_values(
+        self, values: list[Any], first: int, generation: int, slot: int, duration: int, last: int
+    ) -> None:
+        """Answer a run of values from item `first` on; one by one if they do not pickle together."""
+        stop = first + len(values)
+        try:
+            out = self._outcomes.dumps(values, payload.dumps_tried)
+        except BaseException:  # noqa: BLE001  # said below, of the value whose fault it is
+            for offset, value in enumerate(values):
+                status, one = self._outcome_of_one(value)
+                end = last if offset == len(values) - 1 else 0
+                at = first + offset
+                self._answers.push(codec.ITEMS, status | end, at | at + 1 << 32, generation, slot | duration << 8, one)
+        else:
+            self._answers.push(codec.ITEMS, codec.OK | last, first | stop << 32, generation, slot | duration << 8, out)
+        values.clear()
+
+    def _outcome_of_one(self, value: Any) -> tuple[int, bytes]:
+        status, out = self._outcomes.of_value([value], payload.dumps_tried)
+        if status == codec.UNSERIALIZABLE:
+            again, named = self._outcomes.of_value(value, payload.dumps_tried)
+            if again == status:
+                return again, named  # this message names the value's type, not the list's
+        return status, out
+
+
+is_ours(ChunkRunner.run_range.__code__)

@@ -1,0 +1,67 @@
+"""How a child runs one task."""
+
+import sys
+import time
+from typing import Final
+
+from mpworker.child.attempt import TaskInterrupted, is_ours
+from mpworker.child.outcomes import unserializable
+from mpworker.child.runs import Runs
+from mpworker.ipc import codec
+from mpworker.ipc.failures import full
+
+_UNUSUAL: Final = codec.DETAILED | codec.WATCHED
+
+
+class TaskRunner(Runs):
+    """Runs tasks; the arguments are those of `Runs`."""
+
+    def run_task(self, flags: int, task: int, generation: int, c: int, data: bytes | MemoryError) -> None:
+        """Claim the task of a TASK record, run it, and answer; nothing if it was revoked."""
+        attempt, outcomes = self._attempt, self._outcomes
+        slot = c & 0xFF
+        started = self._claims.claim(slot, generation)
+        if not started:
+            return
+        attempt.number = flags & codec.LOW
+        attempt.task = task
+        attempt.details = b""
+        late = False
+        try:
+            if flags & _UNUSUAL:
+                if flags & codec.WATCHED:
+                    self._answers.push(codec.BEGUN, 0, started, generation, slot, b"")
+                data, late = attempt.detailed(flags, started, data)
+            function = c >> 8
+            if function:
+                call = self._calls.function(function)
+                args, kwargs = self._calls.loads(data)
+            else:
+                call, args, kwargs = self._calls.loaded(data)
+        except BaseException as error:  # noqa: BLE001
+            status, out = unserializable("call", "arguments", error, full(error))
+        else:
+            attempt.slot = slot
+            try:
+                try:
+                    if late:
+                        attempt.stack = ""
+                        raise TaskInterrupted
+                    attempt.running = generation
+                    if attempt.early:  # it came while the call was unpickled, perhaps: no time to raise anything
+                        attempt.on_interrupt(0, sys._getframe())
+                    value = call(*args, **kwargs)
+                finally:
+                    attempt.running = 0
+            except BaseException as error:  # noqa: BLE001
+                status, out = outcomes.of_failure(error)
+            else:
+                status, out = outcomes.of_value(value) if attempt.stack is None else outcomes.of_interrupt()
+                value = None  # not kept until the next task
+            args = kwargs = None
+        attempt.number = 0
+        duration = time.monotonic_ns() - started
+        self._answers.push(codec.DONE, status, started, generation, slot | duration << 8, out)
+
+
+is_ours(TaskRunner.run_task.__code__)

@@ -1,0 +1,135 @@
+"""What the supervisor is told once of options and queues, and knows from then on by a number or a name."""
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from mpworker.errors import ConfigurationError, SerializationError
+from mpworker.ipc import codec, payload
+from mpworker.options import QUEUES_MAX, TaskDefaults
+
+if TYPE_CHECKING:
+    from mpworker.client import Client
+    from mpworker.queues import QueueOptions
+    from mpworker.retry import RetryPolicy
+
+_ORDER: Final = ("queue", "priority", "weight")  # what is told only where it differs
+_PLAIN: Final = TaskDefaults()
+OPTIONS_MAX: Final = 1024
+
+
+class QueueTable:
+    """The queues of one client's worker.
+
+    Args:
+        client: Whose.
+        default_burst: How many tasks may start at once where nobody says it.
+
+    Attributes:
+        configured: The options of those that have some.
+        refuses: Is a name that nobody has configured an error?
+    """
+
+    def __init__(self, client: "Client", default_burst: int) -> None:
+        self._client = client
+        self._default_burst = default_burst
+        self._names = {"default"}
+        self.configured: dict[str, QueueOptions] = {}
+        self.refuses = False
+
+    def use(self, name: str) -> None:
+        """A task is to wait in this one.
+
+        Raises:
+            ConfigurationError: There is none of this name, nor may there be.
+        """
+        if name in self._names:
+            return
+        if self.refuses:
+            known = ", ".join(map(repr, sorted(self._names)))
+            raise ConfigurationError(f"there is no queue {name!r}, and unknown_queues is 'refuse'; there are {known}")
+        if len(self._names) >= QUEUES_MAX:
+            raise ConfigurationError(f"a worker has at most {QUEUES_MAX} queues: there is no room for {name!r}")
+        self._names.add(name)
+
+    def configure(self, name: str, options: "QueueOptions") -> None:
+        """Make a queue, or change one."""
+        told: dict[str, Any] = {"weight": options.weight, "max_running": options.max_running, "rate": options.rate}
+        told["burst"] = self._burst(options.burst)
+        self._client.tell({"verb": "queue", "name": name, "options": told})
+        self.configured[name] = options
+        self._names.add(name)
+
+    def configure_all(self, queues: "Mapping[str, QueueOptions]") -> None:
+        """Make several queues, or change them."""
+        for name, options in queues.items():
+            self.configure(name, options)
+
+    def limit_rate(self, rate: float | None, burst: int | None) -> None:
+        """Limit the starts of all queues together."""
+        self._client.tell({"verb": "rate", "rate": rate, "burst": self._burst(burst)})
+
+    def _burst(self, burst: int | None) -> int:
+        return self._default_burst if burst is None else burst
+
+
+class OptionTable:
+    """The sets of options that the supervisor knows by a number.
+
+    Args:
+        client: Of which client.
+    """
+
+    def __init__(self, client: "Client") -> None:
+        self._client = client
+        self._keys: dict[TaskDefaults, int] = {}
+        self._numbers = itertools.count(1)
+
+    def say(self, options: TaskDefaults) -> tuple[int, dict[str, Any] | None]:
+        """The number under which the supervisor knows these options, and what of them goes along with each task."""
+        self._client.refuse_if_closed()
+        said: dict[str, Any] = {}
+        if options.concurrency_key:
+            said["concurrency"] = [options.concurrency_key, options.concurrency]
+        shared = options
+        if options.concurrency_key or options.concurrency != 1:
+            shared = replace(options, concurrency_key="", concurrency=1)
+        key = self._keys.get(shared)
+        if key is None and len(self._keys) >= OPTIONS_MAX:
+            key = 1  # any
+            said["options"] = self._report(shared)
+        elif key is None:
+            key = next(self._numbers)
+            self._client.sending.send(codec.OPTIONS, 0, key, 0, 0, json.dumps(self._report(shared)).encode())
+            self._keys[shared] = key  # another thread may have sent the same ones: either number will do
+        return key, said or None
+
+    def said(self, number: int) -> dict[str, Any]:
+        """The queue, priority and weight that the supervisor knows by this number."""
+        for options, each in self._keys.items():
+            if each == number:
+                return {name: getattr(options, name) for name in _ORDER}
+        return {}
+
+    def _report(self, options: TaskDefaults) -> dict[str, Any]:
+        crash_retries = options.retries if options.crash_retries is None else options.crash_retries
+        report: dict[str, Any] = {
+            "timeout": options.timeout,
+            "retries": options.retries,
+            "crash_retries": crash_retries,
+        }
+        if options.retry_policy is not None:
+            report |= self._retry_report(options.retry_policy)
+        self._client.queues.use(options.queue)
+        return report | {name: each for name in _ORDER if (each := getattr(options, name)) != getattr(_PLAIN, name)}
+
+    def _retry_report(self, policy: "RetryPolicy") -> dict[str, Any]:
+        judge = policy.judge()
+        try:
+            # Kept as long as the worker, as the options are.
+            key = self._client.functions.always(judge) if judge is not None else 0
+        except payload.Unserializable as error:
+            raise SerializationError(f"an exception of the retry_policy cannot be pickled: {error}") from error
+        return {"judge": key, "backoff": [policy.base, policy.factor, policy.cap, policy.jitter]}

@@ -1,0 +1,144 @@
+"""How a client sends what a plain push does not: what must wait for room, goes in parts, or must be put off.
+
+A record that is larger than the ring takes goes in parts, of several streams at once. While one is on its way no
+function is forgotten, which it may name. Like `mpworker.reader` this takes no lock; the same rules hold.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from mpworker.errors import SerializationError
+from mpworker.ipc import codec
+from mpworker.ipc.codec import Record
+from mpworker.ipc.ring import split
+from mpworker.waiting import wake_all
+
+if TYPE_CHECKING:
+    from mpworker.client import Client
+
+_NAMES_ONE = (codec.SUBMIT, codec.CHUNK)  # records that name a function
+
+
+class Sending:
+    """What one client sends with patience.
+
+    Args:
+        client: The client.
+        max_payload_bytes: What is larger is sent not at all.
+
+    Attributes:
+        streams: Which thread sends a payload in parts as this stream, or 0.
+        under_way: How many do.
+        max_record: Bytes of a payload that goes as one record.
+    """
+
+    def __init__(self, client: "Client", max_payload_bytes: int) -> None:
+        self._client = client
+        self._max_payload_bytes = max_payload_bytes
+        self.max_record = min(client.supervisor.channel.outbound.max_payload, max_payload_bytes)
+        self.streams = [0] * codec.MAX_STREAMS
+        self.under_way = 0
+        self._forgotten: deque[int] = deque()  # functions that the supervisor is still to be told of
+
+    def send(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
+        """Send a record that names no function."""
+        client = self._client
+        if len(data) > self.max_record or not client._push(kind, flags, a, b, c, data):
+            self.slowly(kind, flags, a, b, c, data, kind == codec.REQUEST)  # answered until the end
+        client._ring()
+
+    def slowly(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes, until_end: bool = False) -> bool:
+        """Send a record that must wait for room or go in parts, reading events meanwhile.
+
+        Returns:
+            False if the function that a task names has been dropped meanwhile; nothing was sent then.
+        """
+        if len(data) > self._max_payload_bytes:
+            raise SerializationError(
+                f"a pickle of {len(data)} bytes exceeds max_payload_bytes={self._max_payload_bytes}"
+            )
+        record = (kind, flags, a, b, c, data)
+        if len(data) <= self.max_record:
+            return self._push_when_there_is_room(record, until_end)
+        taken = [-1]
+        try:
+            self._take_stream(taken)  # from here on no function is forgotten
+            if kind in _NAMES_ONE and b not in self._client.functions.live:
+                return False
+            self._push_each(split(record, self.max_record // 2, taken[0]), until_end)
+        finally:
+            if taken[0] >= 0:
+                self.streams[taken[0]] = 0
+                self.under_way -= 1  # no call since the try
+            self._stream_is_free()
+        return True
+
+    def _take_stream(self, taken: list[int]) -> None:
+        """Find a stream that no other payload on its way in parts has; wait for one if there is none.
+
+        Args:
+            taken: Its number is put here.
+        """
+        client = self._client
+        thread = threading.get_ident()
+        streams = self.streams
+        while True:
+            for stream in range(codec.MAX_STREAMS):
+                if not streams[stream]:
+                    streams[stream] = thread
+                    self.under_way += 1
+                    taken[0] = stream  # no call since the look
+                    return
+            if streams.count(thread) == codec.MAX_STREAMS:
+                raise RuntimeError(f"signal handlers send large payloads on top of {codec.MAX_STREAMS} others")
+            client.wait_for(client.when(lambda: not all(streams)), None)
+
+    def _stream_is_free(self) -> None:
+        if self.under_way == codec.MAX_STREAMS - 1:  # somebody may wait for one
+            wake_all(self._client._any_event)
+            self._client._wake_leader()
+        if self._forgotten:
+            self._send_forgotten()
+
+    def _push_each(self, parts: Iterable[Record], until_end: bool) -> None:
+        for part in parts:
+            self._push_when_there_is_room(part, until_end)
+
+    def _push_when_there_is_room(self, record: Record, until_end: bool) -> bool:
+        """Push a record, reading events while the ring is full; False if it names a function that was dropped."""
+        client = self._client
+        kind, function, size = record[0], record[3], len(record[5])
+        names_one = kind in _NAMES_ONE and not record[1] & codec.FRAGMENTED
+        live = client.functions.live
+        over = client.is_over if until_end else client.is_closed
+        while True:
+            if client._closed and not until_end:
+                client._refuse()
+            if names_one and function not in live:
+                return False
+            if client._push(*record):  # no call between the looks and this, as in submit
+                return True
+            client._ring()
+            client.wait_for(client.when(lambda: client._fits(size) or over()), None, size)
+
+    # ------------------------------------------------------------ functions
+
+    def function(self, key: int, blob: bytes) -> None:
+        """A function, before any task that uses it."""
+        self.send(codec.FUNCTION, 0, key, 0, 0, blob)
+
+    def forget(self, key: int) -> None:
+        """No later task will use this function."""
+        self._forgotten.append(key)
+        self._send_forgotten()
+
+    def _send_forgotten(self) -> None:
+        # Not while a record is on its way in parts, which may name one. None begins between the look and the push.
+        client = self._client
+        while self._forgotten and not client._closed:
+            key = self._forgotten.popleft()
+            if self.under_way or not client._push(codec.FORGET, 0, key, 0, 0, b""):
+                self._forgotten.appendleft(key)
+                return

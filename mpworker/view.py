@@ -1,0 +1,196 @@
+"""The verbs of a worker for calls, which go by its task options; `options` gives the same ones with others."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
+
+from mpworker.checks import check_int, check_seconds
+from mpworker.client import Client
+from mpworker.errors import InvalidArgument
+from mpworker.future import TaskFuture, in_queue
+from mpworker.ipc.codec import MAX_CHUNK_ITEMS
+from mpworker.options import TASK_OPTIONS, TaskDefaults, TaskOptions
+from mpworker.recurring import CronView
+from mpworker.registering import submit_as_task
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class TaskView(CronView, Executor):
+    """A worker with other task options; made by `ProcessWorker.options`.
+
+    It shares everything with its worker. Leaving a `with` block of it, or shutting it down, does nothing: the worker
+    owns the processes.
+    """
+
+    def __init__(self, client: Client, defaults: TaskDefaults, n: int) -> None:
+        self._client = client
+        self._defaults = defaults
+        self._n = n
+        # A plain task's future pays nothing for what only those of other queues must know.
+        self._make_future = client.make_future if defaults.queue == "default" else partial(in_queue, defaults.queue)
+        self._options_key, self._said = client.option_table.say(defaults)
+        if client.submission is not None:
+            # Not a method of this object's, which would keep it in a cycle: the supervisor ends when it is dropped.
+            self.submit = partial(submit_as_task, client, defaults)  # type: ignore[method-assign]
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a ProcessWorker cannot be sent to another process: where a method or a closure brings it along, "
+            "use a function, or leave it out in __getstate__; a task may make a worker of its own"
+        )
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
+        """Have a child call `fn(*args, **kwargs)`.
+
+        Args:
+            fn: Any callable that can be pickled, by name or (lambdas, closures, what `__main__` defines) by value.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            The future of its result.
+
+        Raises:
+            InvalidArgument: `fn` is not callable, or asynchronous.
+            SerializationError: It, or an argument, cannot be pickled.
+            WorkerStopped: The worker was stopped, or made before this process was forked.
+            QueueFull: `max_pending` tasks are unfinished, and `submit_timeout` is over.
+
+        Example:
+            >>> from mpworker import ProcessWorker
+            >>> with ProcessWorker(n=2) as w:
+            ...     w.submit(pow, 2, 10).result()
+            1024
+        """
+        if not callable(fn):
+            raise InvalidArgument(f"submit needs a callable, not {fn!r}: write submit(f, x), not submit(f(x))")
+        return self._client.submit(fn, args, kwargs, self._options_key, self._said, self._make_future)
+
+    @overload
+    def map(
+        self,
+        fn: Callable[..., T],
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        return_exceptions: Literal[False] = False,
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[..., T],
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        return_exceptions: bool,
+    ) -> Iterator[T | BaseException]: ...
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+    ) -> Iterator[T | BaseException]:
+        """Call `fn` with each item (or one of each iterable) and yield the results in order.
+
+        The input is read as results are taken, never far ahead: it may be endless. A map that is closed, or dropped
+        before its end, cancels its rest: what has not begun never does, what runs goes on to its end.
+
+        The function is sent once to each child for the whole map. What it writes to a global variable of its module is
+        seen by the later items of that child, but neither by the other children nor here.
+
+        Args:
+            fn: As for `submit`.
+            *iterables: One or more; the shortest ends the map.
+            timeout: Seconds from now in which all results must be there.
+            chunksize: Items sent together; None lets it follow the measured duration of a call. A result may wait for
+                the next item of its chunk, at most until that one has ended; with 1 it never does.
+            buffersize: The most items under way, or ready and not taken; None for a bound on chunks.
+            return_exceptions: Yield a failed item's exception in its place and go on. Without it the exception is
+                raised and the rest is cancelled.
+
+        Returns:
+            An iterator over the results; a generator, so `close()` ends the map.
+
+        Raises:
+            InvalidArgument: `fn` is not callable or asynchronous, there is no iterable, or an option has a wrong type.
+            ConfigurationError: An option is out of its bounds.
+            SerializationError: `fn` cannot be pickled.
+            WorkerStopped: The worker was stopped, or made before this process was forked.
+            TimeoutError: `timeout` is over.
+            Exception: What `fn` raised for the item whose turn it is.
+
+        Example:
+            >>> from mpworker import ProcessWorker
+            >>> with ProcessWorker(n=2) as w:
+            ...     list(w.map(abs, range(-3, 2)))
+            [3, 2, 1, 0, 1]
+        """
+        if not callable(fn):
+            raise InvalidArgument(f"map needs a callable, not {fn!r}: write map(f, items)")
+        if not iterables:
+            raise InvalidArgument("map needs at least one iterable")
+        for each in iterables:
+            if not self._client.is_iterable(each):
+                raise InvalidArgument(f"map needs iterables, not {each!r}")
+        timeout = check_seconds("timeout", timeout, optional=True, zero=True)
+        if chunksize is not None:
+            chunksize = check_int("chunksize", chunksize, 1, MAX_CHUNK_ITEMS)
+        if buffersize is not None:
+            buffersize = check_int("buffersize", buffersize, 1, 1 << 40)
+        results: Iterator[T | BaseException] = self._client.map(
+            fn,
+            iterables,
+            self._options_key,
+            self._n,
+            chunksize,
+            buffersize,
+            timeout,
+            return_exceptions,
+            self._said,
+        )
+        return results
+
+    def options(self, **options: Unpack[TaskOptions]) -> "TaskView":
+        """The same worker with other task options.
+
+        Args:
+            **options: `timeout`, `retries`, `crash_retries`, `retry_policy`, as for `ProcessWorker`; and `queue`, the
+                name of the queue that the tasks wait in ("default"), `priority`, by which the lowest number goes first
+                in it (0, at most 2**31 and at least the negative of that), and `weight`, by which the highest number
+                goes first among tasks of one priority (1, at most 1,000,000); and `concurrency_key`, a text: of all
+                tasks with the same one at most `concurrency` (1) run at once.
+
+        Raises:
+            InvalidArgument: There is no such option of tasks, or it has a wrong type.
+            ConfigurationError: An option is out of its bounds.
+            SerializationError: An exception of the retry policy cannot be pickled.
+
+        Example:
+            >>> from mpworker import ProcessWorker
+            >>> with ProcessWorker(n=1) as w:
+            ...     w.options(timeout=5.0, retries=3).submit(len, "four").result()
+            4
+        """
+        for name in options:
+            if name not in TASK_OPTIONS:
+                from mpworker.worker import unknown_option
+
+                raise unknown_option(name, "options()", TASK_OPTIONS)
+        return TaskView(self._client, replace(self._defaults, **options), self._n)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Nothing: the worker owns the processes."""
