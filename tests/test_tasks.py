@@ -612,7 +612,7 @@ def test_more_sets_of_options_than_are_kept_go_with_their_tasks() -> None:
 
 def test_order_holds_also_for_options_that_come_with_their_task(tmp_path: Path) -> None:
     """Those of more sets than are kept, in a pool that has had no reason to leave its plain line."""
-    from mpworker.client import OPTIONS_MAX
+    from mpworker.optiontable import OPTIONS_MAX
 
     with ProcessWorker(n=1) as w:
         for number in range(OPTIONS_MAX):

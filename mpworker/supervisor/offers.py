@@ -186,7 +186,7 @@ class Offers:
 
     def _halt(self, seat: Seat, task: Task, halted: int) -> None:
         """The child begins no further item of this chunk: CUT or CLOSING says what becomes of the rest."""
-        task.halted = halted
+        task.halted = max(task.halted, halted)  # what was cancelled stays so, whoever else would have it cut
         self._effects.halt(seat, task.slot, task.generation)
 
     def _dismiss(self, seat: Seat) -> None:
