@@ -9,9 +9,8 @@ import pooljobs
 import pytest
 from leaks import alive, wait_until
 from pooljobs import Gate
+from scheduler_steps import dismissed, function, kills, offered, outcome, outcomes, start, wait
 from scheduler_world import World
-from test_places import dismissed
-from test_scheduler import function, kills, offered, outcome, outcomes, start, wait
 
 from mpworker import ProcessWorker
 from mpworker.errors import WorkerCrashed
