@@ -3,9 +3,12 @@
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import leaks
 import pytest
+from kinds import here, make, w  # noqa: F401  # fixtures
+from pooljobs import Gate
 
 
 def pytest_sessionstart() -> None:
@@ -29,3 +32,10 @@ def hasty() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(tmp_path)
+    yield gate
+    gate.close()

@@ -37,13 +37,6 @@ from mpworker.loopclient import LoopClient
 GUARD = 60.0  # seconds; only a bound for what would hang
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.close()
-
-
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run it, with no thread beside this one at its end, and nothing said to the loop's exception handler."""
     said: list[dict[str, Any]] = []

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,6 @@ from mpworker.errors import (
 )
 
 POLICIES = ("drop_newest", "drop_oldest", "block")
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.close()
 
 
 def ids(results: Any) -> list[str]:

@@ -51,13 +51,6 @@ def name(pool: ProcessWorker, request: pytest.FixtureRequest) -> Iterator[str]:
         pool.remove_cron_task(request.node.name)
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.close()
-
-
 def hold(gate: Gate) -> Any:
     return functools.partial(pooljobs.hold, gate.folder)
 

@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pooljobs
@@ -21,13 +20,6 @@ from mpworker.supervisor.recycling import LOOK_SECONDS
 from mpworker.supervisor.registry import LEAVING, READY
 
 LIMIT = 60.0  # seconds: a guard against a hang, never a measure
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.close()
 
 
 # ------------------------------------------------------------ so many tasks: who leaves when
