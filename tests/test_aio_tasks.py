@@ -32,7 +32,6 @@ from mpworker.errors import (
     WrongEventLoop,
 )
 
-
 # ------------------------------------------------------------ register
 
 
@@ -387,18 +386,37 @@ def test_with_a_submit_timeout_what_waits_too_long_is_refused(gate: Gate) -> Non
         async with AsyncProcessWorker(n=1, max_pending=1, submit_timeout=0.05) as w:
             held = w.submit(pooljobs.hold, gate.folder, "held")
             task = Task(abs, (-1,), idempotency_key="key")
+            began = asyncio.get_running_loop().time()
             late = await w.register_task(task)
             with pytest.raises(
                 QueueFull, match=r"^max_pending=1 tasks are unfinished, and submit_timeout=0.05 s is over"
             ):
                 await late
+            assert asyncio.get_running_loop().time() - began > 0.049
             assert client_of(w).pending.keys() == {held._key}
+            another = w.submit(abs, -3)
+            assert len(client_of(w).tasks_in_line()) == 1  # what was refused has made no room
+            another.cancel()
             gate.release()
             assert await held == "held"
             assert await (await w.register_task(task)) == 1  # the key of what was refused is free
             in_time = w.submit(abs, -2)
             assert await in_time == 2
             await asyncio.sleep(0)
+
+    run(main)
+
+
+def test_with_a_submit_timeout_what_has_been_sent_is_not_refused(gate: Gate) -> None:
+    async def main() -> None:
+        async with AsyncProcessWorker(n=1, max_pending=1, submit_timeout=GUARD) as w:
+            first, second = (w.submit(pooljobs.hold, gate.folder, number) for number in (1, 2))
+            assert len(client_of(w).tasks_in_line()) == 1
+            for future, value in ((first, 1), (second, 2)):
+                await begun(gate)
+                client_of(w)._give_up(future._key)  # as its timer does, however late
+                gate.release()
+                assert await future == value
 
     run(main)
 
