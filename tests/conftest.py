@@ -7,6 +7,7 @@ from pathlib import Path
 
 import leaks
 import pytest
+from commands import folder  # noqa: F401  # a fixture
 from kinds import here, make, w  # noqa: F401  # fixtures
 from pooljobs import Gate
 
