@@ -11,8 +11,8 @@ from typing import Any
 
 import pooljobs
 import pytest
+from loops import begun, client_of, run, until
 from pooljobs import Gate
-from test_aio import begun, client_of, run, until
 from test_results import crash_at_first, fail, later
 
 from mpworker import AsyncProcessWorker, AsyncSubscription, TaskResult

@@ -9,18 +9,10 @@ from typing import Any
 
 import pooljobs
 import pytest
+from loops import GUARD, begun, client_of, run, until
 from pooljobs import Gate
-from test_aio import GUARD, begun, client_of, run, until
 
-from mpworker import (
-    AsyncProcessWorker,
-    AsyncTaskFuture,
-    AsyncTaskInfo,
-    Retention,
-    StopReport,
-    Task,
-    TaskStatus,
-)
+from mpworker import AsyncProcessWorker, AsyncTaskFuture, AsyncTaskInfo, Retention, StopReport, Task, TaskStatus
 from mpworker.errors import (
     ConfigurationError,
     DuplicateTask,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from concurrently import GUARD, eventually
-from test_aio import run, until
+from loops import run, until
 
 from mpworker import AsyncProcessWorker, Hooks, ProcessWorker, Task, TaskEvent, TaskStatus
 from mpworker.context import TaskContext
