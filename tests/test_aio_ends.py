@@ -3,13 +3,14 @@
 import asyncio
 import gc
 import os
+import select
 import signal
 import threading
 from typing import Any
 
 import pooljobs
 import pytest
-from loops import begun, client_of, run, until
+from loops import GUARD, begun, client_of, run, until
 from pooljobs import Gate
 
 import mpworker
@@ -169,6 +170,23 @@ def test_a_worker_that_is_dropped_finishes_what_was_accepted(gate: Gate) -> None
         await until(client.is_over)
 
     run(main)
+
+
+def test_a_worker_whose_loop_is_closed_is_reaped_when_another_is_made() -> None:
+    async def main() -> None:
+        w = AsyncProcessWorker(n=1)
+        assert await w.submit(abs, -1) == 1
+        kept.append(w)
+
+    kept: list[AsyncProcessWorker] = []
+    asyncio.run(main())
+    client = client_of(kept[0])
+    kept.clear()
+    gc.collect()
+    assert select.select([client.supervisor.pidfd], [], [], GUARD)[0], "it drains, though nobody reads"
+    assert not client.is_over()
+    with mpworker.ProcessWorker(n=1):
+        assert client.is_over()
 
 
 def test_a_worker_that_is_made_elsewhere_takes_no_result_away(gate: Gate) -> None:

@@ -91,6 +91,35 @@ def test_a_client_that_ends_by_an_error_leaves_nothing(client: Any) -> None:
     gone(pids)
 
 
+def _takes(stream: Any) -> bool:
+    try:
+        return stream.get(0) is not None
+    except TimeoutError:
+        return False
+
+
+def _is_lost(future: Any) -> bool:
+    try:
+        return isinstance(future.exception(0), SupervisorLost)
+    except TimeoutError:
+        return False
+
+
+@pytest.mark.parametrize("how", ["done", "exception", "subscription"])
+def test_who_only_looks_and_never_waits_hears_of_a_lost_supervisor(how: str) -> None:
+    with ProcessWorker(n=1) as w:
+        stream = w.subscribe_results() if how == "subscription" else None
+        future = w.submit(signal.pause)
+        looks: dict[str, Callable[[], bool]] = {
+            "done": future.done,
+            "exception": lambda: _is_lost(future),
+            "subscription": lambda: _takes(stream),
+        }
+        os.kill(w.processes()["supervisor"], signal.SIGKILL)
+        until(looks[how], "it is seen")
+        assert _is_lost(future)
+
+
 @pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen nursery"])
 def test_a_lost_supervisor_fails_what_is_pending_and_leaves_nothing(tmp_path: Path, frozen: bool) -> None:
     with ProcessWorker(n=2) as w:
