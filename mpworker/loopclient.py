@@ -207,6 +207,11 @@ class LoopClient(LineClient):
             for waiter in self.over_waiters:
                 waiter.wake()
 
+    def _look_for_death(self) -> None:
+        """The loop watches for it, and tells of it."""
+        if self.loop is None or self.loop.is_closed():
+            super()._look_for_death()
+
     def _supervisor_died(self) -> None:
         super()._supervisor_died()
         if self._over:

@@ -284,9 +284,19 @@ class Reader:
 
     def _read_what_is_there(self, thread: int) -> None:
         """Settle all that has come by now; what comes while it is settled may be left."""
+        settled = self._settled
         batches = 2 + self._fill() // (_BATCH * RECORD_HEADER_BYTES)
         while batches and self._read_some(thread):
             batches -= 1
+        # Else there may be more to read, or a handler has read it, or taken the lead away: as in `_read_until`.
+        if self._settled == settled and self._leader == thread:
+            self._look_for_death()
+
+    def _look_for_death(self) -> None:
+        """Nothing has come: who looks again and again, and never waits, must hear of the supervisor's death as well."""
+        channel, pidfd = self.supervisor.channel, self.supervisor.pidfd
+        if not self._exited and pidfd >= 0 and channel.bell.wait(channel.inbound, None, 0, 0.0, pidfd, 0) & 2:
+            self._supervisor_died()
 
     def _settle_inbox(self) -> None:
         self._settled += 1

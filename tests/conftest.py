@@ -3,9 +3,13 @@
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import leaks
 import pytest
+from commands import folder  # noqa: F401  # a fixture
+from kinds import here, make, w  # noqa: F401  # fixtures
+from pooljobs import Gate
 
 
 def pytest_sessionstart() -> None:
@@ -29,3 +33,10 @@ def hasty() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(tmp_path)
+    yield gate
+    gate.close()

@@ -2,6 +2,7 @@
 
 import os
 import select
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,31 @@ def hold(folder: str, value: Any = None) -> Any:
 def hold_and_fail(folder: str, message: str) -> None:
     hold(folder)
     raise ValueError(message)
+
+
+def wait_for_file(path: str) -> str:
+    """Until it is there."""
+    while not Path(path).exists():
+        time.sleep(0.005)
+    return "there"
+
+
+def fail_once(path: str) -> str:
+    """At first, and then no more: a file keeps that in mind."""
+    if Path(path).exists():
+        return "done"
+    Path(path).touch()
+    raise ValueError("not yet")
+
+
+def run_with(folder: str) -> int:
+    """How many run at once, of all that are given this folder."""
+    mine = Path(folder) / str(time.monotonic_ns())
+    mine.touch()
+    time.sleep(0.02)
+    seen = len(list(Path(folder).iterdir()))
+    mine.unlink()
+    return seen
 
 
 def note(path: str, value: object) -> object:

@@ -3,6 +3,10 @@
 Several actors do one step after the other, each with a generator of its own, made from the one seed. Now and then all
 of them rest: what was begun comes to its end, and then everything that can be counted must be what it should be.
 
+Hooks are told of the tasks. With an odd seed all of it has a tracer too, and middleware around it; with an even one
+there is nothing around the tasks, and the hooks are there from every second rest to the next. Two small pools take part
+that always have everything, see `soak_elsewhere`.
+
 What was asked for and what was told goes into a ledger, a file: memory that grows with the number of tasks would hide
 what the pool does with its own. `soak_checks` compares it with what the tasks themselves have written.
 """
@@ -21,6 +25,8 @@ from typing import Any
 import leaks
 import psutil
 import soak_tasks as tasks
+from soak_elsewhere import Elsewhere, InDebug, InLoop
+from soak_observers import REFUSE_EVERY, raises
 from soak_unrest import Unrest
 from soak_work import COUNTED, CRONS, GUARD, LEASE_TTL, NARROW, QUEUES, STEADY, Live, N
 
@@ -56,6 +62,7 @@ class Soak(Unrest):
 
     Attributes:
         samples: What was measured at each rest.
+        elsewhere: The two small pools.
     """
 
     def __init__(self, folder: Path, seed: int, seconds: float, rests: int) -> None:
@@ -64,12 +71,30 @@ class Soak(Unrest):
         self.rests = rests
         self.samples: list[dict[str, int]] = []
         self.errors: list[BaseException] = []
+        self.elsewhere: list[Elsewhere] = []
+        self.watched_from_ns = 0  # 0 while nobody watches
+        self.watched = 0  # tasks that the hooks must have been told of at the last rest
+        self.before = 0  # tasks that came before it
 
     def fail(self, error: BaseException) -> None:
         self.errors.append(error)
         self.over.set()
 
+    @property
+    def surrounded(self) -> bool:
+        """Is all that there is around the tasks?"""
+        return bool(self.seed % 2)
+
     def run(self) -> None:
+        with ExitStack() as stack:
+            self.in_loop = stack.enter_context(InLoop(self.folder / "loop", self.seed))
+            self.elsewhere = [self.in_loop, stack.enter_context(InDebug(self.folder / "debug", self.seed))]
+            self._run_pool()
+        left = [pid for pid in self.pids | self.in_loop.pids if leaks.alive(pid) and _is_ours(pid)]
+        assert not left, f"left behind: {left}"
+
+    def _run_pool(self) -> None:
+        self.watched_from_ns = time.monotonic_ns()
         with ProcessWorker(
             n=N,
             grace=0.3,
@@ -86,15 +111,15 @@ class Soak(Unrest):
                 "steady": QueueOptions(rate=STEADY[0], burst=STEADY[1]),
                 "rated": QueueOptions(rate=100.0, burst=2),
             },
+            **self.observers.options(self.surrounded),
         ) as self.pool:
             self._run()
             assert self.pool.stop_graceful(GUARD), "not all was finished"
         self.ledger.close()
-        left = [pid for pid in self.pids if leaks.alive(pid) and _is_ours(pid)]
-        assert not left, f"left behind: {left}"
 
     def _run(self) -> None:
         self.results = self.pool.subscribe_results(buffer=64, policy="block")
+        self.ledger.write("rate", "steady", *STEADY, 0, 1 << 62)
         for name, (spec, overlap) in CRONS.items():
             ticket = list(CRONS).index(name) + 1
             call = Task(tasks.run, (str(self.folder), ticket, (), "sleep", 0.02), crash_retries=1000)
@@ -106,6 +131,9 @@ class Soak(Unrest):
             Actor(self, "look", self.look, 0.05),
             Actor(self, "listen", self.listen, 0.02),
         ]
+        for each in self.elsewhere:
+            each.step(random.Random(self.seed))  # so that all that it opens is open at the first rest
+            actors.append(Actor(self, type(each).__name__, each.step, 0.3))
         for actor in actors:
             actor.start()
         began = time.monotonic()
@@ -150,13 +178,35 @@ class Soak(Unrest):
         self._count(pool.metrics())
         assert self.told == self.ended, f"the subscription has seen {self.told} of {self.ended}"
         self.told_since.clear()
+        self._look_at_observers()
         self._until(self._measured_as_before, "descriptors and threads to be as before")
         for name in CRONS:
             pool.resume_cron_task(name)
 
+    def _look_at_observers(self) -> None:
+        """The hooks were told of all that came since they were set, and of nothing else; then set them or not."""
+        pool, now = self.pool, self.accepted + sum(task.runs for task in self.pool.cron_tasks())
+        self.watched += now - self.before if self.watched_from_ns else 0
+        self.before = now
+
+        def agrees() -> bool:
+            assert self.observers.told["finish"] <= self.watched, (self.observers.told, self.watched)
+            return self.observers.agrees(pool.metrics()) and self.observers.told["finish"] == self.watched
+
+        self._until(agrees, "observers")
+        if self.surrounded:
+            errors = pool.metrics().observer_errors["middleware"] - self.observers.raised["middleware"]
+            self.ledger.write("middleware", errors)
+        if self.watched_from_ns:
+            self.ledger.write("watched", self.watched_from_ns, time.monotonic_ns())
+        if not self.surrounded:
+            pool.set_hooks(None if self.watched_from_ns else self.observers.hooks)
+            self.watched_from_ns = 0 if self.watched_from_ns else time.monotonic_ns()
+
     def _submit_hanging(self) -> None:
         """While nobody else kills: it ends by the pool's own kill, or never."""
-        ticket, spec = next(self.tickets), {"doing": "hang", "amount": 1 << 30, "queue": "default", "timeout": 0.1}
+        ticket = next(ticket for ticket in self.tickets if not raises("refuse", ticket, REFUSE_EVERY))
+        spec = {"doing": "hang", "amount": 1 << 30, "queue": "default", "timeout": 0.1}
         before_ns = time.monotonic_ns()
         future = self.pool.options(timeout=0.1).submit(tasks.run, str(self.folder), ticket, (), "hang", 1 << 30)
         self.accept(future, spec, before_ns, Live(future, ticket, "hang", 1 << 30))
@@ -167,7 +217,8 @@ class Soak(Unrest):
             return bool(condition())
 
         if not leaks.wait_until(holds, GUARD):
-            raise AssertionError(f"at rest, waiting for {what}: {self.pool.processes()} {self.pool.metrics()}")
+            told = f"{self.observers.told} {self.observers.raised} {self.observers.open} {self.watched}"
+            raise AssertionError(f"at rest, waiting for {what}: {self.pool.processes()} {self.pool.metrics()} {told}")
 
     def _children_at_rest(self, n: int) -> bool:
         processes = self.pool.processes()
@@ -207,6 +258,7 @@ class Soak(Unrest):
         processes = self.pool.processes()
         sample = {"client threads": threading.active_count()}
         pids = {"supervisor": processes["supervisor"], "nursery": processes["nursery"], "client": os.getpid()}
+        pids |= {f"loop's {name}": self.in_loop.processes[name] for name in ("supervisor", "nursery")}
         for name, pid in pids.items():
             sample[f"{name} bytes"] = proportional_bytes(pid)
             sample[f"{name} descriptors"] = len(os.listdir(f"/proc/{pid}/fd"))

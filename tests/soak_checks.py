@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import soak_tasks as tasks
-from soak_work import FIRST_TICKET, STEADY
+from soak_observers import EXECUTE_EVERY, raises
+from soak_work import STATUSES
 
 # What a task may come to of itself, and what in any case.
 ENDS: Final = {
@@ -25,6 +27,7 @@ ENDS: Final = {
     "fatter": ("WorkerCrashed",),
     "any": ("ok", "ValueError", "KeyError", "TaskExited"),
 }
+NOT_KNOWN_NS: Final = 1 << 62  # of a time at which the supervisor heard of something
 MEMORY_GROWTH_MAX: Final = 0.05
 MEMORY_GROWTH_BYTES: Final = 3 << 20
 
@@ -51,6 +54,11 @@ class Told:
     spec: dict[str, Any]
     ends: list[tuple[int, str, Any]] = field(default_factory=list)  # when, how, and of a crash more
     cancelled_ns: int = 0  # since when it was known that it will end so
+
+    @property
+    def is_ahead(self) -> bool:
+        """Has its future ended at once, as an event loop's does that is cancelled, and the task later, however?"""
+        return self.cancelled_ns == NOT_KNOWN_NS
 
 
 @dataclass
@@ -130,7 +138,7 @@ def starts_in_time(records: Records) -> Iterable[str]:
         told = records.tasks.get(attempt.key)
         if told is None or told.ticket not in (attempt.ticket, 0):
             continue  # an item, or a run of a recurring task
-        if told.ends and attempt.begin_ns > told.ends[0][0]:
+        if told.ends and attempt.begin_ns > told.ends[0][0] and not told.is_ahead:
             yield f"{attempt} began after its end {told}"
         if told.cancelled_ns and attempt.claimed_ns > told.cancelled_ns:
             yield f"{attempt} was claimed after it was cancelled {told}"
@@ -152,7 +160,7 @@ def attempts_bounded(records: Records) -> Iterable[str]:
         items |= dict.fromkeys(range(first, first + count), retries + crash_retries)
     numbers: dict[tuple[int, int], list[int]] = defaultdict(list)
     for attempt in records.attempts:
-        if attempt.ticket >= FIRST_TICKET:
+        if attempt.ticket >= tasks.FIRST_TICKET:
             numbers[attempt.ticket, 0 if attempt.ticket in items else attempt.key].append(attempt.number)
     for (ticket, key), found in numbers.items():
         bound = 1 + (items[ticket] if ticket in items else bounds[key])
@@ -237,8 +245,7 @@ def pauses_kept(records: Records) -> Iterable[str]:
 
 
 def rates_kept(records: Records) -> Iterable[str]:
-    whole = (min((told.accepted_ns for told in records.tasks.values()), default=0), 1 << 62)
-    for queue, rate, burst, from_ns, to_ns in [*records.of("rate"), ["steady", *STEADY, *whole]]:
+    for queue, rate, burst, from_ns, to_ns in records.of("rate"):
         times = sorted(
             attempt.claimed_ns
             for attempt in _claims(records)
@@ -253,6 +260,54 @@ def rates_kept(records: Records) -> Iterable[str]:
             lowest = height if lowest is None else min(lowest, height)
             if height - lowest + 1 > burst + 1e-6:
                 yield f"{queue or 'all queues'}: start {number} at {at_ns} is {height - lowest + 1:.3f} > {burst}"
+
+
+def hooks_told(records: Records) -> Iterable[str]:
+    """The life of each task of a watched time is told, once and whole; and of others nothing is."""
+    events: dict[str, list[tuple[str, int, str | None]]] = defaultdict(list)
+    for kind, task_id, attempt, _, status in records.of("event"):
+        events[task_id].append((kind, attempt, status))
+    begun: dict[int, set[int]] = defaultdict(set)
+    for attempt in _claims(records):
+        begun[attempt.key].add(attempt.number)
+    for key, told in records.tasks.items():
+        found = events.pop(told.spec["task_id"], [])
+        watched = any(from_ns < told.accepted_ns < to_ns for from_ns, to_ns in records.of("watched"))
+        if not watched or [key] in records.of("dropped"):
+            if found:
+                yield f"task {key} was not watched, and is told of: {found}"
+            continue
+        yield from _whole(f"task {key} {told}", found)
+        starts = {number for kind, number, _ in found if kind == "start"}
+        if not begun[key] <= starts:
+            yield f"task {key} has begun {begun[key]}, and was told of as begun {starts}: {told}"
+        word = told.ends[0][1] if told.ends and not told.is_ahead else ""
+        status = STATUSES.get(word, "failed")
+        if word and found and found[-1][2] != status:
+            yield f"task {key} was told of as {found[-1]}: {told}"
+    for task_id, found in events.items():
+        yield from _whole(f"recurring task {task_id}", found)
+
+
+def _whole(which: str, found: list[tuple[str, int, str | None]]) -> Iterable[str]:
+    word = "".join(kind[0] for kind, _, _ in found)
+    starts = [number for kind, number, _ in found if kind == "start"]
+    ends = [number for kind, number, _ in found if kind == "retry"]
+    if not re.fullmatch("q(sr)*s?f", word) or starts != list(range(1, len(starts) + 1)) or ends != starts[: len(ends)]:
+        yield f"{which} was told of as {found}"
+
+
+def middleware_counted(records: Records) -> Iterable[str]:
+    """What has raised after a call is counted, if its child lived to tell of it."""
+
+    def raised(key: int) -> bool:
+        return raises("execute", records.tasks[key].spec["task_id"], EXECUTE_EVERY)
+
+    ended = sum(raised(attempt.key) for attempt in _claims(records) if attempt.end == tasks.OK)
+    answered = sum(told.ends[-1][1] == "ok" and raised(key) for key, told in records.tasks.items() if told.ends)
+    for (counted,) in records.of("middleware")[-1:]:
+        if not answered <= counted <= ended:
+            yield f"{counted} errors of middleware are counted: not {answered} to {ended}"
 
 
 def _claims(records: Records) -> list[Attempt]:
@@ -272,6 +327,8 @@ RULES: Final[tuple[Callable[[Records], Iterable[str]], ...]] = (
     outcomes_true,
     pauses_kept,
     rates_kept,
+    hooks_told,
+    middleware_counted,
 )
 
 

@@ -15,27 +15,41 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
 import mpworker
 from mpworker.errors import Retry
+from mpworker.inline import runner
 from mpworker.ipc.codec import TASK_MASK
 
-# CLOCK_MONOTONIC ns, that of the claim, the pool's number of the task, the soak's, pid, attempt, what.
+# CLOCK_MONOTONIC ns, that of the claim, the pool's number of the task, the soak's, pid (with `debug=True` that
+# of the thread), attempt, what.
 RECORD: Final = struct.Struct("<qqqiiii")
 BEGIN, OK, RAISED, LIVED_TWICE, TOO_MANY = 1, 2, 3, 4, 5
 PLACES_AT: Final = 1 << 40
 PLACES_MAX: Final = 64
+FIRST_TICKET: Final = 1000  # those before it are of recurring tasks
 
 # (the number of what is limited, how many may run)
 Limits = tuple[tuple[int, int], ...]
 
 _files: dict[str, tuple[int, int]] = {}
-_held: list[int] = []  # bytes of the lock file
 _kept: list[bytes] = []
-_now: tuple[str, int] | None = None  # what runs
+
+
+class _Here(threading.local):
+    """What this thread runs: with `debug=True` several may."""
+
+    def __init__(self) -> None:
+        self.held: list[int] = []  # bytes of the lock file
+        self.now: tuple[str, int] | None = None  # what runs
+        self.task_ran = False  # what ran last was neither an item nor a recurring task
+
+
+_here = _Here()
 
 
 def _open(folder: str) -> tuple[int, int]:
@@ -46,29 +60,35 @@ def _open(folder: str) -> tuple[int, int]:
     return found
 
 
+def close(folder: str) -> None:
+    """Close the files of this process, where it has run some itself."""
+    for fd in _files.pop(folder, ()):
+        os.close(fd)
+
+
 def _write(folder: str, ticket: int, event: int) -> None:
     source: Any = mpworker.context._source
-    attempt = source.__self__
-    claimed_ns = attempt._claims.peek(attempt.slot)[2]
+    attempt = (source if hasattr(source, "__self__") else runner.here.runner.context).__self__
+    # With `debug=True` nobody claims it.
+    claimed_ns = attempt._claims.peek(attempt.slot)[2] or time.monotonic_ns()
     key = attempt.task & TASK_MASK
-    record = RECORD.pack(time.monotonic_ns(), claimed_ns, key, ticket, os.getpid(), attempt.number, event)
+    record = RECORD.pack(time.monotonic_ns(), claimed_ns, key, ticket, threading.get_native_id(), attempt.number, event)
     os.write(_open(folder)[0], record)
 
 
 def _hold(folder: str, at: int) -> bool:
-    _held.append(at)  # before: the interrupt may come right after the lock
+    _here.held.append(at)  # before: the interrupt may come right after the lock
     try:
         fcntl.lockf(_open(folder)[1], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, at)
     except BlockingIOError:
-        _held.remove(at)
+        _here.held.remove(at)
         return False
     return True
 
 
 def _begin(folder: str, ticket: int, limits: Limits) -> None:
-    global _now
     _write(folder, ticket, BEGIN)
-    _now = (folder, ticket)  # an interrupt before this leaves a begin without an end, and no lock
+    _here.now = (folder, ticket)  # an interrupt before this leaves a begin without an end, and no lock
     if not _hold(folder, ticket):
         _write(folder, ticket, LIVED_TWICE)
     for number, most in limits:
@@ -79,19 +99,23 @@ def _begin(folder: str, ticket: int, limits: Limits) -> None:
 
 def _end(event: int) -> None:
     """What has begun is over; it may be interrupted, and called again."""
-    global _now
-    if _now is None:
+    if _here.now is None:
         return
-    folder, ticket = _now
-    while _held:
-        fcntl.lockf(_open(folder)[1], fcntl.LOCK_UN, 1, _held[-1])
-        _held.pop()
+    folder, ticket = _here.now
+    while _here.held:
+        fcntl.lockf(_open(folder)[1], fcntl.LOCK_UN, 1, _here.held[-1])
+        _here.held.pop()
     _write(folder, ticket, event)
-    _now = None
+    _here.now = None
 
 
 def run(folder: str, ticket: int, limits: Limits, doing: str, amount: Any) -> Any:
     """One attempt."""
+    return _run(ticket >= FIRST_TICKET, folder, ticket, limits, doing, amount)
+
+
+def _run(is_task: bool, folder: str, ticket: int, limits: Limits, doing: str, amount: Any) -> Any:
+    _here.task_ran = is_task
     event = RAISED
     try:
         try:
@@ -111,7 +135,12 @@ def quick(folder: str, ticket: int, limits: Limits, doing: str, amount: Any) -> 
 
 
 def item(folder: str, ticket: int, doing: str, amount: Any) -> Any:
-    return run(folder, ticket, (), doing, amount)
+    return _run(False, folder, ticket, (), doing, amount)
+
+
+def was_task() -> bool:
+    """Was what ran here last a task, and neither an item of a map nor a recurring task?"""
+    return _here.task_ran
 
 
 def expected(ticket: int, doing: str, amount: Any) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import soak_tasks as tasks
+from soak_observers import Observers, Refused
 
 from mpworker import ProcessWorker, RetryPolicy, Task
 from mpworker.errors import DuplicateTask, TaskNotFound, WorkerCrashed
@@ -29,7 +30,7 @@ CRONS: Final = {
     "queued": ("@every 250ms", "queue"),
     "second": ("* * * * * *", "skip"),
 }
-FIRST_TICKET: Final = 1000  # those before it are of recurring tasks
+STATUSES: Final = {"ok": "completed", "TaskCancelled": "cancelled", "TaskTimeout": "timed_out"}  # else "failed"
 COUNTED: Final = ("completed", "failed", "cancelled", "timed_out")
 
 # How often, of each thousand tasks; what is left is busy for a moment.
@@ -54,8 +55,8 @@ DOINGS: Final[dict[str, int]] = {
 
 
 def status_of(future: Any) -> str:
-    """How a task ended, in one word."""
-    error = None if future.cancelled() else future.exception(GUARD)
+    """How a task that has ended did, in one word."""
+    error = None if future.cancelled() else future.exception()
     return "TaskCancelled" if future.cancelled() else "ok" if error is None else type(error).__name__
 
 
@@ -107,7 +108,8 @@ class Work:
         self.over = threading.Event()
         self.rng = random.Random(f"{self.seed} producer")
         self.ledger = Ledger(self.folder / "ledger")
-        self.tickets = iter(range(FIRST_TICKET, 1 << 31))
+        self.observers = Observers(self.ledger)
+        self.tickets = iter(range(tasks.FIRST_TICKET, 1 << 31))
         self.live: dict[int, Live] = {}
         self.ended: Counter[str] = Counter()  # tasks by their final status
         self.accepted = 0
@@ -151,13 +153,9 @@ class Work:
         }
         return found, amounts.get(found, lambda: rng.choice([1, 1, 2, 100]))()
 
-    def submit(self, rng: random.Random) -> None:
-        """One task, in one of the ways in which a pool takes one, with some of the options that there are."""
-        doing, amount = self.doing(rng)
-        ticket = next(self.tickets)
-        queue = rng.choices(QUEUES, [6, 5, 1, 1, 1])[0]
-        options: dict[str, Any] = {"queue": queue}
-        limits: list[tuple[int, int]] = [(0, NARROW)] if queue == "narrow" else []
+    def options(self, rng: random.Random, doing: str) -> dict[str, Any]:
+        """Some of the options that there are."""
+        options: dict[str, Any] = {"queue": rng.choices(QUEUES, [6, 5, 1, 1, 1])[0]}
         if rng.random() < 0.1:
             options |= {"priority": rng.randrange(-3, 4), "weight": rng.randrange(1, 5)}
         if rng.random() < 0.4 or doing in ("fail", "again", "die"):
@@ -166,33 +164,52 @@ class Work:
                 options["retry_policy"] = POLICY
         if doing in ("hang", "swallow") or rng.random() < 0.1:
             options["timeout"] = rng.choice([0.02, 0.1, 0.2])
+        return options
+
+    def submit(self, rng: random.Random) -> None:
+        """One task, in one of the ways in which a pool takes one, with some of the options that there are."""
+        doing, amount = self.doing(rng)
+        ticket = next(self.tickets)
+        options = self.options(rng, doing)
+        limits: list[tuple[int, int]] = [(0, NARROW)] if options["queue"] == "narrow" else []
         if rng.random() < 0.1:
             number = rng.randrange(1, 3)
             doing, amount = ("sleep", 0.02) if doing == "busy" else (doing, amount)
             options |= {"concurrency_key": f"key {number}", "concurrency": 1 + number % 2}
             limits.append((number, 1 + number % 2))
         arguments = (str(self.folder), ticket, tuple(limits), doing, amount)
-        spec = {"doing": doing, "amount": amount if doing != "take" else len(amount), **options}
-        spec.pop("retry_policy", None)
+        spec = self.spec(doing, amount, options)
         before_ns = time.monotonic_ns()
-        if doing == "long" or rng.random() < 0.3:
-            future = self.register(rng, ticket, arguments, options, spec)
-        elif rng.random() < 0.03:
-            future = self.pool.options(**options).submit(lambda *arguments: tasks.run(*arguments), *arguments)  # noqa: PLW0108
-        elif doing == "busy" and not amount:
-            future = self.pool.options(**options).submit(tasks.quick, *arguments)
-        else:
-            future = self.pool.options(**options).submit(tasks.run, *arguments)
+        try:
+            if doing == "long" or rng.random() < 0.3:
+                future = self.register(rng, ticket, arguments, options, spec)
+            elif rng.random() < 0.03:
+                future = self.pool.options(**options).submit(lambda *arguments: tasks.run(*arguments), *arguments)  # noqa: PLW0108
+            elif doing == "busy" and not amount:
+                future = self.pool.options(**options).submit(tasks.quick, *arguments)
+            else:
+                future = self.pool.options(**options).submit(tasks.run, *arguments)
+        except Refused:
+            self.counts["refused"] += 1
+            return
         self.accept(future, spec, before_ns, Live(future, ticket, doing, amount))
         if rng.random() < 0.05:
             key = future._key
             self.wanted_calls += 1
             future.add_done_callback(lambda _: self.called.update([key]))
 
+    @staticmethod
+    def spec(doing: str, amount: Any, options: dict[str, Any]) -> dict[str, Any]:
+        """What the ledger is told of a task."""
+        told = {"doing": doing, "amount": amount if doing != "take" else len(amount), **options}
+        told.pop("retry_policy", None)
+        return told
+
     def accept(self, future: Any, spec: dict[str, Any], before_ns: int, live: Live) -> None:
         """It was taken between then and now."""
         moments = {"run_at": before_ns, "deadline": time.monotonic_ns()}
         told = spec | {name: at + int(spec[name] * 1e9) for name, at in moments.items() if name in spec}
+        told["task_id"] = future.task_id
         self.ledger.write("accept", future._key, live.ticket, before_ns, told)
         self.accepted += 1
         self.live[future._key] = live
@@ -259,14 +276,12 @@ class Work:
                 continue
             at_ns = time.monotonic_ns()
             word = status_of(future)
-            error = None if word in ("ok", "TaskCancelled") else future.exception(0)
+            error = None if word in ("ok", "TaskCancelled") else future.exception()
             if word == "ok" and live.doing != "any":
-                assert future.result(0) == tasks.expected(live.ticket, live.doing, live.amount), live
+                assert future.result() == tasks.expected(live.ticket, live.doing, live.amount), live
             crash = [error.pid, error.cause, error.attempt] if isinstance(error, WorkerCrashed) else None
             self.ledger.write("end", key, at_ns, word, crash)
-            self.ended[
-                {"ok": "completed", "TaskCancelled": "cancelled", "TaskTimeout": "timed_out"}.get(word, "failed")
-            ] += 1
+            self.ended[STATUSES.get(word, "failed")] += 1
             self.counts[word] += 1
             del self.live[key]
             if (

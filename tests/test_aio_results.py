@@ -6,14 +6,13 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pooljobs
 import pytest
+from loops import begun, client_of, run, until
 from pooljobs import Gate
-from test_aio import begun, client_of, run, until
 from test_results import crash_at_first, fail, later
 
 from mpworker import AsyncProcessWorker, AsyncSubscription, TaskResult
@@ -29,13 +28,6 @@ from mpworker.errors import (
 from mpworker.loopclient import LoopClient
 
 POLICIES = ("drop_newest", "drop_oldest", "block")
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.close()
 
 
 def ids(results: Any) -> list[str]:

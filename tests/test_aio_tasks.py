@@ -3,25 +3,16 @@
 import asyncio
 import os
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pooljobs
 import pytest
+from loops import GUARD, begun, client_of, run, until
 from pooljobs import Gate
-from test_aio import GUARD, begun, client_of, run, until
 
-from mpworker import (
-    AsyncProcessWorker,
-    AsyncTaskFuture,
-    AsyncTaskInfo,
-    Retention,
-    StopReport,
-    Task,
-    TaskStatus,
-)
+from mpworker import AsyncProcessWorker, AsyncTaskFuture, AsyncTaskInfo, Retention, StopReport, Task, TaskStatus
 from mpworker.errors import (
     ConfigurationError,
     DuplicateTask,
@@ -33,14 +24,6 @@ from mpworker.errors import (
     WrongEventLoop,
 )
 from mpworker.loopclient import LoopClient
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.close()
-
 
 # ------------------------------------------------------------ register
 
@@ -396,18 +379,37 @@ def test_with_a_submit_timeout_what_waits_too_long_is_refused(gate: Gate) -> Non
         async with AsyncProcessWorker(n=1, max_pending=1, submit_timeout=0.05) as w:
             held = w.submit(pooljobs.hold, gate.folder, "held")
             task = Task(abs, (-1,), idempotency_key="key")
+            began = asyncio.get_running_loop().time()
             late = await w.register_task(task)
             with pytest.raises(
                 QueueFull, match=r"^max_pending=1 tasks are unfinished, and submit_timeout=0.05 s is over"
             ):
                 await late
+            assert asyncio.get_running_loop().time() - began > 0.049
             assert client_of(w).pending.keys() == {held._key}
+            another = w.submit(abs, -3)
+            assert len(client_of(w).tasks_in_line()) == 1  # what was refused has made no room
+            another.cancel()
             gate.release()
             assert await held == "held"
             assert await (await w.register_task(task)) == 1  # the key of what was refused is free
             in_time = w.submit(abs, -2)
             assert await in_time == 2
             await asyncio.sleep(0)
+
+    run(main)
+
+
+def test_with_a_submit_timeout_what_has_been_sent_is_not_refused(gate: Gate) -> None:
+    async def main() -> None:
+        async with AsyncProcessWorker(n=1, max_pending=1, submit_timeout=GUARD) as w:
+            first, second = (w.submit(pooljobs.hold, gate.folder, number) for number in (1, 2))
+            assert len(client_of(w).tasks_in_line()) == 1
+            for future, value in ((first, 1), (second, 2)):
+                await begun(gate)
+                client_of(w)._give_up(future._key)  # as its timer does, however late
+                gate.release()
+                assert await future == value
 
     run(main)
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy
 import programs
 import pytest
+from refusals import refuse
 
 from mpworker import Hooks, ProcessWorker
 from mpworker.errors import (
@@ -35,15 +36,6 @@ from mpworker.errors import (
 def pool() -> Iterator[ProcessWorker]:
     with ProcessWorker(n=1) as worker:
         yield worker
-
-
-def refuse(call: Any, *args: Any, says: list[str], kind: type[Exception] = ConfigurationError, **kwargs: Any) -> None:
-    with pytest.raises(kind) as caught:
-        call(*args, **kwargs)
-    assert isinstance(caught.value, MPWorkerError)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert [word for word in says if word not in message] == [], message
 
 
 class Indexable:

@@ -51,13 +51,6 @@ def name(pool: ProcessWorker, request: pytest.FixtureRequest) -> Iterator[str]:
         pool.remove_cron_task(request.node.name)
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.close()
-
-
 def hold(gate: Gate) -> Any:
     return functools.partial(pooljobs.hold, gate.folder)
 
@@ -218,8 +211,9 @@ def test_the_runs_of_one_concurrency_key_are_alone_with_it(pool: ProcessWorker, 
     gate.wait_begun()
     alone.register_cron_task(name, NEVER, pooljobs.pid)
     pool.run_cron_task(name)
+    eventually(lambda: [task.name for task in pool.get_tasks(status="queued")] == [name])
     assert pool.submit(pooljobs.pid).result()  # there is a child for it
-    assert pool.get_tasks(status="queued")[0].name == name
+    assert [task.name for task in pool.get_tasks(status="queued")] == [name]
     gate.release()
     held.result()
     assert runs(pool, name, 1)[0].outcome == "completed"

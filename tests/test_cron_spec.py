@@ -10,25 +10,17 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refuse
 
 from mpworker import ProcessWorker
 from mpworker.cron import _SHORTHANDS, read_spec
-from mpworker.errors import ConfigurationError, InvalidArgument, MPWorkerError
+from mpworker.errors import ConfigurationError, InvalidArgument
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[ProcessWorker]:
     with ProcessWorker(n=1) as worker:
         yield worker
-
-
-def refuse(call: Any, *args: Any, says: list[str], kind: type[Exception] = ConfigurationError, **kwargs: Any) -> None:
-    with pytest.raises(kind) as caught:
-        call(*args, **kwargs)
-    assert isinstance(caught.value, MPWorkerError)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert [word for word in says if word not in message] == [], message
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pooljobs
 import pytest
@@ -19,13 +18,6 @@ from mpworker.errors import ConfigurationError, InvalidArgument, WorkerCrashed
 def pool() -> Iterator[ProcessWorker]:
     with ProcessWorker(n=2) as w:
         yield w
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.close()
 
 
 def kill_myself() -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import leaks
@@ -15,13 +14,6 @@ from pooljobs import Gate
 from mpworker import ProcessWorker
 
 GUARD = 60.0  # seconds; only a bound for what would hang
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.close()
 
 
 def in_each_child(pool: ProcessWorker, gate: Gate, call: object, n: int = 2) -> list[object]:

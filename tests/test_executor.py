@@ -38,13 +38,6 @@ def pool() -> Iterator[ProcessWorker]:
         yield worker
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.close()
-
-
 class Calls:
     """A done-callback that remembers; `wait` until it was called."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from concurrently import eventually
+from pooljobs import fail_once, wait_for_file
 
 from mpworker import Hooks, Metrics, ProcessWorker, RetryPolicy, Task, TaskEvent, TaskStatus, observer
 from mpworker.errors import SupervisorLost, TaskCancelled, TaskTimeout, WorkerCrashed, WorkerStopped
@@ -58,19 +59,6 @@ class Spans:
 @pytest.fixture
 def diary() -> Diary:
     return Diary()
-
-
-def wait_for_file(path: str) -> str:
-    while not Path(path).exists():
-        time.sleep(0.005)
-    return "there"
-
-
-def fail_once(path: str) -> str:
-    if Path(path).exists():
-        return "done"
-    Path(path).touch()
-    raise ValueError("not yet")
 
 
 def crash_once(path: str) -> str:

@@ -8,14 +8,15 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pooljobs
 import programs
 import pytest
 import retry_tasks
+from kinds import Make
 
 import mpworker
 from mpworker import AsyncProcessWorker, ProcessWorker, RetryPolicy, TaskFuture
@@ -32,27 +33,6 @@ from mpworker.errors import (
     TaskNotFound,
     WorkerStopped,
 )
-
-Make: TypeAlias = Callable[..., ProcessWorker]
-
-
-@pytest.fixture(params=[False, True], ids=["pool", "debug"])
-def make(request: pytest.FixtureRequest) -> Make:
-    """Makes a worker of either kind."""
-    return functools.partial(ProcessWorker, n=1, debug=request.param)
-
-
-@pytest.fixture
-def w(make: Make) -> Iterator[ProcessWorker]:
-    with make() as worker:
-        yield worker
-
-
-@pytest.fixture
-def here() -> Iterator[ProcessWorker]:
-    """One that runs its tasks here."""
-    with ProcessWorker(debug=True) as worker:
-        yield worker
 
 
 class Thing:

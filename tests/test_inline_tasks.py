@@ -1,19 +1,18 @@
 """Tasks as objects with `ProcessWorker(debug=True)`: what a pool does, done here. Most tests run against both."""
 
-import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pooljobs
 import pytest
 import retry_tasks
 from concurrently import GUARD
+from kinds import Make
 
 import mpworker
 from mpworker import Latency, Metrics, ProcessWorker, Retention, Task, TaskStatus
@@ -26,27 +25,6 @@ from mpworker.errors import (
     TaskNotFound,
     TaskTimeout,
 )
-
-Make: TypeAlias = Callable[..., ProcessWorker]
-
-
-@pytest.fixture(params=[False, True], ids=["pool", "debug"])
-def make(request: pytest.FixtureRequest) -> Make:
-    """Makes a worker of either kind."""
-    return functools.partial(ProcessWorker, n=1, debug=request.param)
-
-
-@pytest.fixture
-def w(make: Make) -> Iterator[ProcessWorker]:
-    with make() as worker:
-        yield worker
-
-
-@pytest.fixture
-def here() -> Iterator[ProcessWorker]:
-    """One that runs its tasks here."""
-    with ProcessWorker(debug=True) as worker:
-        yield worker
 
 
 def look() -> tuple[Any, ...]:

@@ -79,7 +79,6 @@ def test_a_leak_turns_the_test_red(kind: str, tmp_path: Path) -> None:
     shm = tmp_path / "shm"
     shm.mkdir()
     (tmp_path / "conftest_of_the_suite.py").write_text((HERE / "conftest.py").read_text())
-    (tmp_path / "leaks.py").write_text((HERE / "leaks.py").read_text())
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_inner.py").write_text(f"def test_inner():{LEAKS[kind]}")
@@ -87,7 +86,7 @@ def test_a_leak_turns_the_test_red(kind: str, tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "test_inner.py"],
         cwd=tmp_path,
-        env={**os.environ, "INNER_SHM": str(shm)},
+        env={**os.environ, "INNER_SHM": str(shm), "PYTHONPATH": str(HERE)},
         capture_output=True,
         text=True,
         timeout=60,

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from concurrently import eventually
+from pooljobs import fail_once, wait_for_file
 
 import mpworker
 from mpworker import Hooks, ProcessWorker, StandardLogger, Task, TaskContext, TaskEvent, observer
@@ -43,19 +44,6 @@ class Book:
 @pytest.fixture
 def book() -> Book:
     return Book()
-
-
-def wait_for_file(path: str) -> str:
-    while not Path(path).exists():
-        time.sleep(0.005)
-    return "there"
-
-
-def fail_once(path: str) -> str:
-    if Path(path).exists():
-        return "done"
-    Path(path).touch()
-    raise ValueError("not yet")
 
 
 def stay() -> None:
@@ -155,7 +143,11 @@ def test_a_child_that_has_grown_is_replaced_or_killed(book: Book) -> None:
 def test_an_attempt_that_takes_too_long_is_a_warning(book: Book, tmp_path: Path) -> None:
     never = str(tmp_path / "never")
     with ProcessWorker(n=1, logger=book, timeout=0.05, grace=1.0) as w:
-        w.options(timeout=None).submit(fail_once, str(tmp_path / "x")).exception(GUARD)  # its module is imported then
+        for future in (
+            w.options(timeout=None).submit(keep, 0),
+            w.options(timeout=None).submit(fail_once, str(tmp_path)),
+        ):
+            future.result(GUARD)  # then their modules are imported
         late = w.submit(wait_for_file, never)
         with pytest.raises(TaskTimeout):
             late.result(GUARD)

@@ -24,13 +24,6 @@ def pool() -> Iterator[ProcessWorker]:
         yield worker
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.close()
-
-
 class Pulled:
     """An iterator that counts how far it was read."""
 

@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 import programs
 import pytest
 from concurrently import eventually
+from pooljobs import wait_for_file
 
 import mpworker
 from mpworker import Hooks, ProcessWorker, RetryPolicy, Task, TaskContext, TaskEvent
@@ -100,12 +100,6 @@ def count(path: str) -> int:
         file.write("x")
         file.flush()
         return file.tell()
-
-
-def wait_for_file(path: str) -> str:
-    while not Path(path).exists():
-        time.sleep(0.005)
-    return "there"
 
 
 # ------------------------------------------------------------ around the execution

@@ -1,22 +1,29 @@
 """Hooks, tracers, middleware and the log where there is no pool of threads and children: asyncio and `debug=True`."""
 
-import asyncio
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from concurrently import GUARD, eventually
+from loops import run, until
 
-from mpworker import AsyncProcessWorker, Hooks, ProcessWorker, Task, TaskEvent
+from mpworker import AsyncProcessWorker, Hooks, ProcessWorker, Task, TaskEvent, TaskStatus
 from mpworker.context import TaskContext
 from mpworker.errors import WorkerCrashed
+
+_begun = threading.Event()
 
 
 def _fail() -> None:
     raise ValueError("no")
+
+
+def _wait_until_begun() -> bool:
+    return _begun.wait(GUARD)
 
 
 class Recorder:
@@ -25,9 +32,11 @@ class Recorder:
     def __init__(self) -> None:
         self.told: list[tuple[str, str, int]] = []
         self.spans: list[tuple[Any, str]] = []
+        self.statuses: list[TaskStatus | None] = []
 
     def note(self, event: TaskEvent) -> None:
         self.told.append((event.kind, event.name, event.attempt))
+        self.statuses.append(event.status)
 
     def hooks(self) -> Hooks:
         return Hooks(on_queued=self.note, on_start=self.note, on_retry=self.note, on_finish=self.note)
@@ -70,8 +79,16 @@ def test_with_debug_hooks_and_a_tracer_are_told(caplog: pytest.LogCaptureFixture
         later = w.register_task(Task(len, ("four",), run_at=0.01, name="later"))
         assert later.result(GUARD) == 4
     assert recorder.told == [*EXPECTED, ("queued", "later", 0), ("start", "later", 1), ("finish", "later", 1)]
+    failed_twice = [None, None, TaskStatus.FAILED, None, TaskStatus.FAILED]
+    assert recorder.statuses == [*failed_twice, None, None, TaskStatus.COMPLETED]
     assert [kind for _, kind in recorder.spans] == ["retry", "finish", "finish"]
     assert any("task_retried" in record.getMessage() for record in caplog.records)
+
+
+def test_with_debug_a_start_is_told_while_the_task_runs() -> None:
+    _begun.clear()
+    with ProcessWorker(debug=True, hooks=Hooks(on_start=lambda _: _begun.set())) as w:
+        assert w.submit(_wait_until_begun).result(GUARD)
 
 
 def test_with_debug_middleware_is_around_calls_and_submissions() -> None:
@@ -94,13 +111,12 @@ def test_in_an_event_loop_hooks_and_a_tracer_are_told() -> None:
         async with AsyncProcessWorker(n=1, retries=1, hooks=recorder.hooks(), tracer=recorder) as w:
             with pytest.raises(ValueError, match="no"):
                 await w.submit(_fail)
-            while len(recorder.told) < len(EXPECTED):
-                await asyncio.sleep(0)
+            await until(lambda: len(recorder.told) >= len(EXPECTED))
             await w.set_hooks(None)
             await w.submit(len, "four")
             assert set(threading.enumerate()) == threads
 
-    asyncio.run(main())
+    run(main)
     eventually(lambda: len(recorder.spans) == 3)
     assert recorder.told[: len(EXPECTED)] == EXPECTED
     assert {name for _, name, _ in recorder.told} == {"_fail"}
@@ -116,9 +132,9 @@ def test_in_an_event_loop_middleware_is_around_calls_and_submissions() -> None:
             assert await w.submit(len, "four") == 4
             assert await (await w.register_task(Task(len, ("three",)))) == 5
             while (await w.metrics()).observer_errors["middleware"] < 2:
-                await asyncio.sleep(0)
+                pass
 
-    asyncio.run(main())
+    run(main)
     eventually(lambda: sum(kind == "finish" for kind, _, _ in recorder.told) == 2)
     assert {name for _, name, _ in recorder.told} == {"renamed"}
 
@@ -131,8 +147,24 @@ def test_in_an_event_loop_what_is_left_is_told_at_the_end() -> None:
             for _ in range(50):
                 w.submit(len, "four")
 
-    asyncio.run(main())
+    run(main)
     assert sum(kind == "finish" for kind, _, _ in recorder.told) == 50
+
+
+def test_in_an_event_loop_what_a_stop_cuts_off_is_told() -> None:
+    recorder = Recorder()
+
+    async def main() -> None:
+        async with AsyncProcessWorker(n=1, hooks=recorder.hooks(), tracer=recorder) as w:
+            for _ in range(3):
+                w.submit(signal.pause)
+            await until(lambda: ("start", "pause", 1) in recorder.told)
+            await w.stop_now()
+
+    run(main)
+    ends = [status for status in recorder.statuses if status is not None]
+    assert ends == [TaskStatus.CANCELLED] * 3
+    assert [kind for _, kind in recorder.spans] == ["finish"]
 
 
 def test_in_an_event_loop_a_crash_is_logged_without_a_thread(caplog: pytest.LogCaptureFixture) -> None:
@@ -144,5 +176,5 @@ def test_in_an_event_loop_a_crash_is_logged_without_a_thread(caplog: pytest.LogC
             assert set(threading.enumerate()) == threads
 
     with caplog.at_level(logging.WARNING, "mpworker"):
-        asyncio.run(main())
+        run(main)
     assert any("child_crashed" in record.getMessage() for record in caplog.records)

@@ -10,7 +10,7 @@ from typing import Any
 import pooljobs
 import pytest
 from concurrently import eventually
-from pooljobs import Gate
+from pooljobs import Gate, run_with
 
 from mpworker import ProcessWorker, QueueOptions, QueueState
 from mpworker.errors import ConfigurationError, InvalidArgument, WorkerStopped
@@ -118,16 +118,8 @@ def test_leaving_the_block_ends_a_pause(log: Path) -> None:
 
 
 def test_no_more_of_a_queue_run_at_once_than_asked(tmp_path: Path) -> None:
-    def work(path: str) -> int:
-        mine = Path(path) / str(time.monotonic_ns())
-        mine.touch()
-        time.sleep(0.02)
-        seen = len(list(Path(path).iterdir()))
-        mine.unlink()
-        return seen
-
     with ProcessWorker(n=3, queues={"narrow": QueueOptions(max_running=1)}) as w:
-        futures = [w.options(queue="narrow").submit(work, str(tmp_path)) for _ in range(12)]
+        futures = [w.options(queue="narrow").submit(run_with, str(tmp_path)) for _ in range(12)]
         assert {future.result() for future in futures} == {1}
 
 

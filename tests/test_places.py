@@ -1,17 +1,13 @@
 """How many children there are, under virtual time: who goes, what becomes of what they were given, and who follows."""
 
 import pytest
+from scheduler_steps import dismissed, function, interrupts, kills, offered, outcome, outcomes, start, wait
 from scheduler_world import GRACE, START_TIMEOUT, Child, World
-from test_scheduler import function, interrupts, kills, offered, outcome, outcomes, start, wait
 
 from mpworker.supervisor import effects as rules
 from mpworker.supervisor.registry import DYING, LEAVING, READY
 
 BRIEF = 1_000  # nanoseconds: many such are offered ahead
-
-
-def dismissed(world: World) -> list[object]:
-    return [entry[1] for entry in world.log if entry[0] == "dismiss"]
 
 
 def exits(world: World, *children: Child) -> None:

@@ -2,16 +2,14 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pooljobs
 import pytest
 from leaks import alive, wait_until
 from pooljobs import Gate
+from scheduler_steps import dismissed, function, kills, offered, outcome, outcomes, start, wait
 from scheduler_world import World
-from test_places import dismissed
-from test_scheduler import function, kills, offered, outcome, outcomes, start, wait
 
 from mpworker import ProcessWorker
 from mpworker.errors import WorkerCrashed
@@ -22,13 +20,6 @@ from mpworker.supervisor.recycling import LOOK_SECONDS
 from mpworker.supervisor.registry import LEAVING, READY
 
 LIMIT = 60.0  # seconds: a guard against a hang, never a measure
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.close()
 
 
 # ------------------------------------------------------------ so many tasks: who leaves when

@@ -3,7 +3,6 @@
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pooljobs
@@ -16,13 +15,6 @@ from mpworker import ProcessWorker
 from mpworker.errors import ConfigurationError, InvalidArgument, TaskTimeout, WorkerStopped
 
 LIMIT = 60.0  # seconds: a guard against a hang, never a measure
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.close()
 
 
 def ready(w: ProcessWorker, n: int) -> set[int]:

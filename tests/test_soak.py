@@ -19,12 +19,15 @@ def soak(folder: Path, seconds: float, rests: int) -> Soak:
         run.run()
     finally:
         run.ledger.close()
-    records = soak_checks.read(folder)
-    print(f"{len(records.tasks)} tasks, {len(records.attempts)} attempts")
+    problems = []
+    for each in (folder, *(other.folder for other in run.elsewhere)):
+        records = soak_checks.read(each)
+        events = len(records.of("event"))
+        print(f"{each.name}: {len(records.tasks)} tasks, {len(records.attempts)} attempts, {events} events")
+        problems += [f"{each.name}: {problem}" for problem in soak_checks.check(records)]
     print(", ".join(f"{count} {what}" for what, count in sorted(run.counts.items())))
     for name in run.samples[0]:
         print(f"{name}: {[sample[name] for sample in run.samples]}")
-    problems = soak_checks.check(records)
     assert not problems, "\n".join([f"{len(problems)} problems", *problems])
     return run
 
@@ -33,6 +36,8 @@ def test_soak_for_some_seconds(tmp_path: Path) -> None:
     run = soak(tmp_path, 12.0, 3)
     assert run.counts["kills"]
     assert run.counts["ok"] > 100
+    for each in (run, *run.elsewhere):
+        assert each.observers.told["finish"]
 
 
 @pytest.mark.soak

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,6 @@ from mpworker.supervisor.nursing import _NURSERY_SILENT_MAX
 
 GUARD = 60.0  # seconds; only a bound for what would hang
 SOON = 20.0  # seconds; what is promised "at once" takes a small part of this on a busy machine
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.close()
 
 
 def gone(processes: dict[str, Any]) -> bool:

@@ -2,24 +2,14 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import leaks
 import pooljobs
-import pytest
 from concurrently import GUARD, eventually
 from pooljobs import Gate
 
 from mpworker import ProcessWorker, StopReport, Task
 from mpworker.stopping import NAMED_MAX
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.close()
 
 
 def test_nothing_is_left_of_what_has_ended() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pooljobs
 import pytest
 from concurrently import eventually
-from pooljobs import Gate
+from pooljobs import Gate, run_with, wait_for_file
 from scheduler_world import World
 
 import mpworker
@@ -38,12 +38,6 @@ GUARD = 60.0
 def pool() -> Iterator[ProcessWorker]:
     with ProcessWorker(n=2) as w:
         yield w
-
-
-def wait_for_file(path: str) -> str:
-    while not Path(path).exists():
-        time.sleep(0.005)
-    return "there"
 
 
 def fail_until(path: str, times: int) -> int:
@@ -196,7 +190,7 @@ def test_a_task_past_its_deadline_never_starts(tmp_path: Path) -> None:
 
 def test_a_deadline_interrupts_what_runs_and_leaves_no_retry(tmp_path: Path) -> None:
     with ProcessWorker(n=1, retries=5) as w:
-        w.submit(wait_for_file, str(tmp_path)).result(GUARD)  # so that the child has imported this file
+        w.submit(wait_for_file, str(tmp_path)).result(GUARD)  # so that the child has imported its file
         future = w.register_task(Task(wait_for_file, (str(tmp_path / "never"),), deadline=0.3))
         with pytest.raises(TaskTimeout, match="had not ended at its deadline on attempt 1 of 1") as caught:
             future.result(GUARD)
@@ -208,7 +202,7 @@ def test_a_deadline_interrupts_what_runs_and_leaves_no_retry(tmp_path: Path) -> 
 def test_a_deadline_is_for_all_attempts_together(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with ProcessWorker(n=1, retries=1000, retry_policy=RetryPolicy(base=0.05, factor=1, jitter="none")) as w:
-        w.submit(wait_for_file, str(tmp_path)).result(GUARD)  # so that the child has imported this file
+        w.submit(fail_until, str(tmp_path / "other"), 0).result(GUARD)  # so that the child has imported this file
         future = w.register_task(Task(fail_until, (str(path), 1000), deadline=0.4))
         with pytest.raises(TaskTimeout):
             future.result(GUARD)
@@ -576,25 +570,17 @@ def test_a_retry_is_taken_back_though_the_worker_is_full(tmp_path: Path) -> None
 
 
 def test_tasks_of_one_key_take_turns(tmp_path: Path) -> None:
-    def alone(path: str) -> int:
-        mine = Path(path) / str(time.monotonic_ns())
-        mine.touch()
-        time.sleep(0.02)
-        seen = len(list(Path(path).iterdir()))
-        mine.unlink()
-        return seen
-
     with ProcessWorker(n=3) as w:
         folders = [tmp_path / name for name in "ab"]
         for folder in folders:
             folder.mkdir()
         futures = [
-            w.register_task(Task(alone, (str(folder),), concurrency_key=folder.name))
+            w.register_task(Task(run_with, (str(folder),), concurrency_key=folder.name))
             for _ in range(8)
             for folder in folders
         ]
         assert {future.result(GUARD) for future in futures} == {1}
-        seen = w.options(concurrency_key="m").map(alone, [str(folders[0])] * 6, chunksize=2)
+        seen = w.options(concurrency_key="m").map(run_with, [str(folders[0])] * 6, chunksize=2)
         assert set(seen) == {1}
 
 
