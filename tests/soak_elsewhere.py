@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 from typing import Any, Final, Self
+from unittest.mock import patch
 
 import leaks
 import soak_tasks as tasks
@@ -123,7 +124,9 @@ class InLoop(Elsewhere):
         options: dict[str, Any] = {"max_tasks_per_child": 100, "max_pending": N, **self.observers.options()}
         self._worker = AsyncProcessWorker(n=1, grace=0.3, lease_ttl=LEASE_TTL, **options)
         client: Any = self._worker._client
-        self._drop_from_line, client._drop_from_line = client._drop_from_line, self._drop
+        self._drop_from_line = client._drop_from_line
+        self._patch = patch.object(type(client), "_drop_from_line", self._drop)
+        self._patch.start()
 
     def _drop(self, key: int) -> bool:
         """One that waits at `max_pending` is cancelled, if it does: the supervisor never hears of it."""
@@ -194,5 +197,6 @@ class InLoop(Elsewhere):
         assert await self._worker.stop_graceful(GUARD), "not all was finished"
 
     def stop(self) -> None:
+        self._patch.stop()
         self._runner.run(self._worker.stop_now())
         self._runner.close()
