@@ -17,6 +17,7 @@ from typing import Any
 from mpworker.supervisor import dispatch
 from mpworker.supervisor import effects as rules
 from mpworker.supervisor.describe import Describer
+from mpworker.supervisor.ids import Ids
 from mpworker.supervisor.lifecycle import (
     CANCELLED,
     COMPLETED,
@@ -981,7 +982,7 @@ class World:
 
     def _check_counts(self) -> None:
         """Each task is in one place, and counted there."""
-        told = Describer(self.scheduler).metrics()
+        told = Describer(self.scheduler, Ids(tuple)).metrics()
         places = ("scheduled", "queued", "running", "completed", "failed", "cancelled", "timed_out")
         assert told["accepted"] == sum(told[place] for place in places)
         tasks = {key: accepted for key, accepted in self.accepted.items() if not accepted.items}

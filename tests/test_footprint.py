@@ -17,7 +17,7 @@ from mpworker.supervisor.fanout import ClientPort
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.reading import World
 from mpworker.supervisor.recycling import Recycling
-from mpworker.supervisor.registry import NO_NOTES, Times
+from mpworker.supervisor.registry import Times
 from mpworker.supervisor.scheduler import Scheduler
 
 TASKS = 5_000
@@ -35,7 +35,7 @@ def scheduler(kind: type[Scheduler] = Places, **options: Any) -> Scheduler:
 
 
 def bytes_of_each(said: dict[str, Any] | None, **options: Any) -> float:
-    """Bytes of a task that waits, beyond its call."""
+    """Bytes of a task that waits, beyond its call and what it says besides."""
     port, waiting = ClientPort(channel(), 1 << 20), scheduler()
     told = {"timeout": None, "retries": 0, "crash_retries": 0} | options
     waiting.options_known(port.note_options(1, as_json(told)))
@@ -48,7 +48,7 @@ def bytes_of_each(said: dict[str, Any] | None, **options: Any) -> float:
                 waiting.submitted(port.task(0, key, 0, 1, data))
             else:
                 waiting.submitted_with_details(port.detailed(codec.SUBMIT, codec.DETAILED, key, 0, 1, data))
-        return tracemalloc.get_traced_memory()[0] / TASKS - len(CALL)
+        return tracemalloc.get_traced_memory()[0] / TASKS - len(payload)
     finally:
         tracemalloc.stop()
 
@@ -62,10 +62,12 @@ def as_json(told: dict[str, Any]) -> bytes:
     [
         (None, {}, 500),
         (None, {"queue": "mail", "priority": 3}, 500),
-        ({"concurrency": ["a key that many tasks share", 2]}, {}, 600),
-        ({"deadline": 1e9}, {}, 700),
+        ({"concurrency": ["a key that many tasks share", 2]}, {}, 450),
+        ({"name": "one", "metadata": {"tenant": "acme", "number": 7}}, {}, 450),
+        ({"deadline": 123456.789}, {}, 490),
+        ({"run_at": 123456.789}, {}, 490),
     ],
-    ids=["plain", "in order", "concurrency key", "deadline"],
+    ids=["plain", "in order", "concurrency key", "name, metadata", "deadline", "run_at"],
 )
 def test_a_task_that_waits_is_small(said: dict[str, Any] | None, options: dict[str, Any], bound: int) -> None:
     assert 0 < bytes_of_each(said, **options) < bound
@@ -78,7 +80,6 @@ def test_tasks_that_say_the_same_share_it() -> None:
     one, other = (port.detailed(codec.SUBMIT, codec.DETAILED, key, 0, 1, data) for key in (1, 2))
     assert one.concurrency_key == "one key"
     assert one.concurrency_key is other.concurrency_key
-    assert one.notes is other.notes is NO_NOTES
 
 
 def test_what_every_task_passes_has_its_attributes_at_hand() -> None:

@@ -30,6 +30,7 @@ from mpworker.errors import (
 )
 from mpworker.supervisor.describe import Describer
 from mpworker.supervisor.effects import OK
+from mpworker.supervisor.ids import Ids
 
 GUARD = 60.0
 
@@ -59,9 +60,9 @@ def test_what_begins_while_it_is_told_of_is_told_as_one_or_the_other(looks: int)
     world.turn()
     busy, idle = world.children.values() if world.children[0].inbox else reversed(world.children.values())
     world.racing.extend([(idle, OK)] * looks + [(busy, OK)])  # it begins at the next look but so many
-    told = Describer(world.scheduler).tasks("queued", None, 10)
+    told = Describer(world.scheduler, Ids(tuple)).tasks("queued", None, 10)
     assert all(report["status"] == "queued" and not report["attempts"] for report in told)
-    (report,) = Describer(world.scheduler).tasks(None, None, 10)
+    (report,) = Describer(world.scheduler, Ids(tuple)).tasks(None, None, 10)
     assert (report["status"] == "running") == bool(report["attempts"])
     world.racing.clear()
     world.finish()

@@ -66,6 +66,10 @@ class Books:
         """Since when it runs."""
         return self._begun_at.get(task.key)
 
+    def keys(self) -> set[int]:
+        """As `Scheduler.keys`."""
+        return {*self._tasks, *(entry[0].key for entry in self.history.entries)}
+
     def unfinished_tasks(self) -> int:
         """How many have no outcome yet."""
         return len(self._tasks)
@@ -136,7 +140,7 @@ class Books:
             self.ended[task.state] += 1
         if status != codec.OK or self.history.results:
             self.history.keep(task, outcome)
-        task.payload = b""
+        task.forget_call()
 
     def clean(self) -> None:
         """Forget what is too old, if it is time to look."""

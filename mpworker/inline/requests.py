@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from mpworker.ipc import codec
 from mpworker.steps import Message
 from mpworker.supervisor import requests
-from mpworker.supervisor.fanout import call_again
 from mpworker.supervisor.lifecycle import OFFERED
 
 if TYPE_CHECKING:
@@ -45,11 +44,8 @@ def _running(supervisor: "InlineSupervisor", message: Message) -> Message:
 
 
 def _again(supervisor: "InlineSupervisor", message: Message) -> Message:
-    key, history = message["task"], supervisor.scheduler.history
-    call = call_again(history, key)
-    task = history.again(key, message["as"], call) if call is not None else None
+    task = supervisor.world.again(supervisor.scheduler.history, message["task"], message["as"])
     if task is not None:
-        task.accepted_ns = supervisor.world.now_ns
         supervisor.enter(task)
     return {"again": task is not None}
 

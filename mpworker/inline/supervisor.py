@@ -20,6 +20,7 @@ from mpworker.launch import pickle_initializer
 from mpworker.options import WorkerOptions
 from mpworker.supervisor.describe import Describer
 from mpworker.supervisor.fanout import ClientPort
+from mpworker.supervisor.ids import Ids
 from mpworker.supervisor.latency import Latency
 from mpworker.supervisor.lifecycle import COME_DUE, QUEUED, SCHEDULED
 from mpworker.supervisor.registry import DetailedTask, Task
@@ -76,8 +77,9 @@ class InlineSupervisor:
         self._initialized: dict[str, Any] = {}
         self.scheduler = Books()
         self.latency = Latency()
-        self.describer = Describer(cast(Scheduler, self.scheduler))
         self.world = ClientPort(cast(Channel, _Way(self.events)), options.max_payload_bytes)
+        self.world.ids = Ids(self.scheduler.keys)
+        self.describer = Describer(cast(Scheduler, self.scheduler), self.world.ids)
         self.watch = self.scheduler.watcher = Watch(self.world, level)
         self._middleware: Middleware | None = None
         self.chunks: dict[int, Task] = {}

@@ -15,7 +15,8 @@ def pack(details: dict[str, Any], data: bytes) -> bytes:
     return b"".join((len(text).to_bytes(_LENGTH_BYTES, "little"), text, data))
 
 
-def _end(data: bytes) -> int:
+def end(data: bytes) -> int:
+    """Where the call begins."""
     return _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
 
 
@@ -25,7 +26,7 @@ def read(data: bytes) -> dict[str, Any]:
     Raises:
         ValueError: It has none.
     """
-    details = json.loads(data[_LENGTH_BYTES : _end(data)])
+    details = json.loads(data[_LENGTH_BYTES : end(data)])
     if not isinstance(details, dict):
         raise ValueError(f"details are a {type(details).__name__}")  # of what came, not of the caller
     return details
@@ -33,9 +34,4 @@ def read(data: bytes) -> dict[str, Any]:
 
 def after(data: bytes) -> bytes:
     """The payload without its details."""
-    return data[_end(data) :]
-
-
-def without(data: bytes, *names: str) -> bytes:
-    """The payload with fewer details."""
-    return pack({name: said for name, said in read(data).items() if name not in names}, after(data))
+    return data[end(data) :]

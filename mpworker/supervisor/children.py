@@ -103,8 +103,6 @@ class Children:
     def __init__(self, config: dict[str, Any], blob_fd: int) -> None:
         self._config = config
         self._blob_fd = blob_fd
-        self._capacities = (config["child_ring_bytes"], config["child_ring_bytes"])
-        self._slots: int = config["slots"]
         self._next_number = 0
         self._oom_kills = OomKills()
         self.by_number: dict[int, Child] = {}
@@ -224,13 +222,15 @@ class Children:
         """
         if self.nursery is None:
             raise BrokenPipeError(errno.EPIPE, "the nursery is gone")
-        seat = Seat(self._next_number, self._slots)
+        slots: int = self._config["slots"]
+        capacities: tuple[int, int] = (self._config["child_ring_bytes"],) * 2
+        seat = Seat(self._next_number, slots)
         self._next_number += 1
-        fds, channel = make_channel("mpworker-child", self._capacities)
+        fds, channel = make_channel("mpworker-child", capacities)
         try:
-            claims_fd, claims, stack_view = make_claims("mpworker-claims", self._slots)
+            claims_fd, claims, stack_view = make_claims("mpworker-claims", slots)
             fds.append(claims_fd)
-            order = {"op": "spawn", "id": seat.number, "capacities": self._capacities, "slots": self._slots}
+            order = {"op": "spawn", "id": seat.number, "capacities": capacities, "slots": slots}
             order["cores"] = cores = self._cores_of_next()
             self.nursery.send(order, fds)
         except OSError:

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
 
+from mpworker.ipc import details
 from mpworker.supervisor.effects import END_BY, OK
 from mpworker.supervisor.ends import REPORT_BYTES_MAX
 from mpworker.supervisor.history import Ended
+from mpworker.supervisor.ids import Ids
 from mpworker.supervisor.lifecycle import CANCELLED, FAILED, OFFERED, SCHEDULED, STATES, TIMED_OUT
 from mpworker.supervisor.registry import DetailedTask, Task
 from mpworker.supervisor.scheduler import Scheduler
@@ -31,10 +33,12 @@ class Describer:
 
     Args:
         scheduler: The scheduler.
+        ids: Those of the user's own.
     """
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, ids: Ids) -> None:
         self._scheduler = scheduler
+        self._ids = ids
 
     def task(self, key: int) -> Report | None:
         """One task, None if it is neither there nor remembered."""
@@ -46,11 +50,8 @@ class Describer:
 
     def named(self, task_id: str) -> Report | None:
         """One task by an id of the user's own."""
-        for report_of, task, what in self._all():
-            if isinstance(task, DetailedTask) and task.notes.get("id") == task_id:
-                found: Report = report_of(what)
-                return found
-        return None
+        key = self._ids.find(task_id)
+        return self.task(key) if key is not None else None
 
     def tasks(self, status: str | None, queue: str | None, limit: int) -> list[Report]:
         """Tasks that there are, those that have not ended first, and then the newest of the rest."""
@@ -121,7 +122,8 @@ class Describer:
             "deadline_at": task.deadline_at,
         }
         if isinstance(task, DetailedTask):
-            report |= {name: task.notes[name] for name in ("id", "name", "metadata", "retry_of") if name in task.notes}
+            said = details.read(task.payload)
+            report |= {name: said[name] for name in ("id", "name", "metadata", "retry_of") if name in said}
             report["run_at"] = task.run_at
         return report
 

@@ -7,7 +7,7 @@ from mpworker.supervisor.effects import Effects
 from mpworker.supervisor.lifecycle import COME_DUE, QUEUED, RETURN, SCHEDULED
 from mpworker.supervisor.order import Order
 from mpworker.supervisor.queues import Queues
-from mpworker.supervisor.registry import READY, Seat, Task
+from mpworker.supervisor.registry import READY, DetailedTask, Seat, Task
 
 BUDGET_NS: Final = 200_000
 STEAL_AFTER: Final = 0.0005
@@ -136,4 +136,7 @@ class Dispatch(Order):
     def _queue_scheduled(self, now: float) -> None:
         for task in self._scheduled.due(now):
             task.state = COME_DUE[task.state]
+            if not task.attempts and isinstance(task, DetailedTask):
+                assert task.run_at is not None
+                task.accepted_ns = max(task.accepted_ns, int(task.run_at * 1e9))  # how long it took counts from then on
             self._put(task)

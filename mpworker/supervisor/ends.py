@@ -154,7 +154,7 @@ class Ends(Interrupts):
             self._keep((task, status, 0, 0, 0))
             self.history.keep(task, report or {})
             self._effects.emit_report(task, 0, 0, status, report or {})
-        task.payload = b""
+        task.forget_call()
 
     def _piece_over(self, piece: Task) -> None:
         piece.state = SETTLE[piece.state]

@@ -11,9 +11,12 @@ from mpworker.ipc.codec import RESULT, Record
 from mpworker.ipc.ring import Assembler, Outbox
 from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.history import History
+from mpworker.supervisor.ids import Ids
 from mpworker.supervisor.registry import DetailedTask, Function, Task, TaskOptions
 
 TOLD_MAX: Final = 1024
+_FLAGS: Final = {spread: spread | codec.DETAILED for spread in (0, codec.SPREAD)}  # one number for all: 32 bytes each
+_SAID_AGAIN: Final = ("name", "metadata", "concurrency", "options")  # not what was of the old one: a child goes by it
 
 
 class ClientPort:
@@ -25,6 +28,7 @@ class ClientPort:
 
     Attributes:
         now_ns: When what is taken in now has come.
+        ids: Those of the user's own; whoever knows what is remembered sets another one.
         ended_ns: When each task was accepted that has ended since this was counted last.
     """
 
@@ -42,6 +46,7 @@ class ClientPort:
         self._options: dict[int, TaskOptions] = {}
         self.now_ns = 0
         self.ended_ns: list[int] = []
+        self.ids = Ids(tuple)
         self._told: dict[str, TaskOptions] = {}  # with single tasks, those used last at the end
 
     # ------------------------------------------------------------ in
@@ -64,19 +69,37 @@ class ClientPort:
         """The task or chunk of a record that says more than its options."""
         said = details.read(payload)
         options = self._options[c & 0xFFFFFFFF]
-        own = said.pop("options", None)
+        own = said.get("options")
         if own is not None:
             options = self._own_options(json.dumps(own), own)
         items = c >> 32 if kind == codec.CHUNK else 0
-        flags &= codec.SPREAD | codec.DETAILED
+        flags = _FLAGS[flags & codec.SPREAD]
         task = DetailedTask(key, self._functions[function] if function else None, options, payload, items, flags)
-        concurrency_key, task.concurrency = said.pop("concurrency", ("", 1))
+        task.call_at = details.end(payload)
+        concurrency_key, task.concurrency = said.get("concurrency", ("", 1))
         task.concurrency_key = sys.intern(concurrency_key)  # many have the same, and each came with one of its own
-        task.deadline_at = said.pop("deadline", None)
-        run_at = task.run_at = said.pop("run_at", None)
-        task.accepted_ns = self.now_ns if run_at is None else max(self.now_ns, int(run_at * 1e9))
-        if said:  # an emptied dict keeps its table: 250 bytes for each task that waits
-            task.notes = said
+        task.deadline_at = said.get("deadline")
+        task.run_at = said.get("run_at")
+        task.accepted_ns = self.now_ns
+        if "id" in said:
+            self.ids.add(said["id"], key)
+        return task
+
+    def again(self, history: History, key: int, new_key: int) -> DetailedTask | None:
+        """A task that has ended, and not well, as a new one; None if it is forgotten."""
+        entry, kept = history.find(key), history.payloads(key)
+        if entry is None or kept is None or not entry[1]:
+            return None
+        old, call = entry[0], kept[0]
+        said: dict[str, Any] = {}
+        if old.flags & codec.DETAILED:
+            said, call = details.read(call), details.after(call)
+        said = {name: said[name] for name in _SAID_AGAIN if name in said} | {"retry_of": key}
+        payload = details.pack(said, call)
+        task = DetailedTask(new_key, old.function, old.options, payload, 0, old.flags | codec.DETAILED)
+        task.call_at = len(payload) - len(call)
+        task.concurrency_key, task.concurrency = old.concurrency_key, old.concurrency
+        task.accepted_ns = self.now_ns
         return task
 
     def _own_options(self, text: str, own: dict[str, Any]) -> TaskOptions:
@@ -183,13 +206,3 @@ class ClientPort:
         """The client shall send these items one by one, and then say so: a drain waits for it."""
         self.splits.setdefault(task.key, set()).add(start)
         self.send(codec.SPLIT, 0, task.key, start | stop << 32, 0, b"")
-
-
-def call_again(history: History, key: int) -> bytes | None:
-    """What to call to run a task again that has ended; None if that is not kept."""
-    entry, kept = history.find(key), history.payloads(key)
-    if entry is None or kept is None:
-        return None
-    if entry[0].flags & codec.DETAILED:
-        return details.without(kept[0], "id", "deadline", "run_at")  # of the old one; a child would go by them
-    return kept[0]

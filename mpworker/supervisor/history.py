@@ -3,7 +3,7 @@
 from collections import OrderedDict, deque
 from typing import TypeAlias
 
-from mpworker.supervisor.registry import DetailedTask, Task
+from mpworker.supervisor.registry import Task
 
 # What came of it: a payload, or what was decided here.
 Outcome: TypeAlias = bytes | dict[str, object]
@@ -59,18 +59,6 @@ class History:
     def find(self, key: int) -> Ended | None:
         """One task, if it is remembered."""
         return next((entry for entry in reversed(self.entries) if entry[0].key == key), None)
-
-    def again(self, key: int, new_key: int, call: bytes) -> DetailedTask | None:
-        """A task that has ended, and not well, as a new one of this call; None if it is forgotten."""
-        entry = self.find(key)
-        if entry is None or not entry[1]:
-            return None
-        old = entry[0]
-        task = DetailedTask(new_key, old.function, old.options, call, 0, old.flags)
-        task.concurrency_key, task.concurrency = old.concurrency_key, old.concurrency
-        notes = old.notes if isinstance(old, DetailedTask) else {}
-        task.notes = {name: notes[name] for name in ("name", "metadata") if name in notes} | {"retry_of": key}
-        return task
 
     def evict(self, now: float) -> None:
         """Forget what is too old; to be called every now and then, for nobody notes when each task ended."""

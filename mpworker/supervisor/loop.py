@@ -54,7 +54,7 @@ class Loop(Nursing):
         self.requests = Requests(self)
         self.world.on_dismissed = self._place_vacated
         self.cron: CronDesk | None = None  # not before somebody asks for it
-        self.describer = Describer(self.scheduler)
+        self.describer = Describer(self.scheduler, self.world.ids)
         self.latency = Latency()
 
     # ------------------------------------------------------------ the loop

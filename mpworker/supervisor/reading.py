@@ -21,6 +21,7 @@ from mpworker.ipc.ring import RingCorrupt
 from mpworker.supervisor.children import Child, Children
 from mpworker.supervisor.effects import ProtocolViolation
 from mpworker.supervisor.fanout import ClientPort
+from mpworker.supervisor.ids import Ids
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.recycling import Recycling
 from mpworker.supervisor.registry import DYING, Times
@@ -62,6 +63,7 @@ class Reading:
             times=Times(**{name: config[name] for name in Times._fields}),
             uniform=_uniform,
         )
+        self.world.ids = Ids(self.scheduler.keys)
         self.scheduler.watcher = self.watch = Watch(self.world, config["log_level"])
         self._epoll = select.epoll()
         self._handlers: dict[int, Any] = {}

@@ -28,6 +28,7 @@ LOOKS: Final = frozenset(
     (
         "claimed_at",
         "is_running",
+        "keys",
         "limiter_waits",
         "next_timer",
         "offered",
@@ -57,8 +58,8 @@ def slots_of(kind: type) -> list[str]:
     return [name for each in kind.__mro__ for name in each.__dict__.get("__slots__", ())]
 
 
-# What the user says, and what the child is to do: the scheduler has no use for them, and others change them.
-_OTHERS: Final = ("notes", "flags")
+# What the child is to do: the scheduler has no use for it, and others change it.
+_OTHERS: Final = ("flags",)
 _SLOTS: Final = {kind: [name for name in slots_of(kind) if name not in _OTHERS] for kind in (Task, DetailedTask)}
 
 

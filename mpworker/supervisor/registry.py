@@ -1,9 +1,7 @@
 """What the scheduler knows: tasks, functions and children, as plain data."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.lifecycle import QUEUED
@@ -164,6 +162,7 @@ class Task:
     concurrency = 1
     deadline_at: float | None = None
     expired = False
+    call_at = 0
 
     # Of its offer, if `seat` says that it has one.
     slot: int
@@ -201,6 +200,14 @@ class Task:
         self.order = 0
         self.past: list[Attempt] | None = None
 
+    def __lt__(self, other: "Task") -> bool:
+        """Of ranges of one chunk that wait for the same time: see `mpworker.supervisor.timers`."""
+        return self.start < other.start
+
+    def forget_call(self) -> None:
+        """It has ended, and is not called again; what it says beyond its call is kept."""
+        self.payload = self.payload[: self.call_at]
+
     def part(self, start: int, stop: int) -> "Task":
         """A new range of the same chunk, with this one's state and history; it is in no line yet."""
         piece = type(self)(self.key, self.function, self.options, self.payload, self.items, self.flags)
@@ -210,9 +217,6 @@ class Task:
         return piece
 
 
-NO_NOTES: Final[Mapping[str, Any]] = MappingProxyType({})  # one for all: an empty dict of its own is 64 bytes
-
-
 class DetailedTask(Task):
     """A task that has more to say than its options; see `Task` for what.
 
@@ -220,10 +224,10 @@ class DetailedTask(Task):
 
     Attributes:
         run_at: When it is to be queued, None for at once.
-        notes: What the supervisor keeps and does not use: "id", "name", "metadata", "retry_of".
+        call_at: Where in its payload what it says ends, and its call begins.
     """
 
-    __slots__ = ("concurrency", "concurrency_key", "deadline_at", "expired", "notes", "run_at")
+    __slots__ = ("call_at", "concurrency", "concurrency_key", "deadline_at", "expired", "run_at")
 
     def __init__(
         self, key: int, function: Function | None, options: TaskOptions, payload: bytes, items: int = 0, flags: int = 0
@@ -234,7 +238,7 @@ class DetailedTask(Task):
         self.deadline_at = None
         self.expired = False
         self.run_at: float | None = None
-        self.notes = NO_NOTES
+        self.call_at = 0
 
     def part(self, start: int, stop: int) -> "Task":
         """See `Task`."""

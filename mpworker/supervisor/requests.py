@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mpworker.ipc.levels import INFO
-from mpworker.supervisor.fanout import call_again
 from mpworker.supervisor.registry import READY
 
 if TYPE_CHECKING:
@@ -159,8 +158,10 @@ def _outcome(loop: "Loop", message: Message) -> Message:
 
 def _again(loop: "Loop", message: Message) -> Message:
     key, scheduler = message["task"], loop.scheduler
-    call = call_again(scheduler.history, key)
-    return {"again": call is not None and scheduler.again(key, message["as"], call, loop.world.now_ns)}
+    task = loop.world.again(scheduler.history, key, message["as"])
+    if task is not None:
+        scheduler.submitted_with_details(task)
+    return {"again": task is not None}
 
 
 def _cancel_all(loop: "Loop", message: Message) -> Message:

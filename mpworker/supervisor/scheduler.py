@@ -98,15 +98,6 @@ class Scheduler(Deaths):
             task.state = POSTPONE[task.state]
             self._scheduled.push(task.run_at, task)
 
-    def again(self, key: int, new_key: int, call: bytes, now_ns: int) -> bool:
-        """Run a task once more that has ended, and not well, as a new one of this call; False if it is forgotten."""
-        task = self.history.again(key, new_key, call)
-        if task is None:
-            return False
-        task.accepted_ns = now_ns
-        self.submitted_with_details(task)
-        return True
-
     # ------------------------------------------------------------ who asks
 
     def unfinished(self) -> int:
@@ -124,6 +115,10 @@ class Scheduler(Deaths):
     def tasks(self) -> Iterable[Task]:
         """All of these, in the order in which they came."""
         return self._tasks.values()
+
+    def keys(self) -> set[int]:
+        """The numbers of all these, and of those that have ended and are remembered."""
+        return {*self._tasks, *(entry[0].key for entry in self.history.entries)}
 
     def seat_of(self, key: int) -> Seat | None:
         """Where a task is offered or running now."""
@@ -247,7 +242,10 @@ class Scheduler(Deaths):
         task.attempts += 1
         del self._tasks[task.key]
         self._keep((task, status, seat.pid, started_ns, duration_ns))
-        task.payload = b""
+        if task.call_at:  # as of few
+            task.forget_call()
+        else:
+            task.payload = b""
         self._effects.emit(task, status, payload)
 
     # ------------------------------------------------------------ time

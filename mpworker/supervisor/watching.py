@@ -12,7 +12,7 @@ import json
 import time
 from typing import Any, Final
 
-from mpworker.ipc import codec
+from mpworker.ipc import codec, details
 from mpworker.ipc.levels import ERROR, INFO, WARNING
 from mpworker.supervisor.children import Child
 from mpworker.supervisor.describe import final_status
@@ -65,7 +65,7 @@ class Watch:
         word = final_status(status) if what in (codec.RETRIED, codec.FINISHED) else None
         told = [at, task.options.queue, count, pid, began, ended, word, cause, pause]
         if isinstance(task, DetailedTask):
-            told += [task.run_at, task.notes.get("name", "")]
+            told += [task.run_at, details.read(task.payload).get("name", "")]
         self._send(codec.EVENT, what, task.key, told)
 
     def accepted(self, task: Task) -> None:
