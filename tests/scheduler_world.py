@@ -55,6 +55,7 @@ KILL_TIMEOUT = 16.0
 _FINAL: dict[object, int] = {status: event[OFFERED] for status, event in rules.END_BY.items()}
 
 QUEUES = ("default", "a", "b")
+KEYS = {"x": 1, "y": 3}  # of tasks, and how many of each may run at once
 
 # A task is (key, None), an item of a chunk (key, index).
 Name = tuple[int, int | None]
@@ -403,7 +404,7 @@ class World:
         function: Function | None = None,
         items: int = 0,
         concurrency_key: str = "",
-        concurrency: int = 1,
+        concurrency: int | None = None,
         deadline: float | None = None,
         delay: float | None = None,
         **options: Any,
@@ -414,7 +415,7 @@ class World:
         self.accepted[key] = Accepted(task, items, task.options)
         self.scheduler.options_known(task.options)
         if isinstance(task, DetailedTask):
-            task.concurrency_key, task.concurrency = concurrency_key, concurrency
+            task.concurrency_key, task.concurrency = concurrency_key, concurrency or KEYS.get(concurrency_key, 1)
             task.deadline_at = None if deadline is None else self.now + deadline
             task.run_at = None if delay is None else self.now + delay
             self.scheduler.submitted_with_details(task)

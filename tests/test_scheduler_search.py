@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from scheduler_world import GRACE, KILL_TIMEOUT, LEASE_TTL, QUEUES, START_TIMEOUT, Child, World
+from scheduler_world import GRACE, KEYS, KILL_TIMEOUT, LEASE_TTL, QUEUES, START_TIMEOUT, Child, World
 
 from mpworker.supervisor import effects as rules
 from mpworker.supervisor.backoff import Backoff
@@ -23,8 +23,8 @@ from mpworker.supervisor.registry import Function
 WHO = st.integers(0, 7)
 OPTIONS = st.fixed_dictionaries(
     {
-        "timeout": st.sampled_from([None, None, 0.25, 1.0]),
-        "retries": st.integers(0, 2),
+        "timeout": st.sampled_from([None, 0.25, 1.0]),
+        "retries": st.sampled_from([0, 0, 1, 2]),
         "crash_retries": st.integers(0, 2),
         "backoff": st.sampled_from([None, None, Backoff(0.25, 4.0, 2.0, "none"), Backoff(1.0, 2.0, 8.0, "equal")]),
     }
@@ -34,7 +34,7 @@ ORDERED = st.fixed_dictionaries(
         "queue": st.sampled_from(QUEUES),
         "priority": st.integers(-1, 1),
         "weight": st.integers(1, 2),
-        "concurrency_key": st.sampled_from(["", "", "x", "y"]),
+        "concurrency_key": st.sampled_from(["", "", *KEYS]),
     }
 )
 ENDINGS = st.sampled_from([rules.OK] * 5 + [rules.ERROR, rules.EXITED, rules.UNSERIALIZABLE])
@@ -90,6 +90,22 @@ class AnyHistory(RuleBasedStateMachine):
             self.world.read(child)
         if cancelled:
             self.world.cancel(chunk.key)
+
+    @rule(retries=st.integers(0, 1), steps=st.integers(1, 6), takes_it=st.booleans())
+    def a_task_is_late(self, retries: int, steps: int, takes_it: bool) -> None:
+        """And takes its interrupt, or not yet."""
+        self.world.submit(self.functions[1], timeout=0.25, retries=retries)
+        self.world.turn()
+        for child in list(self.world.children.values()):
+            for _ in range(steps):
+                if not child.inside:
+                    child.step()
+        self.world.advance(0.25)
+        self.world.turn()
+        if takes_it:
+            for child in list(self.world.children.values()):
+                child.take_signal()
+        self.world.turn()
 
     @precondition(lambda self: self.ordered)
     @rule(
