@@ -51,7 +51,8 @@ class Queues:
         self._slowed: dict[Queue, None] = {}  # but for their rate
         self._bucket: Bucket | None = None  # of all queues together
         self._unclaimed: dict[Task, list[Bucket]] = {}  # offers of which the time of the claim must be known
-        self._wheel: Wheel[Queue] | None = None
+        self._wheel: Wheel[Queue] | None = None  # made when it is needed: the weights may change many times till then
+        self._ages: dict[Queue, int] = {}  # for the next one
         self._turn: Queue | None = None  # whose turn it is, if nothing has changed since that was asked
         self._paused = False
         self.on_hold = False  # nothing is offered, whatever is paused: the client cannot take in more
@@ -85,8 +86,8 @@ class Queues:
         return queue
 
     def _weights_changed(self) -> None:
-        weights = {queue: queue.weight for queue in self._queues.values()}
-        self._wheel = Wheel(weights, self._wheel.ages() if self._wheel is not None else {})
+        if self._wheel is not None:
+            self._ages, self._wheel = self._wheel.ages(), None
         self._turn = None
 
     def configure(
@@ -298,7 +299,6 @@ class Queues:
         """What `first` has named is offered."""
         queue, self._turn = self._turn, None
         assert queue is not None
-        assert self._wheel is not None
         self._take_head(queue)
         if self._slow or queue.slow:
             self.waits += 1
@@ -310,6 +310,7 @@ class Queues:
             if not queue.owed:
                 del self._owed[queue]
         else:
+            assert self._wheel is not None
             self._wheel.take()
         self._look_at(queue)
 
@@ -328,7 +329,8 @@ class Queues:
         for queue in self._owed:
             if queue in self._ready:
                 return queue
-        assert self._wheel is not None
+        if self._wheel is None:
+            self._wheel = Wheel({queue: queue.weight for queue in self._queues.values()}, self._ages)
         return self._wheel.peek(self._ready)
 
     def _head(self, queue: Queue) -> Task | None:

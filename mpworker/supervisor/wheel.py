@@ -5,12 +5,12 @@ ceil(W / w) starts of others between two of its own, and over a whole turn of W 
 
 The usual rules do not keep that. Weighted round robin by credit and every divisor method ("most behind goes next") put
 two starts of a queue up to twice as far apart; going by the earliest due time alone paints itself into a corner where
-two are due at once. So the two are joined: the queue that is most behind (Webster's method) goes next, provided that
+two are due at once. So the two are joined: the queue that is most behind by a divisor method goes next, provided that
 afterwards all could still be served in time by earliest due time first, looking `horizon` slots ahead; else the next
-one. How far to look is tried out, from once to six times the number of queues, each until the order repeats itself:
-with up to eight queues and weights up to 50 one of these has kept the promise for every set tried (several thousand);
-with a dozen queues or more, of weights that are large and all different, none may, and the longest wait measured was
-longer by four starts.
+one. Which method, and how far to look, is tried out, each until the order repeats itself: the first rule that keeps the
+promise is taken. Of random sets of two to eight queues none did for 1 of 23,163 with weights up to 20, and for 5 of
+9,994 with weights up to 50: they miss it by one or two starts. For a dozen queues or more, of weights that are large and
+all different, none may, and the longest wait measured was longer by four.
 
 Queues of the same weight are a class that takes turns, so the work for a slot grows with the number of different
 weights. The order is worked out slot by slot and kept once it repeats itself. A slot whose queue has no work is
@@ -19,13 +19,15 @@ skipped, which only brings the others' turns nearer.
 
 import math
 from collections.abc import Container, Hashable, Iterator, Mapping
+from functools import lru_cache
 from itertools import islice
 from typing import Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
 _KEPT_MAX: Final = 1 << 14  # slots; a longer turn is not kept until it repeats
-_TRIAL_STEPS_MAX: Final = 1 << 17
+_TRIAL_STEPS_MAX: Final = 1 << 15  # some 20 ms, once for each set of weights
+_BIASES: Final = (0.5, 0.25, 0.75, 0.0, 1.0)  # of a divisor method; the first one is Webster's
 
 
 class _Class(Generic[K]):
@@ -77,13 +79,13 @@ def _can_be_met(classes: list[_Class[K]], slot: int, horizon: int) -> bool:
     return True
 
 
-def _order(classes: list[_Class[K]], horizon: int) -> Iterator[K]:
+def _order(classes: list[_Class[K]], horizon: int, bias: float) -> Iterator[K]:
     """The slots, for ever; it moves the classes on."""
     slot = 0
     alone = len(classes) == 1  # equal weights take turns, and nobody is ever late
     while True:
         chosen = min(classes, key=lambda each: each.dues[each.next])
-        for each in sorted(classes, key=lambda each: ((2 * each.served + 1) / each.share, -each.share)):
+        for each in sorted(classes, key=lambda each: ((each.served + bias) / each.share, -each.share)):
             place = each.next
             due = each.dues[place]
             each.dues[place] = slot + each.gap
@@ -111,14 +113,14 @@ def _state(classes: list[_Class[K]], turns: int, turn: int) -> list[object]:
     return state
 
 
-def _keeps_for(weights: Mapping[K, int], horizon: int, turn: int, slots: int) -> float:
-    """For how many slots does the order that looks so far ahead hold the promise? For ever, once it repeats itself."""
+def _keeps_for(weights: Mapping[K, int], horizon: int, bias: float, turn: int, slots: int) -> float:
+    """For how many slots does the order of this rule hold the promise? For ever, once it repeats itself."""
     classes = _classes(weights, {})
     whole = sum(weights.values())
     gaps = {key: -(-whole // weight) + 1 for key, weight in weights.items()}
     last: dict[K, int] = {}
     seen: list[list[object]] = []
-    for slot, key in enumerate(islice(_order(classes, horizon), slots)):
+    for slot, key in enumerate(islice(_order(classes, horizon, bias), slots)):
         if slot - last.get(key, slot) > gaps[key]:
             return slot
         last[key] = slot
@@ -130,19 +132,22 @@ def _keeps_for(weights: Mapping[K, int], horizon: int, turn: int, slots: int) ->
     return slots
 
 
-def _horizon(weights: Mapping[K, int]) -> int:
-    """How far to look ahead; as far as there are queues if nothing is known to be better."""
+@lru_cache(maxsize=256)
+def _rule(weights: tuple[int, ...]) -> tuple[int, float]:
+    """How far to look ahead, and with which bias; the first ones that come to mind if none is known to be better."""
     count = len(weights)
-    turn = sum(weights.values()) // math.gcd(*weights.values())
-    left = _TRIAL_STEPS_MAX if len(set(weights.values())) > 1 else 0
-    for horizon in range(count, 6 * count + 1):
-        if 2 * turn * horizon > left:
-            break
-        kept = _keeps_for(weights, horizon, turn, left // horizon)
-        if kept == math.inf:
-            return horizon
-        left -= int(kept) * horizon
-    return count
+    turn = sum(weights) // math.gcd(*weights)
+    left = _TRIAL_STEPS_MAX if len(set(weights)) > 1 else 0
+    named = dict(enumerate(weights))
+    for horizon in range(count, 2 * count + 1):
+        for bias in _BIASES:
+            if 2 * turn * horizon > left:
+                return count, _BIASES[0]
+            kept = _keeps_for(named, horizon, bias, turn, left // horizon)
+            if kept == math.inf:
+                return horizon, bias
+            left -= int(kept) * horizon
+    return count, _BIASES[0]
 
 
 class Wheel(Generic[K]):
@@ -156,7 +161,7 @@ class Wheel(Generic[K]):
 
     def __init__(self, weights: Mapping[K, int], ages: Mapping[K, int]) -> None:
         self._classes = _classes(weights, ages)
-        self._source = _order(self._classes, _horizon(weights))
+        self._source = _order(self._classes, *_rule(tuple(sorted(weights.values()))))
         self._turn = sum(each.share for each in self._classes)  # slots
         self._slots: list[K] = []  # from number `_first` on; the whole turn once it repeats
         self._state = _state(self._classes, 0, self._turn)
