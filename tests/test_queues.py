@@ -415,3 +415,20 @@ def test_an_offer_comes_back_to_its_place_though_its_line_was_forgotten() -> Non
         queues.take()
         order.append(task.key)
     assert order == [0, 1, 3]
+
+
+def test_who_has_waited_under_other_weights_goes_on_waiting_from_there() -> None:
+    queues = Queues()
+    for name, weight in (("often", 9), ("seldom", 1)):
+        queues.configure(name, weight, None, None, 1, 0.0)
+        for number in range(60):
+            queues.append(Task(number, None, TaskOptions(queue=name), b""))
+    started = []
+    for number in range(40):
+        queues.configure("other", 1 + number % 2, None, None, 1, 0.0)  # which nothing comes to
+        task = queues.first(0.0)
+        assert task is not None
+        queues.take()
+        queues.offered(task)
+        started.append(task.options.queue)
+    assert started.count("seldom") >= 40 // 13
