@@ -68,7 +68,8 @@ class Task(Generic[T]):
             as that is remembered, and another call raises DuplicateTask; None for no such key.
         fingerprint: Two calls with the same key are the same if they are of the same function and have the same
             fingerprint; None compares their arguments by `==`.
-        metadata: Anything that JSON can write, for `mpworker.current()` and `get_task`; 16 KiB at most.
+        metadata: Anything that JSON can write, for `mpworker.current()` and `get_task`; 16 KiB at most. Each key, also
+            of a dict within, is a str.
 
     Raises:
         InvalidArgument: An attribute has a wrong type.
@@ -129,18 +130,31 @@ def checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What goes along with a task.
 
     Raises:
-        SerializationError: JSON cannot write it.
+        SerializationError: JSON cannot write it, or would make a str of one of its keys.
         ConfigurationError: It is too long.
     """
     import json
 
     try:
         text = json.dumps(dict(metadata))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise SerializationError(f"metadata must be what JSON can write: {error}") from error
+    _check_keys(metadata)
     if len(text) > DETAILS_BYTES_MAX:
         raise ConfigurationError(f"metadata must have at most {DETAILS_BYTES_MAX} bytes as JSON, not {len(text)}")
     return dict(metadata)
+
+
+def _check_keys(value: Any) -> None:
+    """What JSON could write, it writes with keys of another type as text, and two of them may become one."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise SerializationError(f"each key in metadata must be a str, not {key!r}, which JSON would make one")
+            _check_keys(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _check_keys(each)
 
 
 @dataclass(frozen=True, slots=True)

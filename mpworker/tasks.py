@@ -231,7 +231,7 @@ class Tasks:
             run_at=None if run_at is None else run_at + epoch,
             deadline=None if deadline_at is None else deadline_at + epoch,
             metadata=report.get("metadata", {}),
-            retry_of=f"{client.prefix}{report['retry_of']}" if "retry_of" in report else "",
+            retry_of=_id_in(client, report.get("retry_of", "")),
             future=future,
         )
 
@@ -382,6 +382,11 @@ def _name_in(client: Client, report: dict[str, Any]) -> str:
     """The name that the task was given, or that of its function."""
     name: str = report.get("name") or client.functions.live.get(report["function"], "")
     return name
+
+
+def _id_in(client: Client, told: int | str) -> str:
+    """The id of a task: the user's own, or the worker's of this number."""
+    return told if isinstance(told, str) else f"{client.prefix}{told}"
 
 
 def _name_of(future: TaskFuture[Any] | None) -> str:

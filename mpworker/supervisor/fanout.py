@@ -94,7 +94,8 @@ class ClientPort:
         said: dict[str, Any] = {}
         if old.flags & codec.DETAILED:
             said, call = details.read(call), details.after(call)
-        said = {name: said[name] for name in _SAID_AGAIN if name in said} | {"retry_of": key}
+        retry_of = said.get("id", key)  # as the user knows it
+        said = {name: said[name] for name in _SAID_AGAIN if name in said} | {"retry_of": retry_of}
         payload = details.pack(said, call)
         task = DetailedTask(new_key, old.function, old.options, payload, 0, old.flags | codec.DETAILED)
         task.call_at = len(payload) - len(call)
