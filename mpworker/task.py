@@ -49,8 +49,8 @@ class Task(Generic[T]):
         fn: Any callable that can be pickled, as for `submit`.
         args: Its arguments.
         kwargs: Its keyword arguments.
-        id: The id, 1 to 200 characters, that no other task has while this one is remembered; None for one that the
-            worker makes.
+        id: The id, 1 to 200 characters, that no other task has while this one has not ended or is remembered, and none
+            of those that the worker makes itself, which end in its own numbers; None for one of these.
         name: For people; "" for that of `fn`.
         queue: The name of the queue.
         priority: In it, the lowest number goes first.
@@ -65,9 +65,12 @@ class Task(Generic[T]):
         concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for no such limit.
         concurrency: See there.
         idempotency_key: Registered again with the same key, the same call gives the future of the first one, as long
-            as that is remembered, and another call raises DuplicateTask; None for no such key.
-        fingerprint: Two calls with the same key are the same if they are of the same function and have the same
-            fingerprint; None compares their arguments by `==`.
+            as that has not ended or is remembered, and another call raises DuplicateTask; None for no such key. The
+            same is what has the same `fn` and equal arguments, as they were when it was registered: equal values of
+            the same types, dicts and sets in any order. A function that can be imported is the same by its module and
+            name; any other callable, and an object of any other class, by what is pickled of it. Nothing else counts:
+            no option, `id` or `metadata`.
+        fingerprint: Stands for the arguments in that: for those that are never pickled in the same way, or are large.
         metadata: Anything that JSON can write, for `mpworker.current()` and `get_task`; 16 KiB at most. Each key, also
             of a dict within, is a str.
 

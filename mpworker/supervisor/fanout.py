@@ -80,6 +80,7 @@ class ClientPort:
         task.concurrency_key = sys.intern(concurrency_key)  # many have the same, and each came with one of its own
         task.deadline_at = said.get("deadline")
         task.run_at = said.get("run_at")
+        task.keyed = said.get("keyed", False)
         task.accepted_ns = self.now_ns
         if "id" in said:
             self.ids.add(said["id"], key)
