@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Self, TypeV
 from mpworker.aiocontrol import AsyncControl
 from mpworker.aiocron import AsyncCronView, AsyncCronWorker
 from mpworker.aiodocs import like
-from mpworker.aiofuture import AsyncTaskFuture
+from mpworker.aiofuture import AsyncTaskFuture, awaited_of
 from mpworker.aiotasks import AsyncTasks
 from mpworker.checks import check_seconds
 from mpworker.errors import InvalidArgument
@@ -132,7 +132,7 @@ class AsyncTaskView(AsyncCronView):
             1024
         """
         self._client.check()
-        return self._view.submit(fn, *args, **kwargs).awaited  # type: ignore[attr-defined, no-any-return]
+        return awaited_of(self._view.submit(fn, *args, **kwargs))
 
     @overload
     def map(

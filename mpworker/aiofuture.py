@@ -1,7 +1,8 @@
 """What is awaited in an event loop: the future of a task, and whatever else waits for the loop's client."""
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mpworker.errors import SerializationError
 from mpworker.future import TaskFuture
@@ -73,7 +74,6 @@ class LoopFuture(TaskFuture[Any]):
 
     def refuse(self, error: Exception) -> None:
         """It will not be sent: it ends by this."""
-        self.refused = True
         self._exception = error
         self.settle(codec.ERROR, b"")
         self._payload = None
@@ -102,6 +102,11 @@ class LoopFuture(TaskFuture[Any]):
             awaited.set_exception(error)
         if self.status == codec.CANCELLED or self._retold:
             awaited.exception()  # whoever stopped the worker knows: asyncio need not log what nobody asked for
+
+
+def awaited_of(future: Future[T]) -> AsyncTaskFuture[T]:
+    """What is awaited for a future of a `LoopClient`; what an idempotency key has found is that itself."""
+    return cast("AsyncTaskFuture[T]", getattr(future, "awaited", future))
 
 
 def _wrapped(error: StopIteration, subject: str) -> RuntimeError:

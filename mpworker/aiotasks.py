@@ -3,13 +3,14 @@
 import asyncio
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpworker.aiodocs import like
-from mpworker.aiofuture import AsyncTaskFuture
+from mpworker.aiofuture import AsyncTaskFuture, awaited_of
 from mpworker.checks import check_seconds
-from mpworker.future import TaskFuture
-from mpworker.registering import accept, looking_up
+from mpworker.idempotency import LookAgain
+from mpworker.registering import Look, accept, has_too_many_keys, registration
 from mpworker.retention import Retention
 from mpworker.task import Task, TaskInfo, TaskStatus
 from mpworker.tasks import Tasks, all_ended, check_task, task_after, task_at
@@ -45,7 +46,8 @@ class AsyncTasks:
     async def register_task(self, task: Task[T]) -> AsyncTaskFuture[T]:
         """As `ProcessWorker.register_task`.
 
-        It is on its way when this returns, whose only wait is for whether its `id`, if it has one, is free.
+        It is on its way when this returns, whose only wait is for whether its `id` is free, or its idempotency key
+        known, if it has one.
 
         Returns:
             A future to await, as from `submit`; that of the first task if its idempotency key is known: who cancels it
@@ -66,19 +68,29 @@ class AsyncTasks:
         """
         self._client.check()
         check_task(task)
-        if task.id is None:
-            return self._accept(task, False)
+        client = self._client
+        looks_for: Task[Any] = task
+        if task.id is None and task.idempotency_key is None and not has_too_many_keys(client):
+            try:
+                return self._accept(task, Look())
+            except LookAgain as other:  # a middleware has given it a key
+                looks_for = other.task
         if self._naming is None:
             self._naming = asyncio.Lock()
         async with self._naming:
-            found = await self._client.carry_out_soon(looking_up(self._client, task.id))
-            return self._accept(task, found is not None)
+            while True:
+                look = await client.carry_out_soon(registration(client).looking(client, looks_for))
+                try:
+                    return self._accept(task, look)
+                except LookAgain as other:
+                    if other.task.idempotency_key == looks_for.idempotency_key:
+                        raise
+                    looks_for = other.task
 
-    def _accept(self, task: Task[T], found: bool) -> AsyncTaskFuture[T]:
-        client, defaults = self._client, self._pool._defaults
-        if client.submission is None:
-            return _awaited(accept(client, defaults, task, found))
-        return _awaited(client.submission.submit(lambda task: accept(client, defaults, task, found), task))
+    def _accept(self, task: Task[T], look: Look) -> AsyncTaskFuture[T]:
+        client = self._client
+        enter = partial(accept, client, self._pool._defaults, look=look)
+        return awaited_of(enter(task) if client.submission is None else client.submission.submit(enter, task))
 
     @like(Tasks.register_tasks)
     async def register_tasks(self, *tasks: Task[T]) -> list[AsyncTaskFuture[T]]:
@@ -168,7 +180,7 @@ class AsyncTasks:
     @like(Tasks.retry_task)
     async def retry_task(self, task_id: str) -> AsyncTaskFuture[Any]:
         """As `ProcessWorker.retry_task`."""
-        return _awaited(await self._client.carry_out_soon(self._pool._retrying(task_id)))
+        return awaited_of(await self._client.carry_out_soon(self._pool._retrying(task_id)))
 
     @like(Tasks.wait)
     async def wait(self, timeout: float | None = None) -> bool:
@@ -179,10 +191,6 @@ class AsyncTasks:
         return await self._client.until(all_ended(left), timeout)
 
 
-def _awaited(future: TaskFuture[T]) -> AsyncTaskFuture[T]:
-    return cast("AsyncTaskFuture[T]", future.awaited)  # type: ignore[attr-defined]  # each future of a LoopClient has one
-
-
 def _to_await(info: TaskInfo) -> AsyncTaskInfo:
     known = {field.name: getattr(info, field.name) for field in fields(TaskInfo)}
-    return AsyncTaskInfo(**known | {"future": None if info.future is None else _awaited(info.future)})
+    return AsyncTaskInfo(**known | {"future": None if info.future is None else awaited_of(info.future)})

@@ -83,6 +83,7 @@ class Client(Reader):
     )
 
     make_future: type[TaskFuture[Any]] = TaskFuture
+    may_wait = True  # for what comes, where it is called
     _interrupts = False  # a map that is closed interrupts its items that run
     _launch = staticmethod(launch)
     _observer_kind: type[Observer] = Observer

@@ -50,7 +50,6 @@ class TaskFuture(Future[T]):
     _slow = False  # has followers or an audience
     _watched = False  # and somebody needs the background reader for it
     _id = ""  # of the user's own
-    refused = False  # it was never sent
 
     def __init__(self, client: "Client", key: int, name: str) -> None:
         # Not Future.__init__, on purpose: see the module's docstring.

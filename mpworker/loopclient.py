@@ -69,6 +69,7 @@ class LoopClient(LineClient):
 
     ending: LoopEnding
     make_future = LoopFuture
+    may_wait = False
     _interrupts = True
     _observer_kind = LoopObserver
     _ending_kind = LoopEnding

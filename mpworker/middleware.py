@@ -86,7 +86,7 @@ class Submission:
                 raise
             self._failed(payload.name_of_callable(layer), error, "")
             return accepted[-1]
-        if isinstance(returned, Future):
+        if isinstance(returned, Future) or (accepted and returned is accepted[-1]):
             return returned
         why = f"it returned a {type(returned).__name__}, not the future that call_next returns"
         if not accepted:

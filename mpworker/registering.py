@@ -1,18 +1,47 @@
 """How a task as an object is submitted: its options, its details, its id and its idempotency key."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Final, NamedTuple
 from weakref import WeakValueDictionary
 
 from mpworker.client import Client
 from mpworker.errors import DuplicateTask, InvalidArgument
 from mpworker.future import TaskFuture, in_queue
-from mpworker.idempotency import Idempotency
+from mpworker.idempotency import Idempotency, Known, LookAgain
 from mpworker.options import TaskDefaults
 from mpworker.steps import Steps
 from mpworker.task import Task, check_when, checked_metadata, monotonic_at
+
+
+class _Token:
+    """Of those that look for an id at the same time, the first to send its task uses it up; the others look again."""
+
+
+class Look(NamedTuple):
+    """What was found of a task's key and id.
+
+    Attributes:
+        known: The task of its key, None for none.
+        future: The future of that.
+        id: The id that was looked for.
+        taken: A task has it.
+        token: If none has.
+        trusts: Nothing was looked for, nor can be: what is known here must do.
+    """
+
+    known: Known | None = None
+    future: Any = None
+    id: str | None = None
+    taken: bool = False
+    token: _Token | None = None
+    trusts: bool = False
+
+
+_NOTHING: Final = Look()
+_TRUSTING: Final = Look(trusts=True)
 
 
 class Registration:
@@ -26,40 +55,83 @@ class Registration:
     def __init__(self) -> None:
         self.named: WeakValueDictionary[str, TaskFuture[Any]] = WeakValueDictionary()
         self.idempotency = Idempotency()
+        self._tokens: WeakValueDictionary[str, _Token] = WeakValueDictionary()  # while somebody looks
+        self._lock = threading.RLock()  # a signal handler may register, too
+
+    def looking(self, client: Client, task: Task[Any]) -> Steps[Look]:
+        """The steps to what must be known before a task is sent."""
+        client.refuse_if_forked()
+        known, future = yield from self.idempotency.looking(client, task.idempotency_key)
+        if known is not None or task.id is None:
+            return Look(known, future)
+        with self._lock:
+            token = self._tokens.setdefault(task.id, _Token())
+            future = self.named.get(task.id)
+        # What was sent and has not ended may be on its way; what has ended may be forgotten, though its future is held.
+        taken = future is not None and not future.ready
+        taken = taken or (yield from looking_up(client, task.id)) is not None
+        return Look(None, None, task.id, taken, token)
+
+    def take(self, own: str, future: TaskFuture[Any], token: _Token | None) -> bool:
+        """This future's task gets the id; False if another one has got it since the look."""
+        with self._lock:
+            if token is not None and self._tokens.pop(own, None) is not token:
+                return False
+            self.named[own] = future
+        return True
+
+    def give_back(self, own: str, future: TaskFuture[Any]) -> None:
+        """It was not sent."""
+        with self._lock:
+            if self.named.get(own) is future:
+                del self.named[own]
 
 
 def registration(client: Client) -> Registration:
     """That of a client."""
     if client.registration is None:
-        client.registration = Registration()
+        made = Registration()
+        if client.registration is None:
+            client.registration = made  # no call since the look: several threads may need it first
     return client.registration
+
+
+def has_too_many_keys(client: Client) -> bool:
+    """Is it time to forget some idempotency keys?"""
+    return client.registration is not None and client.registration.idempotency.has_too_many()
 
 
 def register(client: Client, defaults: TaskDefaults, task: Task[Any]) -> TaskFuture[Any]:
     """Submit a task, or find the future of the one with its idempotency key; see `ProcessWorker.register_task`."""
-    if task.id is None:
+    if task.id is None and task.idempotency_key is None:
         return accept(client, defaults, task)
-    return client.carry_out(registering(client, defaults, task))
+    if not client.may_wait:  # a middleware has given it one, where nothing can be asked without holding up the loop
+        return accept(client, defaults, task, _TRUSTING)
+    while True:
+        look = client.carry_out(registration(client).looking(client, task))
+        try:
+            return accept(client, defaults, task, look)
+        except LookAgain:
+            pass
 
 
-def registering(client: Client, defaults: TaskDefaults, task: Task[Any]) -> Steps[TaskFuture[Any]]:
-    """The steps of `register` for a task with an id."""
-    found = (yield from looking_up(client, task.id)) is not None
-    return accept(client, defaults, task, found)
-
-
-def accept(client: Client, defaults: TaskDefaults, task: Task[Any], found: bool = False) -> TaskFuture[Any]:
+def accept(client: Client, defaults: TaskDefaults, task: Task[Any], look: Look = _NOTHING) -> TaskFuture[Any]:
     """Send a task, unless its idempotency key is known.
 
     Args:
         client: Who sends it.
         defaults: Its options, where it does not say others.
         task: The task.
-        found: The supervisor knows one of its id.
+        look: What was found of its key and id.
+
+    Raises:
+        LookAgain: That is no longer so.
     """
     if task.idempotency_key is None:
-        return _register(client, defaults, task, found)
-    return registration(client).idempotency.register(task, lambda: _register(client, defaults, task, found))
+        return _register(client, defaults, task, look)
+    return registration(client).idempotency.register(
+        client, task, look, lambda: _register(client, defaults, task, look)
+    )
 
 
 def submit_as_task(
@@ -91,7 +163,7 @@ def looking_up(client: Client, task_id: str | None) -> Steps[dict[str, Any] | No
     return answer["task"] if answer else None
 
 
-def _register(client: Client, defaults: TaskDefaults, task: Task[Any], found: bool) -> TaskFuture[Any]:
+def _register(client: Client, defaults: TaskDefaults, task: Task[Any], look: Look) -> TaskFuture[Any]:
     check_when("deadline", task.deadline)
     key, shared = client.option_table.say(replace(defaults, **task.options()))
     said: dict[str, Any] = dict(shared or {})
@@ -100,6 +172,8 @@ def _register(client: Client, defaults: TaskDefaults, task: Task[Any], found: bo
     for name in ("id", "name"):
         if getattr(task, name):
             said[name] = getattr(task, name)
+    if task.idempotency_key is not None:
+        said["keyed"] = True
     if task.metadata:
         said["metadata"] = checked_metadata(task.metadata)
     make: Callable[[Client, int, str], TaskFuture[Any]] = partial(in_queue, task.queue)
@@ -107,24 +181,36 @@ def _register(client: Client, defaults: TaskDefaults, task: Task[Any], found: bo
         make = lambda client, number, _: in_queue(task.queue, client, number, task.name)  # noqa: E731
     if task.id is None:
         return client.submit(task.fn, tuple(task.args), dict(task.kwargs), key, said or None, make)
-    if found:
-        raise DuplicateTask(f"another task has the id {task.id!r}")
-    return _register_named(client, task, task.id, key, said)
+    return _register_named(client, task, task.id, key, said, look)
 
 
-def _register_named(client: Client, task: Task[Any], own: str, key: int, said: dict[str, Any]) -> TaskFuture[Any]:
-    named = registration(client).named
-    if own in named or client.key_of(own):
+def _register_named(
+    client: Client, task: Task[Any], own: str, key: int, said: dict[str, Any], look: Look
+) -> TaskFuture[Any]:
+    registered = registration(client)
+    number = own.removeprefix(client.prefix)
+    if number != own and number.isdecimal():
+        raise DuplicateTask(f"the id {own!r} is one of those that the worker gives to tasks without one of their own")
+    held = registered.named.get(own)
+    if look.id == own:
+        token, taken = look.token, look.taken
+    else:  # a middleware has given it this one, in an event loop that does not wait for a question
+        token, taken = None, held is not None
+    if taken:
         raise DuplicateTask(f"another task has the id {own!r}")
+    made: list[TaskFuture[Any]] = []
 
     def make_named(client: Client, number: int, name: str) -> TaskFuture[Any]:
         future = in_queue(task.queue, client, number, task.name or name)
         future.take_id(own)
-        named[own] = future
+        if not registered.take(own, future, None if made else token):
+            raise LookAgain(task)
+        made[:] = [future]
         return future
 
     try:
         return client.submit(task.fn, tuple(task.args), dict(task.kwargs), key, said, make_named)
     except BaseException:
-        named.pop(own, None)
+        for future in made:
+            registered.give_back(own, future)
         raise

@@ -17,7 +17,8 @@ class Retention:
         max_entries: How many are, at most; 0 for none.
         max_bytes: How many bytes of their calls and outcomes are kept; beyond that the oldest lose theirs, and can be
             looked at but not run again.
-        results: Keep results, too, and not only what failed: `TaskInfo.future`.
+        results: Keep results, too, and not only what failed: `TaskInfo.future`. Those of tasks with an idempotency key
+            are kept in any case.
         cleanup_interval: Seconds between two looks for what is older than `ttl`.
 
     Raises:

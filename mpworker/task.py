@@ -49,8 +49,8 @@ class Task(Generic[T]):
         fn: Any callable that can be pickled, as for `submit`.
         args: Its arguments.
         kwargs: Its keyword arguments.
-        id: The id, 1 to 200 characters, that no other task has while this one is remembered; None for one that the
-            worker makes.
+        id: The id, 1 to 200 characters, that no other task has while this one has not ended or is remembered, and none
+            of those that the worker makes itself, which end in its own numbers; None for one of these.
         name: For people; "" for that of `fn`.
         queue: The name of the queue.
         priority: In it, the lowest number goes first.
@@ -65,10 +65,14 @@ class Task(Generic[T]):
         concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for no such limit.
         concurrency: See there.
         idempotency_key: Registered again with the same key, the same call gives the future of the first one, as long
-            as that is remembered, and another call raises DuplicateTask; None for no such key.
-        fingerprint: Two calls with the same key are the same if they are of the same function and have the same
-            fingerprint; None compares their arguments by `==`.
-        metadata: Anything that JSON can write, for `mpworker.current()` and `get_task`; 16 KiB at most.
+            as that has not ended or is remembered, and another call raises DuplicateTask; None for no such key. The
+            same is what has the same `fn` and equal arguments, as they were when it was registered: equal values of
+            the same types, dicts and sets in any order. A function that can be imported is the same by its module and
+            name; any other callable, and an object of any other class, by what is pickled of it. Nothing else counts:
+            no option, `id` or `metadata`.
+        fingerprint: Stands for the arguments in that: for those that are never pickled in the same way, or are large.
+        metadata: Anything that JSON can write, for `mpworker.current()` and `get_task`; 16 KiB at most. Each key, also
+            of a dict within, is a str.
 
     Raises:
         InvalidArgument: An attribute has a wrong type.
@@ -129,18 +133,31 @@ def checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What goes along with a task.
 
     Raises:
-        SerializationError: JSON cannot write it.
+        SerializationError: JSON cannot write it, or would make a str of one of its keys.
         ConfigurationError: It is too long.
     """
     import json
 
     try:
         text = json.dumps(dict(metadata))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise SerializationError(f"metadata must be what JSON can write: {error}") from error
+    _check_keys(metadata)
     if len(text) > DETAILS_BYTES_MAX:
         raise ConfigurationError(f"metadata must have at most {DETAILS_BYTES_MAX} bytes as JSON, not {len(text)}")
     return dict(metadata)
+
+
+def _check_keys(value: Any) -> None:
+    """What JSON could write, it writes with keys of another type as text, and two of them may become one."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise SerializationError(f"each key in metadata must be a str, not {key!r}, which JSON would make one")
+            _check_keys(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _check_keys(each)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from mpworker.checks import check_int, check_number, check_seconds
 from mpworker.client import Client
 from mpworker.errors import ConfigurationError, InvalidArgument, TaskNotFound
-from mpworker.future import TaskFuture, in_queue
+from mpworker.future import TaskFuture
 from mpworker.ipc.codec import CRON_KEYS
 from mpworker.options import TaskDefaults
 from mpworker.outcomes import describe_error
 from mpworker.queues import check_queue_name
-from mpworker.registering import key_of, looking_up, register, registration
+from mpworker.recalling import awaiting, getting, name_in, recalling
+from mpworker.registering import key_of, looking_up, register
 from mpworker.retention import Retention, check_retention
 from mpworker.steps import Steps
 from mpworker.task import (
@@ -50,15 +51,20 @@ class Tasks:
             task: The task.
 
         Returns:
-            The future of its result; that of the first one if its idempotency key is known.
+            The future of its result; if its idempotency key is known that of the first one, or one more of it if nobody
+            holds that.
 
         Raises:
             InvalidArgument: It is no `Task`.
             ConfigurationError: One of its options is out of its bounds, or its queue is refused.
-            DuplicateTask: Its id is another task's, or its idempotency key belongs to another call.
+            DuplicateTask: Its id is another task's or one of the worker's own, or its idempotency key belongs to
+                another call.
+            TaskNotFound: The task of its idempotency key has ended, nobody holds its future, and its outcome has been
+                let go for want of `Retention.max_bytes`. It is not run twice.
             SerializationError: Its function, an argument or its metadata cannot be sent.
             WorkerStopped: The worker was stopped, or made before this process was forked.
-            QueueFull: `max_pending` tasks are unfinished, and `submit_timeout` is over.
+            QueueFull: `max_pending` tasks are unfinished, and `submit_timeout` is over, also while another thread sends
+                the task of its idempotency key.
         """
         check_task(task)
         client, defaults = self._client, self._defaults
@@ -103,7 +109,6 @@ class Tasks:
         told = asdict(retention)
         told["interval"] = told.pop("cleanup_interval")
         self._client.tell({"verb": "retention", "options": told})
-        registration(self._client).idempotency.retention = retention
 
     # ------------------------------------------------------------ look up
 
@@ -207,7 +212,7 @@ class Tasks:
         epoch = time.time() - time.monotonic()
         future = client.pending.get(key)
         if not isinstance(future, TaskFuture):
-            future = (yield from self._recalling(report)) if report.get("kept") else None
+            future = (yield from recalling(client, report)) if report.get("kept") else None
         attempts = [
             AttemptInfo(
                 TaskStatus(status),
@@ -222,7 +227,7 @@ class Tasks:
         run_at, deadline_at = report.get("run_at"), report["deadline_at"]
         return TaskInfo(
             task_id=report.get("id") or f"{client.prefix}{key}",
-            name=_name_in(client, report) or _name_of(future),
+            name=name_in(client, report) or _name_of(future),
             status=TaskStatus(report["status"]),
             queue=report["queue"],
             priority=report["priority"],
@@ -231,33 +236,9 @@ class Tasks:
             run_at=None if run_at is None else run_at + epoch,
             deadline=None if deadline_at is None else deadline_at + epoch,
             metadata=report.get("metadata", {}),
-            retry_of=f"{client.prefix}{report['retry_of']}" if "retry_of" in report else "",
+            retry_of=_id_in(client, report.get("retry_of", "")),
             future=future,
         )
-
-    def _recalling(self, report: dict[str, Any]) -> Steps[TaskFuture[Any] | None]:
-        """A future of what the supervisor has kept."""
-        future = self._awaiting(report)
-        future.take_id(report.get("id") or f"{self._client.prefix}{report['key']}", retold=True)
-        return future if (yield from self._gets(future, report, "outcome", "known")) else None
-
-    def _awaiting(self, report: dict[str, Any]) -> TaskFuture[Any]:
-        """A future of what the supervisor will be asked for."""
-        client = self._client
-        key = client.new_key()
-        future = client.pending[key] = in_queue(report["queue"], client, key, _name_in(client, report))
-        return future
-
-    def _gets(self, future: TaskFuture[Any], report: dict[str, Any], verb: str, granted: str) -> Steps[bool]:
-        """Ask for what the future awaits; whether it is on its way."""
-        comes = False
-        try:
-            answer = yield {"verb": verb, "task": report["key"], "as": future._key}
-            comes = bool(answer and answer[granted])
-        finally:
-            if not comes:
-                self._client.pending.pop(future._key, None)
-        return comes
 
     # ------------------------------------------------------------ cancel, run again, wait
 
@@ -323,9 +304,10 @@ class Tasks:
         status = TaskStatus(report["status"])
         if not status.is_final or status is TaskStatus.COMPLETED:
             raise ConfigurationError(f"task {task_id} is {status.value}: only what failed can be run again")
-        self._client.refuse_if_closed()
-        future = self._awaiting(report)
-        if not (yield from self._gets(future, report, "again", "again")):
+        client = self._client
+        client.refuse_if_closed()
+        future = awaiting(client, report)
+        if not (yield from getting(client, future, report, "again", "again")):
             raise TaskNotFound(f"the call of task {task_id} is no longer remembered")
         return future
 
@@ -378,10 +360,9 @@ def all_ended(left: list[Any]) -> Callable[[], bool]:
     return ended
 
 
-def _name_in(client: Client, report: dict[str, Any]) -> str:
-    """The name that the task was given, or that of its function."""
-    name: str = report.get("name") or client.functions.live.get(report["function"], "")
-    return name
+def _id_in(client: Client, told: int | str) -> str:
+    """The id of a task: the user's own, or the worker's of this number."""
+    return told if isinstance(told, str) else f"{client.prefix}{told}"
 
 
 def _name_of(future: TaskFuture[Any] | None) -> str:

@@ -224,25 +224,23 @@ class Work:
             more["deadline"] = spec["deadline"] = rng.choice([0.05, 0.2, 1.0, 2.0])
         if rng.random() < 0.3:
             more["run_at"] = spec["run_at"] = rng.choice([0.0, 0.02, 0.1, 1.0])
-        # Not with an id, which a future that somebody holds keeps from a second task; nor with megabytes to be kept.
+        # Not with megabytes to be kept.
         if "id" not in more and rng.random() < 0.2 and arguments[3] not in ("take", "grow"):
             more |= {"idempotency_key": f"once {ticket}", "fingerprint": str(ticket)}
         task = Task(tasks.run, arguments, **options, **more)
         future = self.pool.register_task(task)
-        if "idempotency_key" in more and not future.done():
+        if ("idempotency_key" in more or "id" in more) and not future.done():
             before_ns = time.monotonic_ns()
-            second = self.pool.register_task(task)
-            self.counts["registered twice"] += 1
-            if second is not future:
-                assert future.ready, "the key of a task that has not ended is known"
-                self.accept(second, spec, before_ns, Live(second, ticket, arguments[3], arguments[4]))
-        elif "id" in more and not future.done():
             try:
-                self.pool.register_task(task)
+                second = self.pool.register_task(task)
             except DuplicateTask:
+                assert "id" in more, f"the call of {more['idempotency_key']} is another one"
                 self.counts["ids refused"] += 1
             else:
-                raise AssertionError(f"two tasks have the id {more['id']}")
+                self.counts["registered twice"] += 1
+                if second is not future:
+                    assert future.ready, f"the task that has not ended is known: {more}"
+                    self.accept(second, spec, before_ns, Live(second, ticket, arguments[3], arguments[4]))
         return future
 
     def again(self, task_id: str) -> None:

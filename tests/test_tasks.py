@@ -400,6 +400,19 @@ def test_a_task_that_failed_can_be_run_again_as_a_new_one(pool: ProcessWorker, t
         pool.retry_task(new.task_id)
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_was_run_again_is_told_by_the_id_that_it_was_given(debug: bool) -> None:
+    with ProcessWorker(n=1, debug=debug) as w:
+        w.register_task(Task(int, ("x",), id="case-17")).exception(GUARD)
+        again = w.retry_task("case-17")
+        again.exception(GUARD)
+        assert w.get_task(again.task_id).retry_of == "case-17"
+        assert w.get_task(w.get_task(again.task_id).retry_of).task_id == "case-17"
+        once_more = w.retry_task(again.task_id)
+        once_more.exception(GUARD)
+        assert w.get_task(once_more.task_id).retry_of == again.task_id
+
+
 def context_after(seconds: float) -> tuple[str, float | None, dict[str, Any]]:
     time.sleep(seconds)
     context = mpworker.current()
@@ -632,6 +645,12 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"concurrency_key": 5}, InvalidArgument, "concurrency_key must be a str, not 5"),
     ({"priority": 0.5}, InvalidArgument, "priority must be an int"),
     ({"metadata": {"a": {1}}}, SerializationError, "metadata must be what JSON can write: .*set"),
+    (
+        {"metadata": {1: 2}},
+        SerializationError,
+        "^each key in metadata must be a str, not 1, which JSON would make one$",
+    ),
+    ({"metadata": {"a": [({None: 2},)]}}, SerializationError, "must be a str, not None,"),
     (
         {"metadata": {"a": "x" * 20_000}},
         ConfigurationError,

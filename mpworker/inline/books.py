@@ -138,8 +138,10 @@ class Books:
             self.watcher.ended(entry)
         if status != codec.OK:
             self.ended[task.state] += 1
-        if status != codec.OK or self.history.results:
+        if status != codec.OK:
             self.history.keep(task, outcome)
+        elif isinstance(outcome, bytes):
+            self.history.keep_result(task, outcome)
         task.forget_call()
 
     def clean(self) -> None:

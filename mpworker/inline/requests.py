@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mpworker.supervisor.loop import Loop
 
 # These are answered as by a supervisor, by the same code.
-_SHARED: Final = ("task", "tasks", "outcome", "metrics", "queues", "retention", "watch")
+_SHARED: Final = ("task", "tasks", "remembered", "outcome", "metrics", "queues", "retention", "watch")
 
 
 def answered(supervisor: "InlineSupervisor", message: Message) -> Message:

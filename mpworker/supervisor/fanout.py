@@ -80,6 +80,7 @@ class ClientPort:
         task.concurrency_key = sys.intern(concurrency_key)  # many have the same, and each came with one of its own
         task.deadline_at = said.get("deadline")
         task.run_at = said.get("run_at")
+        task.keyed = said.get("keyed", False)
         task.accepted_ns = self.now_ns
         if "id" in said:
             self.ids.add(said["id"], key)
@@ -94,7 +95,8 @@ class ClientPort:
         said: dict[str, Any] = {}
         if old.flags & codec.DETAILED:
             said, call = details.read(call), details.after(call)
-        said = {name: said[name] for name in _SAID_AGAIN if name in said} | {"retry_of": key}
+        retry_of = said.get("id", key)  # as the user knows it
+        said = {name: said[name] for name in _SAID_AGAIN if name in said} | {"retry_of": retry_of}
         payload = details.pack(said, call)
         task = DetailedTask(new_key, old.function, old.options, payload, 0, old.flags | codec.DETAILED)
         task.call_at = len(payload) - len(call)

@@ -23,13 +23,14 @@ class History:
 
     Attributes:
         entries: The tasks. Whoever ends one appends it here.
+        any_results: Is some task's result kept? Only then `keep_result` need be asked.
     """
 
     def __init__(self, max_entries: int, max_bytes: int, ttl: float | None, results: bool) -> None:
         self.entries: deque[Ended] = deque(maxlen=max_entries)
         self.max_bytes = max_bytes
         self.ttl = ttl
-        self.results = results
+        self.results = self.any_results = results
         self._payloads: OrderedDict[int, tuple[bytes, Outcome]] = OrderedDict()  # by key: the call, and the outcome
         self._bytes = 0
         self._times: deque[tuple[float, Task]] = deque()  # the last one that was there at these times
@@ -38,7 +39,13 @@ class History:
         """Other figures from now on."""
         self.entries = deque(self.entries, maxlen=max_entries)
         self.max_bytes, self.ttl, self.results = max_bytes, ttl, results
+        self.any_results |= results
         self._trim()
+
+    def keep_result(self, task: Task, result: bytes) -> None:
+        """Keep a result, if it is to be kept: of a task with an idempotency key another future of it may be wanted."""
+        if self.results or task.keyed:
+            self.keep(task, result)
 
     def keep(self, task: Task, outcome: Outcome) -> None:
         """What a task was called with, to run it again, and what has come of it."""

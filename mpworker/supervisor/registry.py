@@ -163,6 +163,7 @@ class Task:
     deadline_at: float | None = None
     expired = False
     call_at = 0
+    keyed = False
 
     # Of its offer, if `seat` says that it has one.
     slot: int
@@ -224,10 +225,11 @@ class DetailedTask(Task):
 
     Attributes:
         run_at: When it is to be queued, None for at once.
+        keyed: It has an idempotency key: its result is kept as long as it is remembered.
         call_at: Where in its payload what it says ends, and its call begins.
     """
 
-    __slots__ = ("call_at", "concurrency", "concurrency_key", "deadline_at", "expired", "run_at")
+    __slots__ = ("call_at", "concurrency", "concurrency_key", "deadline_at", "expired", "keyed", "run_at")
 
     def __init__(
         self, key: int, function: Function | None, options: TaskOptions, payload: bytes, items: int = 0, flags: int = 0
@@ -238,6 +240,7 @@ class DetailedTask(Task):
         self.deadline_at = None
         self.expired = False
         self.run_at: float | None = None
+        self.keyed = False
         self.call_at = 0
 
     def part(self, start: int, stop: int) -> "Task":

@@ -142,6 +142,12 @@ def _task(loop: "Loop", message: Message) -> Message:
     return {"task": describer.named(message["id"]) if "id" in message else describer.task(message["task"])}
 
 
+def _remembered(loop: "Loop", message: Message) -> Message:
+    """Which of these tasks, all of which have ended, are remembered."""
+    remembered = {entry[0].key for entry in loop.scheduler.history.entries}
+    return {"tasks": [key for key in message["tasks"] if key in remembered]}
+
+
 def _tasks(loop: "Loop", message: Message) -> Message:
     return {"tasks": loop.describer.tasks(message["status"], message["queue"], message["limit"])}
 
@@ -202,6 +208,7 @@ VERBS: dict[str, Callable[["Loop", Message], Message]] = {
     "cron": _cron,
     "task": _task,
     "tasks": _tasks,
+    "remembered": _remembered,
     "outcome": _outcome,
     "again": _again,
     "cancel_all": _cancel_all,

@@ -86,6 +86,8 @@ class Scheduler(Deaths):
             self._in_order()
         elif self._queues is None:
             self.options_known(task.options)  # they may have come with it
+        if task.keyed:
+            self.history.any_results = True
         if task.deadline_at is not None:
             self._deadlines.push(task.deadline_at, task)
         if self._watched and self.watcher is not None:
@@ -221,8 +223,8 @@ class Scheduler(Deaths):
         if status == OK:
             # What most tasks come to is asked first, and does not ask more than it must.
             task.state = COMPLETE[task.state]
-            if self.history.results:
-                self.history.keep(task, payload)
+            if self.history.any_results:
+                self.history.keep_result(task, payload)
         elif status in (ERROR, EXITED) and task.failures < task.options.retries and not final and not task.expired:
             ended_at = (started_ns + duration_ns) / 1e9
             self._note_attempt(task, Attempt(status, seat.pid, started_ns / 1e9, ended_at, "", payload))
