@@ -323,7 +323,8 @@ class AsyncProcessWorker(AsyncTaskView, AsyncTasks, AsyncControl, AsyncCronWorke
         """Accept no more, finish what was accepted, end every process: see `ProcessWorker.stop_graceful`.
 
         Args:
-            timeout: Seconds; when they are over, the rest is cancelled as by `stop_now`. None awaits every task.
+            timeout: Seconds; when they are over, the rest is cancelled as by `stop_now`, within a quarter of a second.
+                None awaits every task.
             cancel_queued: Cancel what no child has begun, what is for later and items of a `map` included.
             wait: False returns at once, and all of this goes on; also when the event loop ends before.
 

@@ -14,10 +14,14 @@ from mpworker.outcomes import BROKEN, LOST
 if TYPE_CHECKING:
     from mpworker.client import Client
     from mpworker.stopping import StopReport
+    from mpworker.waiting import Waitable
 
 _EXIT_SECONDS: Final = 10.0  # how long stop_now lets the supervisor clean up before it is killed
 _CALLBACK_SECONDS: Final = 1.0  # how long stop_now waits for the callbacks of what it cancelled
-_ANSWER_SECONDS: Final = 1.0  # how long a stop whose time is over waits for an answer
+# A stop whose time is over has this much more: to hear of recurring tasks, until the supervisor is killed, and in all.
+_ANSWER_SECONDS: Final = 0.1
+_ORDERLY_SECONDS: Final = 0.15
+_OVERTIME_SECONDS: Final = 0.25
 DRAIN: Final = json.dumps({"verb": "stop", "now": False}).encode()
 _NOW: Final = json.dumps({"verb": "stop", "now": True}).encode()
 _OVER: Final = {LOST: "supervisor_lost", BROKEN: "pool_broken"}
@@ -92,7 +96,7 @@ class Ending:
             self._join_background(self._time_left())
         else:
             self._cut_short = self._cut_short or self._cuts_a_run_short()
-            self.stop_now()
+            self._end_now(_ORDERLY_SECONDS, _OVERTIME_SECONDS)
         return self._report(self._all_finished())
 
     def begin_to_stop(self, timeout: float | None, cancel_queued: bool = False) -> "StopReport":
@@ -117,11 +121,24 @@ class Ending:
             by = time.monotonic() + timeout
             self._by = by if self._by is None else min(by, self._by)
 
-    def _time_left(self) -> float | None:
-        return None if self._by is None else max(0.0, self._by - time.monotonic())
+    def _time_left(self, more: float = 0.0) -> float | None:
+        """How long until a stop's time has been over for `more` seconds; None without a stop or time."""
+        return None if self._by is None else max(0.0, self._by + more - time.monotonic())
+
+    def wait_for_room(self, room: "Waitable", size: int) -> None:
+        """Wait for so much room in the ring to the supervisor, but no longer than a stop may take."""
+        client = self._client
+        if not client.wait_for(room, self._time_left(_ORDERLY_SECONDS), size):
+            self.asked = self._at_once = True
+            client.supervisor.kill()  # it reads nothing
+            client.wait_for(client.when(client.is_over), _OVERTIME_SECONDS)
 
     def stop_now(self) -> None:
         """End everything at once; what is pending ends cancelled."""
+        self._end_now(None, None)
+
+    def _end_now(self, orderly: float | None, overtime: float | None) -> None:
+        """End everything; if given, within so many seconds of a stop's time for an orderly end, and for all of it."""
         client = self._client
         if client._forked or client._over:
             return
@@ -133,10 +150,10 @@ class Ending:
         else:
             client.supervisor.hang_up()
         gone = client.when(client.is_over)
-        if not client.wait_for(gone, _EXIT_SECONDS):
+        if not client.wait_for(gone, _EXIT_SECONDS if orderly is None else self._time_left(orderly)):
             client.supervisor.kill()
-            client.wait_for(gone, _EXIT_SECONDS)
-        self._join_background(_CALLBACK_SECONDS)
+            client.wait_for(gone, _EXIT_SECONDS if overtime is None else self._time_left(overtime))
+        self._join_background(_CALLBACK_SECONDS if overtime is None else self._time_left(overtime))
 
     def _join_background(self, timeout: float | None) -> None:
         """Wait until all callbacks have been called, if none of them can be waiting for this thread."""

@@ -5,7 +5,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from mpworker.aiofuture import Wakes
-from mpworker.ending import _ANSWER_SECONDS, _EXIT_SECONDS, Ending
+from mpworker.ending import _ANSWER_SECONDS, _EXIT_SECONDS, _ORDERLY_SECONDS, _OVERTIME_SECONDS, Ending
 
 if TYPE_CHECKING:
     from mpworker.loopclient import LoopClient
@@ -29,7 +29,7 @@ class LoopEnding(Ending):
             self._begin_to_end(timeout, cancel_queued)
         if not await self._until_over(self._time_left()):
             self._cut_short = self._cut_short or await self._cuts_one_short()
-            await self.end_now()
+            await self._end_all(self._time_left(_ORDERLY_SECONDS), _OVERTIME_SECONDS)
         return self._report(self._all_finished())
 
     def stop_soon(self, timeout: float | None, cancel_queued: bool) -> "StopReport":
@@ -69,16 +69,20 @@ class LoopEnding(Ending):
 
     async def end_now(self) -> None:
         """As `stop_now`."""
+        self._client.check()
+        await self._end_all(_EXIT_SECONDS, None)
+
+    async def _end_all(self, orderly: float | None, overtime: float | None) -> None:
+        """End everything: see `Ending._end_now`."""
         client = self._client
-        client.check()
         if client._over:
             return
         self.close_submit()
         self.asked = self._at_once = True
         client.supervisor.hang_up()  # which says the same as a request, and needs no room
-        if not await self._until_over(_EXIT_SECONDS):
+        if not await self._until_over(orderly):
             client.supervisor.kill()
-            await self._until_over(_EXIT_SECONDS)
+            await self._until_over(_EXIT_SECONDS if overtime is None else self._time_left(overtime))
 
     async def cancel_what_waits(self) -> None:
         """As `cancel_unstarted`."""

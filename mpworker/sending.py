@@ -121,7 +121,7 @@ class Sending:
             if client._push(*record):  # no call between the looks and this, as in submit
                 return True
             client._ring()
-            client.wait_for(client.when(lambda: client._fits(size) or over()), None, size)
+            client.ending.wait_for_room(client.when(lambda: client._fits(size) or over()), size)
 
     # ------------------------------------------------------------ functions
 

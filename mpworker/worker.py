@@ -296,7 +296,8 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         It may be called again, from any thread and from a signal handler; of several times the shortest counts.
 
         Args:
-            timeout: Seconds; when they are over, the rest is cancelled as by `stop_now`. None waits for every task.
+            timeout: Seconds; when they are over, the rest is cancelled as by `stop_now`, within a quarter of a second.
+                None waits for every task.
             cancel_queued: Cancel what no child has begun, what is for later and items of a `map` included. What runs
                 ends by itself, after the retries that it has.
             wait: False returns at once, and all of this goes on.
