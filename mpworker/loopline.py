@@ -4,18 +4,26 @@ Nothing blocks on the ring: a record for which there is no room goes to `_outbox
 bell wakes for room as well. A task above max_pending waits in `_line` with its pickle. Requests overtake the line, so
 that a cancel goes through; what must not (a function to be forgotten, the drain) stands in it.
 
+The line is left in the order of priorities, weights and submissions, and nothing passes what keeps its place. A task
+whose deadline comes, or that is cancelled, leaves it at once: how it ends is the supervisor's to decide, so that it is
+counted, remembered and told of like any other.
+
 A record is taken out of either before it is pushed, with no call between the look and that: a second Ctrl-C, which
 raises anywhere, may lose a task that then ends cancelled, but never sends one twice.
 """
 
 import asyncio
+import base64
+import math
+import time
 from collections import deque
 from collections.abc import Callable
+from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
 from mpworker.client import Client, queue_full
 from mpworker.ending import DRAIN
-from mpworker.ipc import codec
+from mpworker.ipc import codec, details
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
 from mpworker.observing import Observing
@@ -23,6 +31,7 @@ from mpworker.options import WorkerOptions
 from mpworker.steps import Message
 
 _KEEPS_ITS_PLACE: Final = (codec.SUBMIT, codec.FORGET)
+_GONE_MAX: Final = 64  # ranks of what has left the line, beside twice as many as are in it
 
 
 class LineClient(Client):
@@ -32,7 +41,20 @@ class LineClient(Client):
         loop: The event loop; None until the first call in one.
     """
 
-    __slots__ = ("_drains", "_holds", "_in_line", "_line", "_outbox", "_push_now", "_questions", "_room_max", "loop")
+    __slots__ = (
+        "_drains",
+        "_holds",
+        "_in_line",
+        "_leaving",
+        "_line",
+        "_outbox",
+        "_places",
+        "_push_now",
+        "_questions",
+        "_ranks",
+        "_room_max",
+        "loop",
+    )
 
     def __init__(
         self,
@@ -45,6 +67,11 @@ class LineClient(Client):
         super().__init__(options, initializer, initargs, observing)
         self._line: dict[int, Record] = {}  # behind max_pending: of a task by its key, of others by a negative number
         self._in_line = 0  # how many of them are tasks
+        # In what order they leave: after how many that keep their place, priority, -weight, key. A heap, of what has
+        # left out of its turn as well.
+        self._ranks: list[tuple[int, float, int, int]] = []
+        self._places = 0
+        self._leaving: dict[int, bool] = {}  # tasks that leave it as soon as anything may: because they are cancelled?
         self._drains: dict[int, Message] = {}  # those of them that are such requests
         self._questions = asyncio.Lock()  # about tasks
         self._holds = False  # the answer to one is under way: nothing leaves the line
@@ -58,15 +85,30 @@ class LineClient(Client):
         """Send a record, or see to it that it is sent later: in place of a push, which may find no room."""
         line = self._line
         if kind == codec.SUBMIT and (line or len(self.pending) - self._in_line > self._options.max_pending):
+            self._stand(flags, a, c, data)
             line[a] = (kind, flags, a, b, c, data)
             self._in_line += 1  # no call since the store
-            if self._options.submit_timeout is not None and self.loop is not None:
-                self.loop.call_later(self._options.submit_timeout, self._give_up, a)
         elif line and (kind in _KEEPS_ITS_PLACE or data is DRAIN):
-            line[-next(self._keys)] = (kind, flags, a, b, c, data)
+            self._keep_place(-next(self._keys), (kind, flags, a, b, c, data))
         else:
             self._post((kind, flags, a, b, c, data))
         return True
+
+    def _stand(self, flags: int, key: int, number: int, data: bytes) -> None:
+        """A task comes into the line."""
+        said = details.read(data) if flags & codec.DETAILED else {}
+        order = said.get("options") or self.option_table.said(number)
+        heappush(self._ranks, (self._places, order.get("priority", 0), -order.get("weight", 1), key))
+        if self.loop is not None:
+            if self._options.submit_timeout is not None:
+                self.loop.call_later(self._options.submit_timeout, self._give_up, key)
+            if "deadline" in said:
+                self.loop.call_later(said["deadline"] - time.monotonic(), self._leave_early, key)
+
+    def _keep_place(self, key: int, record: Record) -> None:
+        heappush(self._ranks, (self._places, math.inf, 0, key))
+        self._line[key] = record
+        self._places += 1
 
     def _post(self, record: Record) -> None:
         outbox = self._outbox
@@ -105,8 +147,9 @@ class LineClient(Client):
         """Send what waits for others to end."""
         line = self._line
         while line and not self._holds:
-            key = next(iter(line), 0)
-            if key > 0 and len(self.pending) - self._in_line >= self._options.max_pending:
+            early = next(iter(self._leaving), 0)
+            key = early or self._first_in_line()
+            if key > 0 and not early and len(self.pending) - self._in_line >= self._options.max_pending:
                 return
             if key in line:
                 record = line[key]
@@ -114,8 +157,41 @@ class LineClient(Client):
                 if key > 0:
                     self._in_line -= 1  # no call since the look
                 self._drains.pop(key, None)
-                if key < 0 or key in self.pending:  # else its submission was interrupted
+                if self._leaving.pop(key, False):
+                    self._send_cancelled(record)
+                elif key < 0 or key in self.pending:  # else its submission was interrupted
                     self._post(record)
+            self._leaving.pop(key, None)
+
+    def _first_in_line(self) -> int:
+        line, ranks = self._line, self._ranks
+        if len(ranks) > 2 * len(line) + _GONE_MAX:
+            left = [rank for rank in ranks if rank[-1] in line]
+            heapify(left)
+            ranks = self._ranks = left
+        while ranks:
+            key = ranks[0][-1]
+            if key in line:
+                return key  # it stays: who leaves may be interrupted
+            gone = heappop(ranks)
+            if gone[-1] in line:
+                heappush(ranks, gone)  # a handler has put it there
+        return next(iter(line), 0)  # an interrupt has lost a rank
+
+    def _leave_early(self, key: int, cancelled: bool = False) -> bool:
+        """A task leaves the line out of its turn, and ends there where all others do; False if it is not in it."""
+        if key not in self._line:
+            return False
+        self._leaving[key] = cancelled or self._leaving.get(key, False)
+        self._leave_line()
+        self._wake_leader()
+        return True
+
+    def _send_cancelled(self, record: Record) -> None:
+        _, flags, key, function, options, data = record
+        if key in self.pending:
+            call = {"flags": flags, "function": function, "options": options, "call": base64.b64encode(data).decode()}
+            self.tell({"verb": "cancelled", "task": key} | call)
 
     def _give_up(self, key: int) -> None:
         """A task has been in line for `submit_timeout`."""
@@ -130,17 +206,8 @@ class LineClient(Client):
             self._wake_leader()
 
     def _drop_from_line(self, key: int) -> bool:
-        """A task is cancelled: if it is in line it never leaves; whether it was."""
-        if key not in self._line:
-            return False
-        del self._line[key]
-        self._in_line -= 1  # no call since the look
-        future = self.pending.get(key)
-        if future is not None:
-            future.settle(codec.CANCELLED, b"")
-            self.take_out(key, None)  # as in `_give_up`
-        self._wake_leader()
-        return True
+        """A task is cancelled: if it is in line it never begins; whether it was."""
+        return self._leave_early(key, cancelled=True)
 
     def _drop_all_from_line(self) -> int:
         return sum(self._drop_from_line(key) for key in [key for key in self._line if key > 0])
@@ -161,12 +228,14 @@ class LineClient(Client):
     def _stand_in_line(self, key: int, message: Message, data: bytes) -> bool:
         """A drain is to be asked for: what was submitted before shall not be held; False if there is no line."""
         if self._line:
-            self._line[-key] = (codec.REQUEST, 0, key, 0, 0, data)
+            self._keep_place(-key, (codec.REQUEST, 0, key, 0, 0, data))
             self._drains[-key] = message
         return bool(self._line)
 
     def _forget_what_waits(self) -> None:
         self._line.clear()
         self._drains.clear()
+        self._ranks.clear()
+        self._leaving.clear()
         self._in_line = 0
         self._outbox.clear()

@@ -85,6 +85,7 @@ class OptionTable:
     def __init__(self, client: "Client") -> None:
         self._client = client
         self._keys: dict[TaskDefaults, int] = {}
+        self._sets: dict[int, TaskDefaults] = {}
         self._numbers = itertools.count(1)
 
     def say(self, options: TaskDefaults) -> tuple[int, dict[str, Any] | None]:
@@ -103,15 +104,14 @@ class OptionTable:
         elif key is None:
             key = next(self._numbers)
             self._client.sending.send(codec.OPTIONS, 0, key, 0, 0, json.dumps(self._report(shared)).encode())
+            self._sets[key] = shared
             self._keys[shared] = key  # another thread may have sent the same ones: either number will do
         return key, said or None
 
     def said(self, number: int) -> dict[str, Any]:
         """The queue, priority and weight that the supervisor knows by this number."""
-        for options, each in self._keys.items():
-            if each == number:
-                return {name: getattr(options, name) for name in _ORDER}
-        return {}
+        options = self._sets.get(number)
+        return {} if options is None else {name: getattr(options, name) for name in _ORDER}
 
     def _report(self, options: TaskDefaults) -> dict[str, Any]:
         crash_retries = options.retries if options.crash_retries is None else options.crash_retries

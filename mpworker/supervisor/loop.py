@@ -39,6 +39,9 @@ class Loop(Nursing):
         channel: The channel to the client.
         blob_fd: The nursery's configuration.
         client_pidfd: Readable when the client process is dead.
+
+    Attributes:
+        submitted: What a task is handed to that has nothing more to say than its options.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class Loop(Nursing):
         self._client = client
         self._client_pidfd = client_pidfd
         self._client_batch: list[Record] = []
-        self._submitted = self.scheduler.submitted
+        self.submitted = self.scheduler.submitted
         self._turned_at = 0.0
         self._exit_grace: float = config["grace"]
         self.requests = Requests(self)
@@ -164,7 +167,7 @@ class Loop(Nursing):
             world, scheduler = self.world, self.scheduler
             world.channel.peer_bell.ring_room()
             world.now_ns = time.monotonic_ns()
-            submitted = self._submitted
+            submitted = self.submitted
             for kind, flags, a, b, c, data in batch:
                 if kind == SUBMIT and not flags:  # nearly all of many
                     submitted(world.task(0, a, b, c, data))
@@ -181,7 +184,7 @@ class Loop(Nursing):
                     scheduler.options_known(world.note_options(a, data))
                 elif kind == codec.REQUEST:
                     self.requests.take(a, data)
-                    submitted = self._submitted
+                    submitted = self.submitted
                 else:
                     forgotten = world.note(kind, flags, a, data)
                     if forgotten is not None:
@@ -195,7 +198,7 @@ class Loop(Nursing):
     def tell_of_tasks(self, on: bool) -> None:
         """The client watches from now on, or no longer."""
         self.watch.tell(on, self.scheduler)
-        self._submitted = self.scheduler.submitted_watched if on else self.scheduler.submitted
+        self.submitted = self.scheduler.submitted_watched if on else self.scheduler.submitted
 
     # ------------------------------------------------------------ the end
 

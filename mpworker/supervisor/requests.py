@@ -1,11 +1,13 @@
 """What a client can ask of the supervisor: each verb of a REQUEST, and what answers it."""
 
+import base64
 import json
 import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from mpworker.ipc import codec
 from mpworker.ipc.levels import INFO
 from mpworker.supervisor.registry import READY
 
@@ -24,6 +26,19 @@ def _cancel(loop: "Loop", message: Message) -> Message:
     world.resent(message["task"], None)
     interrupt = bool(message.get("interrupt"))
     return {"cancelled": scheduler.cancel(message["task"], time.monotonic(), interrupt)}
+
+
+def _cancelled(loop: "Loop", message: Message) -> Message:
+    """A task that the client has cancelled before it sent it: it is accepted, and never begins."""
+    world, scheduler = loop.world, loop.scheduler
+    key, flags, function, options = (message[name] for name in ("task", "flags", "function", "options"))
+    call = base64.b64decode(message["call"])
+    if flags & codec.DETAILED:
+        scheduler.submitted_with_details(world.detailed(codec.SUBMIT, flags, key, function, options, call))
+    else:
+        loop.submitted(world.task(flags, key, function, options, call))
+    scheduler.cancel(key, time.monotonic())
+    return {}
 
 
 def _resent(loop: "Loop", message: Message) -> Message:
@@ -190,6 +205,7 @@ def _retention(loop: "Loop", message: Message) -> Message:
 
 VERBS: dict[str, Callable[["Loop", Message], Message]] = {
     "cancel": _cancel,
+    "cancelled": _cancelled,
     "resent": _resent,
     "cancel_unstarted": _cancel_unstarted,
     "stop": _stop,
