@@ -113,7 +113,7 @@ class Client(Reader):
             )
         self.registration: Registration | None = None
         self._options = options
-        self.queues = QueueTable(self, min(options.n, options.max_pending))
+        self.queues = QueueTable(self, options.n, options.max_pending)
         self.option_table = OptionTable(self)
         self._keys = itertools.count(1)
         self._last_key = 0
@@ -350,6 +350,7 @@ class Client(Reader):
             self._refuse()
         elif answer["hard"]:
             raise too_few_descriptors(n, needed, answer["hard"])
+        self.queues.children_are(n)
 
     # ------------------------------------------------------------ the end
 

@@ -60,7 +60,8 @@ class Control:
 
         Args:
             rate: Starts per second, None for no limit.
-            burst: How many may start at once when none has for long; None for as many as there are children.
+            burst: How many may start at once when none has for long; None for as many as there are children at any time,
+                or `max_pending` if that is less.
 
         Raises:
             InvalidArgument: One has a wrong type.
@@ -81,8 +82,9 @@ class Control:
 
         Raises:
             InvalidArgument: A name is no str.
+            ConfigurationError: There is no such queue and `unknown_queues` is "refuse", or there are too many.
         """
-        self._client.request({"verb": "pause", "names": check_queue_names(queues)})
+        self._client.request({"verb": "pause", "names": named_queues(self._client, queues)})
 
     def drain(self, *queues: str, timeout: float | None = None) -> bool:
         """Wait until all that these queues have taken so far has ended; what comes from now on waits until `resume`.
@@ -100,7 +102,8 @@ class Control:
 
         Raises:
             InvalidArgument: A name is no str, or `timeout` no number.
-            ConfigurationError: `timeout` is out of its bounds.
+            ConfigurationError: `timeout` is out of its bounds, there is no such queue and `unknown_queues` is "refuse",
+                or there are too many.
 
         Example:
             >>> from mpworker import ProcessWorker
@@ -116,7 +119,7 @@ class Control:
             2048
         """
         timeout = check_seconds("timeout", timeout, optional=True, zero=True)
-        answer = self._client.request({"verb": "drain", "names": check_queue_names(queues)}, timeout)
+        answer = self._client.request({"verb": "drain", "names": named_queues(self._client, queues)}, timeout)
         return bool(answer and answer["drained"])
 
     def resume(self, *queues: str) -> None:
@@ -128,8 +131,9 @@ class Control:
 
         Raises:
             InvalidArgument: A name is no str.
+            ConfigurationError: There is no such queue and `unknown_queues` is "refuse", or there are too many.
         """
-        self._client.request({"verb": "resume", "names": check_queue_names(queues)})
+        self._client.request({"verb": "resume", "names": named_queues(self._client, queues)})
 
     def subscribe_results(
         self,
@@ -190,9 +194,17 @@ class Control:
         return iter(self.subscribe_results())
 
 
-def check_queue_names(queues: tuple[str, ...]) -> list[str] | None:
-    """The names of queues; None, for all, if there are none."""
-    return [check_queue_name(name) for name in queues] or None
+def named_queues(client: Client, queues: tuple[str, ...]) -> list[str] | None:
+    """The names of queues; None, for all, if there are none.
+
+    Raises:
+        InvalidArgument: A name is no str.
+        ConfigurationError: One is unknown, and refused, or there are too many.
+    """
+    names = [check_queue_name(name) for name in queues]
+    for name in names:
+        client.queues.use(name)
+    return names or None
 
 
 def check_unknown_queues(value: Any) -> bool:

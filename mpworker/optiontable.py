@@ -25,29 +25,32 @@ class QueueTable:
 
     Args:
         client: Whose.
-        default_burst: How many tasks may start at once where nobody says it.
+        n: How many children there are.
+        most: A default burst is no larger.
 
     Attributes:
         configured: The options of those that have some.
         refuses: Is a name that nobody has configured an error?
     """
 
-    def __init__(self, client: "Client", default_burst: int) -> None:
+    def __init__(self, client: "Client", n: int, most: int) -> None:
         self._client = client
-        self._default_burst = default_burst
+        self._n = n
+        self._burst_max = most
+        self._rate: float | None = None  # of all queues together, if its burst was left to the default
         self._names = {"default"}
         self.configured: dict[str, QueueOptions] = {}
         self.refuses = False
 
-    def use(self, name: str) -> None:
-        """A task is to wait in this one.
+    def use(self, name: str, made: bool = False) -> None:
+        """One is named: where something is to wait in it, or (made) by who makes it.
 
         Raises:
             ConfigurationError: There is none of this name, nor may there be.
         """
         if name in self._names:
             return
-        if self.refuses:
+        if self.refuses and not made:
             known = ", ".join(map(repr, sorted(self._names)))
             raise ConfigurationError(f"there is no queue {name!r}, and unknown_queues is 'refuse'; there are {known}")
         if len(self._names) >= QUEUES_MAX:
@@ -56,11 +59,11 @@ class QueueTable:
 
     def configure(self, name: str, options: "QueueOptions") -> None:
         """Make a queue, or change one."""
+        self.use(name, made=True)
         told: dict[str, Any] = {"weight": options.weight, "max_running": options.max_running, "rate": options.rate}
         told["burst"] = self._burst(options.burst)
         self._client.tell({"verb": "queue", "name": name, "options": told})
         self.configured[name] = options
-        self._names.add(name)
 
     def configure_all(self, queues: "Mapping[str, QueueOptions]") -> None:
         """Make several queues, or change them."""
@@ -69,10 +72,20 @@ class QueueTable:
 
     def limit_rate(self, rate: float | None, burst: int | None) -> None:
         """Limit the starts of all queues together."""
+        self._rate = rate if burst is None else None
         self._client.tell({"verb": "rate", "rate": rate, "burst": self._burst(burst)})
 
     def _burst(self, burst: int | None) -> int:
-        return self._default_burst if burst is None else burst
+        return min(self._n, self._burst_max) if burst is None else burst
+
+    def children_are(self, n: int) -> None:
+        """There are n children from now on: each burst that was left to the default follows."""
+        self._n = n
+        if self._rate is not None:
+            self.limit_rate(self._rate, None)
+        for name, options in list(self.configured.items()):
+            if options.rate is not None and options.burst is None:
+                self.configure(name, options)
 
 
 class OptionTable:

@@ -21,7 +21,8 @@ class QueueOptions:
             ceil(W / weight) starts of other queues between two of its own, and gets `weight` of W starts.
         max_running: How many of its tasks run at once; None for as many as there are children.
         rate: Starts per second, such as 0.1 for one every ten seconds; None for no limit.
-        burst: How many may start at once when none has for long; None for as many as there are children.
+        burst: How many may start at once when none has for long; None for as many as there are children at any time, or
+            `max_pending` if that is less.
 
     Raises:
         InvalidArgument: An attribute has a wrong type.
@@ -94,8 +95,8 @@ def check_queues(value: Any) -> dict[str, QueueOptions]:
         return {}
     if not isinstance(value, dict):
         raise InvalidArgument(f"queues must be a dict of names and weights (or QueueOptions), not {value!r}")
-    if len(value) >= QUEUES_MAX:
-        raise ConfigurationError(f"a worker has at most {QUEUES_MAX} queues, not {len(value)}")
+    if len({"default", *value}) > QUEUES_MAX:
+        raise ConfigurationError(f"a worker has at most {QUEUES_MAX} queues, and there is 'default', too: not {len(value)}")
     return {
         check_queue_name(name): each if isinstance(each, QueueOptions) else QueueOptions(weight=each)
         for name, each in value.items()

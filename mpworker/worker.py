@@ -78,7 +78,7 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         unknown_queues: "create" makes a queue of weight 1 for a name that `options(queue=...)` uses first, "refuse"
             raises ConfigurationError.
         rate: How many tasks of all queues together start per second; None for no limit.
-        burst: How many may start at once when none has for long; None for min(n, max_pending).
+        burst: How many may start at once when none has for long; None for min(n, max_pending), with `n` as it is at any time.
         retention: A `Retention`: how long tasks that have ended are remembered; None for the last 1,000 of them, and
             without their results.
         hooks: A `Hooks`: functions of this process that are called when a task is accepted, begins, is tried again and
