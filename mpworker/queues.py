@@ -96,7 +96,9 @@ def check_queues(value: Any) -> dict[str, QueueOptions]:
     if not isinstance(value, dict):
         raise InvalidArgument(f"queues must be a dict of names and weights (or QueueOptions), not {value!r}")
     if len({"default", *value}) > QUEUES_MAX:
-        raise ConfigurationError(f"a worker has at most {QUEUES_MAX} queues, and there is 'default', too: not {len(value)}")
+        raise ConfigurationError(
+            f"a worker has at most {QUEUES_MAX} queues, and there is 'default', too: not {len(value)}"
+        )
     return {
         check_queue_name(name): each if isinstance(each, QueueOptions) else QueueOptions(weight=each)
         for name, each in value.items()

@@ -573,3 +573,14 @@ def test_new_hooks_are_not_told_of_what_has_happened_before() -> None:
 def _no_thread_is_left() -> Iterator[None]:
     yield
     eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "mpworker-observer"])
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("later", [False, True])
+def test_what_is_too_late_has_no_start(debug: bool, later: bool) -> None:
+    diary = Diary()
+    with ProcessWorker(n=1, debug=debug, hooks=diary.hooks) as w:
+        late = w.register_task(Task(abs, (1,), deadline=0, run_at=0.01 if later else None))
+        with pytest.raises(TaskTimeout):
+            late.result(GUARD)
+    assert diary.kinds(late.task_id) == ["queued", "finish"]

@@ -382,6 +382,41 @@ def test_a_middleware_that_fails_afterwards_loses_no_future(caplog: pytest.LogCa
     assert "four" not in second
 
 
+class Unheard(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("kind", [SystemExit, GeneratorExit, KeyboardInterrupt, Unheard])
+def test_what_is_no_exception_loses_no_future_either_but_for_an_interrupt(kind: type[BaseException]) -> None:
+    def raises(call_next: Callable[[Task[Any]], Any], task: Task[Any]) -> Any:
+        call_next(task)
+        raise kind
+
+    with pool(raises) as w:
+        if kind in (SystemExit, GeneratorExit):
+            assert w.submit(len, "four").result(GUARD) == 4
+            assert w.register_task(Task(len, ("four",), id="mine")).result(GUARD) == 4
+        else:
+            with pytest.raises(kind):
+                w.register_task(Task(len, ("four",), id="mine"))
+        assert w.metrics().observer_errors["middleware"] == (2 if kind in (SystemExit, GeneratorExit) else 0)
+        known = w.get_task("mine").future  # it was accepted in any case
+        assert known is None or known.result(GUARD) == 4
+        assert w.wait(GUARD)
+        assert w.metrics().completed >= 1
+
+
+@pytest.mark.parametrize("kind", [LookupError, SystemExit])
+def test_what_is_raised_before_is_raised(kind: type[BaseException]) -> None:
+    def raises(call_next: Callable[[Task[Any]], Any], task: Task[Any]) -> Any:
+        raise kind
+
+    with pool(raises) as w:
+        with pytest.raises(kind):
+            w.submit(len, "four")
+        assert w.metrics().accepted == 0
+
+
 def test_a_middleware_must_return_a_future() -> None:
     def no_future(call_next: Callable[[Task[Any]], Any], task: Task[Any]) -> Any:
         return 4

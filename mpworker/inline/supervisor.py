@@ -211,7 +211,8 @@ class InlineSupervisor:
         started = [0]
 
         def run(runner: Runner, flags: int, number: int, generation: int) -> None:
-            self.scheduler.begin(task)
+            if not _is_late(task):  # else the child's code does not begin either
+                self.scheduler.begin(task)
             started[0] = time.monotonic_ns()
             runner.run_task(flags, number, generation, function << 8, task.payload)
 
