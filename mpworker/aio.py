@@ -10,7 +10,7 @@ from mpworker.aiocron import AsyncCronView, AsyncCronWorker
 from mpworker.aiodocs import like
 from mpworker.aiofuture import AsyncTaskFuture, awaited_of
 from mpworker.aiotasks import AsyncTasks
-from mpworker.checks import check_seconds
+from mpworker.checks import check_bool, check_seconds
 from mpworker.errors import InvalidArgument
 from mpworker.loopclient import LoopClient
 from mpworker.observing import Observing
@@ -332,10 +332,12 @@ class AsyncProcessWorker(AsyncTaskView, AsyncTasks, AsyncControl, AsyncCronWorke
             What was left: true if everything accepted was finished.
 
         Raises:
-            InvalidArgument: `timeout` is no number.
-            ConfigurationError: It is out of its bounds.
+            InvalidArgument: `timeout` is no number, or another argument no bool.
+            ConfigurationError: `timeout` is out of its bounds.
             WrongEventLoop: The worker is in use by another event loop.
         """
+        check_bool("cancel_queued", cancel_queued)
+        check_bool("wait", wait)
         timeout = check_seconds("timeout", timeout, optional=True)
         if wait:
             return await self._client.ending.stop(timeout, cancel_queued)

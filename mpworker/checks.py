@@ -21,11 +21,11 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
     except TypeError:
         number = None
     if number is None:
-        raise InvalidArgument(f"{name} must be an int from {low} to {high}, not {value!r}")
+        raise InvalidArgument(f"{name} must be an int from {low} to {high}, not {shown(value)}")
     if number < low:
-        raise ConfigurationError(f"{name} must be at least {low}, not {value!r}")
+        raise ConfigurationError(f"{name} must be at least {low}, not {shown(value)}")
     if number > high:
-        raise ConfigurationError(f"{name} must be at most {high}, not {value!r}")
+        raise ConfigurationError(f"{name} must be at most {high}, not {shown(value)}")
     return number
 
 
@@ -45,13 +45,13 @@ def check_seconds(name: str, value: Any, *, optional: bool = False, zero: bool =
     if value is None and optional:
         return None
     if not _is_real(value) or value != value:  # noqa: PLR0124  # which NaN alone is not
-        raise InvalidArgument(f"{name} must be a number of seconds{' or None' if optional else ''}, not {value!r}")
+        raise InvalidArgument(f"{name} must be a number of seconds{' or None' if optional else ''}, not {shown(value)}")
     unlimited = "; None is no limit" if optional else ""
     if value < 0 or (value == 0 and not zero):
         low = "at least 0 s" if zero else "greater than 0 s"
-        raise ConfigurationError(f"{name} must be {low}, not {value!r}{unlimited}")
+        raise ConfigurationError(f"{name} must be {low}, not {shown(value)}{unlimited}")
     if value > _SECONDS_MAX:
-        raise ConfigurationError(f"{name} must be at most {_SECONDS_MAX:.0f} s, not {value!r}{unlimited}")
+        raise ConfigurationError(f"{name} must be at most {_SECONDS_MAX:.0f} s, not {shown(value)}{unlimited}")
     return float(value)
 
 
@@ -63,11 +63,11 @@ def check_number(name: str, value: Any, low: float, high: float) -> float:
         ConfigurationError: It is out of bounds.
     """
     if not _is_real(value) or value != value:  # noqa: PLR0124  # which NaN alone is not
-        raise InvalidArgument(f"{name} must be a number from {low:g} to {high:g}, not {value!r}")
+        raise InvalidArgument(f"{name} must be a number from {low:g} to {high:g}, not {shown(value)}")
     if value < low:
-        raise ConfigurationError(f"{name} must be at least {low:g}, not {value!r}")
+        raise ConfigurationError(f"{name} must be at least {low:g}, not {shown(value)}")
     if value > high:
-        raise ConfigurationError(f"{name} must be at most {high:g}, not {value!r}")
+        raise ConfigurationError(f"{name} must be at most {high:g}, not {shown(value)}")
     return float(value)
 
 
@@ -79,10 +79,42 @@ def check_text(name: str, value: Any, low: int) -> str:
         ConfigurationError: It is too short or too long.
     """
     if not isinstance(value, str):
-        raise InvalidArgument(f"{name} must be a str, not {value!r}")
+        raise InvalidArgument(f"{name} must be a str, not {shown(value)}")
     if not low <= len(value) <= TEXT_MAX:
         raise ConfigurationError(f"{name} must have {low} to {TEXT_MAX} characters, not {len(value)}")
     return value
+
+
+def check_wait(value: Any) -> float | None:
+    """How long to wait for a future, as `concurrent.futures` has it: 0 or less is not at all, None without limit.
+
+    Raises:
+        InvalidArgument: It is no real number.
+        ConfigurationError: It is too large.
+    """
+    if value is not None and _is_real(value) and value <= 0:
+        return 0.0
+    return check_seconds("timeout", value, optional=True, zero=True)
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """True or False, and nothing that is like one.
+
+    Raises:
+        InvalidArgument: It is neither.
+    """
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"{name} must be True or False, not {shown(value)}")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its repr, if it has one (an int of more than some thousand digits has none)."""
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001  # it may be of the user's own class; the message is about something else
+        bits = f" of {value.bit_length()} bits" if isinstance(value, int) else ""
+        return f"{type(value).__name__}{bits}"
 
 
 def _is_real(value: Any) -> bool:

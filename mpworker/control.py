@@ -60,8 +60,8 @@ class Control:
 
         Args:
             rate: Starts per second, None for no limit.
-            burst: How many may start at once when none has for long; None for as many as there are children at any time,
-                or `max_pending` if that is less.
+            burst: How many may start at once when none has for long; None for as many as there are children at any
+                time, or `max_pending` if that is less.
 
         Raises:
             InvalidArgument: One has a wrong type.

@@ -19,6 +19,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, P
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from mpworker.audience import Look, Waiters, state_seen, tell
+from mpworker.checks import check_wait
 from mpworker.errors import SerializationError
 from mpworker.ipc import codec, payload
 from mpworker.ipc.failures import brief
@@ -148,13 +149,17 @@ class TaskFuture(Future[T]):
         """The task's value.
 
         Args:
-            timeout: Seconds to wait; None waits as long as it takes.
+            timeout: Seconds to wait; None waits as long as it takes, 0 or less does not wait.
 
         Raises:
+            InvalidArgument: `timeout` is no number.
+            ConfigurationError: It is too large.
             TimeoutError: It has not ended in time.
             TaskCancelled: It was cancelled.
             Exception: What the task raised, with the child's traceback as its cause, or one of `mpworker.errors`.
         """
+        if timeout is not None:
+            timeout = check_wait(timeout)
         if self.status < 0 and not self._client.wait_for(self, timeout):
             raise TimeoutError(f"{self._subject} has not ended within {timeout} s")
         if self._payload is not None:
@@ -168,6 +173,8 @@ class TaskFuture(Future[T]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the task raised, or None if it has a value. See `result`."""
+        if timeout is not None:
+            timeout = check_wait(timeout)
         if self.status < 0 and not self._client.wait_for(self, timeout):
             raise TimeoutError(f"{self._subject} has not ended within {timeout} s")
         if self._payload is not None:

@@ -52,8 +52,8 @@ class Submission:
     """The middleware around each submission, the first one outermost.
 
     What one raises before its task was accepted is raised to the caller: nothing has been submitted. What it does wrong
-    afterwards is told of, and the caller has the future all the same. An interrupt, such as a KeyboardInterrupt, is not its
-    doing: it goes on to the caller, and the task stays accepted.
+    afterwards is told of, and the caller has the future all the same. An interrupt, such as a KeyboardInterrupt, is not
+    its doing: it goes on to the caller, and the task stays accepted.
 
     Args:
         layers: The middleware.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mpworker.checks import check_int, check_seconds
+from mpworker.checks import check_bool, check_int, check_seconds
 from mpworker.errors import InvalidArgument
 
 
@@ -45,8 +45,7 @@ class Retention:
         plain(self, "max_entries", check_int("max_entries", self.max_entries, 0, 100_000_000))
         plain(self, "max_bytes", check_int("max_bytes", self.max_bytes, 0, 1 << 40))
         plain(self, "cleanup_interval", check_seconds("cleanup_interval", self.cleanup_interval))
-        if not isinstance(self.results, bool):
-            raise InvalidArgument(f"results must be True or False, not {self.results!r}")
+        check_bool("results", self.results)
 
 
 def check_retention(value: object) -> Retention:

@@ -91,7 +91,13 @@ class Tasks:
         return self.register_task(task_after(delay, task))
 
     def execute_task(self, task: Task[T], timeout: float | None = None) -> T:
-        """Carry out a task and wait for its result; see `register_task` and `TaskFuture.result`."""
+        """Carry out a task and wait for its result; see `register_task` and `TaskFuture.result`.
+
+        Args:
+            task: The task.
+            timeout: Seconds; when they are over this raises TimeoutError, and the task goes on. None for no limit.
+        """
+        timeout = check_seconds("timeout", timeout, optional=True, zero=True)
         return self.register_task(task).result(timeout)
 
     def set_retention(self, retention: Retention) -> None:

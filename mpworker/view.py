@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
 
-from mpworker.checks import check_int, check_seconds
+from mpworker.checks import check_bool, check_int, check_seconds
 from mpworker.client import Client
 from mpworker.errors import InvalidArgument
 from mpworker.future import TaskFuture, in_queue
@@ -151,6 +151,7 @@ class TaskView(CronView, Executor):
             chunksize = check_int("chunksize", chunksize, 1, MAX_CHUNK_ITEMS)
         if buffersize is not None:
             buffersize = check_int("buffersize", buffersize, 1, 1 << 40)
+        check_bool("return_exceptions", return_exceptions)
         results: Iterator[T | BaseException] = self._client.map(
             fn,
             iterables,

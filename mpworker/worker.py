@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack
 
-from mpworker.checks import check_int, check_seconds
+from mpworker.checks import check_bool, check_int, check_seconds
 from mpworker.client import Client
 from mpworker.context import refuse_while_loading
 from mpworker.control import Control, check_unknown_queues
@@ -78,7 +78,7 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         unknown_queues: "create" makes a queue of weight 1 for a name that `options(queue=...)` uses first, "refuse"
             raises ConfigurationError.
         rate: How many tasks of all queues together start per second; None for no limit.
-        burst: How many may start at once when none has for long; None for min(n, max_pending), with `n` as it is at any time.
+        burst: How many may start at once when none has for long; None for min(n, max_pending), as `n` is then.
         retention: A `Retention`: how long tasks that have ended are remembered; None for the last 1,000 of them, and
             without their results.
         hooks: A `Hooks`: functions of this process that are called when a task is accepted, begins, is tried again and
@@ -189,8 +189,7 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         made = check_queues(queues)
         rate, burst = check_rate(rate), check_burst(burst)
         observing = Observing(hooks, tracer, logger, submit_middleware, execute_middleware)
-        if not isinstance(debug, bool):
-            raise InvalidArgument(f"debug must be a bool, not {debug!r}")
+        check_bool("debug", debug)
         client = self._make_client(debug, options, initializer, tuple(initargs), observing)
         try:
             super().__init__(client, defaults, options.n)
@@ -307,8 +306,8 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             supervisor was lost; with `wait=False`, if something is unfinished now.
 
         Raises:
-            InvalidArgument: `timeout` is no number.
-            ConfigurationError: It is out of its bounds.
+            InvalidArgument: `timeout` is no number, or another argument no bool.
+            ConfigurationError: `timeout` is out of its bounds.
 
         Example:
             >>> from mpworker import ProcessWorker
@@ -318,6 +317,8 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             >>> bool(report), report.tasks, future.result()
             (True, 0, 1024)
         """
+        check_bool("cancel_queued", cancel_queued)
+        check_bool("wait", wait)
         timeout = check_seconds("timeout", timeout, optional=True)
         stop = self._client.ending.stop_graceful if wait else self._client.ending.begin_to_stop
         return stop(timeout, cancel_queued)

@@ -20,7 +20,7 @@ import programs
 import pytest
 from refusals import refuse
 
-from mpworker import Hooks, ProcessWorker
+from mpworker import AsyncProcessWorker, Hooks, ProcessWorker, Task
 from mpworker.errors import (
     ConfigurationError,
     InvalidArgument,
@@ -512,3 +512,86 @@ def test_middleware_is_a_sequence_of_functions(name: str) -> None:
     refuse(ProcessWorker, n=1, **{name: [print, 3]}, says=[name, "3 is none"], kind=InvalidArgument)
     refuse(ProcessWorker, n=1, **{name: [asynchronous]}, says=[name, "asynchronous"], kind=InvalidArgument)
     refuse(ProcessWorker, n=1, **{name: [print] * 101}, says=[name, "at most 100", "101"])
+
+
+HUGE = 10**5000  # which no message can write out
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda w, value: w.options(timeout=value), ["timeout must be at most 1000000000 s"]),
+        (lambda w, value: w.options(retries=value), ["retries must be at most 1000000"]),
+        (lambda w, value: w.options(priority=-value), ["priority must be at least -2147483648"]),
+        (lambda w, value: w.set_rate(value), ["rate must be at most 1e+09"]),
+        (lambda w, value: w.set_rate(-value), ["rate must be at least 1e-06"]),
+        (lambda w, value: w.wait(timeout=value), ["timeout must be at most 1000000000 s"]),
+        (lambda w, value: w.submit(abs, 1).result(value), ["timeout must be at most 1000000000 s"]),
+    ],
+)
+def test_a_number_that_cannot_be_written_is_out_of_bounds_all_the_same(
+    pool: ProcessWorker, call: Callable[..., Any], says: list[str]
+) -> None:
+    refuse(call, pool, HUGE, says=[*says, "not int of 16610 bits"])
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise LookupError
+
+
+def test_a_value_without_a_repr_is_named_by_its_type(pool: ProcessWorker) -> None:
+    refuse(pool.options, timeout=Unprintable(), kind=InvalidArgument, says=["timeout must be", "not Unprintable"])
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("verb", ["result", "exception"])
+def test_what_a_future_is_waited_for(pool: ProcessWorker, verb: str, ended: bool) -> None:
+    future = pool.submit(time.sleep, 0.0 if ended else 60.0)
+    if ended:
+        future.result()
+    wait = getattr(future, verb)
+    for value in NO_SECONDS:
+        refuse(wait, value, kind=InvalidArgument, says=["timeout must be a number of seconds or None", repr(value)])
+    refuse(wait, 1e300, says=["timeout must be at most 1000000000 s"])
+    for value in (0, -1, -0.5, -HUGE, -math.inf, numpy.float32(0)):
+        if ended:
+            assert wait(value) is None
+        else:
+            with pytest.raises(TimeoutError):
+                wait(value)
+    future.cancel()
+
+
+def test_a_wait_that_is_none_runs_nothing(pool: ProcessWorker) -> None:
+    before = pool.metrics().accepted
+    for value in ("x", True, math.nan):
+        refuse(
+            pool.execute_task,
+            Task(abs, (1,)),
+            timeout=value,
+            kind=InvalidArgument,
+            says=["timeout must be a number of seconds or None"],
+        )
+    refuse(pool.execute_task, Task(abs, (1,)), timeout=-1, says=["timeout must be at least 0 s"])
+    assert pool.metrics().accepted == before
+
+
+@pytest.mark.parametrize("value", ["no", 5, None, 0])
+def test_what_is_true_or_false_is_a_bool(pool: ProcessWorker, value: Any) -> None:
+    for name, call in (
+        ("wait", lambda: pool.stop_graceful(wait=value)),
+        ("cancel_queued", lambda: pool.stop_graceful(cancel_queued=value)),
+        ("return_exceptions", lambda: pool.map(abs, [1], return_exceptions=value)),
+        ("debug", lambda: ProcessWorker(n=1, debug=value)),
+    ):
+        refuse(call, kind=InvalidArgument, says=[f"{name} must be True or False, not {value!r}"])
+
+    async def main() -> None:
+        async with AsyncProcessWorker(n=1) as w:
+            for name in ("wait", "cancel_queued"):
+                with pytest.raises(InvalidArgument, match=f"{name} must be True or False, not {value!r}"):
+                    await w.stop_graceful(**{name: value})
+            assert await w.submit(abs, -1) == 1, "it goes on"
+
+    asyncio.run(main())

@@ -571,7 +571,7 @@ def test_a_worker_that_is_dropped_ends() -> None:
 
 def test_bad_input() -> None:
     for value in (1, "yes", None):
-        with pytest.raises(InvalidArgument, match=f"debug must be a bool, not {value!r}"):
+        with pytest.raises(InvalidArgument, match=f"debug must be True or False, not {value!r}"):
             ProcessWorker(debug=value)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="n must be at least 1"):
         ProcessWorker(n=0, debug=True)
