@@ -4,6 +4,7 @@ import asyncio
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from mpworker.checks import in_a_line
 from mpworker.errors import SerializationError
 from mpworker.future import TaskFuture
 from mpworker.ipc import codec
@@ -37,7 +38,7 @@ class AsyncTaskFuture(asyncio.Future[T]):
 
     def __repr__(self) -> str:
         state = "cancelled" if self.cancelled() else "finished" if self.done() else "unfinished"
-        return f'<AsyncTaskFuture {self.task_id} ("{self._name}") {state}>'
+        return f'<AsyncTaskFuture {in_a_line(self.task_id)} ("{in_a_line(self._name)}") {state}>'
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the task; False if the future is done."""

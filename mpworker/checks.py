@@ -108,6 +108,11 @@ def check_bool(name: str, value: Any) -> bool:
     return value
 
 
+def in_a_line(text: str) -> str:
+    """A text as it is where it can be printed, else its repr: a name shall not make lines of a log of its own."""
+    return text if text.isprintable() else repr(text)
+
+
 def shown(value: Any) -> str:
     """A value in a message: its repr, if it has one (an int of more than some thousand digits has none)."""
     try:

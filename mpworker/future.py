@@ -19,7 +19,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, P
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from mpworker.audience import Look, Waiters, state_seen, tell
-from mpworker.checks import check_wait
+from mpworker.checks import check_wait, in_a_line
 from mpworker.errors import SerializationError
 from mpworker.ipc import codec, payload
 from mpworker.ipc.failures import brief
@@ -97,7 +97,7 @@ class TaskFuture(Future[T]):
         # Whoever prints it wants to know how it is. Not whether it runs: that is a question to the supervisor, which
         # may be slow to answer.
         state = self.state.lower().removesuffix("_and_notified") if self.done() else "unfinished"
-        return f'<TaskFuture {self.task_id} ("{self._name}") {state}>'
+        return f'<TaskFuture {in_a_line(self.task_id)} ("{in_a_line(self._name)}") {state}>'
 
     @property
     def _subject(self) -> str:

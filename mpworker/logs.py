@@ -3,6 +3,7 @@
 import logging
 from typing import Any, Final, Protocol
 
+from mpworker.checks import in_a_line
 from mpworker.errors import InvalidArgument
 
 _NAME: Final = "mpworker"
@@ -28,7 +29,8 @@ class StandardLogger:
     """A `Logger` that hands records to one of the standard library.
 
     The message is the event and its fields as key=value; a handler that wants them apart finds them in the record, as
-    `event` and `fields`.
+    `event` and `fields`. A value that holds a line break or another character that cannot be printed, which the id or
+    name of a task may, is in the message as its repr; in the record it is as it is.
 
     Args:
         logger: Which one.
@@ -46,7 +48,7 @@ class StandardLogger:
         """See `Logger`."""
         if self._logger.isEnabledFor(level):
             trace = fields.pop("traceback", "")
-            words = " ".join((event, *(f"{name}={value}" for name, value in fields.items())))
+            words = " ".join((event, *(f"{name}={in_a_line(str(value))}" for name, value in fields.items())))
             if trace:
                 fields["traceback"] = trace
                 words = f"{words}\n{trace}"

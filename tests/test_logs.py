@@ -463,3 +463,24 @@ def test_no_record_holds_anything_of_a_payload(book: Book, tmp_path: Path, caplo
     assert not [text for text in texts if secret in text]
     assert not [event for event in heard if secret in repr(event)]
     assert len(caplog.records) == len(book.records)
+
+
+FORGED = "x\n2026-01-01 ERROR mpworker pool_broken\x1b[2J\u2028"
+
+
+def test_a_name_makes_no_line_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "mpworker"), ProcessWorker(n=1) as w:
+        w.pause(FORGED)
+        w.register_task(Task(os._exit, (1,), id=FORGED, name=FORGED)).exception(GUARD)
+        eventually(lambda: w.metrics() and any(each.event == "child_crashed" for each in caplog.records))
+    assert any(FORGED in map(str, each.fields.values()) for each in caplog.records), "as it is, for who takes fields"
+    told = [each.getMessage() for each in caplog.records]
+    assert any(repr(FORGED) in each for each in told)
+    assert all(each.isprintable() for each in told)
+
+
+def test_nor_does_the_repr_of_a_future() -> None:
+    with ProcessWorker(n=1) as w:
+        future = w.register_task(Task(abs, (1,), id=FORGED, name=FORGED))
+        assert repr(future).isprintable()
+        assert repr(FORGED) in repr(future)
