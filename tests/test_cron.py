@@ -323,7 +323,10 @@ def test_what_is_removed_goes_on_and_what_comes_in_its_place_is_its_own(
     gate.wait_begun()
     pool.remove_cron_task(name)
     pool.register_cron_task(name, NEVER, pooljobs.pid)
+    assert listed(pool, name).running, "one of a name at once, whoever registered it"
+    assert not pool.run_cron_task(name)
     gate.release()
+    eventually(lambda: not listed(pool, name).running)
     pool.run_cron_task(name)
     assert len(runs(pool, name, 1)) == listed(pool, name).runs == 1
 

@@ -410,6 +410,23 @@ def test_what_is_removed_runs_to_its_end_and_its_name_is_free() -> None:
     assert scheduled(again) == [30]
 
 
+def test_a_name_that_is_given_again_runs_once_at_a_time() -> None:
+    world = World()
+    world.add("@every 10s")
+    world.sleep(10, end=False)
+    for _ in range(3):  # the run is that of whoever has the name
+        world.table.remove("it", world.now)
+        again = world.add("@every 10s", overlap="queue")
+    world.sleep(10, end=False)
+    assert (again.runs, len(again.waiting), len(world.started)) == (0, 1, 1)
+    world.end(FIRST_KEY)
+    assert len(world.look()) == 1
+    world.table.remove("it", world.now)
+    world.end(FIRST_KEY + 1)
+    assert not world.table._removed
+    assert not world.table.unfinished()
+
+
 @pytest.mark.parametrize("waiting", [True, False])
 def test_the_end(waiting: bool) -> None:
     world = World()

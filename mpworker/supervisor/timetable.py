@@ -128,6 +128,7 @@ class Timetable:
         self.look_at: float | None = None
         self._keys = itertools.count(first_key)
         self._running: dict[int, Entry] = {}
+        self._removed: dict[str, Entry] = {}  # those that were while a run was unfinished, until it has ended
         self._started: list[Start] = []  # not told yet
         self._seen: Now | None = None  # when the clocks were compared last
         self._closed = False
@@ -135,9 +136,13 @@ class Timetable:
     # ------------------------------------------------------------ what is asked of it
 
     def add(self, name: str, work: object, schedule: Schedule, rules: Rules, now: Now) -> None:
-        """A new entry; its name is not in `entries`."""
+        """A new entry; its name is not in `entries`. A run that an older one of the name has left counts as its own."""
         self._compare_clocks(now)
         entry = self.entries[name] = Entry(work, schedule, rules)
+        older = self._removed.pop(name, None)
+        if older is not None and older.running is not None:
+            entry.running = older.running
+            self._running[entry.running.key] = entry
         entry.due = schedule.next_after(_clock(entry, now))
         self._arm(now)
 
@@ -145,6 +150,8 @@ class Timetable:
         """No further run begins. One that is unfinished ends by itself, and nobody is told."""
         entry = self.entries.pop(name)
         entry.waiting.clear()
+        if entry.running is not None:
+            self._removed[name] = entry
         self._arm(now)
 
     def pause(self, name: str, now: Now) -> None:
@@ -177,6 +184,8 @@ class Timetable:
         if entry is None or entry.running is None:
             return
         run, entry.running = entry.running, None
+        for name in [name for name, each in self._removed.items() if each is entry]:
+            del self._removed[name]
         run.ended_at, run.status, run.report = now.wall, status, report
         _forget_reports(entry.history)
         if entry.waiting:
