@@ -13,7 +13,7 @@ from mpworker.options import QUEUES_MAX, TaskDefaults
 if TYPE_CHECKING:
     from mpworker.client import Client
     from mpworker.queues import QueueOptions
-    from mpworker.retry import RetryPolicy
+    from mpworker.retry import Judge, RetryPolicy
 
 _ORDER: Final = ("queue", "priority", "weight")  # what is told only where it differs
 _PLAIN: Final = TaskDefaults()
@@ -100,6 +100,7 @@ class OptionTable:
         self._keys: dict[TaskDefaults, int] = {}
         self._sets: dict[int, TaskDefaults] = {}
         self._numbers = itertools.count(1)
+        self._judges: dict[Judge, int] = {}  # one for all policies that are equal in this
 
     def say(self, options: TaskDefaults) -> tuple[int, dict[str, Any] | None]:
         """The number under which the supervisor knows these options, and what of them goes along with each task."""
@@ -140,9 +141,11 @@ class OptionTable:
 
     def _retry_report(self, policy: "RetryPolicy") -> dict[str, Any]:
         judge = policy.judge()
+        key = self._judges.get(judge, 0) if judge is not None else 0
         try:
-            # Kept as long as the worker, as the options are.
-            key = self._client.functions.always(judge) if judge is not None else 0
+            if judge is not None and not key:
+                # Kept as long as the worker, as the options are: a view may hold what was said of it.
+                key = self._judges[judge] = self._client.functions.always(judge)
         except payload.Unserializable as error:
             raise SerializationError(f"an exception of the retry_policy cannot be pickled: {error}") from error
         return {"judge": key, "backoff": [policy.base, policy.factor, policy.cap, policy.jitter]}

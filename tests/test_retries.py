@@ -12,7 +12,7 @@ import retry_tasks as tasks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpworker import ProcessWorker, RetryPolicy
+from mpworker import ProcessWorker, RetryPolicy, Task, optiontable
 from mpworker.errors import (
     ConfigurationError,
     InvalidArgument,
@@ -231,3 +231,19 @@ def test_what_is_no_policy(pool: ProcessWorker) -> None:
     with pytest.raises(ConfigurationError, match=r"after must be at least 0 s, not -1"):
         Retry(after=-1)
     assert RetryPolicy(base=1).base.hex() == "0x1.0000000000000p+0", "a plain float"
+
+
+def test_equal_policies_are_one_for_the_children_however_many_option_sets_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(optiontable, "OPTIONS_MAX", 2)
+    with ProcessWorker(n=1) as w:
+        before = len(w._client.functions.live)
+        for number in range(20):
+            policy = RetryPolicy(base=0.0, cap=1.0 + number, give_up_on=(ValueError,))
+            future = w.register_task(Task(int, ("x",), retries=3, retry_policy=policy))
+            with pytest.raises(ValueError, match="invalid literal"):
+                future.result(60.0)
+        other = w.options(retries=1, retry_policy=RetryPolicy(give_up_on=(KeyError,)))
+        assert other.submit(abs, -1).result() == 1
+        assert len(w._client.functions.live) <= before + 4, "int, abs and two judges"
