@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mpworker.aiodocs import like
 from mpworker.checks import check_seconds
-from mpworker.control import RESULTS_BUFFER, Control, named_queues
+from mpworker.control import RESULTS_BUFFER, Control, draining, is_drained
 from mpworker.queues import QueueState
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class AsyncControl:
     @like(Control.pause)
     async def pause(self, *queues: str) -> None:
         """As `ProcessWorker.pause`."""
-        await self._client.ask({"verb": "pause", "names": named_queues(self._client, queues)})
+        await self._client.carry_out_soon(self._pool._steering("pause", queues))
 
     @like(Control.drain)
     async def drain(self, *queues: str, timeout: float | None = None) -> bool:
@@ -61,13 +61,14 @@ class AsyncControl:
         What waits at `max_pending` counts as taken.
         """
         timeout = check_seconds("timeout", timeout, optional=True, zero=True)
-        answer = await self._client.ask({"verb": "drain", "names": named_queues(self._client, queues)}, timeout)
-        return bool(answer and answer["drained"])
+        self._client.check()
+        message = draining(self._client, queues)
+        return is_drained(self._client, await self._client.ask(message, timeout))
 
     @like(Control.resume)
     async def resume(self, *queues: str) -> None:
         """As `ProcessWorker.resume`."""
-        await self._client.ask({"verb": "resume", "names": named_queues(self._client, queues)})
+        await self._client.carry_out_soon(self._pool._steering("resume", queues))
 
     def subscribe_results(
         self,

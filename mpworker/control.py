@@ -8,6 +8,7 @@ from mpworker.checks import check_seconds
 from mpworker.client import Client
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.queues import QueueOptions, QueueState, check_burst, check_queue_name, check_rate
+from mpworker.steps import Answer, Message, Steps, answered
 
 if TYPE_CHECKING:
     from mpworker.results import Subscription, TaskResult
@@ -83,8 +84,14 @@ class Control:
         Raises:
             InvalidArgument: A name is no str.
             ConfigurationError: There is no such queue and `unknown_queues` is "refuse", or there are too many.
+            WorkerStopped: The worker has stopped.
+            SupervisorLost: Its supervisor has died.
         """
-        self._client.request({"verb": "pause", "names": named_queues(self._client, queues)})
+        self._client.carry_out(self._steering("pause", queues))
+
+    def _steering(self, verb: str, queues: tuple[str, ...]) -> Steps[None]:
+        """The steps of `pause` and `resume`."""
+        yield from answered(self._client, {"verb": verb, "names": named_queues(self._client, queues)})
 
     def drain(self, *queues: str, timeout: float | None = None) -> bool:
         """Wait until all that these queues have taken so far has ended; what comes from now on waits until `resume`.
@@ -104,6 +111,8 @@ class Control:
             InvalidArgument: A name is no str, or `timeout` no number.
             ConfigurationError: `timeout` is out of its bounds, there is no such queue and `unknown_queues` is "refuse",
                 or there are too many.
+            WorkerStopped: The worker had stopped before.
+            SupervisorLost: Its supervisor has died.
 
         Example:
             >>> from mpworker import ProcessWorker
@@ -119,8 +128,8 @@ class Control:
             2048
         """
         timeout = check_seconds("timeout", timeout, optional=True, zero=True)
-        answer = self._client.request({"verb": "drain", "names": named_queues(self._client, queues)}, timeout)
-        return bool(answer and answer["drained"])
+        message = draining(self._client, queues)
+        return is_drained(self._client, self._client.request(message, timeout))
 
     def resume(self, *queues: str) -> None:
         """The end of a `pause` or `drain` with the same arguments.
@@ -132,8 +141,10 @@ class Control:
         Raises:
             InvalidArgument: A name is no str.
             ConfigurationError: There is no such queue and `unknown_queues` is "refuse", or there are too many.
+            WorkerStopped: The worker has stopped.
+            SupervisorLost: Its supervisor has died.
         """
-        self._client.request({"verb": "resume", "names": named_queues(self._client, queues)})
+        self._client.carry_out(self._steering("resume", queues))
 
     def subscribe_results(
         self,
@@ -205,6 +216,29 @@ def named_queues(client: Client, queues: tuple[str, ...]) -> list[str] | None:
     for name in names:
         client.queues.use(name)
     return names or None
+
+
+def draining(client: Client, queues: tuple[str, ...]) -> Message:
+    """What `drain` asks.
+
+    Raises:
+        WorkerStopped: There is nobody to be asked any more.
+        SupervisorLost: The same.
+    """
+    if client.is_over():
+        client.refuse_if_closed()
+    return {"verb": "drain", "names": named_queues(client, queues)}
+
+
+def is_drained(client: Client, answer: Answer) -> bool:
+    """What `drain` returns. No answer is a stop, or that the time is over.
+
+    Raises:
+        SupervisorLost: It is neither.
+    """
+    if answer is None and client.is_over() and client._closed != "stopped":
+        client.refuse_if_closed()
+    return bool(answer and answer["drained"])
 
 
 def check_unknown_queues(value: Any) -> bool:

@@ -249,7 +249,7 @@ class LoopClient(LineClient):
         if verb == "cancel_all":
             dropped = self._drop_all_from_line()
             answer = await self._ask(message, timeout)
-            return {"cancelled": dropped + (answer["cancelled"] if answer else 0)}
+            return None if answer is None else {"cancelled": dropped + answer["cancelled"]}
         if verb == "resume":
             self._drop_drains(message["names"])
         if verb not in ABOUT_TASKS or not self._in_line:

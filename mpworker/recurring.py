@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from mpworker.checks import check_seconds
 from mpworker.errors import ConfigurationError, InvalidArgument, TaskNotFound
 from mpworker.options import TaskDefaults
-from mpworker.steps import Steps
+from mpworker.steps import Steps, answered
 from mpworker.task import Task, checked_metadata
 
 if TYPE_CHECKING:
@@ -266,10 +266,7 @@ def asking_cron(client: "Client", op: str, name: str | None = None, **fields: An
     """
     if op != "list":
         _check_name(name)
-    answer = yield {"verb": "cron", "op": op, "name": name, **fields}
-    if answer is None:
-        client.refuse_if_closed()
-        raise AssertionError("a supervisor that answers nothing is gone, and so its client is closed")
+    answer = yield from answered(client, {"verb": "cron", "op": op, "name": name, **fields})
     error = answer.get("error")
     if error == "nobody":
         raise ConfigurationError("with debug=True nobody keeps the time: nothing recurs")

@@ -12,7 +12,7 @@ from mpworker.errors import DuplicateTask, InvalidArgument
 from mpworker.future import TaskFuture, in_queue
 from mpworker.idempotency import Idempotency, Known, LookAgain
 from mpworker.options import TaskDefaults
-from mpworker.steps import Steps
+from mpworker.steps import Steps, answered
 from mpworker.task import Task, check_when, checked_metadata, monotonic_at
 
 
@@ -159,8 +159,9 @@ def key_of(client: Client, task_id: str | None) -> int:
 def looking_up(client: Client, task_id: str | None) -> Steps[dict[str, Any] | None]:
     """The steps to what the supervisor tells of the task that has this id."""
     key = key_of(client, task_id)
-    answer = yield {"verb": "task"} | ({"task": key} if key else {"id": task_id})
-    return answer["task"] if answer else None
+    answer = yield from answered(client, {"verb": "task"} | ({"task": key} if key else {"id": task_id}))
+    found: dict[str, Any] | None = answer["task"]
+    return found
 
 
 def _register(client: Client, defaults: TaskDefaults, task: Task[Any], look: Look) -> TaskFuture[Any]:

@@ -5,7 +5,10 @@ that calls, `LoopClient.carry_out_soon` in an event loop. The answer is None whe
 """
 
 from collections.abc import Generator
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from mpworker.client import Client
 
 T = TypeVar("T")
 
@@ -17,3 +20,18 @@ Steps: TypeAlias = Generator[Message, Answer, T]
 def asking(message: Message) -> Steps[Answer]:
     """One request, and its answer."""
     return (yield message)
+
+
+def answered(client: "Client", message: Message) -> Steps[Message]:
+    """The same for a verb that is nothing without an answer.
+
+    Raises:
+        WorkerStopped: The worker is over.
+        SupervisorLost: Its supervisor has died.
+        StartFailed: It never came to work.
+    """
+    answer = yield message
+    if answer is None:
+        client.refuse_if_closed()
+        raise AssertionError("a supervisor that answers nothing is gone, and so its client is closed")
+    return answer

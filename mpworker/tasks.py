@@ -18,7 +18,7 @@ from mpworker.queues import check_queue_name
 from mpworker.recalling import awaiting, getting, name_in, recalling
 from mpworker.registering import key_of, looking_up, register
 from mpworker.retention import Retention, check_retention
-from mpworker.steps import Steps
+from mpworker.steps import Steps, answered
 from mpworker.task import (
     AttemptInfo,
     Task,
@@ -127,6 +127,8 @@ class Tasks:
         Raises:
             InvalidArgument: It is no str.
             TaskNotFound: No task of this worker has the id, or it has ended and is no longer remembered.
+            WorkerStopped: The worker has stopped.
+            SupervisorLost: Its supervisor has died.
         """
         return self._client.carry_out(self._getting(task_id))
 
@@ -150,6 +152,8 @@ class Tasks:
         Raises:
             InvalidArgument: One has a wrong type.
             ConfigurationError: There is no such status, or `limit` is out of its bounds.
+            WorkerStopped: The worker has stopped.
+            SupervisorLost: Its supervisor has died.
         """
         return self._client.carry_out(self._getting_all(status, queue, limit))
 
@@ -160,9 +164,10 @@ class Tasks:
         if queue is not None:
             queue = check_queue_name(queue)
         limit = check_int("limit", limit, 1, LIMIT_MAX)
-        answer = yield {"verb": "tasks", "status": status, "queue": queue, "limit": limit}
+        asked = {"verb": "tasks", "status": status, "queue": queue, "limit": limit}
+        answer = yield from answered(self._client, asked)
         infos = []
-        for report in answer["tasks"] if answer else []:
+        for report in answer["tasks"]:
             infos.append((yield from self._telling(report)))  # noqa: PERF401  # a comprehension cannot yield
         return infos
 
@@ -257,6 +262,8 @@ class Tasks:
         Raises:
             InvalidArgument: The id is no str.
             TaskNotFound: No task of this worker has the id.
+            WorkerStopped: The worker has stopped.
+            SupervisorLost: Its supervisor has died.
         """
         future = self._client.pending.get(key_of(self._client, task_id))
         if isinstance(future, TaskFuture):
@@ -282,13 +289,17 @@ class Tasks:
 
         Returns:
             How many tasks had not ended.
+
+        Raises:
+            WorkerStopped: The worker has stopped.
+            SupervisorLost: Its supervisor has died.
         """
         return self._client.carry_out(self._cancelling_all())
 
     def _cancelling_all(self) -> Steps[int]:
         """The steps of `cancel_all`."""
-        answer = yield {"verb": "cancel_all"}
-        return int(answer["cancelled"]) if answer else 0
+        answer = yield from answered(self._client, {"verb": "cancel_all"})
+        return int(answer["cancelled"])
 
     def retry_task(self, task_id: str) -> TaskFuture[Any]:
         """Run a task once more that failed, timed out or was cancelled: as a new task, with an id of its own.
@@ -299,6 +310,8 @@ class Tasks:
             InvalidArgument: The id is no str.
             TaskNotFound: No task of this worker has the id, or it is no longer remembered.
             ConfigurationError: It has not ended, or has ended well.
+            WorkerStopped: The worker has stopped.
+            SupervisorLost: Its supervisor has died.
         """
         return self._client.carry_out(self._retrying(task_id))
 

@@ -33,7 +33,7 @@ def test_a_verb_in_an_event_loop_is_documented_where_it_is_not() -> None:
     model, own = mpworker.ProcessWorker.drain.__doc__ or "", mpworker.AsyncProcessWorker.drain.__doc__ or ""
     assert own.splitlines()[0] == model.splitlines()[0]
     assert "What waits at `max_pending` counts as taken.\n\nArgs:\n    *queues: " in own
-    assert own.endswith("is out of its bounds.\n    WrongEventLoop: The worker is in use by another event loop.")
+    assert own.endswith("Its supervisor has died.\n    WrongEventLoop: The worker is in use by another event loop.")
     own = mpworker.AsyncProcessWorker.register_task.__doc__ or ""
     assert own.count("QueueFull: ") == own.count("Returns:") == own.count("Example:") == 1
     assert "    QueueFull: As for `submit`.\n" in own  # and not what the model has
