@@ -144,6 +144,8 @@ class Tasks:
     ) -> list[TaskInfo]:
         """What is known of many tasks: first those that have not ended, the oldest first, then the newest of the rest.
 
+        None after the stop.
+
         Args:
             status: Only those with this status; None for any.
             queue: Only those of this queue; None for any.
@@ -152,8 +154,6 @@ class Tasks:
         Raises:
             InvalidArgument: One has a wrong type.
             ConfigurationError: There is no such status, or `limit` is out of its bounds.
-            WorkerStopped: The worker has stopped.
-            SupervisorLost: Its supervisor has died.
         """
         return self._client.carry_out(self._getting_all(status, queue, limit))
 
@@ -164,10 +164,9 @@ class Tasks:
         if queue is not None:
             queue = check_queue_name(queue)
         limit = check_int("limit", limit, 1, LIMIT_MAX)
-        asked = {"verb": "tasks", "status": status, "queue": queue, "limit": limit}
-        answer = yield from answered(self._client, asked)
+        answer = yield {"verb": "tasks", "status": status, "queue": queue, "limit": limit}
         infos = []
-        for report in answer["tasks"]:
+        for report in answer["tasks"] if answer else []:
             infos.append((yield from self._telling(report)))  # noqa: PERF401  # a comprehension cannot yield
         return infos
 

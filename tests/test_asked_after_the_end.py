@@ -15,7 +15,6 @@ from mpworker.errors import SupervisorLost, WorkerStopped
 GUARD = 60.0
 VERBS: dict[str, Callable[[Any], Any]] = {
     "get_task": lambda w: w.get_task("mine"),
-    "get_tasks": lambda w: w.get_tasks(),
     "cancel_task": lambda w: w.cancel_task("other"),
     "cancel_all": lambda w: w.cancel_all(),
     "retry_task": lambda w: w.retry_task("mine"),
@@ -34,7 +33,7 @@ def test_after_a_stop(verb: str, debug: bool) -> None:
         VERBS[verb](w)
     assert future.result() == 1
     assert not w.cancel_task(future.task_id), "of this one it is known here"
-    assert (w.queues(), w.processes(), w.metrics().accepted) == ({}, {}, 0)
+    assert (w.queues(), w.processes(), w.get_tasks(), w.metrics().accepted) == ({}, {}, [], 0)
 
 
 @pytest.mark.parametrize("seen", [False, True])

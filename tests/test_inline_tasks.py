@@ -23,6 +23,7 @@ from mpworker.errors import (
     QueueFull,
     TaskCancelled,
     TaskNotFound,
+    WorkerStopped,
     TaskTimeout,
 )
 
@@ -346,7 +347,7 @@ def test_after_the_stop_nothing_is_known(make: Make) -> None:
         future = w.submit(abs, -1)
     assert w.metrics() == Metrics()
     assert w.get_tasks() == []
-    with pytest.raises(TaskNotFound):
+    with pytest.raises(WorkerStopped):
         w.get_task(future.task_id)
     with pytest.raises(MPWorkerError):
         w.register_task(Task(abs, (-1,)))
