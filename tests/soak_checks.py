@@ -273,7 +273,7 @@ def hooks_told(records: Records) -> Iterable[str]:
     for key, told in records.tasks.items():
         found = events.pop(told.spec["task_id"], [])
         watched = any(from_ns < told.accepted_ns < to_ns for from_ns, to_ns in records.of("watched"))
-        if not watched or [key] in records.of("dropped"):
+        if not watched:
             if found:
                 yield f"task {key} was not watched, and is told of: {found}"
             continue

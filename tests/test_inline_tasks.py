@@ -23,8 +23,8 @@ from mpworker.errors import (
     QueueFull,
     TaskCancelled,
     TaskNotFound,
-    WorkerStopped,
     TaskTimeout,
+    WorkerStopped,
 )
 
 
