@@ -217,6 +217,15 @@ class Client(Reader):
             self.poll()
         return future
 
+    def make_room(self) -> None:
+        """Wait until one more task may be accepted.
+
+        Raises:
+            QueueFull: That took longer than `submit_timeout`.
+        """
+        if len(self.pending) >= self._options.max_pending:
+            self._wait_until_there_is_room()
+
     def _wait_until_there_is_room(self) -> None:
         timeout, bound = self._options.submit_timeout, self._options.max_pending
         self.poll()

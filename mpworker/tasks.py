@@ -303,9 +303,11 @@ class Tasks:
     def retry_task(self, task_id: str) -> TaskFuture[Any]:
         """Run a task once more that failed, timed out or was cancelled: as a new task, with an id of its own.
 
-        The old one stays as it ended. Attempts and retries count from the beginning; a deadline is not taken over.
+        The old one stays as it ended. Attempts and retries count from the beginning; a deadline is not taken over. At
+        `max_pending` it waits for room as `submit` does.
 
         Raises:
+            QueueFull: `max_pending` tasks are unfinished, and `submit_timeout` is over.
             InvalidArgument: The id is no str.
             TaskNotFound: No task of this worker has the id, or it is no longer remembered.
             ConfigurationError: It has not ended, or has ended well.
@@ -324,6 +326,7 @@ class Tasks:
             raise ConfigurationError(f"task {task_id} is {status.value}: only what failed can be run again")
         client = self._client
         client.refuse_if_closed()
+        client.make_room()
         future = awaiting(client, report)
         if not (yield from getting(client, future, report, "again", "again")):
             raise TaskNotFound(f"the call of task {task_id} is no longer remembered")

@@ -575,6 +575,19 @@ def test_a_full_worker_refuses(tmp_path: Path, timeout: float) -> None:
         assert w.submit(len, "four").result(GUARD) == 4
 
 
+def test_what_is_run_again_counts_as_any_other(tmp_path: Path) -> None:
+    with ProcessWorker(n=1, max_pending=1, submit_timeout=0) as w:
+        failed = w.submit(int, "x")
+        assert failed.exception(GUARD) is not None
+        held = w.submit(wait_for_file, str(tmp_path / "go"))
+        with pytest.raises(QueueFull, match="max_pending=1 tasks are unfinished, and submit_timeout=0 s is over"):
+            w.retry_task(failed.task_id)
+        assert w.metrics().accepted == 2
+        (tmp_path / "go").touch()
+        held.result(GUARD)
+        assert isinstance(w.retry_task(failed.task_id).exception(GUARD), ValueError)
+
+
 def test_a_retry_is_taken_back_though_the_worker_is_full(tmp_path: Path) -> None:
     with ProcessWorker(n=1, max_pending=1, submit_timeout=0, retries=3) as w:
         assert w.submit(fail_until, str(tmp_path / "a"), 3).result(GUARD) == 4
