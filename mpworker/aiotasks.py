@@ -124,7 +124,7 @@ class AsyncTasks:
             future.cancel()
             raise
         if not future.done():
-            raise TimeoutError(f"task {future.task_id} has not ended within {timeout} s")
+            raise TimeoutError(f"task {future.task_id} has not ended within {timeout:g} s")
         return future.result()
 
     @like(Tasks.set_retention)

@@ -161,7 +161,7 @@ class TaskFuture(Future[T]):
         if timeout is not None:
             timeout = check_wait(timeout)
         if self.status < 0 and not self._client.wait_for(self, timeout):
-            raise TimeoutError(f"{self._subject} has not ended within {timeout} s")
+            raise TimeoutError(f"{self._subject} has not ended within {timeout:g} s")
         if self._payload is not None:
             self._decode()
         if self._exception is not None:
@@ -176,7 +176,7 @@ class TaskFuture(Future[T]):
         if timeout is not None:
             timeout = check_wait(timeout)
         if self.status < 0 and not self._client.wait_for(self, timeout):
-            raise TimeoutError(f"{self._subject} has not ended within {timeout} s")
+            raise TimeoutError(f"{self._subject} has not ended within {timeout:g} s")
         if self._payload is not None:
             self._decode()
         if self.status == codec.CANCELLED and self._exception is not None:

@@ -11,7 +11,7 @@ from concurrently import GUARD, eventually
 from pooljobs import Gate
 
 from mpworker import ProcessWorker, RetryPolicy, Task
-from mpworker.errors import ConfigurationError, InvalidArgument, WorkerCrashed
+from mpworker.errors import ConfigurationError, InvalidArgument, WorkerCrashed, WorkerStopped
 
 
 @pytest.fixture
@@ -152,7 +152,8 @@ def test_a_stop_ends_a_drain_and_what_was_held_is_finished() -> None:
     late = w.submit(pooljobs.square, 3)
     assert w.stop_graceful(timeout=GUARD)
     assert late.result() == 9
-    assert not w.drain()
+    with pytest.raises(WorkerStopped):
+        w.drain()
 
 
 def test_a_stop_now_ends_the_wait_for_a_drain(gate: Gate) -> None:

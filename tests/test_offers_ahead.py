@@ -141,3 +141,15 @@ def test_what_was_left_is_overtaken_in_its_turn() -> None:
     world.turn()
     assert keys_in_line(world) == [urgent.key, left.key]
     assert {task.seat for task in (long, back)} == {None}
+
+
+def test_what_an_overtaken_task_had_kept_from_starting_overtakes_in_its_turn() -> None:
+    world = World(2)
+    held = world.submit(priority=1, concurrency_key="x")
+    parked = world.submit(queue="other", weight=2, concurrency_key="x")
+    behind = world.submit(queue="other")
+    world.turn()
+    assert [keys_in_line(world, number) for number in (0, 1)] == [[held.key], [behind.key]]
+    urgent = world.submit(priority=0)
+    world.turn()
+    assert {*keys_in_line(world, 0), *keys_in_line(world, 1)} == {urgent.key, parked.key}

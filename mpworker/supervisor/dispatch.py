@@ -68,6 +68,14 @@ class Dispatch(Order):
         self._tell_claims(queues)
         if queues.overtaken:
             self._let_overtake(queues)
+        self._offer_waiting(queues, now)
+        while queues.overtaken:  # by what was let in line when an offer of its key was made or taken back
+            self._let_overtake(queues)
+            self._offer_waiting(queues, now)
+        if self._idle and self._steal_at is None and self._crowded:
+            self._steal_at = now + STEAL_AFTER
+
+    def _offer_waiting(self, queues: Queues, now: float) -> None:
         while self._idle and (task := queues.first(now)) is not None:
             queues.take()
             self._offer_in_order(queues, next(iter(self._idle)), task, now)
@@ -85,8 +93,6 @@ class Dispatch(Order):
                     queues.offered(task)
                     self._offer(seat, task, _cost_ns(task), now)
                     left -= 1
-        if self._idle and self._steal_at is None and self._crowded:
-            self._steal_at = now + STEAL_AFTER
 
     def _offer_in_order(self, queues: Queues, seat: Seat, task: Task, now: float) -> None:
         if task.stop - task.start > 1 and queues.is_rated(task):
