@@ -82,9 +82,9 @@ class LoopClient(LineClient):
         observing: Observing,
     ) -> None:
         self._soon: deque[Callable[[], object]] = deque()  # that the loop is to call
-        super().__init__(options, initializer, initargs, observing)
         self.due: deque[LoopFuture] = deque()
         self.over_waiters: list[Wakes] = []
+        super().__init__(options, initializer, initargs, observing)
 
     # ------------------------------------------------------------ the loop
 

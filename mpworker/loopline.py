@@ -63,8 +63,8 @@ class LineClient(Client):
         initargs: tuple[Any, ...],
         observing: Observing,
     ) -> None:
+        # Before the client, whose start may fail, and which is then stopped.
         self.loop: asyncio.AbstractEventLoop | None = None
-        super().__init__(options, initializer, initargs, observing)
         self._line: dict[int, Record] = {}  # behind max_pending: of a task by its key, of others by a negative number
         self._in_line = 0  # how many of them are tasks
         # In what order they leave: after how many that keep their place, priority, -weight, key. A heap, of what has
@@ -76,6 +76,7 @@ class LineClient(Client):
         self._questions = asyncio.Lock()  # about tasks
         self._holds = False  # the answer to one is under way: nothing leaves the line
         self._outbox: deque[Record] = deque()  # behind a full ring
+        super().__init__(options, initializer, initargs, observing)
         self._room_max = self.supervisor.channel.outbound.max_payload
         self._push_now = self._push
         self._push = self._send_or_keep

@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 import pooljobs
 import pytest
@@ -24,6 +24,7 @@ from mpworker.errors import (
     WorkerStopped,
 )
 from mpworker.ipc._native import RingCorrupt
+from mpworker.loopclient import LoopClient
 
 # ------------------------------------------------------------ the end
 
@@ -265,3 +266,12 @@ def test_a_memory_that_makes_no_sense_ends_the_supervisor() -> None:
                 await w.submit(abs, -1)
 
     run(main)
+
+
+def test_a_worker_that_cannot_observe_is_stopped_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(*_: object) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(LoopClient, "_observe", no_thread)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        AsyncProcessWorker(n=1)
