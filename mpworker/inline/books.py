@@ -54,9 +54,10 @@ class Books:
         """All of these, in the order in which they came."""
         return list(self._tasks.values())
 
-    def scheduled(self) -> list[Task]:
-        """Those that wait for their time."""
-        return [task for task in self.tasks() if task.state == SCHEDULED]
+    @property
+    def scheduled(self) -> int:
+        """How many wait for their time."""
+        return sum(task.state == SCHEDULED for task in self.tasks())
 
     def offered(self) -> list[Task]:
         """Those that run."""

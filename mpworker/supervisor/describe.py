@@ -132,7 +132,7 @@ class Describer:
         scheduler = self._scheduler
         running = sum(self._began(task) is not None for task in scheduler.offered())
         unfinished = scheduler.unfinished_tasks()
-        scheduled = sum(task.state == SCHEDULED for task in scheduler.scheduled())
+        scheduled = scheduler.scheduled
         failed, cancelled, timed_out = (scheduler.ended[state] for state in (FAILED, CANCELLED, TIMED_OUT))
         return {
             "accepted": scheduler.accepted,

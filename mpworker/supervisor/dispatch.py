@@ -142,6 +142,7 @@ class Dispatch(Order):
     def _queue_scheduled(self, now: float) -> None:
         for task in self._scheduled.due(now):
             task.state = COME_DUE[task.state]
+            self.scheduled -= not task.items
             if not task.attempts and isinstance(task, DetailedTask):
                 assert task.run_at is not None
                 task.accepted_ns = max(task.accepted_ns, int(task.run_at * 1e9))  # how long it took counts from then on

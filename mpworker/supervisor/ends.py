@@ -112,6 +112,7 @@ class Ends(Interrupts):
             self.watcher.retried(task, pause)
         if pause > 0.0:
             task.state = BACK_OFF[task.state]
+            self.scheduled += not task.items
             self._pausing.append((pause, task))
         else:
             task.state = RETRY[task.state]

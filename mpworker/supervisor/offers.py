@@ -47,6 +47,7 @@ class Offers:
         "_scheduled",
         "_seats",
         "_tasks",
+        "scheduled",
     )
 
     def __init__(self, effects: Effects) -> None:
@@ -61,17 +62,13 @@ class Offers:
         self._planned = Queues()
         self._pausing: list[tuple[float, Task]] = []  # for so many seconds from the end of this turn on
         self._scheduled = Timers(lambda task: task.state == SCHEDULED)
+        self.scheduled = 0  # tasks, not parts of a map, that wait for their time
         self._seats: dict[int, Seat] = {}
         self._idle: dict[Seat, None] = {}  # an ordered set
         self._crowded = 0  # children that hold an offer behind another
         self._next_at: float | None = None  # of all seats' own times; may be too early, never too late
 
     # ------------------------------------------------------------ who looks
-
-    def scheduled(self) -> Iterable[Task]:
-        """Those that wait for their time, and some that did."""
-        tasks = [*(task for _, task in self._pausing), *(task for _, task in self._scheduled)]
-        return (task for task in tasks if not task.items)
 
     def offered(self) -> Iterable[Task]:
         """Those that are with a child, begun or not."""
@@ -124,6 +121,7 @@ class Offers:
         state, task.state = task.state, event[task.state]
         if state == SCHEDULED:
             self._scheduled.died()
+            self.scheduled -= not task.items
         elif state == QUEUED and self._queues is not None:
             self._queues.dropped(task)
         elif state == QUEUED:

@@ -33,7 +33,6 @@ LOOKS: Final = frozenset(
         "next_timer",
         "offered",
         "queue_states",
-        "scheduled",
         "seat_of",
         "serving",
         "task",

@@ -98,6 +98,7 @@ class Scheduler(Deaths):
             self._tasks[task.key] = task
             self.accepted += 1
             task.state = POSTPONE[task.state]
+            self.scheduled += not task.items
             self._scheduled.push(task.run_at, task)
 
     # ------------------------------------------------------------ who asks
