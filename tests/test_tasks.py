@@ -319,6 +319,8 @@ def test_tasks_can_be_listed(tmp_path: Path) -> None:
         assert [info.task_id for info in w.get_tasks(queue="q")] == [each.task_id for each in queued]
         assert [info.task_id for info in w.get_tasks(status="failed")] == [failed.task_id]
         assert [info.task_id for info in w.get_tasks(status=TaskStatus.SCHEDULED)] == [later.task_id]
+        assert [info.task_id for info in w.get_tasks(status="running")] == [running.task_id]
+        assert [info.task_id for info in w.get_tasks(status="queued")] == [each.task_id for each in queued]
         assert replace(w.metrics(), latency=Latency()) == Metrics(
             accepted=7,
             scheduled=1,

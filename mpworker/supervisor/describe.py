@@ -1,7 +1,7 @@
 """What the supervisor tells of its tasks: plain data for JSON."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Final
 
@@ -10,13 +10,14 @@ from mpworker.supervisor.effects import END_BY, OK
 from mpworker.supervisor.ends import REPORT_BYTES_MAX
 from mpworker.supervisor.history import Ended
 from mpworker.supervisor.ids import Ids
-from mpworker.supervisor.lifecycle import CANCELLED, FAILED, OFFERED, SCHEDULED, STATES, TIMED_OUT
+from mpworker.supervisor.lifecycle import CANCELLED, FAILED, FIRST_FINAL, OFFERED, SCHEDULED, STATES, TIMED_OUT
 from mpworker.supervisor.registry import DetailedTask, Task
 from mpworker.supervisor.scheduler import Scheduler
 
 Report = dict[str, Any]
 
 _NEVER: Final = (0, 0, 0)
+_FINAL: Final = frozenset(name.lower() for state, name in STATES.items() if state >= FIRST_FINAL)
 
 
 def final_status(status: int) -> str:
@@ -57,17 +58,22 @@ class Describer:
         """Tasks that there are, those that have not ended first, and then the newest of the rest."""
         reports = (
             report_of(what)
-            for report_of, task, what in self._all()
+            for report_of, task, what in self._that_may_be(status)
             if (queue is None or task.options.queue == queue) and (status is None or self._status(what) == status)
         )
         # Asked once more: one that has begun between the two looks at its claim is no longer queued.
         found = (report for report in reports if status is None or report["status"] == status)
         return list(islice(found, limit))
 
-    def _all(self) -> Iterator[tuple[Any, Task, Any]]:
-        for task in self._scheduler.tasks():
+    def _that_may_be(self, status: str | None) -> Iterator[tuple[Any, Task, Any]]:
+        """Tasks that may have this status: no look at a million of them for the few that run or have ended."""
+        if status == "running":
+            living: Iterable[Task] = sorted(self._scheduler.offered(), key=lambda task: task.key)
+        else:
+            living = self._scheduler.tasks() if status not in _FINAL else ()
+        for task in living:
             yield self._living, task, task
-        for entry in reversed(self._scheduler.history.entries):
+        for entry in reversed(self._scheduler.history.entries) if status is None or status in _FINAL else ():
             yield self._ended, entry[0], entry
 
     def _status(self, what: Task | Ended) -> str:
