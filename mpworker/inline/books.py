@@ -134,7 +134,7 @@ class Books:
         self._begun_at.pop(task.key, None)
         task.attempts += started_ns > 0
         entry = (task, status, os.getpid() if started_ns else 0, started_ns, duration_ns)
-        self.history.entries.append(entry)
+        self.history.append(entry)
         if self._watched and self.watcher is not None:
             self.watcher.ended(entry)
         if status != codec.OK:

@@ -44,7 +44,7 @@ class Ends(Interrupts):
         self.history = History(HISTORY_MAX, HISTORY_BYTES_MAX, None, False)
         self.watcher: Watcher | None = None
         self._watched = False  # it hears of every task
-        self._keep: Callable[[Ended], None] = self.history.entries.append
+        self._keep: Callable[[Ended], None] = self.history.append
         self._clean_every = 0.0
         self._clean_at: float | None = None
         self.retries = 0
@@ -60,7 +60,7 @@ class Ends(Interrupts):
         """
         watcher = self.watcher
         self._watched = on and watcher is not None
-        self._keep = append = self.history.entries.append
+        self._keep = append = self.history.append
         if not on or watcher is None:
             return
 

@@ -1,7 +1,8 @@
 """The tasks that have ended, as long as they are remembered."""
 
 from collections import OrderedDict, deque
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 from mpworker.supervisor.registry import Task
 
@@ -10,6 +11,8 @@ Outcome: TypeAlias = bytes | dict[str, object]
 # The task, its final status, and of the attempt that ended it the process, the start and the duration in ns: all 0 if
 # that attempt is in the task's `past`, or if none began. A plain tuple: one is made for every task.
 Ended: TypeAlias = tuple[Task, int, int, int, int]
+
+FOUND_BY_LOOKING_MAX: Final = 4096  # entries; where there may be more, each task pays for an index of them
 
 
 class History:
@@ -22,12 +25,13 @@ class History:
         results: Are results kept, too, and not only what went wrong?
 
     Attributes:
-        entries: The tasks. Whoever ends one appends it here.
+        entries: The tasks.
+        append: Whoever ends a task calls this; `change` makes it another.
         any_results: Is some task's result kept? Only then `keep_result` need be asked.
     """
 
     def __init__(self, max_entries: int, max_bytes: int, ttl: float | None, results: bool) -> None:
-        self.entries: deque[Ended] = deque(maxlen=max_entries)
+        self._remember(deque(maxlen=max_entries))
         self.max_bytes = max_bytes
         self.ttl = ttl
         self.results = self.any_results = results
@@ -37,10 +41,25 @@ class History:
 
     def change(self, max_entries: int, max_bytes: int, ttl: float | None, results: bool) -> None:
         """Other figures from now on."""
-        self.entries = deque(self.entries, maxlen=max_entries)
+        self._remember(deque(self.entries, maxlen=max_entries))
         self.max_bytes, self.ttl, self.results = max_bytes, ttl, results
         self.any_results |= results
         self._trim()
+
+    def _remember(self, entries: deque[Ended]) -> None:
+        self.entries = entries
+        self._by_key: dict[int, Ended] | None = None
+        self.append: Callable[[Ended], None] = entries.append
+        if (entries.maxlen or 0) > FOUND_BY_LOOKING_MAX:
+            self._by_key = {entry[0].key: entry for entry in entries}
+            self.append = self._append_by_key
+
+    def _append_by_key(self, entry: Ended) -> None:
+        assert self._by_key is not None
+        if len(self.entries) == self.entries.maxlen:
+            del self._by_key[self.entries[0][0].key]
+        self.entries.append(entry)
+        self._by_key[entry[0].key] = entry
 
     def keep_result(self, task: Task, result: bytes) -> None:
         """Keep a result, if it is to be kept: of a task with an idempotency key another future of it may be wanted."""
@@ -65,6 +84,8 @@ class History:
 
     def find(self, key: int) -> Ended | None:
         """One task, if it is remembered."""
+        if self._by_key is not None:
+            return self._by_key.get(key)
         return next((entry for entry in reversed(self.entries) if entry[0].key == key), None)
 
     def evict(self, now: float) -> None:
@@ -82,6 +103,8 @@ class History:
             self._times.append((now, self.entries[-1][0]))
 
     def _forget(self, entry: Ended) -> Task:
+        if self._by_key is not None:
+            del self._by_key[entry[0].key]
         kept = self._payloads.pop(entry[0].key, None)
         if kept is not None:
             self._bytes -= len(kept[0]) + len(kept[1])
