@@ -128,7 +128,8 @@ class Ending:
     def wait_for_room(self, room: "Waitable", size: int) -> None:
         """Wait for so much room in the ring to the supervisor, but no longer than a stop may take."""
         client = self._client
-        if not client.wait_for(room, self._time_left(_ORDERLY_SECONDS), size):
+        ready = client.wait_for(room, self._time_left(_ORDERLY_SECONDS), size)
+        if not ready and self._time_left(_ORDERLY_SECONDS) == 0.0:
             self.asked = self._at_once = True
             client.supervisor.kill()  # it reads nothing
             client.wait_for(client.when(client.is_over), _OVERTIME_SECONDS)

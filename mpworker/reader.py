@@ -144,11 +144,12 @@ class Reader:
         while not target.ready:
             if self._forked:
                 self._refuse()
-            if (self._leader is None or self._leader == thread) and self._lead(target, deadline, need, thread):
-                return target.ready
+            led = (self._leader is None or self._leader == thread) and self._lead(target, deadline, need, thread)
             left = _FOREVER if deadline is None else deadline - time.monotonic()
-            if deadline is not None and left <= 0:
-                return False
+            if (led and self._exited) or (deadline is not None and left <= 0):
+                return target.ready
+            if led:
+                continue  # what was ready is no longer, if another thread has taken the room, say
             if follower is None:
                 follower = Follower()
             self._follow(follower, target, left, need)

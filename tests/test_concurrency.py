@@ -120,6 +120,17 @@ def test_payloads_in_parts_are_not_mixed_with_those_of_callbacks(hasty: None) ->
         assert set(called) == {(30_000, 90_000)}
 
 
+def test_what_was_ready_and_is_no_longer_is_waited_for_again() -> None:
+    """Room in a ring, say, that another thread has taken between two looks."""
+    looks = iter([False, True, False])
+    with ProcessWorker(n=1) as w:
+        client = w._client
+        assert client.wait_for(client.when(lambda: next(looks, True)), None)
+        looks = iter([False, True, False])
+        w._client.ending.wait_for_room(client.when(lambda: next(looks, True)), 1)
+        assert w.submit(abs, -1).result(GUARD) == 1
+
+
 def test_more_threads_send_payloads_in_parts_than_there_are_streams(hasty: None) -> None:
     def run(value: int) -> None:
         for _ in range(5):
