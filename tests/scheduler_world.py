@@ -968,6 +968,8 @@ class World:
             for slot, task in child.seat.offers.items():
                 if (child.page[slot].generation, child.page[slot].state) == (task.generation, rules.CLAIM_OFFERED):
                     for other in waiting:
+                        if other.concurrency_key and other.concurrency != task.concurrency:
+                            continue  # it came, and could not start then for its limit, which is another one
                         first = other.options.queue == task.options.queue and _rank(other) < _rank(task)
                         assert not first or not self.may_start(other, task), f"{task.key} goes before {other.key}"
 

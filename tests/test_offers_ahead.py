@@ -153,3 +153,18 @@ def test_what_an_overtaken_task_had_kept_from_starting_overtakes_in_its_turn() -
     urgent = world.submit(priority=0)
     world.turn()
     assert {*keys_in_line(world, 0), *keys_in_line(world, 1)} == {urgent.key, parked.key}
+
+
+def test_one_key_with_two_limits_keeps_each_to_its_own() -> None:
+    world = World(1, slots=16)
+    long = world.submit(known(world), concurrency_key="k", concurrency=5, priority=5)
+    world.turn()
+    world.children[0].step()
+    one = world.submit(known(world), concurrency_key="k", concurrency=1)
+    world.turn()
+    other = world.submit(known(world), concurrency_key="k", concurrency=5, priority=5)
+    world.turn()  # and this has an end
+    assert keys_in_line(world) == [other.key], "more of the key may run than of the other one's limit"
+    assert long.seat is not None
+    world.finish()
+    assert all(world.accepted[task.key].outcomes for task in (long, one, other))

@@ -19,7 +19,7 @@ from mpworker.supervisor.lifecycle import CANCELLED, OFFERED, QUEUED
 from mpworker.supervisor.limiter import Bucket
 from mpworker.supervisor.queues import DEAD_MAX, LANES_MAX, Queues
 from mpworker.supervisor.registry import DetailedTask, Task, TaskOptions
-from mpworker.supervisor.wheel import Wheel
+from mpworker.supervisor.wheel import MostBehind, turns
 
 # ------------------------------------------------------------ whose turn it is
 
@@ -39,7 +39,7 @@ def bounds(weights: dict[int, int]) -> dict[int, int]:
 @given(WEIGHTS)
 def test_between_two_starts_of_a_queue_there_are_at_most_its_share_of_others(sizes: list[int]) -> None:
     weights = dict(enumerate(sizes))
-    wheel = Wheel(weights, {})
+    wheel = turns(weights, {})
     last: dict[int, int] = {}
     for slot in range(5 * sum(sizes)):
         key = wheel.peek(weights)
@@ -52,7 +52,7 @@ def test_between_two_starts_of_a_queue_there_are_at_most_its_share_of_others(siz
 @given(WEIGHTS)
 def test_over_many_turns_each_queue_gets_its_weight(sizes: list[int]) -> None:
     weights = dict(enumerate(sizes))
-    wheel = Wheel(weights, {})
+    wheel = turns(weights, {})
     starts: Counter[int] = Counter()
     for _ in range(10 * sum(sizes)):
         starts[wheel.peek(weights)] += 1
@@ -64,7 +64,7 @@ def test_over_many_turns_each_queue_gets_its_weight(sizes: list[int]) -> None:
 @given(WEIGHTS, st.data())
 def test_a_queue_with_work_keeps_its_turns_though_others_come_and_go(sizes: list[int], data: st.DataObject) -> None:
     weights = dict(enumerate(sizes))
-    wheel = Wheel(weights, {})
+    wheel = turns(weights, {})
     others = 0
     for _ in range(3 * sum(sizes)):
         ready = {0} | data.draw(st.sets(st.sampled_from(sorted(weights))))
@@ -81,12 +81,12 @@ def test_who_has_waited_goes_on_waiting_from_there_when_weights_change(
     before: list[int], after: list[int], slots: int
 ) -> None:
     after = (after * len(before))[: len(before)]
-    wheel = Wheel(dict(enumerate(before)), {})
+    wheel = turns(dict(enumerate(before)), {})
     for _ in range(slots):
         wheel.peek(range(len(before)))
         wheel.take()
     ages = wheel.ages()
-    wheel = Wheel(dict(enumerate(after)), ages)
+    wheel = turns(dict(enumerate(after)), ages)
     firsts: dict[int, int] = {}
     for slot in range(3 * sum(after)):
         firsts.setdefault(wheel.peek(range(len(after))), slot)
@@ -100,7 +100,7 @@ def test_a_wheel_that_is_made_anew_at_each_start_starves_nobody() -> None:
     ages: dict[str, int] = {}
     starts: Counter[str] = Counter()
     for _ in range(60):
-        wheel = Wheel(weights, ages)
+        wheel = turns(weights, ages)
         starts[wheel.peek(weights)] += 1
         wheel.take()
         ages = wheel.ages()
@@ -432,3 +432,37 @@ def test_who_has_waited_under_other_weights_goes_on_waiting_from_there() -> None
         queues.offered(task)
         started.append(task.options.queue)
     assert started.count("seldom") >= 40 // 13
+
+
+# ------------------------------------------------------------ weights for which no order is found
+
+UNKNOWN = {number: 1 + (number * 37) % 100 for number in range(50)}
+
+
+def test_where_no_order_is_found_who_is_most_behind_goes_next() -> None:
+    order = turns(UNKNOWN, {})
+    assert isinstance(order, MostBehind)
+    last: dict[int, int] = {}
+    starts: Counter[int] = Counter()
+    whole = sum(UNKNOWN.values())
+    for slot in range(4 * whole):
+        key = order.peek(UNKNOWN)
+        order.take()
+        starts[key] += 1
+        assert slot - last.get(key, slot) - 1 <= 2 * bounds(UNKNOWN)[key]
+        last[key] = slot
+    assert all(abs(starts[key] - 4 * weight) <= 1 for key, weight in UNKNOWN.items())
+
+
+def test_who_had_nothing_to_do_has_no_claim_to_what_others_had() -> None:
+    order = MostBehind(UNKNOWN, {})
+    busy = [key for key in UNKNOWN if key]
+    for _ in range(2000):
+        order.peek(busy)
+        order.take()
+    found = []
+    for _ in range(100):
+        found.append(order.peek(UNKNOWN))
+        order.take()
+    assert found.count(0) == 1, "the queue of weight 1 has work again"
+    assert order.ages()[0] < 100

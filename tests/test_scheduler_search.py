@@ -35,6 +35,7 @@ ORDERED = st.fixed_dictionaries(
         "priority": st.integers(-1, 1),
         "weight": st.integers(1, 2),
         "concurrency_key": st.sampled_from(["", "", *KEYS]),
+        "concurrency": st.sampled_from([None, None, 2]),
     }
 )
 ENDINGS = st.sampled_from([rules.OK] * 5 + [rules.ERROR, rules.EXITED, rules.UNSERIALIZABLE])

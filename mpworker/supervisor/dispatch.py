@@ -11,6 +11,7 @@ from mpworker.supervisor.registry import READY, DetailedTask, Seat, Task
 
 BUDGET_NS: Final = 200_000
 STEAL_AFTER: Final = 0.0005
+_OVERTAKINGS_MAX: Final = 8  # in one turn; what is left is for the next
 
 
 def _cost_ns(task: Task) -> int:
@@ -66,12 +67,12 @@ class Dispatch(Order):
         """The same, one task at a time: `queues` says which."""
         queues.wake_at = None
         self._tell_claims(queues)
-        if queues.overtaken:
-            self._let_overtake(queues)
-        self._offer_waiting(queues, now)
-        while queues.overtaken:  # by what was let in line when an offer of its key was made or taken back
-            self._let_overtake(queues)
+        for _ in range(_OVERTAKINGS_MAX):
+            if queues.overtaken:
+                self._let_overtake(queues)
             self._offer_waiting(queues, now)
+            if not queues.overtaken:  # by what was let in line when an offer of its key was made or taken back
+                break
         if self._idle and self._steal_at is None and self._crowded:
             self._steal_at = now + STEAL_AFTER
 

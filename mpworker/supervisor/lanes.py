@@ -99,11 +99,11 @@ class Key:
 
     Attributes:
         running: How many are offered.
-        parked: Those that wait for one of these to end, by queue: heaps.
+        parked: Those that wait for one of these to end, by queue and their own limit: heaps.
     """
 
     __slots__ = ("parked", "running")
 
     def __init__(self) -> None:
         self.running = 0
-        self.parked: dict[Queue, list[tuple[Rank, int, int, int, Task]]] = {}
+        self.parked: dict[tuple[Queue, int], list[tuple[Rank, int, int, int, Task]]] = {}

@@ -3,7 +3,7 @@
 The scheduler has one plain FIFO until some task or limit asks for more than that; then it hands the FIFO over to a
 `Queues`, which answers one question: which task is offered next, if any may be?
 
-- Of the queues that have work and may start some, the `Wheel` says whose turn it is.
+- Of the queues that have work and may start some, `Turns` says whose turn it is.
 - Of a queue's tasks the one with the lowest priority number is next, of these the one with the highest weight, of
   these the one that was queued first. Each (priority, weight) is a FIFO of its own, a `Lane`.
 - While a queue is drained, what is new to it is held: it gets in line when that is over.
@@ -24,7 +24,7 @@ from mpworker.supervisor.lanes import Key, Lane, Queue, Rank, rank_of
 from mpworker.supervisor.lifecycle import QUEUED
 from mpworker.supervisor.limiter import Bucket
 from mpworker.supervisor.registry import Task, TaskOptions
-from mpworker.supervisor.wheel import Wheel
+from mpworker.supervisor.wheel import Turns, turns
 
 DEFAULT_QUEUE: Final = "default"
 DEFAULT_RANK: Final[Rank] = (0, -1)
@@ -51,7 +51,7 @@ class Queues:
         self._slowed: dict[Queue, None] = {}  # but for their rate
         self._bucket: Bucket | None = None  # of all queues together
         self._unclaimed: dict[Task, list[Bucket]] = {}  # offers of which the time of the claim must be known
-        self._wheel: Wheel[Queue] | None = None  # made when it is needed: the weights may change many times till then
+        self._wheel: Turns[Queue] | None = None  # made when it is needed: the weights may change many times till then
         self._ages: dict[Queue, int] = {}  # for the next one
         self._turn: Queue | None = None  # whose turn it is, if nothing has changed since that was asked
         self._paused = False
@@ -237,9 +237,9 @@ class Queues:
             queue.line = [lane for lane in queue.lanes.values() if lane]
             heapq.heapify(queue.line)
             for key in self._keys.values():
-                if queue in key.parked:
-                    key.parked[queue] = [each for each in key.parked[queue] if each[4].state == QUEUED]
-                    heapq.heapify(key.parked[queue])
+                for place in [place for place in key.parked if place[0] is queue]:
+                    key.parked[place] = [each for each in key.parked[place] if each[4].state == QUEUED]
+                    heapq.heapify(key.parked[place])
             queue.dead = 0
             self._look_at(queue)
         if task.concurrency_key in self._keys:
@@ -330,7 +330,7 @@ class Queues:
             if queue in self._ready:
                 return queue
         if self._wheel is None:
-            self._wheel = Wheel({queue: queue.weight for queue in self._queues.values()}, self._ages)
+            self._wheel = turns({queue: queue.weight for queue in self._queues.values()}, self._ages)
         return self._wheel.peek(self._ready)
 
     def _head(self, queue: Queue) -> Task | None:
@@ -346,7 +346,7 @@ class Queues:
                 return task
             rank = queue.line[0].rank
             self._take_head(queue)
-            parked = key.parked.setdefault(queue, [])
+            parked = key.parked.setdefault((queue, task.concurrency), [])
             heapq.heappush(parked, (rank, task.order, task.start, next(self._returns), task))
         return None
 
@@ -408,7 +408,7 @@ class Queues:
             if key is None:
                 key = self._keys[name] = Key()
             key.running += 1
-            if key.running < task.concurrency:
+            if key.parked:
                 self._unpark(name)
         self._look_at(queue)
 
@@ -450,10 +450,10 @@ class Queues:
         self._look_at(queue)
 
     def _unpark(self, name: str) -> None:
-        """One more of this key may start: let the first one of each queue back in line."""
+        """One more of this key may start: let the first one of each queue back in line, if its own limit allows it."""
         key = self._keys[name]
-        for queue, parked in list(key.parked.items()):
-            while parked:
+        for (queue, limit), parked in list(key.parked.items()):
+            while parked and key.running < limit:
                 rank, _, _, _, task = heapq.heappop(parked)
                 if task.state == QUEUED:
                     self._put_early(queue.lane(rank), task)
@@ -461,7 +461,7 @@ class Queues:
                     break
                 queue.dead -= 1
             if not parked:
-                del key.parked[queue]
+                del key.parked[queue, limit]
         if not key.running and not key.parked:
             del self._keys[name]
 
