@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+from scheduler_steps import wait
 from scheduler_world import World
 
+from mpworker.supervisor import dispatch
 from mpworker.supervisor.queues import DEFAULT_QUEUE
 from mpworker.supervisor.registry import Function
 
@@ -168,3 +170,48 @@ def test_one_key_with_two_limits_keeps_each_to_its_own() -> None:
     assert long.seat is not None
     world.finish()
     assert all(world.accepted[task.key].outcomes for task in (long, one, other))
+
+
+# ------------------------------------------------------------ behind a long task
+
+
+@pytest.mark.parametrize("queue", ["default", "mail"])
+def test_what_is_offered_behind_a_long_task_goes_before_what_came_later(queue: str) -> None:
+    world = World(2, slots=4)
+    first = [world.submit(known(world), queue=queue) for _ in range(8)]
+    world.turn()
+    busy, other = world.children.values()
+    busy.step()  # it claims what takes long
+    behind = [offer.key for offer in busy.in_line()]
+    later = [world.submit(known(world), queue=queue) for _ in range(3)]
+    for _ in range(len(other.in_line())):
+        other.step()
+        other.step()
+    world.advance(2 * dispatch.RELIEVE_AFTER)
+    world.turn()
+    assert not busy.in_line()
+    assert [offer.key for offer in other.in_line()][: len(behind)] == behind
+    assert not any(task.attempts for task in (*first, *later) if task.seat is not None), "it has cost nothing"
+    for _ in range(len(other.in_line())):
+        other.step()
+        other.step()
+    world.advance(2 * dispatch.RELIEVE_AFTER)
+    world.turn()
+    assert not busy.in_line(), "nothing more is put behind it"
+
+
+def test_an_idle_child_begins_what_is_most_urgent_of_what_waits_behind_a_long_task() -> None:
+    world = World(2, slots=8)
+    for number in range(1, 9):
+        world.submit(known(world), priority=number)
+    world.turn()
+    busy, idle = world.children.values()
+    busy.step()  # it claims what takes long
+    behind = [offer.key for offer in busy.in_line()]
+    while idle.in_line():
+        idle.step()
+        idle.step()
+    world.turn()
+    wait(world, 2 * dispatch.STEAL_AFTER)
+    assert next(offer.key for offer in idle.in_line()) == min(behind)
+    assert [offer.key for offer in idle.in_line()] == sorted(offer.key for offer in idle.in_line())

@@ -11,6 +11,7 @@ from mpworker.supervisor.registry import READY, DetailedTask, Seat, Task
 
 BUDGET_NS: Final = 200_000
 STEAL_AFTER: Final = 0.0005
+RELIEVE_AFTER: Final = 0.002
 _OVERTAKINGS_MAX: Final = 8  # in one turn; what is left is for the next
 
 
@@ -24,11 +25,12 @@ def _cost_ns(task: Task) -> int:
 class Dispatch(Order):
     """Offers what waits to whoever has room."""
 
-    __slots__ = ("_steal_at",)
+    __slots__ = ("_relieve_at", "_steal_at")
 
     def __init__(self, effects: Effects) -> None:
         super().__init__(effects)
         self._steal_at: float | None = None
+        self._relieve_at = 0.0
 
     def _dispatch_in_line(self, now: float) -> None:
         queue = self._queue
@@ -106,9 +108,29 @@ class Dispatch(Order):
         queues.offered(task)
         self._offer(seat, task, _cost_ns(task), now)
 
+    def _relieve(self, now: float) -> None:
+        """Offers behind a task that has run for long are for others, who would else go on with what comes after them.
+
+        Its child is given nothing more ahead: what is offered there has the cost of all the budget.
+        """
+        self._relieve_at = now + RELIEVE_AFTER
+        for seat in self._seats.values():
+            if len(seat.offers) > 1:
+                first = next(iter(seat.offers.values()))
+                began = self.claimed_at(seat, first)
+                if began is not None and now - began >= RELIEVE_AFTER:
+                    more_ns = max(0, BUDGET_NS - first.cost_ns)
+                    first.cost_ns += more_ns
+                    seat.load_ns += more_ns
+                    self._requeue_first([task for task in list(seat.offers.values())[1:] if self._revoke(seat, task)])
+
     def _steal(self, now: float) -> None:
         """Take offers from behind long tasks: as many as the idle children have room for, and for them alone."""
         self._steal_at = None
+        if self._queues is not None:  # which says who of them goes first
+            for seat in self._seats.values():
+                self._requeue_first([task for task in list(seat.offers.values())[1:] if self._revoke(seat, task)])
+            return
         shares: dict[Seat, list[Task]] = {seat: [] for seat in self._idle}
         loads_ns = dict.fromkeys(shares, 0)
         thieves = deque(shares)  # that have room, in the order of their turns
@@ -130,8 +152,6 @@ class Dispatch(Order):
                     thieves.rotate(-1)
         for thief, share in shares.items():
             for task in reversed(share):
-                if self._queues is not None:
-                    self._queues.offered(task)
                 self._offer(thief, task, _cost_ns(task), now)
 
     def _schedule(self, now: float) -> None:

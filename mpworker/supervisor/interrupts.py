@@ -25,6 +25,8 @@ class Interrupts(Dispatch):
         """Offer what waits to whoever has room."""
         if self._pausing:
             self._schedule(now)
+        if self._crowded and now >= self._relieve_at and len(self._seats) > 1:
+            self._relieve(now)
         if self._queues is not None:
             self._dispatch_in_order(self._queues, now)
         else:
