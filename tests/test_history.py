@@ -50,3 +50,23 @@ def test_what_is_there_is_found_also_where_more_or_fewer_are_remembered_since(si
     kept.append(ended(90))
     assert all(kept.find(key) is not None for key in range(91))
     assert kept.find(91) is None
+
+
+def test_what_ends_during_a_look_disturbs_it_not() -> None:
+    """With `debug=True` other threads end tasks at any moment."""
+    kept = history(100)
+
+    class Ending(Task):
+        @property
+        def key(self) -> int:  # type: ignore[override]
+            kept.append(ended(7))
+            return 1
+
+        @key.setter
+        def key(self, _: int) -> None: ...
+
+    kept.append(ended(5))
+    kept.append((Ending(1, None, TaskOptions(), b"call"), 1, 0, 0, 0))
+    found = kept.find(5)
+    assert found is not None
+    assert found[0].key == 5

@@ -69,7 +69,7 @@ class Books:
 
     def keys(self) -> set[int]:
         """As `Scheduler.keys`."""
-        return {*self._tasks, *(entry[0].key for entry in self.history.entries)}
+        return {*self._tasks, *(entry[0].key for entry in self.history.remembered())}
 
     def unfinished_tasks(self) -> int:
         """How many have no outcome yet."""

@@ -73,7 +73,7 @@ class Describer:
             living = self._scheduler.tasks() if status not in _FINAL else ()
         for task in living:
             yield self._living, task, task
-        for entry in reversed(self._scheduler.history.entries) if status is None or status in _FINAL else ():
+        for entry in reversed(self._scheduler.history.remembered()) if status is None or status in _FINAL else ():
             yield self._ended, entry[0], entry
 
     def _status(self, what: Task | Ended) -> str:

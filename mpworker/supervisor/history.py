@@ -82,11 +82,15 @@ class History:
         """The call of a task and its outcome, if they are kept."""
         return self._payloads.get(key)
 
+    def remembered(self) -> tuple[Ended, ...]:
+        """All of it as it is now, oldest first: with `debug=True` other threads end tasks meanwhile."""
+        return tuple(self.entries)
+
     def find(self, key: int) -> Ended | None:
         """One task, if it is remembered."""
         if self._by_key is not None:
             return self._by_key.get(key)
-        return next((entry for entry in reversed(self.entries) if entry[0].key == key), None)
+        return next((entry for entry in reversed(self.remembered()) if entry[0].key == key), None)
 
     def evict(self, now: float) -> None:
         """Forget what is too old; to be called every now and then, for nobody notes when each task ended."""
@@ -96,7 +100,7 @@ class History:
         last: Task | None = None
         while self._times and self._times[0][0] + self.ttl <= now:
             last = self._times.popleft()[1]
-        if last is not None and any(entry[0] is last for entry in self.entries):
+        if last is not None and any(entry[0] is last for entry in self.remembered()):
             while self.entries and self._forget(self.entries.popleft()) is not last:
                 pass
         if self.entries and (not self._times or self._times[-1][1] is not self.entries[-1][0]):

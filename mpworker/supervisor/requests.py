@@ -159,7 +159,7 @@ def _task(loop: "Loop", message: Message) -> Message:
 
 def _remembered(loop: "Loop", message: Message) -> Message:
     """Which of these tasks, all of which have ended, are remembered."""
-    remembered = {entry[0].key for entry in loop.scheduler.history.entries}
+    remembered = {entry[0].key for entry in loop.scheduler.history.remembered()}
     return {"tasks": [key for key in message["tasks"] if key in remembered]}
 
 

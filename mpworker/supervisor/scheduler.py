@@ -122,7 +122,7 @@ class Scheduler(Deaths):
 
     def keys(self) -> set[int]:
         """The numbers of all these, and of those that have ended and are remembered."""
-        return {*self._tasks, *(entry[0].key for entry in self.history.entries)}
+        return {*self._tasks, *(entry[0].key for entry in self.history.remembered())}
 
     def seat_of(self, key: int) -> Seat | None:
         """Where a task is offered or running now."""
