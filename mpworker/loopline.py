@@ -197,7 +197,7 @@ class LineClient(Client):
     def _give_up(self, key: int) -> None:
         """A task has been in line for `submit_timeout`."""
         timeout = self._options.submit_timeout
-        if key in self._line and timeout is not None:
+        if key in self._line and key not in self._leaving and timeout is not None:
             del self._line[key]
             self._in_line -= 1  # no call since the look
             future = self.pending.get(key)

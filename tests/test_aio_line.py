@@ -107,6 +107,24 @@ def test_what_is_cancelled_while_its_status_is_asked_for_is_not_lost(gate: Gate)
     run(main)
 
 
+def test_what_is_cancelled_in_line_is_not_given_up_as_well(gate: Gate) -> None:
+    async def main() -> None:
+        async with AsyncProcessWorker(n=1, max_pending=1, submit_timeout=60.0) as w:
+            w.submit(pooljobs.hold, gate.folder)
+            await asyncio.to_thread(gate.wait_begun)
+            waiting = w.submit(abs, -1)
+            client = w._client
+            client._holds = True  # as while the answer to a question is under way
+            assert client._drop_from_line(waiting._key)
+            client._give_up(waiting._key)  # its time is over
+            client._holds = False
+            client._leave_line()
+            assert (await w.get_task(waiting.task_id)).status.value == "cancelled"
+            gate.release()
+
+    run(main)
+
+
 def test_the_line_is_left_in_the_order_of_priorities(gate: Gate) -> None:
     async def main() -> None:
         async with AsyncProcessWorker(n=1, max_pending=1) as w:
