@@ -23,6 +23,7 @@ _ANSWER_SECONDS: Final = 0.1
 _ORDERLY_SECONDS: Final = 0.15
 _OVERTIME_SECONDS: Final = 0.25
 DRAIN: Final = json.dumps({"verb": "stop", "now": False}).encode()
+RUNS: Final = {"verb": "cron", "op": "unfinished"}
 _NOW: Final = json.dumps({"verb": "stop", "now": True}).encode()
 _OVER: Final = {LOST: "supervisor_lost", BROKEN: "pool_broken"}
 
@@ -57,6 +58,7 @@ class Ending:
         self._reaping = False
         self._by: float | None = None  # the time that a stop was given, which later ones without have, too
         self._left: tuple[list[TaskFuture[Any]], int] = ([], 0)  # tasks, and how many items, that the end has cut off
+        self._runs_left: list[int] = []  # of recurring tasks, that a stop has cut short
         self._unwanted: list[Any] = []  # what may not have begun when a stop cancelled all that had not
         self._cancelled_before = 0  # that stop
 
@@ -79,9 +81,10 @@ class Ending:
         client = self._client
         if client._forked:
             return self._report(True)
-        if client._over:
-            return self._report(self._all_finished())
         self._stop_within(timeout)
+        if client._over:
+            self._join_background(self._time_left())
+            return self._report(self._all_finished())
         if cancel_queued and not self.cancels:
             self._note_unwanted()
             self.cancel_unstarted(self._time_left())
@@ -95,7 +98,7 @@ class Ending:
         if client.is_over():
             self._join_background(self._time_left())
         else:
-            self._cut_short = self._cut_short or self._cuts_a_run_short()
+            self._note_runs(client.request(RUNS, _ANSWER_SECONDS) if client.recurs else None)
             self._end_now(_ORDERLY_SECONDS, _OVERTIME_SECONDS)
         return self._report(self._all_finished())
 
@@ -217,7 +220,8 @@ class Ending:
         from mpworker.stopping import report_on
 
         tasks, items = self._left if self._client._over else self._what_is_left()
-        return report_on(finished, tasks, items)
+        runs = [f"{self._client.prefix}{key}" for key in self._runs_left]
+        return report_on(finished, tasks, items, runs)
 
     def _what_is_left(self) -> tuple[list[TaskFuture[Any]], int]:
         """Tasks, and how many items, that have no outcome or that a stop has cancelled."""
@@ -228,12 +232,12 @@ class Ending:
         items = sum(each.left for each in pending if not isinstance(each, TaskFuture))
         return tasks, items + (self.cancelled_items - self._cancelled_before if self._unwanted else 0)
 
-    def _cuts_a_run_short(self) -> bool:
-        """Is a run of a recurring task, which has no future, unfinished?"""
-        if not self._client.recurs:
-            return False
-        answer = self._client.request({"verb": "cron", "op": "unfinished"}, _ANSWER_SECONDS)
-        return bool(answer["unfinished"]) if answer is not None else not self._client.is_over()
+    def _note_runs(self, answer: dict[str, Any] | None) -> None:
+        """What the supervisor has said of runs of recurring tasks, which have no future; None for nothing in time."""
+        if answer is not None:
+            self._runs_left = answer["unfinished"]
+        unknown = answer is None and self._client.recurs and not self._client.is_over()
+        self._cut_short = self._cut_short or unknown or bool(self._runs_left)
 
     def _all_finished(self) -> bool:
         """Of what was accepted; it may have been though the time was over before all processes had gone."""

@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mpworker.aiofuture import Wakes
-from mpworker.ending import _ANSWER_SECONDS, _EXIT_SECONDS, _ORDERLY_SECONDS, _OVERTIME_SECONDS, Ending
+from mpworker.ending import _ANSWER_SECONDS, _EXIT_SECONDS, _ORDERLY_SECONDS, _OVERTIME_SECONDS, RUNS, Ending
 
 if TYPE_CHECKING:
     from mpworker.loopclient import LoopClient
@@ -28,7 +28,7 @@ class LoopEnding(Ending):
         if not client._over:
             self._begin_to_end(timeout, cancel_queued)
         if not await self._until_over(self._time_left()):
-            self._cut_short = self._cut_short or await self._cuts_one_short()
+            self._note_runs(await self._asked_for_runs())
             await self._end_all(self._time_left(_ORDERLY_SECONDS), _OVERTIME_SECONDS)
         return self._report(self._all_finished())
 
@@ -59,13 +59,8 @@ class LoopEnding(Ending):
         self.cancels = True
         self._client._drop_all_from_line()
 
-    async def _cuts_one_short(self) -> bool:
-        """As `_cuts_a_run_short`."""
-        client = self._client
-        if not client.recurs:
-            return False
-        answer = await client.ask({"verb": "cron", "op": "unfinished"}, _ANSWER_SECONDS)
-        return bool(answer["unfinished"]) if answer is not None else not client._over
+    async def _asked_for_runs(self) -> dict[str, Any] | None:
+        return await self._client.ask(RUNS, _ANSWER_SECONDS) if self._client.recurs else None
 
     async def end_now(self) -> None:
         """As `stop_now`."""

@@ -96,7 +96,7 @@ class CronView:
         _check_name(name)
         if not isinstance(task, Task) and not callable(task):
             raise InvalidArgument(f"register_cron_task needs a callable without arguments, or a Task, not {task!r}")
-        own = task.options() if isinstance(task, Task) else {}
+        own = task.options_said() if isinstance(task, Task) else {}
         task = _each_run(task)
         refuse_asynchronous(task.fn)
         _check_choice("overlap", rules["overlap"], get_args(Overlap))

@@ -15,7 +15,8 @@ class StopReport:
 
     Attributes:
         finished: All has ended by itself, and nothing was cancelled by the stop or lost.
-        tasks: How many tasks were left: cancelled because the time was over, or, with `wait=False`, still to end.
+        tasks: How many tasks were left: cancelled because the time was over, or, with `wait=False`, still to end. Runs
+            of recurring tasks that were cut short are among them.
         task_ids: The ids of these, the oldest first, at most 1,000.
         items: How many items of `map` were left, of those that the worker had read.
     """
@@ -29,7 +30,7 @@ class StopReport:
         return self.finished
 
 
-def report_on(finished: bool, tasks: list[TaskFuture[Any]], items: int) -> StopReport:
-    """The report when these tasks and so many items did not end by themselves."""
-    ids = tuple(task.task_id for task in islice(tasks, NAMED_MAX))
-    return StopReport(finished and not tasks and not items, len(tasks), ids, items)
+def report_on(finished: bool, tasks: list[TaskFuture[Any]], items: int, runs: list[str]) -> StopReport:
+    """The report when these tasks, so many items and these runs of recurring tasks did not end by themselves."""
+    ids = tuple(islice((*(task.task_id for task in tasks[:NAMED_MAX]), *runs), NAMED_MAX))
+    return StopReport(finished and not (tasks or items or runs), len(tasks) + len(runs), ids, items)

@@ -1,7 +1,7 @@
 """A task as an object, and what can be known of one."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -127,6 +127,11 @@ class Task(Generic[T]):
         said = {name: getattr(self, name) for name in inherited if getattr(self, name) is not ...}
         own = ("queue", "priority", "weight", "concurrency_key", "concurrency")
         return said | {name: getattr(self, name) for name in own}
+
+    def options_said(self) -> dict[str, Any]:
+        """Those of them that are others than a task has that says nothing."""
+        usual = {each.name: each.default for each in fields(self)}
+        return {name: value for name, value in self.options().items() if value != usual[name]}
 
 
 def checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -390,6 +390,16 @@ def test_a_drain_finishes_what_has_begun_and_what_waits_and_begins_nothing_else(
     assert not gate.begun()
 
 
+@pytest.mark.parametrize("said", [{}, {"queue": "own", "retries": 0}], ids=["nothing", "its own"])
+def test_a_task_that_recurs_has_the_options_of_its_view_where_it_says_none(said: dict[str, Any]) -> None:
+    with ProcessWorker(n=1) as worker:
+        view = worker.options(queue="view", priority=-3, retries=2)
+        view.register_cron_task("it", NEVER, mpworker.Task(pooljobs.pid, **said))
+        worker.run_cron_task("it")
+        info = worker.get_task(runs(worker, "it", 1)[0].task_id)
+    assert (info.queue, info.priority) == (said.get("queue", "view"), -3)
+
+
 def test_a_stop_that_cuts_a_run_short_says_so(gate: Gate) -> None:
     for held in (True, False):
         worker = ProcessWorker(n=1, grace=0.1)
@@ -397,7 +407,9 @@ def test_a_stop_that_cuts_a_run_short_says_so(gate: Gate) -> None:
         worker.run_cron_task("it")
         if held:
             gate.wait_begun()
-        assert bool(worker.stop_graceful(timeout=0.3 if held else GUARD)) is not held
+        report = worker.stop_graceful(timeout=0.3 if held else GUARD)
+        assert bool(report) is not held
+        assert report.tasks == len(report.task_ids) == held
 
 
 def test_a_stop_whose_time_is_over_when_all_runs_have_ended_says_so() -> None:

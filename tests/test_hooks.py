@@ -450,6 +450,26 @@ def test_the_end_of_every_task_is_told_also_at_the_end_of_the_worker(diary: Diar
     assert [event.kind for _, event in spans.ended] == ["finish", "finish"]
 
 
+def test_a_stop_waits_for_the_hooks_also_if_the_supervisor_is_lost() -> None:
+    told: list[str] = []
+    hold, called = threading.Event(), threading.Event()
+
+    def on_finish(event: TaskEvent) -> None:
+        called.set()
+        hold.wait(GUARD)
+        told.append(event.cause)
+
+    w = ProcessWorker(n=1, hooks=Hooks(on_finish=on_finish))
+    running = w.submit(time.sleep, GUARD)
+    eventually(running.running)
+    os.kill(w.processes()["supervisor"], signal.SIGKILL)
+    assert isinstance(running.exception(GUARD), SupervisorLost)
+    assert called.wait(GUARD)
+    threading.Timer(0.2, hold.set).start()  # the hook is under way, and the worker over
+    assert not w.stop_graceful()
+    assert told == ["lost"]
+
+
 def test_a_stop_waits_for_the_hooks() -> None:
     told: list[str] = []
 

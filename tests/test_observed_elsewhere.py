@@ -178,3 +178,18 @@ def test_in_an_event_loop_a_crash_is_logged_without_a_thread(caplog: pytest.LogC
     with caplog.at_level(logging.WARNING, "mpworker"):
         run(main)
     assert any("child_crashed" in record.getMessage() for record in caplog.records)
+
+
+def test_a_question_is_answered_though_the_thread_that_reads_for_hooks_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpworker.inline.supervisor._LOOK_SECONDS", 1e6)
+    answered = threading.Event()
+    with ProcessWorker(debug=True, hooks=Hooks(on_finish=lambda _: None)) as w:
+        w.submit(abs, -1).result()
+
+        def ask() -> None:
+            for _ in range(50):
+                w.metrics()
+            answered.set()
+
+        threading.Thread(target=ask, daemon=True).start()
+        assert answered.wait(GUARD)

@@ -126,6 +126,7 @@ class InlineSupervisor:
     def hang_up(self) -> None:
         """It ends."""
         self.dead = True
+        self.wake()
 
     kill = close = hang_up
 
@@ -309,7 +310,8 @@ class InlineSupervisor:
         look_at = [time.monotonic() + _LOOK_SECONDS, *map(_due_at, list(self.later.values()))]
         left = max(0.0, min(look_at) - time.monotonic())
         with self._moved:
-            self._moved.wait(left if timeout < 0 else min(timeout, left))
+            if not (self.dead or self.events):  # what comes from now on notifies
+                self._moved.wait(left if timeout < 0 else min(timeout, left))
         return False
 
 
@@ -369,7 +371,8 @@ class _Channel:
         return 0
 
     def ring(self) -> None:
-        """Nobody sleeps."""
+        """Another thread may sleep that reads: it has the answer, or the end, for who has sent this."""
+        self._supervisor.wake()
 
     ring_room = ring
 

@@ -99,7 +99,7 @@ class CronDesk:
         if op == "list":
             return {"tasks": [self._told(name, entry, now) for name, entry in entries.items()]}
         if op == "unfinished":
-            return {"unfinished": self.unfinished()}
+            return {"unfinished": self._table.runs_under_way()}
         name = message["name"]
         if name not in entries:
             return {"error": "unknown", "names": list(entries)[:_NAMES_TOLD], "more": len(entries) > _NAMES_TOLD}

@@ -201,6 +201,10 @@ class Timetable:
                 entry.waiting.clear()
         self._arm(now)
 
+    def runs_under_way(self) -> list[int]:
+        """The numbers of the runs that have begun and have not ended."""
+        return list(self._running)
+
     def unfinished(self) -> bool:
         """Has something begun that has not ended, or waits?"""
         return bool(self._running or self._started)
