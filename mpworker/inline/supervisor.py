@@ -288,6 +288,9 @@ class InlineSupervisor:
         with self._moved:
             self._moved.notify_all()
 
+    def _has_news(self) -> bool:
+        return self.dead or bool(self.events)
+
     def is_idle(self) -> bool:
         """Is there nothing to be run, and does nothing run?"""
         return not self.chunks and not self.later and not self.running
@@ -295,7 +298,7 @@ class InlineSupervisor:
     def wait(self, timeout: float) -> bool:
         """Run what is to be run before the end, or wait for other threads; True at the end."""
         thread = threading.get_ident()
-        if self.dead or self.events:
+        if self._has_news():
             return self.dead
         if self.run_due():
             return False
@@ -310,7 +313,7 @@ class InlineSupervisor:
         look_at = [time.monotonic() + _LOOK_SECONDS, *map(_due_at, list(self.later.values()))]
         left = max(0.0, min(look_at) - time.monotonic())
         with self._moved:
-            if not (self.dead or self.events):  # what comes from now on notifies
+            if not self._has_news():  # what comes from now on notifies
                 self._moved.wait(left if timeout < 0 else min(timeout, left))
         return False
 
