@@ -581,7 +581,8 @@ def test_a_stop_tells_if_it_cut_a_recurring_task_short(gate: Gate) -> None:
         await w.register_cron_task("report", "@monthly", Task(pooljobs.hold, (gate.folder,)))
         await w.run_cron_task("report")
         await begun(gate)
-        assert await w.stop_graceful(timeout=0.05) == StopReport(False)
+        (run_of_it,) = await w.cron_history("report")
+        assert await w.stop_graceful(timeout=0.05) == StopReport(False, 1, (run_of_it.task_id,))
 
     run(main)
 
