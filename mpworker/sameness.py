@@ -21,9 +21,8 @@ from typing import Any, Final
 from mpworker.functions import is_importable
 from mpworker.ipc import payload
 
-PARTS_MAX: Final = (
-    1 << 18
-)  # what is shared is written anew each time: of twenty lists, each twice in the next, a million
+# What is shared is written anew each time: of twenty lists, each of them twice in the next, a million.
+PARTS_MAX: Final = 1 << 18
 _BYTES: Final = 16
 
 

@@ -466,3 +466,37 @@ def test_who_had_nothing_to_do_has_no_claim_to_what_others_had() -> None:
         order.take()
     assert found.count(0) == 1, "the queue of weight 1 has work again"
     assert order.ages()[0] < 100
+
+
+# ------------------------------------------------------------ claims that a rate waits for
+
+
+def test_a_claim_that_does_not_come_is_looked_for_less_and_less_often() -> None:
+    queues = Queues()
+    queues.limit_rate(1_000_000.0, 1, 0.0)
+    tasks = [Task(number, None, TaskOptions(), b"") for number in range(3)]
+    for task in tasks:
+        queues.append(task)
+
+    def look(now: float) -> float:
+        queues.wake_at = None
+        for _ in range(5):  # as for each child, in one turn
+            assert queues.first(now) is None
+        assert queues.wake_at is not None
+        return queues.wake_at
+
+    assert queues.first(0.0) is tasks[0]
+    queues.take()
+    queues.offered(tasks[0])
+    assert look(0.0) <= 0.0002
+    looks = [0.0]
+    while looks[-1] < 1.0:
+        looks.append(look(looks[-1]))
+    assert sum(at < 0.01 for at in looks) >= 6, "often at first, however many children are asked for in a turn"
+    assert len(looks) < 200
+    now = looks[-1]
+    queues.claimed(tasks[0], now)
+    assert queues.first(now + 0.001) is tasks[1]
+    queues.take()
+    queues.offered(tasks[1])
+    assert look(now + 0.001) <= now + 0.0012, "another one is looked for soon"

@@ -31,6 +31,7 @@ DEFAULT_RANK: Final[Rank] = (0, -1)
 DEAD_MAX: Final = 64
 LANES_MAX: Final = 1024
 _LOOK_AGAIN: Final = 0.0001  # seconds, in which an idle child has claimed what it is offered, unless it hangs
+_LOOK_AGAIN_MAX: Final = 0.01  # where it does: each look is followed by one after twice the time
 
 
 class Queues:
@@ -61,6 +62,7 @@ class Queues:
         self._returns = itertools.count()
         self.wake_at: float | None = None
         self.waits = 0
+        self._claims_at, self._look_after = 0.0, _LOOK_AGAIN  # for claims that a rate waits for
         self.overtaken: dict[str, Rank] = {}
         self._slow = False  # the rate of all queues together was in the way of the next start
         self._count = 0
@@ -318,7 +320,12 @@ class Queues:
         at = bucket.free_at(now)
         if at > now:
             # With all tokens out the answer depends on when the children claim, which no event tells.
-            self._wake(max(at, now + _LOOK_AGAIN) if bucket.unclaimed >= bucket.burst else at)
+            if bucket.unclaimed >= bucket.burst:
+                if now >= self._claims_at:
+                    self._claims_at = now + self._look_after
+                    self._look_after = min(2 * self._look_after, _LOOK_AGAIN_MAX)
+                at = max(at, self._claims_at)
+            self._wake(at)
         return at <= now
 
     def _wake(self, at: float) -> None:
@@ -423,6 +430,7 @@ class Queues:
 
     def claimed(self, task: Task, at: float) -> None:
         """An offer was claimed then."""
+        self._claims_at, self._look_after = 0.0, _LOOK_AGAIN
         for bucket in self._unclaimed.pop(task, ()):
             bucket.unclaimed -= 1
             bucket.started(at)

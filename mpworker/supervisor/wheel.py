@@ -21,10 +21,10 @@ skipped, which only brings the others' turns nearer.
 """
 
 import math
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
@@ -155,27 +155,18 @@ def _rule(weights: tuple[int, ...]) -> tuple[int, float] | None:
     return None
 
 
-class Turns(Generic[K]):
-    """Whose turn it is, under one set of weights.
+class _Turns(Generic[K]):
+    """What both orders keep of one set of weights.
 
     Args:
         weights: Of each queue, from 1 on.
-        ages: How many starts ago each had its last one, or came: who has waited under other weights goes on waiting
-            from there. 0 for who is not named.
+        ages: As for `turns`.
     """
 
     def __init__(self, weights: Mapping[K, int], ages: Mapping[K, int]) -> None:
         self._ages = {key: ages.get(key, 0) for key in weights}
         self._last: dict[K, int] = {}
         self._starts = 0
-
-    def peek(self, ready: Collection[K]) -> K:
-        """Whose turn it is among those that have work; there must be one."""
-        raise NotImplementedError
-
-    def take(self) -> None:
-        """Who was told by `peek` has started something."""
-        raise NotImplementedError
 
     def _started(self, key: K) -> None:
         self._last[key] = self._starts
@@ -187,18 +178,14 @@ class Turns(Generic[K]):
         return ages | {key: self._starts - 1 - at for key, at in self._last.items()}
 
 
-def turns(weights: Mapping[K, int], ages: Mapping[K, int]) -> Turns[K]:
-    """The best order there is for these weights; the arguments are those of `Turns`."""
-    rule = _rule(tuple(sorted(weights.values())))
-    return MostBehind(weights, ages) if rule is None else Wheel(weights, ages, rule)
-
-
-class MostBehind(Turns[K]):
+class MostBehind(_Turns[K]):
     """Webster's method among those that have work: for weights for which nothing better is found.
 
     A look costs as much as there are queues with work. Two starts of a queue are at most about twice as far apart as
     they should be. The time is virtual: in W starts it passes by 1.
     """
+
+    _found: K  # by `peek`
 
     def __init__(self, weights: Mapping[K, int], ages: Mapping[K, int]) -> None:
         super().__init__(weights, ages)
@@ -206,34 +193,32 @@ class MostBehind(Turns[K]):
         self._weights = dict(weights)
         self._due = {key: (0.5 / weight) - ages.get(key, 0) / whole for key, weight in weights.items()}
         self._now = 0.0
-        self._found: list[K] = []
 
     def _due_at(self, key: K) -> tuple[float, int]:
         # Who had nothing to do for long has no claim to more than the start that is next.
         weight = self._weights[key]
         return max(self._due[key], self._now - 1.0 / weight), -weight
 
-    def peek(self, ready: Collection[K]) -> K:
-        """See `Turns`."""
-        key = min(ready, key=self._due_at)
-        self._found[:] = [key]
-        return key
+    def peek(self, ready: Iterable[K]) -> K:
+        """Whose turn it is among those that have work; there must be one."""
+        self._found = min(ready, key=self._due_at)
+        return self._found
 
     def take(self) -> None:
-        """See `Turns`."""
-        (key,) = self._found
+        """Who was told by `peek` has started something."""
+        key = self._found
         due = self._due_at(key)[0]
         self._now = max(self._now, due)
         self._due[key] = due + 1.0 / self._weights[key]
         self._started(key)
 
 
-class Wheel(Turns[K]):
+class Wheel(_Turns[K]):
     """An order that keeps the promise, slot by slot.
 
     Args:
-        weights: See `Turns`.
-        ages: See `Turns`.
+        weights: Of each queue, from 1 on.
+        ages: As for `turns`.
         rule: How far to look ahead, and with which bias.
     """
 
@@ -262,8 +247,8 @@ class Wheel(Turns[K]):
         self._repeats = state == self._state
         self._state = state
 
-    def peek(self, ready: Collection[K]) -> K:
-        """See `Turns`."""
+    def peek(self, ready: Container[K]) -> K:
+        """Whose turn it is among those that have work; there must be one."""
         at = self._at
         while (key := self._slot(at)) not in ready:
             at += 1
@@ -271,7 +256,7 @@ class Wheel(Turns[K]):
         return key
 
     def take(self) -> None:
-        """See `Turns`."""
+        """Who was told by `peek` has started something."""
         self._started(self._slot(self._found))
         self._at = self._found + 1
         if self._repeats:
@@ -279,3 +264,18 @@ class Wheel(Turns[K]):
         elif self._at >= self._turn:
             del self._slots[: self._turn]
             self._at -= self._turn
+
+
+Turns: TypeAlias = Wheel[K] | MostBehind[K]
+
+
+def turns(weights: Mapping[K, int], ages: Mapping[K, int]) -> Turns[K]:
+    """The best order there is for these weights.
+
+    Args:
+        weights: Of each queue, from 1 on.
+        ages: How many starts ago each had its last one, or came: who has waited under other weights goes on waiting
+            from there. 0 for who is not named.
+    """
+    rule = _rule(tuple(sorted(weights.values())))
+    return MostBehind(weights, ages) if rule is None else Wheel(weights, ages, rule)
