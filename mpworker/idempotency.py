@@ -25,7 +25,6 @@ from mpworker.errors import DuplicateTask, TaskNotFound
 from mpworker.future import TaskFuture
 from mpworker.ipc import payload
 from mpworker.recalling import recalling
-from mpworker.sameness import digest_of
 from mpworker.steps import Steps
 from mpworker.task import Task
 
@@ -246,6 +245,8 @@ class _Wait:
 
 
 def _digest(client: Client, task: Task[Any]) -> bytes:
+    from mpworker.sameness import digest_of  # not before: no start shall wait for it
+
     args, kwargs = tuple(task.args), dict(task.kwargs)
     try:
         return digest_of(task.fn, (args, kwargs) if task.fingerprint is None else task.fingerprint)

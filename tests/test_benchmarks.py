@@ -140,3 +140,13 @@ def test_what_is_no_checkout_is_an_error_of_usage(tmp_path: Path) -> None:
     done = run("benchmarks.compare", tmp_path)
     assert done.returncode == 2
     assert "is no checkout of mpworker" in done.stderr
+
+
+def test_how_often_an_order_of_queues_is_found_is_told() -> None:
+    done = run("benchmarks.turns", "--sets", 20)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
+    assert [row[0] for row in rows] == ["2 to 8", "2 to 8", "12", "30", "100"]
+    assert [row[2] for row in rows] == ["20", "20", "1", "1", "1"]
+    assert rows[-1][3:] == ["1", rows[-1][4]]  # a hundred queues of a hundred weights: none is found
+    assert rows[-1][4].endswith(" x")

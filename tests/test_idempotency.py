@@ -20,6 +20,7 @@ from pooljobs import Gate
 
 from mpworker import AsyncProcessWorker, ProcessWorker, Retention, Task, TaskFuture
 from mpworker.errors import DuplicateTask, QueueFull, SerializationError, TaskNotFound, WorkerStopped
+from mpworker.idempotency import Idempotency
 from mpworker.registering import Look, LookAgain, Registration, accept, registration
 
 
@@ -371,6 +372,15 @@ def test_threads_that_register_first_share_what_is_known(monkeypatch: pytest.Mon
         assert made[0] is made[1] is registration(w._client)
 
 
+def let_go_on_when_waited_for(keys: Idempotency, begun: threading.Event, go_on: threading.Event) -> None:
+    """Whoever sends the task of the key goes on when another thread waits for that."""
+    assert begun.wait(GUARD)
+    sending = keys._known["k"].sending
+    assert sending is not None
+    wait = sending.wait
+    sending.wait = lambda timeout=None: (go_on.set(), wait(timeout))[1]  # type: ignore[method-assign]
+
+
 def test_who_waits_for_a_key_whose_task_was_not_sent_sends_it_himself() -> None:
     with ProcessWorker(n=1) as w:
         client, keys = w._client, registration(w._client).idempotency
@@ -387,11 +397,7 @@ def test_who_waits_for_a_key_whose_task_was_not_sent_sends_it_himself() -> None:
                 keys.register(client, task, Look(), fail)
 
         def second() -> None:
-            assert begun.wait(GUARD)
-            sending = keys._known["k"].sending
-            assert sending is not None
-            wait = sending.wait
-            sending.wait = lambda timeout=None: (go_on.set(), wait(timeout))[1]  # type: ignore[method-assign]
+            let_go_on_when_waited_for(keys, begun, go_on)
             futures.append(w.register_task(task))
 
         together(first, second)
@@ -444,11 +450,7 @@ def test_who_has_waited_for_a_key_waits_for_room_for_the_rest_of_his_time(gate: 
                 keys.register(client, task, Look(), fail)
 
         def second() -> None:
-            assert begun.wait(GUARD)
-            sending = keys._known["k"].sending
-            assert sending is not None
-            wait = sending.wait
-            sending.wait = lambda timeout=None: (go_on.set(), wait(timeout))[1]  # type: ignore[method-assign]
+            let_go_on_when_waited_for(keys, begun, go_on)
             with pytest.raises(QueueFull, match=r"and submit_timeout=0.5 s is over"):
                 keys.register(client, task, Look(), lambda: sent.append(task) or held)
 
