@@ -148,7 +148,7 @@ def test_the_task_of_a_frozen_child_is_lost_or_retried_and_its_neighbours_go_on(
     child.step()
     child.frozen = True
     _until(world, world.now + 2 * LEASE_TTL)
-    assert (first.attempts, first.crashes) == (1, 1)
+    assert (first.attempts, first.setbacks.crashes) == (1, 1)
     world.finish()
     assert world.accepted[first.key].outcomes == {None: rules.OK}
 

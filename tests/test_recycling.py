@@ -327,9 +327,9 @@ def test_a_child_that_has_too_much_by_far_is_killed_and_its_task_is_blamed(crash
     wait(world, LOOK_SECONDS)
     assert kills(world) == ["memory"]
     world.bury()
-    assert task.crashes == 1
+    assert task.setbacks.crashes == 1
     assert outcome(world, task) == (None if crash_retries else rules.CRASHED)
-    assert behind.crashes == 0
+    assert behind.setbacks.crashes == 0
     world.finish()
     assert outcome(world, behind) == rules.OK
 
@@ -357,6 +357,22 @@ def test_who_is_under_suspicion_and_whose_place_is_gone_goes() -> None:
     child.step()
     world.turn()
     assert dismissed(world) == [0]
+
+
+def test_who_is_under_suspicion_and_has_done_its_part_goes() -> None:
+    world = World(1, max_tasks=1, soft=10)
+    chunk = world.submit(function(1_000_000), items=2)
+    child = start(world, steps=2)
+    child.memory = 11
+    wait(world, LOOK_SECONDS)
+    assert child.seat.state == LEAVING
+    child.memory = 0
+    while child.in_line() or child.run is not None:
+        child.step()
+        world.turn()
+    assert dismissed(world) == [0]
+    world.finish()
+    assert outcomes(world, chunk) == [rules.OK] * 2
 
 
 # ------------------------------------------------------------ memory: with processes

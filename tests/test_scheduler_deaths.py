@@ -23,7 +23,7 @@ def test_what_a_dead_child_had_not_claimed_goes_first_and_costs_nothing() -> Non
     world.turn()
     assert offered(world, 1)[: len(ahead)] == [task.key for task in ahead]
     world.finish()
-    assert [(task.attempts, task.crashes) for task in (*ahead, later)] == [(1, 0)] * 5
+    assert [(task.attempts, task.setbacks.crashes) for task in (*ahead, later)] == [(1, 0)] * 5
 
 
 def test_a_death_ends_the_claimed_task_and_says_how() -> None:
@@ -72,7 +72,7 @@ def test_what_kills_whoever_takes_it_in_is_blamed_at_last() -> None:
     die_unclaimed(world, deaths.UNCLAIMED_DEATHS - 1, cause="oom")
     assert (poison.attempts, innocent.attempts) == (0, 0)
     die_unclaimed(world, 1)
-    assert (poison.attempts, poison.crashes) == (1, 1)
+    assert (poison.attempts, poison.setbacks.crashes) == (1, 1)
     assert outcome(world, poison) is None, "a death of the child, like any other"
     world.children[deaths.UNCLAIMED_DEATHS].step()
     world.children[deaths.UNCLAIMED_DEATHS].step()
@@ -141,7 +141,7 @@ def test_a_claim_clears_a_task_of_the_deaths_before_it() -> None:
     [number] = world.children
     world.die(start(world, number))
     world.reap(world.children[number])
-    assert task.crashes == 1
+    assert task.setbacks.crashes == 1
     world.children[number + 1].step()
     die_unclaimed(world, deaths.UNCLAIMED_DEATHS - 1)
     world.finish()
@@ -165,7 +165,7 @@ def test_a_death_is_taken_in_once() -> None:
     world.die(child)
     world.reap(child)
     world.scheduler.child_died(child.seat, Death(1, 9, None, "signal"))
-    assert (task.attempts, task.crashes) == (1, 1)
+    assert (task.attempts, task.setbacks.crashes) == (1, 1)
     world.check()
 
 

@@ -89,7 +89,7 @@ def test_a_kill_after_a_timeout_counts_as_a_timeout_and_not_as_a_crash() -> None
     wait(world, 1.0 + GRACE)
     world.bury()
     assert outcome(world, task) == rules.TIMED_OUT
-    assert (task.attempts, task.crashes) == (1, 0)
+    assert (task.attempts, task.setbacks.crashes) == (1, 0)
 
 
 @pytest.mark.parametrize("items", [0, 3])
@@ -341,7 +341,7 @@ def test_what_waits_behind_a_task_is_taken_back_before_the_kill() -> None:
     assert child.run is None
     world.bury()
     world.finish()
-    assert (second.attempts, second.crashes) == (1, 0)
+    assert (second.attempts, second.setbacks.crashes) == (1, 0)
     assert outcome(world, second) == rules.OK
 
 

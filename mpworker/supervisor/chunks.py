@@ -92,10 +92,10 @@ class Chunks(Ends):
             alone.decided = piece.decided
             self._add_piece(alone)
             self._decided(alone, payload)
-        elif status in (ERROR, EXITED) and piece.failures < piece.options.retries and not final:
+        elif status in (ERROR, EXITED) and not final and piece.retries_left():
             alone = piece.part(start, stop)
             alone.attempts += 1
-            alone.failures += 1
+            alone.set_back().failures += 1
             self._add_piece(alone)
             self._retry(alone, self._asked(seat, piece))
         else:

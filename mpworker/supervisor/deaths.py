@@ -58,7 +58,7 @@ class Deaths(Chunks):
                 unstarted.append(task)
                 continue
             claimed = True
-            task.unclaimed_deaths = 0
+            task.set_back().unclaimed_deaths = 0
             self.crashes[death.cause] += 1
             status = task.decided or CRASHED
             self._note_attempt(task, Attempt(status, death.pid, started_at, death.at, death.cause))
@@ -76,10 +76,11 @@ class Deaths(Chunks):
     def _died_unclaimed(self, offers: list[Task], death: Death) -> list[Task]:
         """A child died by itself, between two tasks: what of its offers is to begin elsewhere."""
         first = offers[0]
-        first.unclaimed_deaths += 1
-        if first.unclaimed_deaths < UNCLAIMED_DEATHS:
+        setbacks = first.set_back()
+        setbacks.unclaimed_deaths += 1
+        if setbacks.unclaimed_deaths < UNCLAIMED_DEATHS:
             return offers
-        first.unclaimed_deaths = 0
+        setbacks.unclaimed_deaths = 0
         if first.stop - first.start > 1:  # one of its items alone may be at fault
             self._effects.split(first, first.start, first.stop)
             self._piece_over(first)
@@ -90,8 +91,9 @@ class Deaths(Chunks):
     def _crashed(self, task: Task, death: Death, cause: str, unclaimed_deaths: int = 0) -> None:
         """A task's child died; `task` is a task, or a range whose every item shares its fate."""
         task.attempts += 1
-        task.crashes += 1
-        if task.crashes <= task.options.crash_retries and cause != "unkillable" and not task.expired:
+        setbacks = task.set_back()
+        setbacks.crashes += 1
+        if setbacks.crashes <= task.options.crash_retries and cause != "unkillable" and not setbacks.expired:
             self._retry(task)
             return
         report: dict[str, object] = {
@@ -101,7 +103,7 @@ class Deaths(Chunks):
             "cause": cause,
             "attempt": task.attempts,
             # More than that one only for what is never tried again.
-            "attempts": task.attempts + max(0, task.options.crash_retries + 1 - task.crashes),
+            "attempts": task.attempts + max(0, task.options.crash_retries + 1 - setbacks.crashes),
             "unclaimed_deaths": unclaimed_deaths,
         }
         self._end(task, CRASHED, report)

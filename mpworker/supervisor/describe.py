@@ -123,7 +123,7 @@ class Describer:
             "weight": task.options.weight,
             "attempts": [
                 _attempt(each.status, each.pid, each.started_at, each.ended_at, each.cause, each.report)
-                for each in task.past or ()
+                for each in task.setbacks.past
             ],
             "deadline_at": task.deadline_at,
         }

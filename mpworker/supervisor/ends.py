@@ -90,15 +90,14 @@ class Ends(Interrupts):
     def note_attempt(task: Task, attempt: Attempt) -> None:
         """An attempt that has not ended the task is over."""
         if not task.items:
-            if task.past is None:
-                task.past = []
+            past = task.set_back().past
             if len(attempt.report) > REPORT_BYTES_MAX:
                 attempt = attempt._replace(report=b"")
-            task.past.append(attempt)
-            if len(task.past) > REPORTS_MAX:
-                task.past[-REPORTS_MAX - 1] = task.past[-REPORTS_MAX - 1]._replace(report=b"")
-            if len(task.past) > ATTEMPTS_MAX:
-                del task.past[1]  # the first one and the last ones tell most
+            past.append(attempt)
+            if len(past) > REPORTS_MAX:
+                past[-REPORTS_MAX - 1] = past[-REPORTS_MAX - 1]._replace(report=b"")
+            if len(past) > ATTEMPTS_MAX:
+                del past[1]  # the first one and the last ones tell most
 
     def _retry(self, task: Task, asked: float | None = None) -> None:
         """Another attempt, after the pause that the task has asked for, or else its policy."""
@@ -125,12 +124,12 @@ class Ends(Interrupts):
             self.watcher.late(task)
         if task.decided == CANCELLED:
             self._end(task, CANCELLED)
-        elif task.failures < task.options.retries and not task.expired:
-            task.failures += 1
+        elif task.retries_left():
+            task.set_back().failures += 1
             self._retry(task)
         else:
             report: dict[str, object] = {
-                "timeout": None if task.expired else task.options.timeout,
+                "timeout": None if task.setbacks.expired else task.options.timeout,
                 "attempt": task.attempts,
                 "attempts": task.attempts,
                 "killed": died_in is not None,

@@ -70,7 +70,7 @@ class Recycling(Places):
             return
         seat.ran += count
         if seat.ran >= self._max_tasks:
-            seat.recallable = False
+            seat.recallable = seat.suspect = False  # whatever else it was to leave for: now it does not stay
             self.retire(seat, "max_tasks_per_child")
         self._limit(seat)
 

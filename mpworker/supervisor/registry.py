@@ -110,6 +110,30 @@ class Attempt(NamedTuple):
     report: bytes = b""
 
 
+class Setbacks:
+    """What went wrong with a task so far.
+
+    Attributes:
+        failures: Attempts that failed or were late.
+        crashes: Attempts whose child died.
+        unclaimed_deaths: How often it was the first in line of a child that died with nothing claimed.
+        expired: Its deadline is over.
+        past: The attempts before the one that is told with its end.
+    """
+
+    __slots__ = ("crashes", "expired", "failures", "past", "unclaimed_deaths")
+
+    def __init__(self, failures: int = 0, crashes: int = 0, expired: bool = False) -> None:
+        self.failures = failures
+        self.crashes = crashes
+        self.expired = expired
+        self.unclaimed_deaths = 0
+        self.past: list[Attempt] = []
+
+
+NO_SETBACKS: Final = Setbacks()  # of all tasks that had none: see `Task.set_back`
+
+
 class Task:
     """One task, or one contiguous range of a chunk's items.
 
@@ -122,23 +146,19 @@ class Task:
         attempts: Attempts begun and ended.
         decided: The outcome (a status) that was decided while an attempt runs, 0 for none.
         decided_item: Which item that outcome is for.
-        unclaimed_deaths: How often it was the first in line of a child that died with nothing claimed.
         halted: No further item of this range begins there: CUT or CLOSING, 0 for no.
         order: Its place in line, once it was taken out of that.
-        past: The attempts before the one that is told with its end; None for none.
+        setbacks: What went wrong with it so far, to be read only: `set_back` is to be asked for what may be changed.
         concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for none.
         deadline_at: When it ends, whatever it is at; None for never.
-        expired: That is decided.
     """
 
     __slots__ = (
         "accepted_ns",
         "attempts",
         "cost_ns",
-        "crashes",
         "decided",
         "decided_item",
-        "failures",
         "flags",
         "function",
         "generation",
@@ -147,21 +167,19 @@ class Task:
         "key",
         "options",
         "order",
-        "past",
         "payload",
         "seat",
+        "setbacks",
         "slot",
         "start",
         "state",
         "stop",
-        "unclaimed_deaths",
     )
 
     # Of the few tasks that have more to say than their options: see `DetailedTask`.
     concurrency_key = ""
     concurrency = 1
     deadline_at: float | None = None
-    expired = False
     call_at = 0
     keyed = False
 
@@ -191,19 +209,26 @@ class Task:
         self.stop = items
         self.state = QUEUED
         self.attempts = 0
-        self.failures = 0
-        self.crashes = 0
-        self.unclaimed_deaths = 0
+        self.setbacks = NO_SETBACKS
         self.decided = 0
         self.decided_item = -1
         self.halted = 0
         self.seat: Seat | None = None
         self.order = 0
-        self.past: list[Attempt] | None = None
 
     def __lt__(self, other: "Task") -> bool:
         """Of ranges of one chunk that wait for the same time: see `mpworker.supervisor.timers`."""
         return self.start < other.start
+
+    def set_back(self) -> Setbacks:
+        """Its own setbacks, to be changed."""
+        if self.setbacks is NO_SETBACKS:
+            self.setbacks = Setbacks()
+        return self.setbacks
+
+    def retries_left(self) -> bool:
+        """May another attempt follow one that failed or was late?"""
+        return self.setbacks.failures < self.options.retries and not self.setbacks.expired
 
     def forget_call(self) -> None:
         """It has ended, and is not called again; what it says beyond its call is kept."""
@@ -213,8 +238,9 @@ class Task:
         """A new range of the same chunk, with this one's state and history; it is in no line yet."""
         piece = type(self)(self.key, self.function, self.options, self.payload, self.items, self.flags)
         piece.start, piece.stop = start, stop
-        piece.attempts, piece.failures, piece.crashes = self.attempts, self.failures, self.crashes
-        piece.order, piece.state = self.order, self.state
+        piece.attempts, piece.order, piece.state = self.attempts, self.order, self.state
+        if self.setbacks is not NO_SETBACKS:
+            piece.setbacks = Setbacks(self.setbacks.failures, self.setbacks.crashes, self.setbacks.expired)
         return piece
 
 
@@ -229,7 +255,7 @@ class DetailedTask(Task):
         call_at: Where in its payload what it says ends, and its call begins.
     """
 
-    __slots__ = ("call_at", "concurrency", "concurrency_key", "deadline_at", "expired", "keyed", "run_at")
+    __slots__ = ("call_at", "concurrency", "concurrency_key", "deadline_at", "keyed", "run_at")
 
     def __init__(
         self, key: int, function: Function | None, options: TaskOptions, payload: bytes, items: int = 0, flags: int = 0
@@ -238,7 +264,6 @@ class DetailedTask(Task):
         self.concurrency_key = ""
         self.concurrency = 1
         self.deadline_at = None
-        self.expired = False
         self.run_at: float | None = None
         self.keyed = False
         self.call_at = 0

@@ -227,16 +227,16 @@ class Scheduler(Deaths):
             task.state = COMPLETE[task.state]
             if self.history.any_results:
                 self.history.keep_result(task, payload)
-        elif status in (ERROR, EXITED) and task.failures < task.options.retries and not final and not task.expired:
+        elif status in (ERROR, EXITED) and not final and task.retries_left():
             ended_at = (started_ns + duration_ns) / 1e9
             self._note_attempt(task, Attempt(status, seat.pid, started_ns / 1e9, ended_at, "", payload))
             task.attempts += 1
-            task.failures += 1
+            task.set_back().failures += 1
             self._retry(task, self._asked(seat, task))
             return
         elif status == INTERRUPTED and isinstance(task, DetailedTask) and task.deadline_at is not None:
             task.decided = TIMED_OUT  # it came to the child too late, before our own timer saw that
-            task.expired = True
+            task.set_back().expired = True
             self._decided(task, payload)
             return
         else:
@@ -286,7 +286,7 @@ class Scheduler(Deaths):
         assert isinstance(task, DetailedTask)
         if task.decided == CANCELLED:
             return
-        task.expired = True
+        task.set_back().expired = True
         seat = task.seat
         if seat is None or self._revoke(seat, task):
             self._end(

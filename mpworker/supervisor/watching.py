@@ -104,7 +104,7 @@ class Watch:
             self._event(codec.RETRIED, task, attempt, status, pause, time.monotonic())
 
     def late(self, task: Task) -> None:
-        timeout = None if task.expired else task.options.timeout
+        timeout = None if task.setbacks.expired else task.options.timeout
         why: dict[str, Any] = {"timeout": timeout} if timeout is not None else {"deadline": "passed"}
         self.log(WARNING, "attempt_timed_out", task.key, attempt=task.attempts, **why, **_items(task))
 
