@@ -1,14 +1,16 @@
-"""What a task costs that waits: memory of the supervisor, beyond the pickled call."""
+"""What a task costs that waits: memory of the supervisor, beyond its payload."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.measure import Benchmark, Measure, Settings, Target, Values, in_turn
 from benchmarks.processes import pss_of
 from benchmarks.tasks import noop
 from mpworker import ProcessWorker, Task
-from mpworker.ipc import payload
+from mpworker.ipc import details, payload
 
 FEW, MANY = 1_000, 1_000_000
 ORDERS = 8  # priorities, and queues
@@ -38,6 +40,16 @@ def late(worker: ProcessWorker, start: int, stop: int) -> None:
         worker.register_task(Task(noop, (number,), deadline=3_600.0))
 
 
+def scheduled(worker: ProcessWorker, start: int, stop: int) -> None:
+    for number in range(start, stop):
+        worker.register_task_after(3_600.0, Task(noop, (number,)))
+
+
+def identified(worker: ProcessWorker, start: int, stop: int) -> None:
+    for number in range(start, stop):
+        worker.register_task(Task(noop, (number,), id=f"task {number}"))
+
+
 def noted(worker: ProcessWorker, start: int, stop: int) -> None:
     for number in range(start, stop):
         worker.register_task(Task(noop, (number,), metadata={"tenant": "acme", "number": number}))
@@ -62,14 +74,30 @@ def _measure(submit: Submit) -> Callable[[Settings], Values]:
             worker.submit(time.sleep, 3_600.0)  # the only child is busy
             submit(worker, 0, few)
             before = _pss_when_queued(worker)
-            submit(worker, few, many)
+            with _said() as said:
+                submit(worker, few, many)
             after = _pss_when_queued(worker)
         finally:
             worker.stop_now()
         calls = sum(_pickled(number) for number in range(few, many))
-        return {"memory": (after - before - calls) / (many - few)}
+        return {"memory": (after - before - calls - said()) / (many - few)}
 
     return measure
+
+
+@contextmanager
+def _said() -> Iterator[Callable[[], int]]:
+    """How many bytes of payloads say something of a task besides its call."""
+    total, pack = 0, details.pack
+
+    def counted(said: dict[str, Any], call: bytes) -> bytes:
+        nonlocal total
+        data = pack(said, call)
+        total += len(data) - len(call)
+        return data
+
+    with patch.object(details, "pack", counted):
+        yield lambda: total
 
 
 def _pickled(*args: Any) -> int:
@@ -77,19 +105,21 @@ def _pickled(*args: Any) -> int:
     return len(payload.dumps((args, {})))
 
 
+KINDS: dict[str, Submit] = {
+    "submit": plain,
+    "queue, priority": ordered,
+    "concurrency_key": keyed,
+    "deadline": late,
+    "run_at": scheduled,
+    "id": identified,
+    "metadata": noted,
+    "name, metadata, deadline": named,
+}
+
 BENCHMARK = Benchmark(
-    "queued: memory of the supervisor for each task that waits, beyond its pickled call",
-    (Measure("memory", "B", targets=(Target("submit", 500.0), Target("queue, priority", 500.0))),),
-    in_turn(
-        {
-            "submit": _measure(plain),
-            "queue, priority": _measure(ordered),
-            "concurrency_key": _measure(keyed),
-            "deadline": _measure(late),
-            "metadata": _measure(noted),
-            "name, metadata, deadline": _measure(named),
-        }
-    ),
+    "queued: memory of the supervisor for each task that waits, beyond its payload",
+    (Measure("memory", "B", targets=tuple(Target(name, 500.0) for name in KINDS)),),
+    in_turn({name: _measure(submit) for name, submit in KINDS.items()}),
     base="submit",
     rounds_max=1,
 )

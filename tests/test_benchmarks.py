@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.queued import KINDS
+
 ROOT = Path(__file__).parent.parent
 CONTENDERS = ["mpworker", "ProcessPoolExecutor", "multiprocessing.Pool"]
 MEASURES = {
@@ -96,9 +98,7 @@ def test_the_machine_and_the_targets_are_told(tiny: tuple[str, dict[str, Any]]) 
     assert targets == {
         ("submit", "tasks", "mpworker"): ("ProcessPoolExecutor", 8.0),
         ("roundtrip", "p50", "mpworker"): ("ProcessPoolExecutor", 0.5),
-        ("queued", "memory", "submit"): (None, 500.0),
-        ("queued", "memory", "queue, priority"): (None, 500.0),
-    } | {
+    } | {("queued", "memory", kind): (None, 500.0) for kind in KINDS} | {
         ("depth", measure, each): (each.replace("1,000,000", "1,000"), 1.5)
         for measure in ("supervisor", "time")
         for each in deep

@@ -60,12 +60,12 @@ def as_json(told: dict[str, Any]) -> bytes:
 @pytest.mark.parametrize(
     ("said", "options", "bound"),
     [
-        (None, {}, 500),
-        (None, {"queue": "mail", "priority": 3}, 500),
-        ({"concurrency": ["a key that many tasks share", 2]}, {}, 450),
-        ({"name": "one", "metadata": {"tenant": "acme", "number": 7}}, {}, 450),
-        ({"deadline": 123456.789}, {}, 490),
-        ({"run_at": 123456.789}, {}, 490),
+        (None, {}, 310),
+        (None, {"queue": "mail", "priority": 3}, 310),
+        ({"concurrency": ["a key that many tasks share", 2]}, {}, 360),
+        ({"name": "one", "metadata": {"tenant": "acme", "number": 7}}, {}, 360),
+        ({"deadline": 123456.789}, {}, 445),
+        ({"run_at": 123456.789}, {}, 445),
     ],
     ids=["plain", "in order", "concurrency key", "name, metadata", "deadline", "run_at"],
 )
