@@ -29,7 +29,9 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
     return number
 
 
-def check_seconds(name: str, value: Any, *, optional: bool = False, zero: bool = False) -> float | None:
+def check_seconds(
+    name: str, value: Any, *, optional: bool = False, zero: bool = False, instead: str = ""
+) -> float | None:
     """A number of seconds, as a plain float: any real number will do, but for bool.
 
     Args:
@@ -37,6 +39,7 @@ def check_seconds(name: str, value: Any, *, optional: bool = False, zero: bool =
         value: What was given.
         optional: None is good too: no limit.
         zero: 0 is good too: no waiting.
+        instead: What else it may be, which its caller looks at.
 
     Raises:
         InvalidArgument: It is no real number.
@@ -45,7 +48,8 @@ def check_seconds(name: str, value: Any, *, optional: bool = False, zero: bool =
     if value is None and optional:
         return None
     if not _is_real(value) or value != value:  # noqa: PLR0124  # which NaN alone is not
-        raise InvalidArgument(f"{name} must be a number of seconds{' or None' if optional else ''}, not {shown(value)}")
+        either = " or None" if optional else ""
+        raise InvalidArgument(f"{name} must be a number of seconds{either or instead}, not {shown(value)}")
     unlimited = "; None is no limit" if optional else ""
     if value < 0 or (value == 0 and not zero):
         low = "at least 0 s" if zero else "greater than 0 s"
@@ -55,15 +59,15 @@ def check_seconds(name: str, value: Any, *, optional: bool = False, zero: bool =
     return float(value)
 
 
-def check_number(name: str, value: Any, low: float, high: float) -> float:
-    """A number from low to high, as a plain float.
+def check_number(name: str, value: Any, low: float, high: float, instead: str = "") -> float:
+    """A number from low to high, as a plain float; `instead` as for `check_seconds`.
 
     Raises:
         InvalidArgument: It is no real number.
         ConfigurationError: It is out of bounds.
     """
     if not _is_real(value) or value != value:  # noqa: PLR0124  # which NaN alone is not
-        raise InvalidArgument(f"{name} must be a number from {low:g} to {high:g}, not {shown(value)}")
+        raise InvalidArgument(f"{name} must be a number from {low:g} to {high:g}{instead}, not {shown(value)}")
     if value < low:
         raise ConfigurationError(f"{name} must be at least {low:g}, not {shown(value)}")
     if value > high:

@@ -146,7 +146,7 @@ class Client(Reader):
         if self._closed == "lost":
             raise SupervisorLost(f"the supervisor (pid {self.supervisor.pid}) has died")
         if self._closed:
-            raise WorkerStopped("the worker is stopped and takes no more tasks")
+            raise WorkerStopped("the worker is stopped: it takes no more tasks, and knows of none")
 
     def is_closed(self) -> bool:
         """Is nothing more accepted?"""

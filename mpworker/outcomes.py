@@ -75,7 +75,8 @@ def _raised(report: raised.Raised, subject: str) -> BaseException:
         error = SerializationError(f"{subject} raised {what}; the exception cannot be {why_not}")
         error.raised_type, error.raised_message = report.type_name, report.message
     # Not by the attribute, which a frozen dataclass refuses to set.
-    BaseException.__cause__.__set__(error, RemoteTraceback(report.traceback))  # type: ignore[union-attr]
+    cause = RemoteTraceback(f"{subject}:\n{report.traceback}")
+    BaseException.__cause__.__set__(error, cause)  # type: ignore[union-attr]
     return error
 
 

@@ -220,6 +220,9 @@ class TaskInfo:
     future: "TaskFuture[Any] | None"
 
 
+OR_A_DATETIME: Final = " or a datetime with a time zone"
+
+
 def check_when(name: str, value: Any) -> None:
     """A moment: seconds from now, or a datetime with a time zone; None for none."""
     if isinstance(value, datetime):
@@ -228,7 +231,7 @@ def check_when(name: str, value: Any) -> None:
                 f"{name} must have a time zone, such as datetime.now(timezone.utc) has, not {value!r}"
             )
     elif value is not None:
-        check_seconds(name, value, zero=True)
+        check_seconds(name, value, zero=True, instead=OR_A_DATETIME)
 
 
 def monotonic_at(when: float | datetime | None) -> float | None:

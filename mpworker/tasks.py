@@ -20,6 +20,7 @@ from mpworker.registering import key_of, looking_up, register
 from mpworker.retention import Retention, check_retention
 from mpworker.steps import Steps, answered
 from mpworker.task import (
+    OR_A_DATETIME,
     AttemptInfo,
     Task,
     TaskInfo,
@@ -323,7 +324,9 @@ class Tasks:
             raise _not_found(task_id)
         status = TaskStatus(report["status"])
         if not status.is_final or status is TaskStatus.COMPLETED:
-            raise ConfigurationError(f"task {task_id} is {status.value}: only what failed can be run again")
+            raise ConfigurationError(
+                f"task {task_id} is {status.value}: only what failed, timed out or was cancelled can be run again"
+            )
         client = self._client
         client.refuse_if_closed()
         client.make_room()
@@ -360,7 +363,7 @@ def task_at(when: float | datetime, task: Task[T]) -> Task[T]:
     check_task(task)
     if isinstance(when, datetime):
         return replace(task, run_at=when)
-    at = check_number("when", when, 0.0, EPOCH_MAX)
+    at = check_number("when", when, 0.0, EPOCH_MAX, instead=OR_A_DATETIME)
     return replace(task, run_at=max(0.0, at - time.time()))
 
 

@@ -257,7 +257,7 @@ def test_a_task_that_failed_is_run_again(tmp_path: Path) -> None:
             assert isinstance(again, AsyncTaskFuture)
             assert await again == []
             assert (await w.get_task(again.task_id)).retry_of == failed.task_id
-            with pytest.raises(ConfigurationError, match="only what failed can be run again"):
+            with pytest.raises(ConfigurationError, match="only what failed, timed out or was cancelled can be"):
                 await w.retry_task(again.task_id)
             with pytest.raises(TaskNotFound):
                 await w.retry_task("unknown")

@@ -177,7 +177,7 @@ def test_a_task_that_failed_is_run_again(w: ProcessWorker, tmp_path: Path) -> No
     assert again.result() == []
     info = w.get_task(again.task_id)
     assert (info.retry_of, info.name, info.metadata) == (failed.task_id, "again", {"a": 1})
-    with pytest.raises(ConfigurationError, match="is completed: only what failed can be run again"):
+    with pytest.raises(ConfigurationError, match="is completed: only what failed, timed out or was cancelled can be"):
         w.retry_task(again.task_id)
     with pytest.raises(TaskNotFound):
         w.retry_task("unknown")

@@ -179,6 +179,17 @@ def test_an_exception_in_an_item_arrives_as_itself(pool: ProcessWorker) -> None:
         same(tasks.Two(first, second), result)
 
 
+def test_an_exception_tells_by_its_cause_whose_it_is(pool: ProcessWorker) -> None:
+    future = pool.submit(int, "three")
+    cause = future.exception(LIMIT).__cause__  # type: ignore[union-attr]
+    assert isinstance(cause, RemoteTraceback)
+    assert cause.text.startswith(f'task {future.task_id} ("int"):\n')
+    with pytest.raises(ValueError, match="invalid literal") as caught:
+        list(pool.map(int, ["1", "2", "three"]))
+    assert isinstance(caught.value.__cause__, RemoteTraceback)
+    assert caught.value.__cause__.text.startswith("item 2 of map(int):\n")
+
+
 def test_a_class_that_says_how_it_is_pickled_is_left_alone(pool: ProcessWorker) -> None:
     for kind in (tasks.Reduced, tasks.ReducedEx, tasks.Registered):
         assert vars(failed(pool, kind, 1, 2)) == {"sum": 103}

@@ -398,7 +398,7 @@ def test_a_task_that_failed_can_be_run_again_as_a_new_one(pool: ProcessWorker, t
     info = pool.get_task(new.task_id)
     assert (info.retry_of, info.name, info.metadata, info.queue) == (old.task_id, "flaky", {"a": 1}, "q")
     assert pool.get_task(old.task_id).status is TaskStatus.FAILED
-    with pytest.raises(ConfigurationError, match="is completed: only what failed can be run again"):
+    with pytest.raises(ConfigurationError, match="is completed: only what failed, timed out or was cancelled can be"):
         pool.retry_task(new.task_id)
 
 
@@ -437,7 +437,7 @@ def test_a_cancelled_task_runs_again_only_if_asked(pool: ProcessWorker) -> None:
 
 def test_what_has_not_ended_cannot_be_run_again(pool: ProcessWorker) -> None:
     future = pool.register_task_after(500, Task(len, ("four",)))
-    with pytest.raises(ConfigurationError, match="is scheduled: only what failed can be run again"):
+    with pytest.raises(ConfigurationError, match="is scheduled: only what failed, timed out or was cancelled can be"):
         pool.retry_task(future.task_id)
     future.cancel()
 
@@ -654,7 +654,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"id": 7}, InvalidArgument, "id must be a str, not 7"),
     ({"deadline": -1}, ConfigurationError, "deadline must be at least 0 s, not -1"),
     ({"deadline": datetime(2030, 1, 1)}, ConfigurationError, "deadline must have a time zone"),
-    ({"run_at": "noon"}, InvalidArgument, "run_at must be a number of seconds, not 'noon'"),
+    (
+        {"run_at": "noon"},
+        InvalidArgument,
+        "run_at must be a number of seconds or a datetime with a time zone, not",
+    ),
     ({"metadata": 3}, InvalidArgument, "metadata must be a dict, not 3"),
     ({"concurrency": 0}, ConfigurationError, "concurrency must be at least 1, not 0"),
     ({"concurrency_key": 5}, InvalidArgument, "concurrency_key must be a str, not 5"),
@@ -678,6 +682,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 def test_a_bad_task_is_told(pool: ProcessWorker, options: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         pool.register_task(Task(**{"fn": len} | options))
+
+
+def test_a_bad_moment_is_told(pool: ProcessWorker) -> None:
+    with pytest.raises(InvalidArgument, match=r"when must be .* to 1e\+11 or a datetime with a time zone, not '22:"):
+        pool.register_task_at("22:00", Task(len, ("four",)))  # type: ignore[arg-type]
 
 
 def test_a_bad_retention_is_told(pool: ProcessWorker) -> None:
