@@ -34,7 +34,7 @@ def _at_exit() -> None:
 
 def _drain_all(clients: "list[Client]") -> None:
     for client in clients:
-        client.ending.stop_graceful(None)
+        client.ending.finish(None)
 
 
 def _stop_all(clients: "list[Client]") -> None:

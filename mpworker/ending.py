@@ -78,13 +78,18 @@ class Ending:
 
     def stop_graceful(self, timeout: float | None, cancel_queued: bool = False) -> "StopReport":
         """Finish what was accepted, then end everything; when the time is over first the rest is cancelled."""
+        self.finish(timeout, cancel_queued)
+        return self._report(self._client._forked or self._all_finished())
+
+    def finish(self, timeout: float | None, cancel_queued: bool = False) -> None:
+        """`stop_graceful`, but for its report: importing that would make CPython forget that it ends by Ctrl-C."""
         client = self._client
         if client._forked:
-            return self._report(True)
+            return
         self._stop_within(timeout)
         if client._over:
             self._join_background(self._time_left())
-            return self._report(self._all_finished())
+            return
         if cancel_queued and not self.cancels:
             self._note_unwanted()
             self.cancel_unstarted(self._time_left())
@@ -100,7 +105,6 @@ class Ending:
         else:
             self._note_runs(client.request(RUNS, _ANSWER_SECONDS) if client.recurs else None)
             self._end_now(_ORDERLY_SECONDS, _OVERTIME_SECONDS)
-        return self._report(self._all_finished())
 
     def begin_to_stop(self, timeout: float | None, cancel_queued: bool = False) -> "StopReport":
         """`stop_graceful` in a thread of its own, if it has a time; what is left now."""

@@ -548,9 +548,25 @@ def test_ctrl_c_without_a_block_drains_and_a_second_one_stops(tmp_path: Path) ->
     assert leaks.wait_until(lambda: process.poll() is not None or _waits(process.pid), GUARD)
     assert process.poll() is None
     os.kill(process.pid, signal.SIGINT)
-    _, _, err = end(process)
+    code, _, err = end(process)
+    assert code == -signal.SIGINT
     assert (tmp_path / "done").read_text().count("begun") == 1
     assert "KeyboardInterrupt" in err
+
+
+@pytest.mark.parametrize(
+    "made", ["", "w.submit(abs, -1)", "w.subscribe_results()", "w.set_hooks(Hooks(on_finish=print))"]
+)
+def test_ctrl_c_without_a_block_ends_as_any_ctrl_c(tmp_path: Path, made: str) -> None:
+    # A shell goes on with its next command unless the signal itself has ended this one.
+    code, _, err = end(
+        start(
+            f"from mpworker import Hooks\nw = ProcessWorker(n=1)\n{made}\nos.kill(os.getpid(), 2)\ntime.sleep(60)\n",
+            tmp_path,
+        )
+    )
+    assert code == -signal.SIGINT
+    assert err.splitlines()[-1] == "KeyboardInterrupt"
 
 
 def _waits(pid: int) -> bool:
