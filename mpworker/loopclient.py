@@ -65,7 +65,7 @@ class LoopClient(LineClient):
         over_waiters: Whom to wake when the worker is over, and everything was told.
     """
 
-    __slots__ = ("_soon", "due", "over_waiters")
+    __slots__ = ("_cancels", "_soon", "due", "over_waiters")
 
     ending: LoopEnding
     make_future = LoopFuture
@@ -81,6 +81,7 @@ class LoopClient(LineClient):
         initargs: tuple[Any, ...],
         observing: Observing,
     ) -> None:
+        self._cancels: deque[int] = deque()  # tasks whose futures were cancelled
         self._soon: deque[Callable[[], object]] = deque()  # that the loop is to call
         self.due: deque[LoopFuture] = deque()
         self.over_waiters: list[Wakes] = []
@@ -232,7 +233,13 @@ class LoopClient(LineClient):
         """An awaited future was cancelled, perhaps by a signal handler: cancel its task in the loop."""
         loop = self.loop
         if loop is not None and not loop.is_closed() and key in self.pending:
-            loop.call_soon(self._cancel, key)
+            self._cancels.append(key)
+            loop.call_soon(self._cancel_all_due)
+
+    def _cancel_all_due(self) -> None:
+        while self._cancels:
+            self._cancel(self._cancels[0])
+            self._cancels.popleft()  # last: an interrupt may come before, and a second cancel does no harm
 
     def _cancel(self, key: int) -> None:
         if key in self.pending and not self._drop_from_line(key) and not (self._exited or self._forked):
@@ -243,6 +250,7 @@ class LoopClient(LineClient):
 
         What it says of tasks is completed by what waits in line.
         """
+        self._cancel_all_due()  # whoever has cancelled before he asks sees it
         verb = message["verb"]
         if verb == "cancel" and self._drop_from_line(message["task"]):
             return {"cancelled": True}

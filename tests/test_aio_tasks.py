@@ -280,6 +280,25 @@ def test_all_is_cancelled(gate: Gate) -> None:
     run(main)
 
 
+def test_what_was_cancelled_is_so_for_whoever_asks_next(gate: Gate) -> None:
+    async def main() -> None:
+        async with AsyncProcessWorker(n=1) as w:
+            held = w.submit(pooljobs.hold, gate.folder, "held")
+            await begun(gate)
+            for number in range(10):
+                waits, later = w.submit(abs, -1), await w.register_task_after(60.0, Task(abs, (-1,)))
+                asked = [w.get_task(waits.task_id), w.get_task(later.task_id), w.metrics()]
+                assert waits.cancel()
+                assert later.cancel()
+                first, second, counts = [await question for question in asked]
+                assert (first.status, second.status) == (TaskStatus.CANCELLED, TaskStatus.CANCELLED)
+                assert (counts.queued, counts.scheduled, counts.cancelled) == (0, 0, 2 * number + 2)
+            gate.release()
+            assert await held == "held"
+
+    run(main)
+
+
 def test_who_waits_for_all_finds_every_future_done(gate: Gate) -> None:
     async def main() -> None:
         async with AsyncProcessWorker(n=2) as w:
