@@ -23,8 +23,7 @@ class AsyncControl:
     @like(Control.queues)
     async def queues(self) -> dict[str, QueueState]:
         """As `ProcessWorker.queues`."""
-        answer = await self._client.ask({"verb": "queues"}) or {}
-        return {name: QueueState(**state) for name, state in answer.items()}
+        return await self._client.carry_out_soon(self._pool._telling_queues())
 
     @like(Control.set_queue)
     async def set_queue(self, name: str, **options: Any) -> None:

@@ -148,6 +148,11 @@ class Client(Reader):
         if self._closed:
             raise WorkerStopped("the worker is stopped: it takes no more tasks, and knows of none")
 
+    def refuse_unless_stopped(self) -> None:
+        """Raise if it is over, but not by a stop."""
+        if self._closed != "stopped":
+            self.refuse_if_closed()
+
     def is_closed(self) -> bool:
         """Is nothing more accepted?"""
         return bool(self._closed)

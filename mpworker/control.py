@@ -22,9 +22,20 @@ class Control:
     _client: Client
 
     def queues(self) -> dict[str, QueueState]:
-        """How each queue is just now, by name: those that were configured or had a task. Empty after the stop."""
-        answer = self._client.request({"verb": "queues"}) or {}
-        return {name: QueueState(**state) for name, state in answer.items()}
+        """How each queue is just now, by name: those that were configured or had a task. Empty after the stop.
+
+        Raises:
+            SupervisorLost: The supervisor has died.
+            StartFailed: It never came to work.
+        """
+        return self._client.carry_out(self._telling_queues())
+
+    def _telling_queues(self) -> Steps[dict[str, QueueState]]:
+        """The steps of `queues`."""
+        answer = yield {"verb": "queues"}
+        if answer is None:
+            self._client.refuse_unless_stopped()
+        return {name: QueueState(**state) for name, state in (answer or {}).items()}
 
     def set_queue(self, name: str, **options: Any) -> None:
         """Make a queue, or change one while it is in use.

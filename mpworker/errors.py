@@ -124,9 +124,9 @@ class WorkerCrashed(MPWorkerError, BrokenExecutor):
         signal: The number of the signal that killed it, or 0.
         exit_code: Its exit code, or None if a signal killed it.
         cause: "signal", "exit", "oom" (the kernel's out-of-memory kill), "memory" (more than `memory_limit_hard`),
-            "lease" (no heartbeat), "nursery" (the process
-            that forks the children died), "corrupt" (it wrote nonsense into the memory it shares with the
-            supervisor), "lost" (a chunk's item ended, its result died with the child) or
+            "lease" (no heartbeat), "grace" (it was interrupted, for a timeout or a cancel, and did not end within
+            `grace`), "nursery" (the process that forks the children died), "corrupt" (it wrote nonsense into the
+            memory it shares with the supervisor), "lost" (a chunk's item ended, its result died with the child) or
             "unkillable" (the child survived SIGKILL).
         attempt: The attempt that this death ended, from 1.
     """

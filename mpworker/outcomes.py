@@ -113,6 +113,7 @@ _CAUSES = {
     "oom": "it was killed because memory ran out",
     "memory": "it had more memory than memory_limit_hard and was killed",
     "lease": "it gave no heartbeat within lease_ttl and was killed",
+    "grace": "it was interrupted, did not end within grace and was killed",
     "corrupt": "it wrote nonsense into the memory it shares with the supervisor and was killed",
     "nursery": "the process that forks the children died",
     "lost": "the item had ended, but its result was lost with the child: crash_retries=1 runs it again",

@@ -66,7 +66,7 @@ class Reader:
 
     __slots__ = (
         *("_any_event", "_followers", "_leader", "_room", "_turn", "background"),
-        *("_inbox", "_parts", "_replies", "_settled", "fanout", "pending", "take_out"),
+        *("_inbox", "_parts", "_replies", "_settled", "fanout", "farewell", "pending", "take_out"),
         *("_broken", "_closed", "_exited", "_forked", "_over", "ending", "supervisor"),
         *("_bell", "_fill", "_fits", "_pop", "_push", "_ring", "_ring_room"),
     )
@@ -84,6 +84,7 @@ class Reader:
         self._settled = 0  # how often something has been settled
         self._parts: list[bytes] = []  # of a payload that comes in fragments
         self._replies: dict[int, Reply] = {}
+        self.farewell = b""  # the supervisor's last word: its counts
         self._closed = ""  # why nothing more is accepted: "stopped", "lost", "broken" or "forked"; "" while open
         self._broken: dict[str, Any] | None = None
         self._exited = False  # the supervisor is dead
@@ -370,6 +371,8 @@ class Reader:
         elif kind == codec.BROKEN:
             self._broken = json.loads(data)
             self._closed = "broken"
+        elif kind == codec.FAREWELL:
+            self.farewell = data
 
     def _fail_all(self, status: int, data: bytes) -> None:
         """Nothing more will come: settle what is pending."""

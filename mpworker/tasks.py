@@ -1,6 +1,7 @@
 """The verbs for tasks as objects: register, look up, cancel, run again."""
 
 import base64
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -155,6 +156,8 @@ class Tasks:
         Raises:
             InvalidArgument: One has a wrong type.
             ConfigurationError: There is no such status, or `limit` is out of its bounds.
+            SupervisorLost: The supervisor has died.
+            StartFailed: It never came to work.
         """
         return self._client.carry_out(self._getting_all(status, queue, limit))
 
@@ -166,6 +169,8 @@ class Tasks:
             queue = check_queue_name(queue)
         limit = check_int("limit", limit, 1, LIMIT_MAX)
         answer = yield {"verb": "tasks", "status": status, "queue": queue, "limit": limit}
+        if answer is None:
+            self._client.refuse_unless_stopped()
         infos = []
         for report in answer["tasks"] if answer else []:
             infos.append((yield from self._telling(report)))  # noqa: PERF401  # a comprehension cannot yield
@@ -203,7 +208,11 @@ class Tasks:
     def metrics(self) -> "Metrics":
         """Counts of tasks by where they are and how they ended, since the start.
 
-        After the stop all are 0 but `results_dropped`, `observer_errors` and `observer_drops`.
+        After the stop they are those of its end: what it has cut short was cancelled.
+
+        Raises:
+            SupervisorLost: The supervisor has died, and its counts with it.
+            StartFailed: It never came to work.
         """
         return self._client.carry_out(self._counting())
 
@@ -212,7 +221,10 @@ class Tasks:
         from mpworker.metrics import metrics_from
 
         client = self._client
-        told = (yield {"verb": "metrics"}) or {}
+        told = yield {"verb": "metrics"}
+        if told is None:
+            client.refuse_unless_stopped()
+            told = json.loads(client.farewell or b"{}")  # there was no room for it in the ring of who read nothing
         if client.fanout is not None:
             told["results_dropped"] = client.fanout.dropped
         return metrics_from(told | client.observer.counts(told.pop("middleware_errors", 0)))

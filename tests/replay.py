@@ -10,7 +10,7 @@ from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.recording import EFFECTS, UNIFORM, Encoder
 from mpworker.supervisor.recycling import Recycling
-from mpworker.supervisor.registry import Death, DetailedTask, Function, Seat, Task, TaskOptions, Times
+from mpworker.supervisor.registry import Death, DetailedTask, Function, Seat, Setbacks, Task, TaskOptions, Times
 from mpworker.supervisor.scheduler import Scheduler
 
 SCHEDULERS: Final[dict[str, type[Scheduler]]] = {kind.__name__: kind for kind in (Places, Recycling)}
@@ -124,15 +124,14 @@ class Replay:
             return self._shared.get(told) or self._share(told, Function(told, b""))
         if kind in _RECORDS:
             return _RECORDS[kind](**told)
+        if kind == "Setbacks":
+            return _with(Setbacks(), told | {"past": []})
         return self._task(_TASKS[kind], told)
 
     def _task(self, kind: type[Task], told: dict[str, Any]) -> Task:
-        values = {name: self._value(value) for name, value in told.items() if name != "past"}
+        values = {name: self._value(value) for name, value in told.items()}
         names = ("key", "function", "options", "payload", "items")
-        task = kind(*(values[name] for name in names))
-        for name, value in values.items():
-            setattr(task, name, value)
-        return task
+        return _with(kind(*(values[name] for name in names)), values)
 
     def _seat(self, number: int) -> Seat:
         if number not in self._seats:
@@ -147,6 +146,12 @@ class Replay:
     @staticmethod
     def _new_options(number: int) -> None:
         raise Differs(f"options that were never defined, now number {number}")
+
+
+def _with(made: Any, values: dict[str, Any]) -> Any:
+    for name, value in values.items():
+        setattr(made, name, value)
+    return made
 
 
 def said(name: str, args: list[Any]) -> str:

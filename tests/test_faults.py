@@ -274,6 +274,7 @@ def test_a_timeout_kills_what_takes_no_interrupt(task: Callable[[], Any]) -> Non
             error = future.exception(LIMIT)
             assert isinstance(error, TaskTimeout)
             assert "killed" in str(error)
+        assert w.metrics().crashes == {"grace": 3}
         assert [neighbour.result(LIMIT) for neighbour in neighbours] == [1] * 40
         assert not set(whole(w, 2)) & set(before)
 
@@ -346,6 +347,8 @@ def test_cancel_kills_what_takes_no_interrupt(tmp_path: Path) -> None:
             future.result(LIMIT)
         assert [neighbour.result(LIMIT) for neighbour in neighbours] == [1] * 10
         assert whole(w, 1) != [pid]
+        assert w.metrics().crashes == {"grace": 1}, "nobody takes it for a fault of the task's"
+        assert [attempt.cause for attempt in w.get_task(future.task_id).attempts] == ["grace"]
 
 
 def test_cancel_of_what_has_ended_or_never_was() -> None:

@@ -73,7 +73,8 @@ def _cron(_: "InlineSupervisor", message: Message) -> Message:
 
 def _stop(supervisor: "InlineSupervisor", message: Message) -> None:
     supervisor.draining = True
-    supervisor.dead = supervisor.dead or message["now"]
+    if message["now"]:
+        supervisor.end()
 
 
 def _nothing(*_: object) -> None:

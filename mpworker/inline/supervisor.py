@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from mpworker.child.middleware import Middleware
 from mpworker.context import current
@@ -24,8 +24,12 @@ from mpworker.supervisor.ids import Ids
 from mpworker.supervisor.latency import Latency
 from mpworker.supervisor.lifecycle import COME_DUE, QUEUED, SCHEDULED
 from mpworker.supervisor.registry import DetailedTask, Task
+from mpworker.supervisor.requests import counts_at_the_end
 from mpworker.supervisor.scheduler import Scheduler
 from mpworker.supervisor.watching import Watch
+
+if TYPE_CHECKING:
+    from mpworker.supervisor.loop import Loop
 
 _LOOK_SECONDS: Final = 0.5  # a wait for another thread's task looks up so often
 
@@ -125,10 +129,17 @@ class InlineSupervisor:
 
     def hang_up(self) -> None:
         """It ends."""
-        self.dead = True
+        self.end()
         self.wake()
 
     kill = close = hang_up
+
+    def end(self) -> None:
+        """Nothing more is run; the last word is that of a supervisor."""
+        if not self.dead:
+            counts = counts_at_the_end(cast("Loop", self))
+            self.events.append((codec.FAREWELL, 0, 0, 0, 0, json.dumps(counts).encode()))
+            self.dead = True
 
     def ended_well(self) -> bool:
         """It does."""
@@ -308,7 +319,7 @@ class InlineSupervisor:
                 return False
         # A handler, or the task itself, cannot wait for itself.
         if self.draining and not self.later and (not self.running or thread in self.running):
-            self.dead = True
+            self.end()
             return True
         look_at = [time.monotonic() + _LOOK_SECONDS, *map(_due_at, list(self.later.values()))]
         left = max(0.0, min(look_at) - time.monotonic())

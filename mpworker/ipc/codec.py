@@ -30,6 +30,7 @@ REPLY    supervisor > client              request               0               
 BROKEN   supervisor > client              0                     0                       0
 EVENT    supervisor > client              task                  number                  0
 LOG      supervisor > client              task, 0 for none      number                  0
+FAREWELL supervisor > client: it ends     0                     0                       0
 ======== ================================ ===================== ======================= ============================
 
 FUNCTION, TASK, RANGE, SUBMIT and CHUNK carry a pickle, as do DONE, ITEMS, RESULT and RESULTS when their status says so.
@@ -38,6 +39,7 @@ AFTER goes before the DONE or ITEMS of the attempt that raised Retry.
 REFUSED and BROKEN carry JSON: {"why", "traceback"}, a line and what a failed initializer or preload printed.
 BEGUN is sent of what is WATCHED, when it was claimed. NOTE carries JSON, of a middleware that raised: {"middleware",
 "traceback"}.
+FAREWELL carries JSON: the answer to "metrics" that holds from then on.
 EVENT and LOG are numbered together, those that were dropped included: `mpworker.supervisor.watching`.
 """
 
@@ -70,6 +72,7 @@ BEGUN: Final = 21
 NOTE: Final = 22
 EVENT: Final = 23
 LOG: Final = 24
+FAREWELL: Final = 25
 
 # What a supervisor says on its socket before anything else, for the client to look at if it dies: that it serves, or
 # why it cannot, with the reason as text. One that says nothing was none.

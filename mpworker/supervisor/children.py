@@ -271,7 +271,7 @@ class Children:
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         exit_code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
         if not cause:
-            if child.seat.kill_cause in ("lease", "corrupt", "memory"):
+            if child.seat.kill_cause in ("lease", "corrupt", "memory", "grace"):
                 cause = child.seat.kill_cause
             elif number == signal.SIGKILL and not child.seat.kill_cause and self._oom_kills.take():
                 cause = "oom"

@@ -5,6 +5,8 @@ the loop arms its bells, looks once more, and sleeps in epoll until a bell, a de
 peer: a full ring's records wait in that peer's outbox, and a peer whose ring is corrupt is condemned alone.
 """
 
+import contextlib
+import json
 import select
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +19,7 @@ from mpworker.supervisor.describe import Describer
 from mpworker.supervisor.latency import Latency
 from mpworker.supervisor.nursing import DRAIN, NOW, Nursing
 from mpworker.supervisor.registry import READY
-from mpworker.supervisor.requests import Requests
+from mpworker.supervisor.requests import Requests, counts_at_the_end
 
 if TYPE_CHECKING:
     from mpworker.supervisor.cron import CronDesk
@@ -89,6 +91,7 @@ class Loop(Nursing):
                     self.cron.look(now)
             for bell in bells:
                 bell.disarm()
+        self._say_farewell()
 
     def _turn(self) -> int:
         """Take in what has come and act on it; how many things that were."""
@@ -225,6 +228,12 @@ class Loop(Nursing):
         # Reaped or not: whoever reaps may be frozen, and at the end all is reaped without it.
         if not any(child.stopping and not child.ended for child in children) or now >= self._exit_at:
             self._stopping = NOW
+
+    def _say_farewell(self) -> None:
+        """Nobody can be asked any more: say what is asked most often, if the client has room for it."""
+        with contextlib.suppress(RingCorrupt):
+            self.world.flush_client()
+            self.world.send(codec.FAREWELL, 0, 0, 0, 0, json.dumps(counts_at_the_end(self)).encode())
 
     def close(self) -> None:
         """Kill what is left and leave nothing behind."""

@@ -19,7 +19,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
 from mpworker.supervisor.effects import Effects
-from mpworker.supervisor.registry import GONE, DetailedTask, Function, Seat, Task, TaskOptions
+from mpworker.supervisor.registry import GONE, DetailedTask, Function, Seat, Setbacks, Task, TaskOptions
 from mpworker.supervisor.scheduler import Scheduler
 
 # What only looks: these change nothing, and what they ask the effects is no part of what the scheduler does. All other
@@ -94,10 +94,11 @@ class Encoder:
             return {"seat": value.number}
         if isinstance(value, Task):
             return {
-                type(value).__name__: {
-                    name: self._field(name, getattr(value, name, None)) for name in _SLOTS[type(value)]
-                }
+                type(value).__name__: {name: self.plain(getattr(value, name, None)) for name in _SLOTS[type(value)]}
             }
+        if isinstance(value, Setbacks):
+            told = {name: getattr(value, name) for name in Setbacks.__slots__}
+            return {"Setbacks": told | {"past": len(value.past)}}  # a history for people
         if isinstance(value, Function | TaskOptions):
             return {type(value).__name__: self._number(value)}
         if is_dataclass(value):
@@ -108,11 +109,6 @@ class Encoder:
         if isinstance(value, list | tuple):
             return [self.plain(each) for each in value]
         raise TypeError(f"a {type(value).__name__} cannot be recorded")
-
-    def _field(self, name: str, value: Any) -> Any:
-        if name == "past":  # a history for people
-            return len(value) if value is not None else None
-        return self.plain(value)
 
 
 class Recorder:

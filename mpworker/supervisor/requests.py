@@ -198,6 +198,15 @@ def _metrics(loop: "Loop", message: Message) -> Message:
     }
 
 
+def counts_at_the_end(loop: "Loop") -> Message:
+    """The metrics of a supervisor that ends, and with which everything ends that has no outcome."""
+    told = _metrics(loop, {})
+    for unfinished in ("scheduled", "queued", "running"):
+        told["cancelled"] += told[unfinished]
+        told[unfinished] = 0
+    return told | {"remembered": 0, "queues": dict.fromkeys(told["queues"], 0)}
+
+
 def _retention(loop: "Loop", message: Message) -> Message:
     loop.scheduler.retain(**message["options"], now=time.monotonic())
     return {}
