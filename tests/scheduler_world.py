@@ -347,7 +347,6 @@ class World:
         self.dispatching = False
         # Queues, how much had been accepted before, and what of that was for later and had not come due.
         self.drained: dict[str, tuple[int, set[int]]] = {}
-        self.offered: set[int] = set()  # once, at least
         self.barred: set[Name] = set()  # what had not begun when all that had not was cancelled
         self.sweeping = False  # that is under way
         self.paid: Counter[Name] = Counter()  # deaths that a name may have been blamed for
@@ -778,7 +777,6 @@ class World:
         child.inbox.append(offer)
         if self.dispatching:
             self._check_order(task)
-        self.offered.add(task.key)
         self.log.append(("offer", seat.number, task.key))
 
     def _race(self) -> None:
@@ -793,8 +791,17 @@ class World:
         if (word.generation, word.state) != (generation, rules.CLAIM_OFFERED):
             return False
         word.state = rules.CLAIM_REVOKED
+        self._check_none_is_left_behind(self.children[seat.number], seat.offers[slot])
         self.log.append(("revoke", seat.number))
         return True
+
+    def _check_none_is_left_behind(self, child: Child, task: Task) -> None:
+        """Whoever goes on meanwhile must not begin what comes after something that was taken back."""
+        if self.sweeping or self.accepted[task.key].cancelled or task.setbacks.expired:
+            return  # it ends
+        for offer in child.in_line():
+            alike = offer.task.options.queue == task.options.queue and _rank(offer.task) == _rank(task)
+            assert not alike or offer.generation < task.generation, f"{task.key} is taken back from before {offer.key}"
 
     def peek(self, seat: Seat, slot: int) -> tuple[int, int, float, int]:
         self._race()
@@ -975,12 +982,12 @@ class World:
 
     def _check_order(self, task: Task) -> None:
         """Of what waits in its queue and may start, no other comes first."""
-        mine, fresh = _rank(task), task.key not in self.offered
+        mine = _rank(task)
         for other in self.waiting():
             if other.key == task.key or other.state != QUEUED or other.options.queue != task.options.queue:
                 continue
             assert _rank(other) >= mine or not self.may_start(other), f"{task.key} starts before {other.key}"
-            if fresh and _rank(other) == mine and other.key not in self.offered and type(other) is Task:
+            if _rank(other) == mine and _has_its_first_place(task) and _has_its_first_place(other):
                 assert other.key > task.key, f"{task.key} starts before {other.key}, which came first"
 
     def _check_counts(self) -> None:
@@ -1112,6 +1119,11 @@ class World:
 
 def _rank(task: Task) -> tuple[int, int]:
     return task.options.priority, -task.options.weight
+
+
+def _has_its_first_place(task: Task) -> bool:
+    """Does it stand where it came, of those of its rank?"""
+    return not task.attempts and type(task) is Task
 
 
 def _names(task: Task) -> list[Name]:

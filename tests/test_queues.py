@@ -219,7 +219,7 @@ class AnyOrder(RuleBasedStateMachine):
         plain = next(each for each in OPTIONS if each.queue == "default" and not each.priority and each.weight == 1)
         fifo = deque(self.make(plain, None) for _ in range(adopted))
         self.queues = Queues()
-        self.queues.adopt(fifo)
+        self.queues.adopt(fifo, 0)
         self.offers: list[tuple[Task, tuple[int, ...]]] = []
 
     def make(self, options: TaskOptions, key: tuple[str, int] | None) -> Task:

@@ -62,7 +62,7 @@ class Chunks(Ends):
             elif piece.decided and piece.decided_item < 0 and not count and piece.halted != CLOSING:
                 self._late_before_any_item(piece)
             elif piece.start < piece.stop:
-                self._requeue_first(self._left_over(piece))
+                self._put_back(self._left_over(piece))
             else:
                 self._piece_over(piece)
 

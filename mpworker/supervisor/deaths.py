@@ -71,7 +71,7 @@ class Deaths(Chunks):
         of_itself = death.cause in ("signal", "exit", "oom") and not seat.kill_cause
         if unstarted and not claimed and of_itself and death.exit_code not in ORDERLY_EXITS:
             unstarted = self._died_unclaimed(unstarted, death)
-        self._requeue_first(unstarted)
+        self._put_back(unstarted)
 
     def _died_unclaimed(self, offers: list[Task], death: Death) -> list[Task]:
         """A child died by itself, between two tasks: what of its offers is to begin elsewhere."""

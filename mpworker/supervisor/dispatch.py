@@ -12,6 +12,7 @@ from mpworker.supervisor.registry import READY, DetailedTask, Seat, Task
 BUDGET_NS: Final = 200_000
 STEAL_AFTER: Final = 0.0005
 RELIEVE_AFTER: Final = 0.002
+_RELIEVE_AGAIN_MAX: Final = 0.1  # seconds between looks at children that begin nothing: each is twice the one before
 _OVERTAKINGS_MAX: Final = 8  # in one turn; what is left is for the next
 
 
@@ -25,12 +26,13 @@ def _cost_ns(task: Task) -> int:
 class Dispatch(Order):
     """Offers what waits to whoever has room."""
 
-    __slots__ = ("_relieve_at", "_steal_at")
+    __slots__ = ("_relieve_again", "_relieve_at", "_steal_at")
 
     def __init__(self, effects: Effects) -> None:
         super().__init__(effects)
         self._steal_at: float | None = None
         self._relieve_at = 0.0
+        self._relieve_again = RELIEVE_AFTER
 
     def _dispatch_in_line(self, now: float) -> None:
         queue = self._queue
@@ -108,28 +110,36 @@ class Dispatch(Order):
         queues.offered(task)
         self._offer(seat, task, _cost_ns(task), now)
 
+    def relief_at(self) -> float | None:
+        """When to look for offers that wait behind long tasks; None while none can."""
+        return self._relieve_at if self._crowded and len(self._seats) > 1 else None
+
     def _relieve(self, now: float) -> None:
         """Offers behind a task that has run for long are for others, who would else go on with what comes after them.
 
         Its child is given nothing more ahead: what is offered there has the cost of all the budget.
         """
-        self._relieve_at = now + RELIEVE_AFTER
+        behind: list[Task] = []
+        works = False
         for seat in self._seats.values():
             if len(seat.offers) > 1:
                 first = next(iter(seat.offers.values()))
                 began = self.claimed_at(seat, first)
+                works = works or began is not None
                 if began is not None and now - began >= RELIEVE_AFTER:
                     more_ns = max(0, BUDGET_NS - first.cost_ns)
                     first.cost_ns += more_ns
                     seat.load_ns += more_ns
-                    self._requeue_first([task for task in list(seat.offers.values())[1:] if self._revoke(seat, task)])
+                    behind += list(seat.offers.values())[1:]
+        self._relieve_again = RELIEVE_AFTER if works else min(2 * self._relieve_again, _RELIEVE_AGAIN_MAX)
+        self._relieve_at = now + self._relieve_again
+        self._return_unclaimed(behind)
 
     def _steal(self, now: float) -> None:
         """Take offers from behind long tasks: as many as the idle children have room for, and for them alone."""
         self._steal_at = None
         if self._queues is not None:  # which says who of them goes first
-            for seat in self._seats.values():
-                self._requeue_first([task for task in list(seat.offers.values())[1:] if self._revoke(seat, task)])
+            self._return_unclaimed(task for seat in self._seats.values() for task in list(seat.offers.values())[1:])
             return
         shares: dict[Seat, list[Task]] = {seat: [] for seat in self._idle}
         loads_ns = dict.fromkeys(shares, 0)
@@ -146,6 +156,7 @@ class Dispatch(Order):
                     break
                 if self._effects.revoke(seat, task.slot, task.generation):
                     self._take_back(seat, task)
+                    task.order = task.place()[0]
                     task.state = RETURN[task.state]
                     shares[thieves[0]].append(task)
                     loads_ns[thieves[0]] += cost_ns

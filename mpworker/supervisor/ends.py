@@ -106,6 +106,7 @@ class Ends(Interrupts):
             backoff = task.options.backoff
             pause = backoff.pause(task.attempts, self._uniform()) if backoff is not None else 0.0
         task.decided = 0
+        task.order = 0  # it goes to the end of the line
         self.retries += 1
         if self.watcher is not None:
             self.watcher.retried(task, pause)

@@ -25,8 +25,6 @@ class Interrupts(Dispatch):
         """Offer what waits to whoever has room."""
         if self._pausing:
             self._schedule(now)
-        if self._crowded and now >= self._relieve_at and len(self._seats) > 1:
-            self._relieve(now)
         if self._queues is not None:
             self._dispatch_in_order(self._queues, now)
         else:
@@ -105,16 +103,10 @@ class Interrupts(Dispatch):
 
         What waits behind it is taken back first, so that nothing begins between this look and the kill.
         """
-        unstarted: list[Task] = []
-        gone_on = False
-        for task in [task for task in seat.offers.values() if not task.decided]:
-            if self._effects.revoke(seat, task.slot, task.generation):
-                self._take_back(seat, task)
-                unstarted.append(task)
-            elif self._effects.peek(seat, task.slot)[:2] == (task.generation, CLAIM_CLAIMED):
-                gone_on = True
-        self._requeue_first(unstarted)
-        if gone_on:
+        others = [task for task in seat.offers.values() if not task.decided]
+        self._return_unclaimed(others)
+        left = [task for task in others if task.seat is seat]
+        if any(self._effects.peek(seat, task.slot)[:2] == (task.generation, CLAIM_CLAIMED) for task in left):
             seat.kill_at = None
             seat.kills.clear()
         else:

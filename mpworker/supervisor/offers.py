@@ -14,6 +14,7 @@ The scheduler is built in layers, a class and a file each, and each knows only t
 All of them are one object: a call from one layer to another costs what a call of a method does.
 """
 
+import heapq
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -36,6 +37,7 @@ class Offers:
         "_crowded",
         "_dead",
         "_effects",
+        "_generation",
         "_idle",
         "_next_at",
         "_pausing",
@@ -65,6 +67,7 @@ class Offers:
         self.scheduled = 0  # tasks, not parts of a map, that wait for their time
         self._seats: dict[int, Seat] = {}
         self._idle: dict[Seat, None] = {}  # an ordered set
+        self._generation = 0  # of the last offer
         self._crowded = 0  # children that hold an offer behind another
         self._next_at: float | None = None  # of all seats' own times; may be too early, never too late
 
@@ -86,7 +89,7 @@ class Offers:
     def _in_order(self) -> Queues:
         if self._queues is None:
             self._queues = self._planned
-            self._queues.adopt(self._queue)
+            self._queues.adopt(self._queue, self._generation)
             self._put = self._queues.append
             for seat in self._seats.values():
                 for task in seat.offers.values():
@@ -107,14 +110,27 @@ class Offers:
         for started_at, _, task in sorted(claims, key=lambda claim: claim[:2]):
             queues.claimed(task, started_at)
 
-    def _requeue_first(self, tasks: Iterable[Task]) -> None:
-        """Back to the head of the queue, in this order."""
-        for task in reversed(list(tasks)):
+    def _put_back(self, tasks: Iterable[Task]) -> None:
+        """What was offered waits in line again, where it was: before all that never was."""
+        back = sorted(tasks, key=Task.place)
+        for task in back:
+            task.order = task.place()[0]
             task.state = RETURN[task.state]
-            if self._queues is not None:
+        if self._queues is not None:
+            for task in back:
                 self._queues.put_back(task)
+        elif back:
+            self._queue.extendleft(reversed(list(heapq.merge(self._came_back(), back, key=Task.place))))
+
+    def _came_back(self) -> Iterable[Task]:
+        """Take the head of the FIFO that came back before."""
+        queue = self._queue
+        while queue and queue[0].order:
+            task = queue.popleft()
+            if task.state == QUEUED:
+                yield task
             else:
-                self._queue.appendleft(task)
+                self._dead -= 1
 
     def _leave_line(self, task: Task, event: Event) -> None:
         """A task ends; if it waits, in whatever line, that is one fewer there."""
@@ -144,7 +160,8 @@ class Offers:
         elif len(offers) == 1:
             self._crowded += 1
         slot = task.slot = seat.free.pop()
-        task.generation = seat.generation = seat.generation + 1
+        self._generation += 1
+        task.generation = self._generation
         task.state = OFFER[task.state]
         task.seat = seat
         task.cost_ns = cost_ns
@@ -160,6 +177,14 @@ class Offers:
             self._take_back(seat, task)
             return True
         return False
+
+    def _return_unclaimed(self, offers: Iterable[Task]) -> None:
+        """Those of these offers that no child has claimed wait in line again.
+
+        The last one is taken back first: a child that goes on meanwhile begins the next one, and none behind that.
+        """
+        last_first = sorted(offers, key=lambda task: task.generation, reverse=True)
+        self._put_back([task for task in last_first if task.seat is not None and self._revoke(task.seat, task)])
 
     def _take_back(self, seat: Seat, task: Task) -> None:
         """The offer is over: revoked, answered, or its child is dead."""

@@ -1,7 +1,7 @@
 """In which order tasks start, and which may not start now: queues, rates, pauses and drains."""
 
 from mpworker.supervisor.effects import Effects
-from mpworker.supervisor.lanes import Rank, rank_of
+from mpworker.supervisor.lanes import rank_of
 from mpworker.supervisor.lifecycle import SCHEDULED
 from mpworker.supervisor.offers import Offers
 from mpworker.supervisor.queues import DEFAULT_QUEUE, DEFAULT_RANK, Queues
@@ -30,13 +30,13 @@ class Order(Offers):
             # All that has come is of the default queue, in which nothing changes: the FIFO stands, and costs less.
             self._planned.configure(name, weight, max_running, rate, burst, now)
             return
-        self._return_unclaimed([name], cut=rate is not None)
+        self._withdraw([name], cut=rate is not None)
         self._in_order().configure(name, weight, max_running, rate, burst, now)
 
     def limit_rate(self, rate: float | None, burst: int, now: float) -> None:
         """At most so many starts per second, and so many at once; None for no limit."""
         if rate is not None or self._queues is not None:
-            self._return_unclaimed(None, cut=rate is not None)
+            self._withdraw(None, cut=rate is not None)
             self._in_order().limit_rate(rate, burst, now)
 
     def pause(self, names: list[str] | None) -> None:
@@ -45,7 +45,7 @@ class Order(Offers):
             return
         queues = self._in_order()
         queues.pause(names, True)
-        self._return_unclaimed(names, cut=True)
+        self._withdraw(names, cut=True)
 
     def drain_queues(self, names: list[str] | None) -> None:
         """What comes to these queues (None: to all) from now on does not start before `resume`. Not in a stop."""
@@ -82,7 +82,7 @@ class Order(Offers):
         """
         if not self._closing:
             self._in_order().on_hold = True
-            self._return_unclaimed(None, cut=False)
+            self._withdraw(None, cut=False)
 
     def go_on(self) -> None:
         """The end of `hold`."""
@@ -113,19 +113,16 @@ class Order(Offers):
     def _let_overtake(self, queues: Queues) -> None:
         """What no child has begun goes behind what has come since and is to start before it."""
         for name, first in list(queues.overtaken.items()):
-            last: Rank | None = None
-            for seat in self._seats.values():
-                overtaken: list[Task] = []
-                for task in [task for task in seat.offers.values() if task.options.queue == name]:
-                    rank = rank_of(task.options)
-                    if first < rank and self._revoke(seat, task):
-                        overtaken.append(task)
-                    elif last is None or last < rank:
-                        last = rank
-                self._requeue_first(overtaken)
-            queues.offers_left(name, last)
+            offers = self._offers_of([name])
+            self._return_unclaimed([task for task in offers if first < rank_of(task.options)])
+            left = (rank_of(task.options) for task in offers if task.seat is not None)
+            queues.offers_left(name, max(left, default=None))
 
-    def _return_unclaimed(self, names: list[str] | None, cut: bool) -> None:
+    def _offers_of(self, names: list[str] | None) -> list[Task]:
+        offers = (task for seat in self._seats.values() for task in seat.offers.values())
+        return [task for task in offers if names is None or task.options.queue in names]
+
+    def _withdraw(self, names: list[str] | None, cut: bool) -> None:
         """Offers of these queues (None: of all) that no child has claimed wait in line again.
 
         Args:
@@ -134,12 +131,9 @@ class Order(Offers):
         """
         queues = self._in_order()
         self._tell_claims(queues)
-        for seat in self._seats.values():
-            unclaimed: list[Task] = []
-            for task in [task for task in seat.offers.values() if names is None or task.options.queue in names]:
-                if self._revoke(seat, task):
-                    unclaimed.append(task)
-                elif cut and task.items and not task.halted:
-                    self._halt(seat, task, CUT)
-            self._requeue_first(unclaimed)
+        offers = self._offers_of(names)
+        self._return_unclaimed(offers)
+        for task in offers:
+            if cut and task.seat is not None and task.items and not task.halted:
+                self._halt(task.seat, task, CUT)
         self._tell_claims(queues)

@@ -14,7 +14,7 @@ can be made while it exits.
 
 from typing import Final
 
-from mpworker.supervisor.registry import CUT, DYING, LEAVING, READY, STARTING, Seat, Task
+from mpworker.supervisor.registry import CUT, DYING, LEAVING, READY, STARTING, Seat
 from mpworker.supervisor.scheduler import Scheduler
 
 # Who goes first: whoever will be gone anyway, has the least to lose, or the least to do.
@@ -59,10 +59,8 @@ class Places(Scheduler):
         self._idle.pop(seat, None)
         if not seat.offers:
             self._dismiss(seat)
-        unstarted: list[Task] = []
-        for task in list(seat.offers.values()):
-            if self._revoke(seat, task):
-                unstarted.append(task)
-            elif task.items:
+        offers = list(seat.offers.values())
+        self._return_unclaimed(offers)
+        for task in offers:
+            if task.seat is seat and task.items:
                 self._halt(seat, task, CUT)
-        self._requeue_first(unstarted)

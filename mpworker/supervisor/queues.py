@@ -68,14 +68,21 @@ class Queues:
         self._count = 0
         self._queue(DEFAULT_QUEUE)
 
-    def adopt(self, fifo: deque[Task]) -> None:
-        """The first tasks that come are all of this line: of the default queue, priority 0 and weight 1."""
+    def adopt(self, fifo: deque[Task], taken: int) -> None:
+        """The first tasks that come are all of this line: of the default queue, priority 0 and weight 1.
+
+        Args:
+            fifo: The line.
+            taken: A number that is greater than the `order` of any task that was in it.
+        """
+        self._taken = itertools.count(taken + 1)
         queue = self._queue(DEFAULT_QUEUE)
         lane = queue.lanes[DEFAULT_RANK] = Lane(queue, DEFAULT_RANK, fifo)
         lane.purge()
-        queue.count = self._count = len(fifo)
-        if fifo:
-            queue.line.append(lane)
+        while fifo and fifo[0].order:  # they had been taken before
+            self._put_early(lane, fifo.popleft())
+        queue.count = self._count = len(lane)
+        queue.line = [lane] if lane else []
         self._look_at(queue)
 
     # ------------------------------------------------------------ the queues

@@ -147,7 +147,7 @@ class Task:
         decided: The outcome (a status) that was decided while an attempt runs, 0 for none.
         decided_item: Which item that outcome is for.
         halted: No further item of this range begins there: CUT or CLOSING, 0 for no.
-        order: Its place in line, once it was taken out of that.
+        order: Its place in line, once it was taken out of that by `Queues`, or has come back; 0 before.
         setbacks: What went wrong with it so far, to be read only: `set_back` is to be asked for what may be changed.
         concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for none.
         deadline_at: When it ends, whatever it is at; None for never.
@@ -183,7 +183,7 @@ class Task:
     call_at = 0
     keyed = False
 
-    # Of its offer, if `seat` says that it has one.
+    # Of its offer, if `seat` says that it has one; the generation is greater than that of any offer before.
     slot: int
     generation: int
     cost_ns: int
@@ -215,6 +215,14 @@ class Task:
         self.halted = 0
         self.seat: Seat | None = None
         self.order = 0
+
+    def place(self) -> tuple[int, int]:
+        """Where it was in line, if it was ever taken out of that: before all that never were, and by this.
+
+        As long as one FIFO says who is next, offers are made in that order. So the first one tells its place, which is
+        kept in `order` when it comes back.
+        """
+        return self.order or self.generation, self.start
 
     def __lt__(self, other: "Task") -> bool:
         """Of ranges of one chunk that wait for the same time: see `mpworker.supervisor.timers`."""
@@ -304,7 +312,6 @@ class Seat:
     state: int = STARTING
     offers: dict[int, Task] = field(default_factory=dict)
     free: list[int] = field(default_factory=list)
-    generation: int = 0
     load_ns: int = 0
     timeout_at: float | None = None
     kill_at: float | None = None

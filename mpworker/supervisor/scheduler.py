@@ -258,7 +258,7 @@ class Scheduler(Deaths):
         """When `timer` must be called next, None for never."""
         at = self._next_at
         slowed = self._queues.wake_at if self._queues is not None else None
-        timers = (self._scheduled.next_at, self._deadlines.next_at, self._clean_at)
+        timers = (self._scheduled.next_at, self._deadlines.next_at, self._clean_at, self.relief_at())
         for other in (self._steal_at, self._leases.next_at, slowed, *timers):
             if other is not None and (at is None or other < at):
                 at = other
@@ -274,6 +274,9 @@ class Scheduler(Deaths):
                 self._look_at_seat(seat, now)
         if self._steal_at is not None and now >= self._steal_at:
             self._steal(now)
+        relief_at = self.relief_at()
+        if relief_at is not None and now >= relief_at:
+            self._relieve(now)
         self._queue_scheduled(now)
         for task in self._deadlines.due(now):
             self._expire(task, now)
