@@ -4,6 +4,7 @@ import math
 from collections import Counter, deque
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -468,12 +469,29 @@ def test_who_had_nothing_to_do_has_no_claim_to_what_others_had() -> None:
     assert order.ages()[0] < 100
 
 
+def test_who_alone_has_work_need_not_wait_for_a_far_slot_of_his_own() -> None:
+    weights = {"light": 1, "heavy": 3}
+    wheel, other = turns(weights, {}), turns(weights, {})
+    for _ in range(7):
+        assert wheel.peek(["light"]) == "light"
+        wheel.take()
+    for _ in range(12):
+        assert wheel.peek(weights) == other.peek(weights), "meanwhile it stood still"
+        wheel.take()
+        other.take()
+    assert wheel.ages()["heavy"] <= 1
+
+
 # ------------------------------------------------------------ claims that a rate waits for
 
 
-def test_a_claim_that_does_not_come_is_looked_for_less_and_less_often() -> None:
+@pytest.mark.parametrize("rate_of", ["all", "default"])
+def test_a_claim_that_does_not_come_is_looked_for_less_and_less_often(rate_of: str) -> None:
     queues = Queues()
-    queues.limit_rate(1_000_000.0, 1, 0.0)
+    if rate_of == "all":
+        queues.limit_rate(1_000_000.0, 1, 0.0)
+    else:
+        queues.configure(rate_of, 1, None, 1_000_000.0, 1, 0.0)
     tasks = [Task(number, None, TaskOptions(), b"") for number in range(3)]
     for task in tasks:
         queues.append(task)

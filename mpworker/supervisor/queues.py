@@ -275,7 +275,7 @@ class Queues:
         """What is to be offered next, if anything may be; it stays in line until `take`."""
         if self._paused or self.on_hold:
             return None
-        if self._bucket is not None and not self._may_go(self._bucket, now):
+        if self._bucket is not None and self._free_at(self._bucket, now) > now:
             self._slow = self._slow or bool(self._ready or self._slowed)
             return None
         if self._slowed:
@@ -285,8 +285,8 @@ class Queues:
             task = self._head(queue)
             if task is None:
                 del self._ready[queue]
-            elif queue.bucket is not None and not self._may_go(queue.bucket, now):
-                queue.free_at = queue.bucket.free_at(now)
+            elif queue.bucket is not None and (at := self._free_at(queue.bucket, now)) > now:
+                queue.free_at = at
                 queue.slow = True
                 self._slowed[queue] = None
                 del self._ready[queue]
@@ -323,7 +323,8 @@ class Queues:
             self._wheel.take()
         self._look_at(queue)
 
-    def _may_go(self, bucket: Bucket, now: float) -> bool:
+    def _free_at(self, bucket: Bucket, now: float) -> float:
+        """When to ask this again, if that is later than now."""
         at = bucket.free_at(now)
         if at > now:
             # With all tokens out the answer depends on when the children claim, which no event tells.
@@ -333,7 +334,7 @@ class Queues:
                     self._look_after = min(2 * self._look_after, _LOOK_AGAIN_MAX)
                 at = max(at, self._claims_at)
             self._wake(at)
-        return at <= now
+        return at
 
     def _wake(self, at: float) -> None:
         if self.wake_at is None or at < self.wake_at:

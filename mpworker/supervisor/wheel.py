@@ -21,7 +21,7 @@ skipped, which only brings the others' turns nearer.
 """
 
 import math
-from collections.abc import Container, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
 from typing import Final, Generic, TypeAlias, TypeVar
@@ -216,11 +216,15 @@ class MostBehind(_Turns[K]):
 class Wheel(_Turns[K]):
     """An order that keeps the promise, slot by slot.
 
+    As long as one queue alone has work it stands still.
+
     Args:
         weights: Of each queue, from 1 on.
         ages: As for `turns`.
         rule: How far to look ahead, and with which bias.
     """
+
+    _key: K  # that `peek` has found, in this slot
 
     def __init__(self, weights: Mapping[K, int], ages: Mapping[K, int], rule: tuple[int, float]) -> None:
         super().__init__(weights, ages)
@@ -232,7 +236,7 @@ class Wheel(_Turns[K]):
         self._turns = 0
         self._repeats = False
         self._at = 0
-        self._found = 0
+        self._found: int | None = 0
 
     def _slot(self, at: int) -> K:
         while not self._repeats and at >= len(self._slots):
@@ -247,17 +251,23 @@ class Wheel(_Turns[K]):
         self._repeats = state == self._state
         self._state = state
 
-    def peek(self, ready: Container[K]) -> K:
+    def peek(self, ready: Collection[K]) -> K:
         """Whose turn it is among those that have work; there must be one."""
+        if len(ready) == 1:  # who is alone needs no slot, and it may be far to his own
+            self._found = None
+            (self._key,) = ready
+            return self._key
         at = self._at
         while (key := self._slot(at)) not in ready:
             at += 1
-        self._found = at
+        self._found, self._key = at, key
         return key
 
     def take(self) -> None:
         """Who was told by `peek` has started something."""
-        self._started(self._slot(self._found))
+        self._started(self._key)
+        if self._found is None:
+            return
         self._at = self._found + 1
         if self._repeats:
             self._at %= self._turn
