@@ -97,7 +97,7 @@ class AsyncSubscription(Buffered):
         self._client.call_soon(self._end)
 
     def _end(self) -> None:
-        self._fanout.tell_hold()
+        self._fanout.tell()
         wake_all(self._waiters)
 
 
@@ -113,4 +113,4 @@ class LoopFanout(Fanout):
     def _died(self, number: int) -> None:
         self.remove(number)
         if not self.client.is_fork():
-            self.client.call_soon(self.tell_hold)
+            self.client.call_soon(self.tell)

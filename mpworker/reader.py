@@ -368,6 +368,10 @@ class Reader:
                 self._replies.pop(a, None)
         elif kind in (codec.EVENT, codec.LOG):
             self.observer.take(kind, flags & codec.LOW, a, b, data)
+        elif kind == codec.RUN and self.fanout is not None:
+            self.fanout.run_begins(a, b, data)
+        elif kind == codec.RAN and self.fanout is not None:
+            self.fanout.run_ends(a, flags & codec.LOW, data)
         elif kind == codec.BROKEN:
             self._broken = json.loads(data)
             self._closed = "broken"
@@ -380,6 +384,8 @@ class Reader:
         for key, future in list(self.pending.items()):
             future.settle(status, data)
             self.take_out(key, None)
+        if self.fanout is not None:
+            self.fanout.all_runs_end(status, data)
         self.take_out(0, None)  # nobody's key: what an interrupt has kept from the subscriptions goes to them now
         for reply in list(self._replies.values()):
             reply.settle({"lost": True})

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, tzinfo
 from functools import partial
@@ -128,6 +129,9 @@ class CronView:
             deadline=task.deadline,
             rules=rules,
         )
+        if client.fanout is not None:
+            with suppress(RuntimeError):  # no thread is left: then whoever takes results reads them
+                client.fanout.watch_all()
 
 
 class CronWorker:
@@ -269,6 +273,7 @@ def asking_cron(client: "Client", op: str, name: str | None = None, **fields: An
     answer = yield from answered(client, {"verb": "cron", "op": op, "name": name, **fields})
     error = answer.get("error")
     if error == "nobody":
+        client.recurs = False
         raise ConfigurationError("with debug=True nobody keeps the time: nothing recurs")
     if error == "exists":
         raise ConfigurationError(f"a cron task {name!r} is registered already: remove_cron_task({name!r}) first")

@@ -112,6 +112,7 @@ class Buffered(WaitedFor):
         self._append = self._buffer.append
         self._came = self._taken = 0  # into the buffer and out of it; so many are in it as the two differ
         self._dropped = 0
+        self._left_out = fanout.left_out
         self._seen = fanout.published  # the number of the last result that was looked at
         self._closed = False
         self.full = False  # so that nothing may start: set when it is full, cleared when it is half empty
@@ -120,12 +121,16 @@ class Buffered(WaitedFor):
 
     @property
     def dropped(self) -> int:
-        """How many results of its filter it had no room for; always 0 with `policy="block"`."""
-        return self._dropped
+        """How many results of its filter it had no room for; always 0 with `policy="block"`.
+
+        Besides, runs of recurring tasks of which nothing was sent, because this process has read nothing for so long
+        that 100,000 records waited for it.
+        """
+        return self._dropped + self._fanout.left_out - self._left_out
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self._came - self._taken} of {self._size}"
-        return f"<{type(self).__name__} {state}, {self._dropped} dropped>"
+        return f"<{type(self).__name__} {state}, {self.dropped} dropped>"
 
     # ------------------------------------------------------------ in
 
@@ -155,7 +160,7 @@ class Buffered(WaitedFor):
                 self._dropped += 1
                 self._fanout.dropped += 1
         if self.full:
-            self._fanout.tell_hold()
+            self._fanout.tell()
         if self._waiters:
             wake_all(self._waiters)
 
@@ -172,7 +177,7 @@ class Buffered(WaitedFor):
             if self._came - self._taken <= self._size >> 1:
                 self.full = False
         if self._blocks:
-            self._fanout.tell_hold_for_sure()
+            self._fanout.tell_for_sure()
         return result
 
     def _take_or_end(self) -> tuple[TaskResult | None, bool]:
@@ -279,7 +284,7 @@ class Subscription(Buffered):
                 pass  # the worker is over
 
     def _tell_of_end(self) -> None:
-        self._fanout.tell_hold_for_sure()
+        self._fanout.tell_for_sure()
         wake_all(self._waiters)
         self._client.wake_everybody()  # the one that reads the ring may wait for this
         self._client.background.look()

@@ -15,6 +15,11 @@ interrupt. So that each subscription still sees each result once, and in one ord
 With `policy="block"` nothing is dropped and the pool is held up instead: while such a subscription is full the
 supervisor starts nothing more of this client. It is told so by whoever fills it, and by whoever empties it that it may
 go on. What has begun, or ended, by the time that it hears of it is still taken in.
+
+Of a run of a recurring task nobody here has a future. While there is a subscription the supervisor announces each run,
+those that are under way at first, and later tells how it ended; from the one to the other there is a future of it here,
+which is not among what is pending: nobody waits for it. Announcements come in the order of the runs' numbers, so none
+is taken in twice.
 """
 
 import itertools
@@ -26,12 +31,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.checks import check_int
+from mpworker.ending import RUNS
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.future import TaskFuture
-from mpworker.ipc import codec
 from mpworker.outcomes import FINAL_STATUSES, final_status
 from mpworker.queues import check_queue_name
 from mpworker.results import BLOCK, POLICIES, Buffered, Subscription, TaskResult
+from mpworker.words import Word
 
 if TYPE_CHECKING:
     from mpworker.client import Client
@@ -39,6 +45,8 @@ if TYPE_CHECKING:
 BUFFER_MAX: Final = 1 << 24
 _HOLD: Final = json.dumps({"verb": "hold"}).encode()
 _GO_ON: Final = json.dumps({"verb": "go_on"}).encode()
+_LISTEN: Final = json.dumps({"verb": "listen", "on": True}).encode()
+_DO_NOT: Final = json.dumps({"verb": "listen", "on": False}).encode()
 
 
 class Fanout:
@@ -50,6 +58,8 @@ class Fanout:
     Attributes:
         published: How many results have been offered to all of them.
         dropped: How many one of them had no room for, those of closed ones included.
+        left_out: How many runs of recurring tasks the supervisor has not told of, as nothing was read here.
+        hold: Whether nothing shall start.
     """
 
     subscription: type[Buffered] = Subscription
@@ -63,8 +73,11 @@ class Fanout:
         self._subscriptions: dict[int, weakref.ref[Buffered]] = {}
         self._numbers = itertools.count()
         self._watched: dict[int, None] = {}  # those for which the background thread reads
-        self._told: bool | None = False  # whether the supervisor holds, as far as that is known
-        self._tells = 0
+        self._runs: dict[int, TaskFuture[Any]] = {}  # of recurring tasks, that have not ended
+        self._newest_run = 0
+        self.left_out = 0
+        self.hold = Word(client, self._is_full, _HOLD, _GO_ON)
+        self._listens = Word(client, self._has_any, _LISTEN, _DO_NOT)
 
     # ------------------------------------------------------------ results
 
@@ -72,6 +85,36 @@ class Fanout:
         """Take what has ended out of `pending`, and offer it to the subscriptions."""
         self._log.extend(map(self._pop, (key,), (default,)))  # one native call: see the module's docstring
         self._offer_each()
+
+    def run_begins(self, key: int, left_out: int, data: bytes) -> None:
+        """A run of a recurring task is announced; it may be told twice, and late.
+
+        Args:
+            key: Its number.
+            left_out: How many runs have not been told of so far.
+            data: Its name and queue.
+        """
+        said = json.loads(data)
+        future: TaskFuture[Any] = TaskFuture(self.client, key, said["name"])  # also in a loop: nobody awaits it
+        future.queue = said["queue"]
+        if key > self._newest_run:  # no call from here on
+            self._newest_run = key
+            self._runs[key] = future
+            self.dropped += left_out - self.left_out
+            self.left_out = left_out
+
+    def run_ends(self, key: int, status: int, data: bytes) -> None:
+        """A run that was announced has ended; it may be told twice, and late."""
+        future = self._runs.get(key)
+        if future is not None:
+            future.settle(status, data)
+        self._log.extend(map(self._runs.pop, (key,), (None,)))  # as in `take_out`
+        self._offer_each()
+
+    def all_runs_end(self, status: int, data: bytes) -> None:
+        """The worker is over, and with it what runs."""
+        for key in tuple(self._runs):
+            self.run_ends(key, status, data)
 
     def _offer_each(self) -> None:
         log = self._log
@@ -113,7 +156,7 @@ class Fanout:
     def _died(self, number: int) -> None:
         """It was dropped, wherever that was: nobody waits here, as somebody may hold anything."""
         self.remove(number)
-        self.tell_hold_for_sure()
+        self.tell_for_sure()
 
     def watch(self, number: int) -> None:
         """Have the background thread read for it, as nobody else may."""
@@ -122,48 +165,42 @@ class Fanout:
             self.client.background.watched += 1  # no call since the look: see `mpworker.reader`
         self.client.background.need()
 
+    def watch_all(self) -> None:
+        """Have it read for each that there is."""
+        for number in tuple(self._subscriptions):
+            self.watch(number)
+
     def _unwatch(self, number: int) -> None:
         if number in self._watched:
             del self._watched[number]
             self.client.background.watched -= 1  # no call since the look
 
-    # ------------------------------------------------------------ holding up the pool
+    # ------------------------------------------------------------ what the supervisor is told
 
-    def tell_hold(self) -> bool:
-        """Tell the supervisor whether anything may start, if that has changed; False if there is no room to say it.
+    def _is_full(self) -> bool:
+        return any(each.full for each in self._living())
 
-        Whoever has filled or emptied a subscription calls this, which looks again after each word, so the last one to
-        look has seen what is so. Of two who speak at the same time the last one's word is noted; of one who was
-        interrupted none is, and it is said again.
-        """
-        client = self.client
-        while not client.is_fork():
-            wanted = any(each.full for each in self._living())
-            data = _HOLD if wanted else _GO_ON
-            if self._told is wanted:
-                return True
-            self._told = None
-            self._tells = mine = self._tells + 1
-            if not client._push(codec.REQUEST, 0, 0, 0, 0, data):  # no call since the store
-                return False
-            if self._tells == mine:
-                self._told = wanted
-            client._ring()
-        return True
+    def _has_any(self) -> bool:
+        return bool(self._subscriptions)
 
-    def tell_hold_for_sure(self) -> None:
+    def tell(self) -> bool:
+        """Tell the supervisor what has changed of the subscriptions; False if there is no room to say it."""
+        return self.hold.tell() and self._listens.tell()
+
+    def tell_for_sure(self) -> None:
         """The same; if there is no room, a thread waits for some. Who tells that there is too much just tries again."""
-        if not self.tell_hold():
+        if not self.tell():
             try:
-                threading.Thread(target=self._tell_when_there_is_room, name="mpworker-go-on", daemon=True).start()
+                threading.Thread(target=self.tell_when_there_is_room, name="mpworker-go-on", daemon=True).start()
             except RuntimeError:
                 pass  # the interpreter is at its end and starts no thread; a stop holds nothing up
 
-    def _tell_when_there_is_room(self) -> None:
+    def tell_when_there_is_room(self) -> None:
+        """The same, and wait for some here."""
         client = self.client
-        room = client.when(lambda: client._fits(len(_GO_ON)) or client.is_over())
-        while not self.tell_hold():
-            client.wait_for(room, None, len(_GO_ON))
+        room = client.when(lambda: client._fits(len(_DO_NOT)) or client.is_over())
+        while not self.tell():
+            client.wait_for(room, None, len(_DO_NOT))
 
 
 def subscribe(
@@ -189,9 +226,13 @@ def subscribe(
     if client.fanout is None:
         client.fanout = made  # no call since the look
     subscription = client.fanout.subscription(client.fanout, size, policy, named, wanted)
-    if policy == BLOCK:
-        # Else the pool would fill the event ring until somebody reads it, and only then be told to stop.
+    if policy == BLOCK or client.recurs:
+        # Else the pool would fill the event ring until somebody reads it, and only then be told to stop; and of runs
+        # that recur there is no end.
         client.fanout.watch(subscription._number)
+    client.fanout.tell_when_there_is_room()
+    if client.recurs and client.may_wait:
+        client.request(RUNS)  # when that is answered, the supervisor knows who listens: no run ends unseen from here on
     return subscription
 
 

@@ -48,7 +48,7 @@ async def held(w: AsyncProcessWorker) -> int:
     assert fanout is not None
     while True:
         state = (await w.queues())["default"]
-        if fanout._told is True and state.queued and not state.running:
+        if fanout.hold.told is True and state.queued and not state.running:
             return state.queued
 
 

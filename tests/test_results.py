@@ -81,7 +81,7 @@ def held(w: ProcessWorker) -> bool:
     """Has the supervisor heard that it must start nothing, and does nothing run? Then only who takes changes that."""
     fanout = w._client.fanout
     assert fanout is not None
-    told = fanout._told
+    told = fanout.hold.told
     state = w.queues()["default"]
     return told is True and bool(state.queued) and not state.running
 

@@ -29,7 +29,7 @@ def later(seconds: float) -> float:
 def full_and_held(w: ProcessWorker) -> bool:
     fanout = w._client.fanout
     assert fanout is not None
-    return fanout._told is True and not w.queues()["default"].running
+    return fanout.hold.told is True and not w.queues()["default"].running
 
 
 def test_it_sees_tasks_however_they_were_made() -> None:

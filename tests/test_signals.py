@@ -35,6 +35,7 @@ from mpworker.reader import Reader
 from mpworker.results import Subscription
 from mpworker.sending import Sending
 from mpworker.subscribers import Fanout, subscribe
+from mpworker.words import Word
 
 # ------------------------------------------------------------ what the code rests on
 
@@ -67,8 +68,10 @@ from mpworker.subscribers import Fanout, subscribe
         (Fanout.remove, "_subscriptions", "STORE_ATTR take_out"),
         (Fanout.watch, "_watched", "STORE_ATTR watched"),
         (Fanout._unwatch, "_watched", "STORE_ATTR watched"),
-        (Fanout.tell_hold, "_told", "_push"),
-        (Fanout.tell_hold, "_tells", "STORE_ATTR _told"),
+        (Fanout.run_begins, "_newest_run", "STORE_SUBSCR None"),
+        (Fanout.run_begins, "_newest_run", "STORE_ATTR left_out"),
+        (Word.tell, "told", "_push"),
+        (Word.tell, "_tells", "STORE_ATTR told"),
         (subscribe, "fanout", "STORE_ATTR fanout"),
         (Chunk.settle_items, "_ended", "STORE_ATTR left"),
     ],
@@ -109,7 +112,7 @@ def loops_in_a_try(tree: ast.AST, inside: bool = False) -> Iterator[int]:
     [
         *("audience", "background", "chunks", "client", "clients", "clientthread", "control", "ending", "functions"),
         *("future", "launch", "mapping", "observer", "optiontable", "reader", "resending", "results", "sending"),
-        *("subscribers", "view", "waiting", "worker"),
+        *("subscribers", "view", "waiting", "words", "worker"),
     ],
 )
 def test_no_turn_of_a_loop_escapes_a_finally(name: str) -> None:

@@ -37,6 +37,8 @@ class Client:
     prefix = "c-"
 
     make_future = TaskFuture
+    recurs = False
+    may_wait = True
 
     def __init__(self) -> None:
         self.pending: dict[int, Any] = {}
@@ -45,13 +47,18 @@ class Client:
         self.over = False
         self.room = threading.Event()
         self.room.set()
-        self.told: list[str] = []
+        self.told: list[str] = []  # of holds
+        self.listens = False
         self.background = SimpleNamespace(watched=0, need=lambda: None, look=lambda: None)
 
     def _push(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> bool:
         assert kind == codec.REQUEST
         if self.room.is_set():
-            self.told.append(json.loads(data)["verb"])
+            said = json.loads(data)
+            if said["verb"] == "listen":
+                self.listens = said["on"]
+            else:
+                self.told.append(said["verb"])
         return self.room.is_set()
 
     def _fits(self, size: int) -> bool:
@@ -200,6 +207,7 @@ class AnySubscriptions(RuleBasedStateMachine):
             assert [int(each.task_id[2:]) for each in subscription._buffer] == list(model.waiting)
         wanted = any(model.full for _, model in self.pairs)
         assert (client.told[-1:] == ["hold"]) == wanted
+        assert client.listens == bool(self.pairs)
         assert client.background.watched == sum(model.policy == "block" for _, model in self.pairs)
         assert (client.take_out == client.pending.pop) == (not self.pairs)
 

@@ -97,6 +97,7 @@ _VERBS: Final[dict[str, Callable[["InlineSupervisor", Any], Message | None]]] = 
     "hold": _nothing,
     "go_on": _nothing,
     "cron": _cron,
+    "listen": _nothing,
     "again": _again,
     "cancel_all": _cancel_all,
 }

@@ -31,6 +31,8 @@ BROKEN   supervisor > client              0                     0               
 EVENT    supervisor > client              task                  number                  0
 LOG      supervisor > client              task, 0 for none      number                  0
 FAREWELL supervisor > client: it ends     0                     0                       0
+RUN      supervisor > client              task                  runs not told of        0
+RAN      supervisor > client              task                  0                       0
 ======== ================================ ===================== ======================= ============================
 
 FUNCTION, TASK, RANGE, SUBMIT and CHUNK carry a pickle, as do DONE, ITEMS, RESULT and RESULTS when their status says so.
@@ -41,6 +43,8 @@ BEGUN is sent of what is WATCHED, when it was claimed. NOTE carries JSON, of a m
 "traceback"}.
 FAREWELL carries JSON: the answer to "metrics" that holds from then on.
 EVENT and LOG are numbered together, those that were dropped included: `mpworker.supervisor.watching`.
+RUN and RAN are of runs of recurring tasks, and sent while the client listens: RUN carries JSON, {"name", "queue"}, and
+RAN, of what was announced by a RUN, is as RESULT: `mpworker.supervisor.telling`.
 """
 
 import signal
@@ -73,6 +77,8 @@ NOTE: Final = 22
 EVENT: Final = 23
 LOG: Final = 24
 FAREWELL: Final = 25
+RUN: Final = 26
+RAN: Final = 27
 
 # What a supervisor says on its socket before anything else, for the client to look at if it dies: that it serves, or
 # why it cannot, with the reason as text. One that says nothing was none.
@@ -92,7 +98,7 @@ STREAM: Final = 0x7800  # FRAGMENT, FRAGMENTED: which of the payloads that one p
 STREAM_SHIFT: Final = 11
 FRAGMENTED: Final = 0x8000  # the payload began in the FRAGMENT records before this one
 
-# Statuses of DONE, ITEMS, RESULT and RESULTS.
+# Statuses of DONE, ITEMS, RESULT, RESULTS and RAN.
 OK: Final = 0  # a pickled value, or a pickled list of values
 ERROR: Final = 1  # a report by `mpworker.ipc.raised`: the task raised, whether or not its exception can be sent
 UNSERIALIZABLE: Final = 2  # JSON: {"what", "type", "message", "traceback"}: of a call or a result, nothing was raised

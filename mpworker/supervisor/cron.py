@@ -16,6 +16,7 @@ from mpworker.ipc import codec, details
 from mpworker.supervisor.fanout import ClientPort
 from mpworker.supervisor.registry import DetailedTask, Task
 from mpworker.supervisor.schedule import Calendar, Every, Schedule
+from mpworker.supervisor.telling import Telling
 from mpworker.supervisor.timetable import ENTRIES_MAX, Entry, Now, Rules, Run, Timetable
 
 _NAMES_TOLD: Final = 10
@@ -48,13 +49,17 @@ class CronDesk:
     """Answers the client, hands tasks to the scheduler, and takes in how they ended.
 
     Args:
-        world: The client's port; outcomes of these tasks go no further than here.
+        world: The client's port; outcomes of these tasks come here, and go on to a client that listens.
         submit: Takes a task in.
+        find: Finds one that has not ended by its number.
     """
 
-    def __init__(self, world: ClientPort, submit: Callable[[DetailedTask], None]) -> None:
+    def __init__(
+        self, world: ClientPort, submit: Callable[[DetailedTask], None], find: Callable[[int], Task | None]
+    ) -> None:
         self._world = world
         self._submit = submit
+        self._telling = Telling(world, find)
         self._table = Timetable(codec.CRON_KEYS)
         world.divert(codec.CRON_KEYS, self._ended)
 
@@ -72,9 +77,16 @@ class CronDesk:
                 assert isinstance(work, _Work)
                 said = work.said if work.deadline is None else work.said | {"deadline": now + work.deadline}
                 call = details.pack(said, work.call)
-                self._submit(self._world.detailed(codec.SUBMIT, codec.DETAILED, start.key, 0, work.options, call))
+                task = self._world.detailed(codec.SUBMIT, codec.DETAILED, start.key, 0, work.options, call)
+                self._telling.begins(task)
+                self._submit(task)
+
+    def listen(self, on: bool) -> None:
+        """The client is to be told of runs, or no longer."""
+        self._telling.listen(on, self._table.runs_under_way())
 
     def _ended(self, task: Task, status: int, report: bytes) -> None:
+        self._telling.ended(task.key, status, report)
         self._table.ended(task.key, status, b"" if status == codec.OK else report, _now())
 
     def close(self, waiting: bool) -> None:

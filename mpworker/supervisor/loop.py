@@ -44,6 +44,7 @@ class Loop(Nursing):
 
     Attributes:
         submitted: What a task is handed to that has nothing more to say than its options.
+        client_listens: It is to be told of runs of recurring tasks.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Loop(Nursing):
         self.requests = Requests(self)
         self.world.on_dismissed = self._place_vacated
         self.cron: CronDesk | None = None  # not before somebody asks for it
+        self.client_listens = False
         self.describer = Describer(self.scheduler, self.world.ids)
         self.latency = Latency()
 

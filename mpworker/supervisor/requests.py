@@ -148,8 +148,17 @@ def _cron(loop: "Loop", message: Message) -> Message:
     if loop.cron is None:
         from mpworker.supervisor.cron import CronDesk
 
-        loop.cron = CronDesk(loop.world, loop.scheduler.submitted_with_details)
+        loop.cron = CronDesk(loop.world, loop.scheduler.submitted_with_details, loop.scheduler.task)
+        loop.cron.listen(loop.client_listens)
     return loop.cron.request(message)
+
+
+def _listen(loop: "Loop", message: Message) -> Message:
+    """There are subscriptions to results, or no longer: those of recurring tasks reach them in no other way."""
+    loop.client_listens = message["on"]
+    if loop.cron is not None:
+        loop.cron.listen(message["on"])
+    return {}
 
 
 def _task(loop: "Loop", message: Message) -> Message:
@@ -231,6 +240,7 @@ VERBS: dict[str, Callable[["Loop", Message], Message]] = {
     "go_on": _go_on,
     "queues": _queues,
     "cron": _cron,
+    "listen": _listen,
     "task": _task,
     "tasks": _tasks,
     "remembered": _remembered,
