@@ -255,6 +255,67 @@ def test_one_thread_alone_gets_a_result(hasty: None) -> None:
     assert first == second
 
 
+def announce(client: Client, key: int, left_out: int = 0) -> None:
+    assert client.fanout is not None
+    client.fanout.run_begins(key, left_out, json.dumps({"name": "it", "queue": "default"}).encode())
+
+
+def test_one_thread_alone_gets_a_run_however_late_another_is(hasty: None) -> None:
+    client = Client()
+    subscriptions = [client.subscribe(100_000), client.subscribe(100_000, "drop_oldest")]
+    fanout: Any = client.fanout
+    count = 2000
+
+    def settle_each() -> None:
+        for key in range(1, count):
+            announce(client, key)
+            fanout.run_ends(key, codec.OK, b"")
+
+    threads = [threading.Thread(target=settle_each) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(GUARD)
+    announce(client, 1)  # so late is who was interrupted in it
+    fanout.all_runs_end(codec.CANCELLED, b"")
+    first, second = map(keys_of, subscriptions)
+    assert sorted(first) == list(range(1, count))
+    assert first == second
+
+
+def test_what_was_not_told_of_counts_as_dropped_once_for_each() -> None:
+    client = Client()
+    first = client.subscribe(2)
+    announce(client, 5, 4)
+    second = client.subscribe(2)
+    announce(client, 9, 7)
+    announce(client, 9, 7)  # an interrupt
+    announce(client, 5, 4)
+    third = client.subscribe(2)
+    assert client.fanout is not None
+    assert [each.dropped for each in (first, second, third)] == [7, 3, 0]
+    assert client.fanout.dropped == 7
+    assert "7 dropped" in repr(first)
+
+
+def test_the_end_ends_runs_too() -> None:
+    client = Client()
+    stream = client.subscribe(10)
+    for key in (1, 2, 3):
+        announce(client, key)
+    fanout: Any = client.fanout
+    fanout.run_ends(2, codec.OK, b"")
+    fanout.all_runs_end(LOST, b"")
+    fanout.run_ends(1, codec.OK, b"")
+    found = [stream.get(0) for _ in range(3)]
+    assert [(each.task_id, each.status) for each in found if each] == [
+        ("c-2", "completed"),
+        ("c-1", "failed"),
+        ("c-3", "failed"),
+    ]
+    assert keys_of(stream) == []
+
+
 def test_who_takes_gets_each_result_once(hasty: None) -> None:
     client = Client()
     subscription = client.subscribe(100_000)

@@ -118,7 +118,9 @@ class CronDesk:
         if op == "history":
             return self._history(entries[name])
         if op == "run":
-            return {"accepted": self._table.run_now(name, now)}
+            accepted = self._table.run_now(name, now)
+            self.look(now.monotonic)  # whoever asked may look the run up, or cancel it, from the answer on
+            return {"accepted": accepted}
         {"remove": self._table.remove, "pause": self._table.pause, "resume": self._table.resume}[op](name, now)
         return {}
 
