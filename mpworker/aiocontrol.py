@@ -80,7 +80,7 @@ class AsyncControl:
 
         Not a coroutine: it has begun when this returns. The event loop itself fills the buffer, also while nobody
         takes results; a task that was cancelled, or refused by `submit_timeout`, while it waited at `max_pending` is
-        among them.
+        among them, and so are the runs of recurring tasks.
 
         Args:
             buffer: How many results wait to be taken, 1 to 16,777,216.

@@ -167,8 +167,10 @@ class Control:
         """The results of all tasks that end from now on, as they end: a stream beside the futures.
 
         Any number of subscriptions see every result each; none takes one away from another, or from a future. What they
-        see are the tasks of `submit`; the items of a `map` are no tasks. Whoever takes from a subscription takes part
-        in reading what the supervisor sends, as whoever waits for a future does.
+        see are all tasks: those of `submit`, `register_task` and `retry_task`, and each run of a recurring task, also
+        one that has begun by now, whose value is None, as what it returns is dropped. The items of a `map` are no
+        tasks. Whoever takes from a subscription takes part in reading what the supervisor sends, as whoever waits for a
+        future does; where tasks recur, a background thread reads as well, since of their runs there is no end.
 
         Args:
             buffer: How many results wait to be taken, 1 to 16,777,216.
@@ -189,7 +191,7 @@ class Control:
             InvalidArgument: An argument has a wrong type.
             ConfigurationError: One is out of its bounds, or there is no such policy or status.
             WorkerStopped: The worker was stopped, or made before this process was forked.
-            RuntimeError: With "block", if no thread can be started.
+            RuntimeError: With "block", or where tasks recur, if no thread can be started.
 
         Example:
             >>> from mpworker import ProcessWorker

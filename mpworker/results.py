@@ -34,7 +34,7 @@ class TaskResult:
 
     Attributes:
         task_id: As the future's.
-        name: Of the function.
+        name: Of the function; of a run of a recurring task that of its `Task`, or the one it was registered by.
         queue: In which the task was.
         status: One of the final ones of `TaskStatus`.
     """

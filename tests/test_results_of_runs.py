@@ -15,7 +15,7 @@ from typing import Any
 import pooljobs
 import pytest
 from concurrently import GUARD, eventually, together
-from loops import begun, run
+from loops import begun, client_of, run
 from points import sweep
 from pooljobs import Gate
 
@@ -56,9 +56,8 @@ def run_it(w: ProcessWorker, name: str = "it") -> str:
     return w.cron_history(name)[-1].task_id
 
 
-def told_of_runs(w: ProcessWorker) -> Counter[int]:
+def told_of_runs(client: Any) -> Counter[int]:
     """What has come to this client of runs from now on, by the kind of record."""
-    client: Any = w._client
     pop, kinds = client._pop, Counter[int]()
 
     def counted(inbox: list[Any], most: int) -> int:
@@ -252,7 +251,7 @@ def test_who_comes_after_another_sees_what_was_announced_to_that_one(w: ProcessW
 
 
 def test_while_nobody_has_subscribed_no_run_is_told_of(w: ProcessWorker) -> None:
-    kinds = told_of_runs(w)
+    kinds = told_of_runs(w._client)
 
     def run_three() -> None:
         for _ in range(3):
@@ -398,6 +397,34 @@ def test_in_an_event_loop_all_is_the_same(policy: Any, gate: Gate) -> None:
             left = [each.status async for each in streams[0]]
             assert left == ["cancelled", "cancelled"]
             assert [each async for each in streams[1]] == []
+
+    run(main)
+
+
+@pytest.mark.parametrize("ends", ["closed", "dropped"])
+def test_in_an_event_loop_no_run_is_told_of_when_nobody_listens_any_more(ends: str) -> None:
+    async def main() -> None:
+        async with AsyncProcessWorker(n=1) as w:
+            kinds = told_of_runs(client_of(w))
+            await w.register_cron_task("it", NEVER, pooljobs.pid)
+
+            async def run_it_once() -> None:
+                assert await w.run_cron_task("it")
+                while not (await w.cron_history("it"))[-1].ended_at:
+                    await asyncio.sleep(0)
+
+            await run_it_once()
+            assert not kinds
+            stream = w.subscribe_results()
+            await run_it_once()
+            assert kinds == {codec.RUN: 1, codec.RAN: 1}
+            if ends == "closed":
+                stream.close()
+            del stream
+            gc.collect()
+            await asyncio.sleep(0)  # the loop makes the call that says so
+            await run_it_once()
+            assert kinds == {codec.RUN: 1, codec.RAN: 1}
 
     run(main)
 

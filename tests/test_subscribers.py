@@ -61,6 +61,10 @@ class Client:
                 self.told.append(said["verb"])
         return self.room.is_set()
 
+    def request(self, message: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
+        self.told.append("asked" if self.listens else "asked too early")
+        return {}
+
     def _fits(self, size: int) -> bool:
         return self.room.is_set()
 
@@ -296,6 +300,22 @@ def test_what_was_not_told_of_counts_as_dropped_once_for_each() -> None:
     assert [each.dropped for each in (first, second, third)] == [7, 3, 0]
     assert client.fanout.dropped == 7
     assert "7 dropped" in repr(first)
+
+
+def test_where_tasks_recur_the_supervisor_knows_who_listens_and_somebody_reads() -> None:
+    client = Client()
+    client.recurs = True
+    stream = client.subscribe()
+    assert client.told == ["asked"]  # an answer comes after what was said before it is heard
+    assert client.background.watched == 1
+    client.may_wait = False  # an event loop
+    other = client.subscribe()
+    assert client.told == ["asked"]
+    stream.close()
+    assert client.listens
+    other.close()
+    assert not client.listens
+    assert client.background.watched == 0
 
 
 def test_the_end_ends_runs_too() -> None:

@@ -84,6 +84,7 @@ def test_each_run_is_announced_once_and_no_announcement_stays_open(world: World)
     world.listen(False)
     world.begin(2)
     world.end(1)
+    world.telling.ended(1, codec.OK, b"")
     assert world.told() == [(codec.RUN, 1, 0), (codec.RAN, 1, codec.OK)]
     world.begin(3)
     world.listen(True)
