@@ -43,8 +43,8 @@ class CronView:
 
         Each run is a task with the options of this view: `w.options(timeout=60, retries=2).register_cron_task(...)`,
         or those that the `Task` says, whose `deadline` counts from the start of each run.
-        How it ended is in `cron_history`, and in subscriptions; there is no future, and what `task` returns is dropped. It
-        is pickled once, now.
+        How it ended is in `cron_history`, and in subscriptions; there is no future, and what `task` returns is
+        dropped. It is pickled once, now.
 
         Fields are separated by spaces: minute, hour, day of the month, month and day of the week, with seconds before
         them if there are six. Each is a number, `*`, a range `1-5`, a list `1,3` or a step `*/15`; months and weekdays
