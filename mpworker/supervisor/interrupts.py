@@ -1,6 +1,6 @@
 """What is done about a late child: its lease, its task's timeout, the interrupt, and the kill after the grace."""
 
-from mpworker.supervisor.dispatch import Dispatch
+from mpworker.supervisor.dispatch import RELIEVE_AFTER, Dispatch
 from mpworker.supervisor.effects import CLAIM_CLAIMED, CLAIM_OFFERED, TIMED_OUT, Effects
 from mpworker.supervisor.leases import Leases
 from mpworker.supervisor.registry import DYING, LEAVING, READY, Seat, Task, Times
@@ -29,6 +29,8 @@ class Interrupts(Dispatch):
             self._dispatch_in_order(self._queues, now)
         else:
             self._dispatch_in_line(now)
+        if self._crowded and self._relieve_at <= now:  # nothing waited behind another since then
+            self._relieve_at = now + RELIEVE_AFTER
         if self._leases.next_at is None and any(seat.offers for seat in self._seats.values()):
             self._watch(now)
 
