@@ -484,8 +484,8 @@ class World:
         others = [child.run.task for child in self.children.values() if child.run is not None and not child.dead]
         limit = self.max_running.get(queue)
         assert limit is None or sum(task.options.queue == queue for task in others) < limit, f"too many of {queue} run"
-        room = offer.task.concurrency
-        assert not key or sum(task.concurrency_key == key for task in others) < room, f"too many of {key} run"
+        alike = [task.concurrency for task in others if key and task.concurrency_key == key]
+        assert len(alike) < min([offer.task.concurrency, *alike]), f"too many of {key} run"
         if self.rate is not None:
             rate, burst = self.rate
             assert offer.stop - offer.start <= 1, "items of a chunk start together"
@@ -509,14 +509,12 @@ class World:
             return False
         offers = [other for other in self._offers() if other is not instead_of]
         limit = self.max_running.get(task.options.queue)
+        alike = [each.concurrency for each in offers if each.concurrency_key == task.concurrency_key]
         return (
             not self.held
             and not self.paused_queues & {task.options.queue, "*"}
             and (limit is None or sum(other.options.queue == task.options.queue for other in offers) < limit)
-            and (
-                not task.concurrency_key
-                or sum(each.concurrency_key == task.concurrency_key for each in offers) < task.concurrency
-            )
+            and (not task.concurrency_key or len(alike) < min([task.concurrency, *alike]))
         )
 
     def _is_held(self, task: Task) -> bool:

@@ -172,6 +172,23 @@ def test_one_key_with_two_limits_keeps_each_to_its_own() -> None:
     assert all(world.accepted[task.key].outcomes for task in (long, one, other))
 
 
+@pytest.mark.parametrize("limits", [(1, 3), (3, 1)])
+def test_the_least_limit_of_what_runs_holds_for_all_of_its_key(limits: tuple[int, int]) -> None:
+    world = World(3)
+    first, second = [world.submit(concurrency_key="k", concurrency=limit) for limit in limits]
+    world.turn()
+    assert (first.seat is None, second.seat is None) == (False, True)
+    for child in world.children.values():
+        child.step()
+        child.step()
+    world.turn()
+    assert second.seat is not None
+    third = world.submit(concurrency_key="k", concurrency=2)
+    world.turn()
+    assert (third.seat is None) == (limits[1] == 1)
+    world.finish()
+
+
 # ------------------------------------------------------------ behind a long task
 
 

@@ -99,11 +99,29 @@ class Key:
 
     Attributes:
         running: How many are offered.
+        limits: How many of these say that so many may run at once: the least holds for all.
         parked: Those that wait for one of these to end, by queue and their own limit: heaps.
     """
 
-    __slots__ = ("parked", "running")
+    __slots__ = ("limits", "parked", "running")
 
     def __init__(self) -> None:
         self.running = 0
+        self.limits: dict[int, int] = {}
         self.parked: dict[tuple[Queue, int], list[tuple[Rank, int, int, int, Task]]] = {}
+
+    def room(self, limit: int) -> int:
+        """How many more may run, one of which has this limit."""
+        return min((limit, *self.limits)) - self.running
+
+    def offered(self, limit: int) -> None:
+        """One with this limit is offered."""
+        self.running += 1
+        self.limits[limit] = self.limits.get(limit, 0) + 1
+
+    def over(self, limit: int) -> None:
+        """Its offer is over."""
+        self.running -= 1
+        self.limits[limit] -= 1
+        if not self.limits[limit]:
+            del self.limits[limit]

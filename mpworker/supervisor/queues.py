@@ -357,7 +357,7 @@ class Queues:
                 queue.dead -= 1
                 continue
             key = self._keys.get(task.concurrency_key)
-            if key is None or key.running < task.concurrency:
+            if key is None or key.room(task.concurrency) > 0:
                 return task
             rank = queue.line[0].rank
             self._take_head(queue)
@@ -400,7 +400,8 @@ class Queues:
         name = task.concurrency_key
         if not name:
             return True
-        return children + (self._keys[name].running if name in self._keys else 0) < task.concurrency
+        key = self._keys.get(name)
+        return children < (task.concurrency if key is None else key.room(task.concurrency))
 
     def is_rated(self, task: Task) -> bool:
         """Is there a limit of starts per second for it?"""
@@ -422,7 +423,7 @@ class Queues:
             key = self._keys.get(name)
             if key is None:
                 key = self._keys[name] = Key()
-            key.running += 1
+            key.offered(task.concurrency)
             if key.parked:
                 self._unpark(name)
         self._look_at(queue)
@@ -454,7 +455,7 @@ class Queues:
             self._rate_changed(queue)
         name = task.concurrency_key
         if name:
-            self._keys[name].running -= 1
+            self._keys[name].over(task.concurrency)
             self._unpark(name)
         self._look_at(queue)
 
@@ -466,10 +467,10 @@ class Queues:
         self._look_at(queue)
 
     def _unpark(self, name: str) -> None:
-        """One more of this key may start: let the first one of each queue back in line, if its own limit allows it."""
+        """One more of this key may start: let the first one of each queue and limit back in line that can."""
         key = self._keys[name]
         for (queue, limit), parked in list(key.parked.items()):
-            while parked and key.running < limit:
+            while parked and key.room(limit) > 0:
                 rank, _, _, _, task = heapq.heappop(parked)
                 if task.state == QUEUED:
                     self._put_early(queue.lane(rank), task)
