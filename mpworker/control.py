@@ -176,7 +176,8 @@ class Control:
 
         Raises:
             InvalidArgument: An argument has a wrong type.
-            ConfigurationError: One is out of its bounds, or there is no such policy or status.
+            ConfigurationError: One is out of its bounds, there is no such policy or status, or there is no such queue
+                and `unknown_queues` is "refuse".
             WorkerStopped: The worker was stopped, or made before this process was forked.
             RuntimeError: With "block", if no thread can be started.
 

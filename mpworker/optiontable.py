@@ -50,12 +50,21 @@ class QueueTable:
         """
         if name in self._names:
             return
-        if self.refuses and not made:
-            known = ", ".join(map(repr, sorted(self._names)))
-            raise ConfigurationError(f"there is no queue {name!r}, and unknown_queues is 'refuse'; there are {known}")
+        if not made:
+            self.look_for(name)
         if len(self._names) >= QUEUES_MAX:
             raise ConfigurationError(f"a worker has at most {QUEUES_MAX} queues: there is no room for {name!r}")
         self._names.add(name)
+
+    def look_for(self, name: str) -> None:
+        """One is named by who only asks for what is in it, which makes none.
+
+        Raises:
+            ConfigurationError: There is none of this name, and that is refused.
+        """
+        if self.refuses and name not in self._names:
+            known = ", ".join(map(repr, sorted(self._names)))
+            raise ConfigurationError(f"there is no queue {name!r}, and unknown_queues is 'refuse'; there are {known}")
 
     def configure(self, name: str, options: "QueueOptions") -> None:
         """Make a queue, or change one."""

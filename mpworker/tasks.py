@@ -154,7 +154,8 @@ class Tasks:
 
         Raises:
             InvalidArgument: One has a wrong type.
-            ConfigurationError: There is no such status, or `limit` is out of its bounds.
+            ConfigurationError: There is no such status, `limit` is out of its bounds, or there is no such queue and
+                `unknown_queues` is "refuse".
         """
         return self._client.carry_out(self._getting_all(status, queue, limit))
 
@@ -164,6 +165,7 @@ class Tasks:
             status = _checked_status(status)
         if queue is not None:
             queue = check_queue_name(queue)
+            self._client.queues.look_for(queue)
         limit = check_int("limit", limit, 1, LIMIT_MAX)
         answer = yield {"verb": "tasks", "status": status, "queue": queue, "limit": limit}
         infos = []

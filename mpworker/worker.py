@@ -76,7 +76,7 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         submit_timeout: Seconds that it waits then before it raises QueueFull: 0 for at once, None for no limit.
         queues: Named queues, and for each its weight or a `QueueOptions`; None for "default" alone, with weight 1.
         unknown_queues: "create" makes a queue of weight 1 for a name that `options(queue=...)` uses first, "refuse"
-            raises ConfigurationError.
+            raises ConfigurationError, also where a queue is only looked for (`get_tasks`, `subscribe_results`).
         rate: How many tasks of all queues together start per second; None for no limit.
         burst: How many may start at once when none has for long; None for min(n, max_pending), as `n` is then.
         retention: A `Retention`: how long tasks that have ended are remembered; None for the last 1,000 of them, and
