@@ -100,6 +100,12 @@ def check_queues(value: Any) -> dict[str, QueueOptions]:
             f"a worker has at most {QUEUES_MAX} queues, and there is 'default', too: not {len(value)}"
         )
     return {
-        check_queue_name(name): each if isinstance(each, QueueOptions) else QueueOptions(weight=each)
+        check_queue_name(name): each
+        if isinstance(each, QueueOptions)
+        else QueueOptions(weight=_check_weight(name, each))
         for name, each in value.items()
     }
+
+
+def _check_weight(name: str, value: Any) -> int:
+    return check_int(f"the weight of queue {name!r}", value, 1, QUEUE_WEIGHT_MAX)

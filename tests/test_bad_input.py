@@ -20,7 +20,7 @@ import programs
 import pytest
 from refusals import refuse
 
-from mpworker import AsyncProcessWorker, Hooks, ProcessWorker, Task
+from mpworker import AsyncProcessWorker, Hooks, Latency, ProcessWorker, Task
 from mpworker.errors import (
     ConfigurationError,
     InvalidArgument,
@@ -512,6 +512,28 @@ def test_middleware_is_a_sequence_of_functions(name: str) -> None:
     refuse(ProcessWorker, n=1, **{name: [print, 3]}, says=[name, "3 is none"], kind=InvalidArgument)
     refuse(ProcessWorker, n=1, **{name: [asynchronous]}, says=[name, "asynchronous"], kind=InvalidArgument)
     refuse(ProcessWorker, n=1, **{name: [print] * 101}, says=[name, "at most 100", "101"])
+
+
+def test_a_queue_of_a_wrong_weight_is_named() -> None:
+    for value in (0, -1):
+        says = [f"the weight of queue 'mail' must be at least 1, not {value}"]
+        refuse(ProcessWorker, n=1, queues={"ok": 1, "mail": value}, says=says)
+    refuse(ProcessWorker, n=1, queues={"ok": 1, "mail": 101}, says=["the weight of queue 'mail' must be at most 100"])
+    for value in NO_INT:
+        says = ["the weight of queue 'mail' must be an int from 1 to 100", repr(value)]
+        refuse(ProcessWorker, n=1, queues={"ok": 1, "mail": value}, says=says, kind=InvalidArgument)
+
+
+def test_a_quantile_is_of_a_share() -> None:
+    latency = Latency(count=100, total=3.0, max=1.5, buckets=((0.016, 90), (2.0, 10)))
+    for value in (-0.01, -1, -math.inf):
+        refuse(latency.quantile, value, says=[f"share must be at least 0, not {value!r}"])
+    for value in (1.01, 99, math.inf):
+        refuse(latency.quantile, value, says=[f"share must be at most 1, not {value!r}"])
+    for value in ("0.5", None, True, math.nan, [0.5]):
+        refuse(latency.quantile, value, says=["share must be a number from 0 to 1", repr(value)], kind=InvalidArgument)
+    assert latency.quantile(0) == latency.quantile(numpy.float32(0.5)) == 0.016
+    assert latency.quantile(1) == latency.quantile(Fraction(1)) == 1.5
 
 
 HUGE = 10**5000  # which no message can write out
