@@ -43,7 +43,9 @@ class Task(Generic[T]):
     """A call, and all that is to be said of it; for `ProcessWorker.register_task`.
 
     What is left out of `timeout`, `retries`, `crash_retries` and `retry_policy` is as for the worker. A `Task` is a
-    value: it may be registered any number of times, and each time is a task of its own.
+    value: it may be registered any number of times, and each time is a task of its own. One with an `id` may be
+    registered again only when the task that has it is forgotten, and one with an `idempotency_key` is the same task
+    until then.
 
     Attributes:
         fn: Any callable that can be pickled, as for `submit`.

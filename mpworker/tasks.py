@@ -58,8 +58,8 @@ class Tasks:
         Raises:
             InvalidArgument: It is no `Task`.
             ConfigurationError: One of its options is out of its bounds, or its queue is refused.
-            DuplicateTask: Its id is another task's or one of the worker's own, or its idempotency key belongs to
-                another call.
+            DuplicateTask: There is a task with its id, unfinished or still remembered, even if that is of the same
+                `Task`; the id is one of the worker's own; or its idempotency key belongs to another call.
             TaskNotFound: The task of its idempotency key has ended, nobody holds its future, and its outcome has been
                 let go for want of `Retention.max_bytes`. It is not run twice.
             SerializationError: Its function, an argument or its metadata cannot be sent.

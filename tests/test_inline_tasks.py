@@ -48,7 +48,7 @@ def test_a_task_is_carried_out(w: ProcessWorker) -> None:
 
 def test_an_id_belongs_to_one_task(w: ProcessWorker) -> None:
     assert w.execute_task(Task(abs, (-1,), id="one")) == 1
-    with pytest.raises(DuplicateTask, match="another task has the id 'one'"):
+    with pytest.raises(DuplicateTask, match="there is a task with the id 'one', which is"):
         w.register_task(Task(abs, (-1,), id="one"))
     with pytest.raises(DuplicateTask):
         w.register_task(Task(abs, (-1,), id=w.submit(abs, -1).task_id))

@@ -121,13 +121,19 @@ def test_details_go_with_calls_of_any_size(pool: ProcessWorker, size: int) -> No
 
 def test_an_id_belongs_to_one_task(pool: ProcessWorker, tmp_path: Path) -> None:
     held = pool.register_task(Task(wait_for_file, (str(tmp_path / "go"),), id="one"))
-    with pytest.raises(DuplicateTask, match="another task has the id 'one'"):
+    with pytest.raises(DuplicateTask, match="^there is a task with the id 'one', which is unfinished$"):
         pool.register_task(Task(len, ("four",), id="one"))
     (tmp_path / "go").touch()
     assert held.result(GUARD) == "there"
     del held
-    with pytest.raises(DuplicateTask):  # it is remembered
+    kept = "and is remembered for as long as Retention says"
+    with pytest.raises(DuplicateTask, match=f"^there is a task with the id 'one', which is completed, {kept}$"):
         pool.register_task(Task(len, ("four",), id="one"))
+    late = Task(time.sleep, (600.0,), id="late", timeout=0.1)
+    with pytest.raises(TaskTimeout):
+        pool.execute_task(late, GUARD)
+    with pytest.raises(DuplicateTask, match=f"^there is a task with the id 'late', which is timed out, {kept}$"):
+        pool.register_task(late)
     with pytest.raises(DuplicateTask):
         pool.register_task(Task(len, ("four",), id=pool.submit(len, "four").task_id))
 
