@@ -14,7 +14,7 @@ from mpworker.idempotency import Idempotency, Known, LookAgain
 from mpworker.options import TaskDefaults
 from mpworker.outcomes import FINAL_STATUSES, final_status
 from mpworker.steps import Steps, answered
-from mpworker.task import Task, check_when, checked_metadata, monotonic_at
+from mpworker.task import Task, checked_metadata, monotonic_at
 
 
 class _Token:
@@ -170,7 +170,8 @@ def looking_up(client: Client, task_id: str | None) -> Steps[dict[str, Any] | No
 
 
 def _register(client: Client, defaults: TaskDefaults, task: Task[Any], look: Look) -> TaskFuture[Any]:
-    check_when("deadline", task.deadline)
+    if task.run_at is not None:
+        task.refuse_to_begin_late()
     key, shared = client.option_table.say(replace(defaults, **task.options()))
     said: dict[str, Any] = dict(shared or {})
     times = {"deadline": monotonic_at(task.deadline), "run_at": monotonic_at(task.run_at)}

@@ -83,12 +83,25 @@ class Tasks:
 
         Args:
             when: A datetime with a time zone, or seconds since the epoch.
-            task: The task.
+            task: The task, which says no `run_at` itself.
+
+        Raises:
+            InvalidArgument: `when` is neither, or `task` no `Task`.
+            ConfigurationError: `when` is out of its bounds or later than the deadline, or the task has a `run_at`.
         """
         return self.register_task(task_at(when, task))
 
     def register_task_after(self, delay: float, task: Task[T]) -> TaskFuture[T]:
-        """`register_task` with `run_at`: in so many seconds from now."""
+        """`register_task` with `run_at`: in so many seconds from now.
+
+        Args:
+            delay: Seconds, 0 or more.
+            task: The task, which says no `run_at` itself.
+
+        Raises:
+            InvalidArgument: `delay` is no number, or `task` no `Task`.
+            ConfigurationError: `delay` is out of its bounds or later than the deadline, or the task has a `run_at`.
+        """
         return self.register_task(task_after(delay, task))
 
     def execute_task(self, task: Task[T], timeout: float | None = None) -> T:
@@ -360,9 +373,17 @@ def check_task(task: object) -> None:
         raise InvalidArgument(f"register_task needs a Task, not {task!r}")
 
 
+def _check_without_time(task: Any) -> None:
+    check_task(task)
+    if task.run_at is not None:
+        raise ConfigurationError(
+            f"the Task says run_at={task.run_at!r} itself: register it by register_task, or leave that out"
+        )
+
+
 def task_at(when: float | datetime, task: Task[T]) -> Task[T]:
     """The same, to be queued then."""
-    check_task(task)
+    _check_without_time(task)
     if isinstance(when, datetime):
         return replace(task, run_at=when)
     at = check_number("when", when, 0.0, EPOCH_MAX, instead=OR_A_DATETIME)
@@ -371,7 +392,7 @@ def task_at(when: float | datetime, task: Task[T]) -> Task[T]:
 
 def task_after(delay: float, task: Task[T]) -> Task[T]:
     """The same, to be queued in so many seconds."""
-    check_task(task)
+    _check_without_time(task)
     return replace(task, run_at=check_seconds("delay", delay, zero=True))
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 import types
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -55,6 +56,7 @@ TOO_LITTLE_TIME = [0, -1, 0.0, -0.5, -math.inf, numpy.float64(-1)]
 TOO_MUCH_TIME = [math.inf, 1e300, 10**400]
 OUT_OF_TIME = [*TOO_LITTLE_TIME, *TOO_MUCH_TIME]
 
+SOON, LATER = datetime(2100, 1, 1, tzinfo=UTC), datetime(2100, 1, 2, tzinfo=UTC)
 
 OPTIONAL = ("n", "crash_retries", "max_tasks_per_child", "memory_limit", "memory_limit_hard", "blas_threads")
 
@@ -512,6 +514,73 @@ def test_middleware_is_a_sequence_of_functions(name: str) -> None:
     refuse(ProcessWorker, n=1, **{name: [print, 3]}, says=[name, "3 is none"], kind=InvalidArgument)
     refuse(ProcessWorker, n=1, **{name: [asynchronous]}, says=[name, "asynchronous"], kind=InvalidArgument)
     refuse(ProcessWorker, n=1, **{name: [print] * 101}, says=[name, "at most 100", "101"])
+
+
+OF_A_TASK: list[tuple[dict[str, Any], list[str]]] = [
+    ({"priority": "high"}, ["priority must be an int", "'high'"]),
+    ({"priority": False}, ["priority must be an int", "False"]),
+    ({"weight": True}, ["weight must be an int", "True"]),
+    ({"weight": 0}, ["weight must be at least 1, not 0"]),
+    ({"queue": None}, ["a queue's name must be a str, not None"]),
+    ({"queue": ""}, ["a queue's name must have 1 to 200 characters, not 0"]),
+    ({"retries": -1}, ["retries must be at least 0, not -1"]),
+    ({"retries": None}, ["retries must be an int", "None"]),
+    ({"crash_retries": 0.5}, ["crash_retries must be an int", "0.5"]),
+    ({"retry_policy": "often"}, ["retry_policy must be a RetryPolicy or None, not 'often'"]),
+    ({"timeout": -1}, ["timeout must be greater than 0 s, not -1"]),
+    ({"timeout": numpy.array([1, 2])}, ["timeout must be a number of seconds or None"]),
+    ({"concurrency": 0}, ["concurrency must be at least 1, not 0"]),
+    ({"concurrency_key": None}, ["concurrency_key must be a str, not None"]),
+    ({"name": None}, ["name must be a str, not None"]),
+    ({"id": ""}, ["id must have 1 to 200 characters, not 0"]),
+    ({"args": "ab"}, ["args must be a tuple of arguments, not 'ab'"]),
+    ({"args": {1}}, ["args must be a tuple of arguments, not {1}"]),
+    ({"kwargs": [1]}, ["kwargs must be a dict, not [1]"]),
+    ({"kwargs": None}, ["kwargs must be a dict, not None"]),
+    ({"kwargs": {"a": 1, 1: 2}}, ["each key in kwargs must be a str, the name of an argument, not 1"]),
+    ({"metadata": {1: 2}}, ["each key in metadata must be a str, not 1"]),
+    ({"metadata": {"a": LOCK}}, ["metadata must be what JSON can write", "lock"]),
+    ({"deadline": -1}, ["deadline must be at least 0 s, not -1"]),
+    ({"run_at": "noon"}, ["run_at must be a number of seconds or a datetime with a time zone, not 'noon'"]),
+    ({"run_at": 5, "deadline": 3.0}, ["run_at must not be later than deadline=3.0, not 5: it would never begin"]),
+    ({"run_at": LATER, "deadline": SOON}, [f"run_at must not be later than deadline={SOON!r}, not {LATER!r}"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("said", "says"), OF_A_TASK, ids=[f"{n}-{'-'.join(case[0])}" for n, case in enumerate(OF_A_TASK)]
+)
+def test_a_task_is_checked_where_it_is_made(said: dict[str, Any], says: list[str]) -> None:
+    refuse(lambda: Task(**{"fn": len} | said), says=says, kind=MPWorkerError)
+
+
+def test_a_task_that_is_right_is_made() -> None:
+    Task(len, ["four"], run_at=3, deadline=3.0)
+    Task(len, ["four"], run_at=SOON, deadline=LATER, queue="mail", priority=-1, weight=2, timeout=None)
+    Task(len, ("four",), types.MappingProxyType({"a": 1}), retries=numpy.int64(2), metadata=types.MappingProxyType({}))
+    Task(len, run_at=5, deadline=SOON)  # which may be right, or not, when it is registered
+
+
+def test_a_task_that_would_begin_after_its_deadline(pool: ProcessWorker) -> None:
+    past = datetime(2001, 1, 1, tzinfo=UTC)
+    for task in (Task(len, ("four",), run_at=5, deadline=past), Task(len, ("four",), run_at=LATER, deadline=60.0)):
+        refuse(pool.register_task, task, says=["run_at must not be later than deadline=", "it would never begin"])
+    refuse(pool.register_task_after, 5, Task(len, ("four",), deadline=3), says=["deadline=3, not 5.0"])
+
+
+def test_a_time_is_said_once(pool: ProcessWorker) -> None:
+    task = Task(len, ("four",), run_at=5)
+    for call, when in ((pool.register_task_after, 0.1), (pool.register_task_at, LATER), (pool.register_task_at, 1e9)):
+        refuse(call, when, task, says=["the Task says run_at=5 itself: register it by register_task"])
+
+    async def main() -> None:
+        async with AsyncProcessWorker(n=1) as w:
+            with pytest.raises(ConfigurationError, match="the Task says run_at=5 itself"):
+                await w.register_task_after(0.1, task)
+            with pytest.raises(ConfigurationError, match="the Task says run_at=5 itself"):
+                await w.register_task_at(LATER, task)
+
+    asyncio.run(main())
 
 
 def test_a_queue_of_a_wrong_weight_is_named() -> None:

@@ -121,7 +121,7 @@ def test_details_go_with_calls_of_any_size(pool: ProcessWorker, size: int) -> No
 
 def test_an_id_belongs_to_one_task(pool: ProcessWorker, tmp_path: Path) -> None:
     held = pool.register_task(Task(wait_for_file, (str(tmp_path / "go"),), id="one"))
-    with pytest.raises(DuplicateTask, match="^there is a task with the id 'one', which is unfinished$"):
+    with pytest.raises(DuplicateTask, match=r"^there is a task with the id 'one', which is unfinished$"):
         pool.register_task(Task(len, ("four",), id="one"))
     (tmp_path / "go").touch()
     assert held.result(GUARD) == "there"
