@@ -127,6 +127,22 @@ class TaskDefaults:
             if not isinstance(self.retry_policy, RetryPolicy):
                 raise InvalidArgument(f"retry_policy must be a RetryPolicy or None, not {self.retry_policy!r}")
 
+    @property
+    def limits_nothing(self) -> bool:
+        """Is there a `concurrency`, and no key of those that it is for?"""
+        return self.concurrency != 1 and not self.concurrency_key
+
+    def refuse_limit_of_nothing(self) -> None:
+        """Not where they are made: another view, or a `Task`, may add the key.
+
+        Raises:
+            ConfigurationError: There is none.
+        """
+        if self.limits_nothing:
+            raise ConfigurationError(
+                f"concurrency={self.concurrency} is for tasks with a concurrency_key, which is not given"
+            )
+
 
 @dataclass(frozen=True)
 class WorkerOptions:

@@ -112,13 +112,18 @@ class OptionTable:
         self._judges: dict[Judge, int] = {}  # one for all policies that are equal in this
 
     def say(self, options: TaskDefaults) -> tuple[int, dict[str, Any] | None]:
-        """The number under which the supervisor knows these options, and what of them goes along with each task."""
+        """The number under which the supervisor knows these options, and what of them goes along with each task.
+
+        Raises:
+            ConfigurationError: They limit what has no concurrency key, or the queue is refused.
+        """
         self._client.refuse_if_closed()
         said: dict[str, Any] = {}
         if options.concurrency_key:
             said["concurrency"] = [options.concurrency_key, options.concurrency]
         shared = options
         if options.concurrency_key or options.concurrency != 1:
+            options.refuse_limit_of_nothing()
             shared = replace(options, concurrency_key="", concurrency=1)
         key = self._keys.get(shared)
         if key is None and len(self._keys) >= OPTIONS_MAX:

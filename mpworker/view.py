@@ -32,7 +32,11 @@ class TaskView(CronView, Executor):
         self._n = n
         # A plain task's future pays nothing for what only those of other queues must know.
         self._make_future = client.make_future if defaults.queue == "default" else partial(in_queue, defaults.queue)
-        self._options_key, self._said = client.option_table.say(defaults)
+        known = defaults
+        if defaults.limits_nothing:
+            known = replace(defaults, concurrency=1)
+            self.submit = self.map = partial(_refuse_limit_of_nothing, defaults)  # type: ignore[method-assign]
+        self._options_key, self._said = client.option_table.say(known)
         if client.submission is not None:
             # Not a method of this object's, which would keep it in a cycle: the supervisor ends when it is dropped.
             self.submit = partial(submit_as_task, client, defaults)  # type: ignore[method-assign]
@@ -173,11 +177,13 @@ class TaskView(CronView, Executor):
                 name of the queue that the tasks wait in ("default"), `priority`, by which the lowest number goes first
                 in it (0, at most 2**31 and at least the negative of that), and `weight`, by which the highest number
                 goes first among tasks of one priority (1, at most 1,000,000); and `concurrency_key`, a text: of all
-                tasks with the same one at most `concurrency` (1) run at once.
+                tasks with the same one at most `concurrency` (1) run at once. Each task's own limit is looked at when
+                it is to start, and then no more: say the same one for all tasks of a key. `submit` and `map` of a view
+                with another `concurrency` than 1 and no key raise ConfigurationError.
 
         Raises:
             InvalidArgument: There is no such option of tasks, or it has a wrong type.
-            ConfigurationError: An option is out of its bounds.
+            ConfigurationError: An option is out of its bounds, or the queue is refused.
             SerializationError: An exception of the retry policy cannot be pickled.
 
         Example:
@@ -195,3 +201,7 @@ class TaskView(CronView, Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Nothing: the worker owns the processes."""
+
+
+def _refuse_limit_of_nothing(defaults: TaskDefaults, *_: object, **__: object) -> Any:
+    defaults.refuse_limit_of_nothing()

@@ -10,6 +10,7 @@ import threading
 import time
 import types
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -21,7 +22,7 @@ import programs
 import pytest
 from refusals import refuse
 
-from mpworker import AsyncProcessWorker, Hooks, Latency, ProcessWorker, Task
+from mpworker import AsyncProcessWorker, Hooks, Latency, ProcessWorker, QueueOptions, Task
 from mpworker.errors import (
     ConfigurationError,
     InvalidArgument,
@@ -579,6 +580,50 @@ def test_a_time_is_said_once(pool: ProcessWorker) -> None:
                 await w.register_task_after(0.1, task)
             with pytest.raises(ConfigurationError, match="the Task says run_at=5 itself"):
                 await w.register_task_at(LATER, task)
+
+    asyncio.run(main())
+
+
+def test_what_matters_only_with_another_option_is_refused_without_it(pool: ProcessWorker) -> None:
+    refuse(ProcessWorker, n=1, burst=5, says=["burst=5 is for a rate, which is not given"])
+    refuse(pool.set_rate, None, 5, says=["burst=5 is for a rate, which is not given"])
+    says = ["initargs=(1, 2) is for an initializer, which is not given"]
+    refuse(ProcessWorker, n=1, initargs=iter((1, 2)), says=says)
+    says = ["concurrency=2 is for tasks with a concurrency_key, which is not given"]
+    view = pool.options(concurrency=2)
+    refuse(view.submit, abs, -1, says=says)
+    refuse(view.map, abs, [-1], says=says)
+    refuse(view.register_cron_task, "each", "@every 60s", print, says=says)
+    refuse(pool.register_task, Task(abs, (-1,), concurrency=2), says=says)
+
+
+def test_and_it_may_come_later() -> None:
+    with ProcessWorker(n=1, queues={"mail": QueueOptions(burst=5)}, initargs=()) as w:
+        w.set_queue("mail", rate=50.0)
+        assert w.queues()["mail"].burst == 5
+        two = w.options(concurrency=2)
+        assert two.options(concurrency_key="k").submit(abs, -1).result() == 1
+        assert two.options(concurrency=1).submit(abs, -1).result() == 1
+        two.register_cron_task("by the view", "@every 60s", Task(abs, (-1,), concurrency_key="k"))
+        keyed = w.options(concurrency_key="k")
+        keyed.register_cron_task("by the task", "@every 60s", Task(abs, (-1,), concurrency=2))
+
+    def with_a_key(call_next: Callable[[Task[Any]], Any], task: Task[Any]) -> Any:
+        return call_next(replace(task, concurrency_key="k"))
+
+    with ProcessWorker(n=1, submit_middleware=[with_a_key]) as w:
+        assert w.options(concurrency=2).submit(abs, -1).result() == 1
+        assert w.execute_task(Task(abs, (-1,), concurrency=2)) == 1
+
+
+def test_an_event_loop_refuses_it_too() -> None:
+    async def main() -> None:
+        async with AsyncProcessWorker(n=1) as w:
+            view = w.options(concurrency=2)
+            refuse(view.submit, abs, -1, says=["concurrency=2 is for tasks with a concurrency_key"])
+            refuse(view.map, abs, [-1], says=["concurrency=2 is for tasks with a concurrency_key"])
+            with pytest.raises(ConfigurationError, match="concurrency=2 is for tasks with a concurrency_key"):
+                await w.register_task(Task(abs, (-1,), concurrency=2))
 
     asyncio.run(main())
 
