@@ -15,7 +15,7 @@ from mpworker.errors import InvalidArgument
 from mpworker.loopclient import LoopClient
 from mpworker.observing import Observing
 from mpworker.options import SizeOptions, TaskOptions, WorkerOptions
-from mpworker.view import TaskView
+from mpworker.view import TaskView, no_attribute
 from mpworker.worker import ProcessWorker
 
 if TYPE_CHECKING:
@@ -93,6 +93,11 @@ class AsyncTaskView(AsyncCronView):
     def __init__(self, view: TaskView) -> None:
         self._view = view
         self._client = cast(LoopClient, view._client)
+
+    if not TYPE_CHECKING:  # as in `TaskView`
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise no_attribute(self, name, "AsyncProcessWorker")
 
     def __reduce__(self) -> NoReturn:
         self._view.__reduce__()

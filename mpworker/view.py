@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
 
 from mpworker.checks import check_bool, check_int, check_seconds
 from mpworker.client import Client
@@ -40,6 +40,11 @@ class TaskView(CronView, Executor):
         if client.submission is not None:
             # Not a method of this object's, which would keep it in a cycle: the supervisor ends when it is dropped.
             self.submit = partial(submit_as_task, client, defaults)  # type: ignore[method-assign]
+
+    if not TYPE_CHECKING:  # a checker would take every name for one that is there
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise no_attribute(self, name, "ProcessWorker")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -205,3 +210,23 @@ class TaskView(CronView, Executor):
 
 def _refuse_limit_of_nothing(defaults: TaskDefaults, *_: object, **__: object) -> Any:
     defaults.refuse_limit_of_nothing()
+
+
+def no_attribute(view: object, name: str, worker: str) -> AttributeError:
+    """The error of an attribute that a view of a worker, or the worker itself, does not have.
+
+    Args:
+        view: Which.
+        name: Of the attribute.
+        worker: The name of the class of workers, which may have it.
+    """
+    kind = type(view).__name__
+    text = f"{kind!r} object has no attribute {name!r}"
+    if kind != worker and not name.startswith("_"):
+        import mpworker
+
+        if hasattr(getattr(mpworker, worker), name):
+            text += f": it belongs to the {worker} itself, and not to what its options() gives"
+            if name.startswith(("register_task", "execute_task")):
+                text += "; say the options in the Task"
+    return AttributeError(text, name=name, obj=view)

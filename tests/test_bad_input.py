@@ -10,7 +10,7 @@ import threading
 import time
 import types
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -176,6 +176,38 @@ def test_an_option_of_the_worker_is_none_of_tasks(pool: ProcessWorker) -> None:
         refuse(pool.options, **{name: 3}, says=[concerns])
     refuse(pool.options, max_workers=3, says=[f"did you mean 'n' of ProcessWorker? {OF_TASKS}"])
     refuse(pool.options, tiemout=3, says=[f"did you mean 'timeout'? {OF_TASKS}"])
+
+
+@pytest.mark.parametrize("name", ["id", "name", "deadline", "run_at", "idempotency_key", "fingerprint", "metadata"])
+def test_an_option_of_a_task_alone_says_so(pool: ProcessWorker, name: str) -> None:
+    assert name in {field.name for field in fields(Task)}
+    hint = f"unknown option {name!r}: it belongs to a Task: write register_task(Task(f, (x,), {name}=...)); "
+    refuse(pool.options, **{name: 3}, says=[hint + OF_TASKS])
+    refuse(ProcessWorker, **{name: 3}, says=[hint])
+
+
+def test_a_verb_of_the_worker_says_that_a_view_has_it_not(pool: ProcessWorker) -> None:
+    view = pool.options(retries=1)
+    for verb, more in (("register_task", "; say the options in the Task"), ("wait", "")):
+        with pytest.raises(AttributeError) as told:
+            getattr(view, verb)
+        message = f"'TaskView' object has no attribute '{verb}': it belongs to the ProcessWorker itself, and not to"
+        assert str(told.value) == f"{message} what its options() gives{more}"
+    for each, kind in ((view, "TaskView"), (pool, "ProcessWorker")):
+        with pytest.raises(AttributeError) as told:
+            getattr(each, "sumbit")  # noqa: B009  # a type checker would refuse it
+        assert str(told.value) == f"'{kind}' object has no attribute 'sumbit'"
+        assert (told.value.name, told.value.obj) == ("sumbit", each), "so Python says what was meant"
+    assert not hasattr(view, "__getstate_manages_dict__")
+
+    async def main() -> None:
+        async with AsyncProcessWorker(n=1) as w:
+            with pytest.raises(AttributeError, match=r"it belongs to the AsyncProcessWorker itself.*in the Task$"):
+                w.options(retries=1).register_task  # type: ignore[attr-defined]  # noqa: B018
+            with pytest.raises(AttributeError, match=r"^'AsyncProcessWorker' object has no attribute 'sumbit'$"):
+                w.sumbit  # type: ignore[attr-defined]  # noqa: B018
+
+    asyncio.run(main())
 
 
 def test_a_bound_of_an_option_of_tasks(pool: ProcessWorker) -> None:
