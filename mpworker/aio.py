@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class PoolOptions(SizeOptions, total=False):
-    """The options of `ProcessWorker` beside `n`, for type checkers."""
+    """The options of `ProcessWorker` beside `n` and `debug`, for type checkers."""
 
     timeout: float | None
     grace: float
@@ -260,7 +260,7 @@ class AsyncProcessWorker(AsyncTaskView, AsyncTasks, AsyncControl, AsyncCronWorke
 
     Args:
         n: Children, 1 to 256; None for as many as there are cores for this process.
-        **options: Those of `ProcessWorker`.
+        **options: Those of `ProcessWorker`, but for `debug`, which would run tasks in the event loop.
 
     Raises:
         InvalidArgument: There is no such option, or it has a wrong type.

@@ -71,9 +71,12 @@ class Task(Generic[T]):
         retry_policy: After what pause these begin, and after which exceptions none does.
         run_at: When it is to be queued: seconds from its registration, or a datetime with a time zone; None for now.
         concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for no such limit.
-        concurrency: See there.
+        concurrency: See there. Only this task's own is looked at when it is to start: say the same for all of a key, or
+            one that says 1 may be joined by one that says 2.
         idempotency_key: Registered again with the same key, the same call gives the future of the first one, as long
-            as that has not ended or is remembered, and another call raises DuplicateTask; None for no such key. The
+            as that has not ended or is remembered, and another call raises DuplicateTask; None for no such key. It is
+            forgotten with its task, and the call then runs again: with the default `Retention` when 1,000 further tasks
+            have ended. Who needs more says so: `Retention(max_entries=100_000, ttl=3600.0)`. The
             same is what has the same `fn` and equal arguments, as they were when it was registered: equal values of
             the same types, dicts and sets in any order. A function that can be imported is the same by its module and
             name; any other callable, and an object of any other class, by what is pickled of it. Nothing else counts:

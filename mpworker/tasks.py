@@ -75,7 +75,7 @@ class Tasks:
         return register(client, defaults, task)
 
     def register_tasks(self, *tasks: Task[T]) -> list[TaskFuture[T]]:
-        """`register_task` for each; if one raises, those before it are registered."""
+        """`register_task` for each; if one raises, those before it are registered and run, and the rest is not."""
         return [self.register_task(task) for task in tasks]
 
     def register_task_at(self, when: float | datetime, task: Task[T]) -> TaskFuture[T]:
@@ -109,7 +109,8 @@ class Tasks:
 
         Args:
             task: The task.
-            timeout: Seconds; when they are over this raises TimeoutError, and the task goes on. None for no limit.
+            timeout: Seconds; when they are over this raises TimeoutError, and the task goes on: `Task(timeout=...)`
+                stops an attempt, and `deadline` all of them. None for no limit.
         """
         timeout = check_seconds("timeout", timeout, optional=True, zero=True)
         return self.register_task(task).result(timeout)

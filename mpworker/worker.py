@@ -62,8 +62,9 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         initargs: Its arguments; without an initializer there are none.
         max_tasks_per_child: Tasks, or items of a `map`, after which a child is replaced; None for no such number. A
             chunk is cut at the answer by which the number is reached, which may be of a few items more.
-        memory_limit: Bytes, at least 16 MiB. A child that has more of its own after a task is replaced; None for no
-            limit. What was preloaded is shared and does not count.
+        memory_limit: Bytes, at least 16 MiB. A child that keeps more of its own between two tasks is replaced; None for
+            no limit. What was preloaded is shared and does not count. It is looked at ten times a second while children
+            work, and once after that: a child may run more tasks until the next look.
         memory_limit_hard: Bytes. A child that has more of its own is killed, and its task ends with `WorkerCrashed`,
             cause "memory", or is tried again if `crash_retries` allow. It is looked at ten times a second: what
             grows faster may for a moment have more.
