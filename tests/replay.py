@@ -10,7 +10,7 @@ from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.recording import EFFECTS, UNIFORM, Encoder
 from mpworker.supervisor.recycling import Recycling
-from mpworker.supervisor.registry import Death, DetailedTask, Function, Seat, Task, TaskOptions, Times
+from mpworker.supervisor.registry import Death, DetailedTask, Function, Seat, Setbacks, Task, TaskOptions, Times
 from mpworker.supervisor.scheduler import Scheduler
 
 SCHEDULERS: Final[dict[str, type[Scheduler]]] = {kind.__name__: kind for kind in (Places, Recycling)}
@@ -122,6 +122,8 @@ class Replay:
             return self._shared[told]
         if kind == "Function":
             return self._shared.get(told) or self._share(told, Function(told, b""))
+        if kind == "Setbacks":
+            return self._setbacks(told)
         if kind in _RECORDS:
             return _RECORDS[kind](**told)
         return self._task(_TASKS[kind], told)
@@ -133,6 +135,12 @@ class Replay:
         for name, value in values.items():
             setattr(task, name, value)
         return task
+
+    @staticmethod
+    def _setbacks(told: dict[str, Any]) -> Setbacks:
+        setbacks = Setbacks(told["failures"], told["crashes"], told["expired"])
+        setbacks.unclaimed_deaths = told["unclaimed_deaths"]
+        return setbacks
 
     def _seat(self, number: int) -> Seat:
         if number not in self._seats:
