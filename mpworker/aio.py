@@ -15,7 +15,7 @@ from mpworker.errors import InvalidArgument
 from mpworker.loopclient import LoopClient
 from mpworker.observing import Observing
 from mpworker.options import SizeOptions, TaskOptions, WorkerOptions
-from mpworker.view import TaskView
+from mpworker.view import TaskView, no_attribute
 from mpworker.worker import ProcessWorker
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class PoolOptions(SizeOptions, total=False):
-    """The options of `ProcessWorker` beside `n`, for type checkers."""
+    """The options of `ProcessWorker` beside `n` and `debug`, for type checkers."""
 
     timeout: float | None
     grace: float
@@ -93,6 +93,11 @@ class AsyncTaskView(AsyncCronView):
     def __init__(self, view: TaskView) -> None:
         self._view = view
         self._client = cast(LoopClient, view._client)
+
+    if not TYPE_CHECKING:  # as in `TaskView`
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise no_attribute(self, name, "AsyncProcessWorker")
 
     def __reduce__(self) -> NoReturn:
         self._view.__reduce__()
@@ -255,7 +260,7 @@ class AsyncProcessWorker(AsyncTaskView, AsyncTasks, AsyncControl, AsyncCronWorke
 
     Args:
         n: Children, 1 to 256; None for as many as there are cores for this process.
-        **options: Those of `ProcessWorker`.
+        **options: Those of `ProcessWorker`, but for `debug`, which would run tasks in the event loop.
 
     Raises:
         InvalidArgument: There is no such option, or it has a wrong type.

@@ -95,7 +95,8 @@ class AsyncControl:
 
         Raises:
             InvalidArgument: An argument has a wrong type.
-            ConfigurationError: One is out of its bounds, or there is no such policy or status.
+            ConfigurationError: One is out of its bounds, there is no such policy or status, or there is no such queue
+                and `unknown_queues` is "refuse".
             WorkerStopped: The worker was stopped, or made before this process was forked.
             WrongEventLoop: The worker is in use by another event loop, or none runs here.
 

@@ -114,7 +114,8 @@ class AsyncTasks:
 
         Args:
             task: The task.
-            timeout: Seconds; when they are over this raises TimeoutError, and the task goes on. None for no limit.
+            timeout: Seconds; when they are over this raises TimeoutError, and the task goes on: `Task(timeout=...)`
+                stops an attempt, and `deadline` all of them. None for no limit.
         """
         timeout = check_seconds("timeout", timeout, optional=True, zero=True)
         future = await self.register_task(task)

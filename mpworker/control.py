@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from mpworker.checks import check_seconds
 from mpworker.client import Client
 from mpworker.errors import ConfigurationError, InvalidArgument
-from mpworker.queues import QueueOptions, QueueState, check_burst, check_queue_name, check_rate
+from mpworker.queues import QueueOptions, QueueState, check_limit, check_queue_name
 from mpworker.steps import Answer, Message, Steps, answered
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ class Control:
 
         Raises:
             InvalidArgument: One has a wrong type.
-            ConfigurationError: One is out of its bounds.
+            ConfigurationError: One is out of its bounds, or there is a burst and no rate.
             WorkerStopped: The worker was stopped.
         """
         self._client.refuse_if_closed()
-        self._client.queues.limit_rate(check_rate(rate), check_burst(burst))
+        self._client.queues.limit_rate(*check_limit(rate, burst))
 
     def pause(self, *queues: str) -> None:
         """Start nothing more, until `resume`: tasks are accepted and wait. What runs goes on to its end.
@@ -189,7 +189,8 @@ class Control:
 
         Raises:
             InvalidArgument: An argument has a wrong type.
-            ConfigurationError: One is out of its bounds, or there is no such policy or status.
+            ConfigurationError: One is out of its bounds, there is no such policy or status, or there is no such queue
+                and `unknown_queues` is "refuse".
             WorkerStopped: The worker was stopped, or made before this process was forked.
             RuntimeError: With "block", or where tasks recur, if no thread can be started.
 

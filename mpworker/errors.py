@@ -33,7 +33,7 @@ class TaskNotFound(MPWorkerError, KeyError):
 
 
 class DuplicateTask(MPWorkerError, ValueError):
-    """A task has the id or the idempotency key of another one."""
+    """There is a task with this id, or another call with this idempotency key: unfinished, or still remembered."""
 
 
 class QueueFull(MPWorkerError):

@@ -139,7 +139,7 @@ class TaskFuture(Future[T]):
         """Cancel the task: before its start it never starts; while it runs it is interrupted, and killed after `grace`.
 
         Returns:
-            True if it will end cancelled, False if it had ended.
+            True if it will end cancelled or has ended so, False if it had ended in another way.
         """
         if self.done():
             return self.status == codec.CANCELLED

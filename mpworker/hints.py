@@ -18,9 +18,12 @@ _NAMES_ELSEWHERE: Final = {
 }
 _FORKED: Final = "there is one way to start children, a fork of a process without threads"
 _OF_MAP: Final = "it is an argument of map()"
+_OF_TASK: Final = "it belongs to a Task: write register_task(Task(f, (x,), {}=...))"
+_SAID_BY_TASK: Final = ("id", "name", "deadline", "run_at", "idempotency_key", "fingerprint", "metadata")
 _NOT_HERE: Final = {
     **dict.fromkeys(("mp_context", "context", "start_method", "backend"), _FORKED),
     **dict.fromkeys(("chunksize", "buffersize", "return_exceptions"), _OF_MAP),
+    **{name: _OF_TASK.format(name) for name in _SAID_BY_TASK},
 }
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from mpworker.checks import check_number
+
 OBSERVERS: Final = ("hook", "tracer", "logger", "middleware")
 
 
@@ -39,7 +41,12 @@ class Latency:
 
         Args:
             share: 0 to 1; 0.99 for the 99th percentile.
+
+        Raises:
+            InvalidArgument: It is no number.
+            ConfigurationError: It is out of these bounds.
         """
+        share = check_number("share", share, 0, 1)
         left = share * self.count
         for seconds, count in self.buckets:
             left -= count

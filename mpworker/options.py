@@ -94,7 +94,7 @@ class TaskDefaults:
         priority: In it, the lowest number first.
         weight: Of those with the same priority, the highest number first.
         concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for no such limit.
-        concurrency: See there.
+        concurrency: See there; of each task its own is looked at when it is to start, and no other one's.
     """
 
     timeout: float | None = None
@@ -126,6 +126,22 @@ class TaskDefaults:
 
             if not isinstance(self.retry_policy, RetryPolicy):
                 raise InvalidArgument(f"retry_policy must be a RetryPolicy or None, not {self.retry_policy!r}")
+
+    @property
+    def limits_nothing(self) -> bool:
+        """Is there a `concurrency`, and no key of those that it is for?"""
+        return self.concurrency != 1 and not self.concurrency_key
+
+    def refuse_limit_of_nothing(self) -> None:
+        """Not where they are made: another view, or a `Task`, may add the key.
+
+        Raises:
+            ConfigurationError: There is none.
+        """
+        if self.limits_nothing:
+            raise ConfigurationError(
+                f"concurrency={self.concurrency} is for tasks with a concurrency_key, which is not given"
+            )
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,21 @@ class QueueTable:
         """
         if name in self._names:
             return
-        if self.refuses and not made:
-            known = ", ".join(map(repr, sorted(self._names)))
-            raise ConfigurationError(f"there is no queue {name!r}, and unknown_queues is 'refuse'; there are {known}")
+        if not made:
+            self.look_for(name)
         if len(self._names) >= QUEUES_MAX:
             raise ConfigurationError(f"a worker has at most {QUEUES_MAX} queues: there is no room for {name!r}")
         self._names.add(name)
+
+    def look_for(self, name: str) -> None:
+        """One is named by who only asks for what is in it, which makes none.
+
+        Raises:
+            ConfigurationError: There is none of this name, and that is refused.
+        """
+        if self.refuses and name not in self._names:
+            known = ", ".join(map(repr, sorted(self._names)))
+            raise ConfigurationError(f"there is no queue {name!r}, and unknown_queues is 'refuse'; there are {known}")
 
     def configure(self, name: str, options: "QueueOptions") -> None:
         """Make a queue, or change one."""
@@ -103,13 +112,18 @@ class OptionTable:
         self._judges: dict[Judge, int] = {}  # one for all policies that are equal in this
 
     def say(self, options: TaskDefaults) -> tuple[int, dict[str, Any] | None]:
-        """The number under which the supervisor knows these options, and what of them goes along with each task."""
+        """The number under which the supervisor knows these options, and what of them goes along with each task.
+
+        Raises:
+            ConfigurationError: They limit what has no concurrency key, or the queue is refused.
+        """
         self._client.refuse_if_closed()
         said: dict[str, Any] = {}
         if options.concurrency_key:
             said["concurrency"] = [options.concurrency_key, options.concurrency]
         shared = options
         if options.concurrency_key or options.concurrency != 1:
+            options.refuse_limit_of_nothing()
             shared = replace(options, concurrency_key="", concurrency=1)
         key = self._keys.get(shared)
         if key is None and len(self._keys) >= OPTIONS_MAX:

@@ -1,6 +1,7 @@
 """What became of a task, as the exception that its caller gets; one table from the outcomes to their makers."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -151,8 +152,21 @@ def _timed_out(report: dict[str, Any], subject: str) -> BaseException:
     how = "; it did not react to the interrupt and its child was killed" if report["killed"] else ""
     if report["timeout"] is None:
         began = f" {_attempt(report)}" if "attempt" in report else ""
-        return TaskTimeout(f"{subject} had not ended at its deadline{began}{how}", stack)
+        return TaskTimeout(
+            f"{subject} had not ended at its deadline{_wall_time(report['deadline'])}{began}{how}", stack
+        )
     return TaskTimeout(f"{subject} ran for over {report['timeout']:g} s {_attempt(report)}{how}", stack)
+
+
+def _wall_time(at: float) -> str:
+    """A moment on the monotonic clock as the part of a sentence; "" if no calendar has it."""
+    from datetime import datetime
+
+    try:
+        moment = datetime.fromtimestamp(round(time.time() + at - time.monotonic(), 3)).astimezone()
+    except (ValueError, OverflowError, OSError):
+        return ""
+    return f" {moment.isoformat(' ', 'milliseconds')}"
 
 
 def _attempt(report: dict[str, Any]) -> str:

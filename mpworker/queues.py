@@ -84,6 +84,18 @@ def check_burst(value: Any) -> int | None:
     return None if value is None else check_int("burst", value, 1, BURST_MAX)
 
 
+def check_limit(rate: Any, burst: Any) -> tuple[float | None, int | None]:
+    """The limit of all queues together. Of one queue it is no mistake to say the burst first, which stays.
+
+    Raises:
+        ConfigurationError: There is a burst without a rate, or one is out of its bounds.
+    """
+    rate, burst = check_rate(rate), check_burst(burst)
+    if burst is not None and rate is None:
+        raise ConfigurationError(f"burst={burst} is for a rate, which is not given")
+    return rate, burst
+
+
 def check_queue_name(value: Any) -> str:
     """The name of a queue."""
     return check_text("a queue's name", value, 1)
@@ -100,6 +112,12 @@ def check_queues(value: Any) -> dict[str, QueueOptions]:
             f"a worker has at most {QUEUES_MAX} queues, and there is 'default', too: not {len(value)}"
         )
     return {
-        check_queue_name(name): each if isinstance(each, QueueOptions) else QueueOptions(weight=each)
+        check_queue_name(name): each
+        if isinstance(each, QueueOptions)
+        else QueueOptions(weight=_check_weight(name, each))
         for name, each in value.items()
     }
+
+
+def _check_weight(name: str, value: Any) -> int:
+    return check_int(f"the weight of queue {name!r}", value, 1, QUEUE_WEIGHT_MAX)

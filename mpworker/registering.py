@@ -12,8 +12,9 @@ from mpworker.errors import DuplicateTask, InvalidArgument
 from mpworker.future import TaskFuture, in_queue
 from mpworker.idempotency import Idempotency, Known, LookAgain
 from mpworker.options import TaskDefaults
+from mpworker.outcomes import FINAL_STATUSES, final_status
 from mpworker.steps import Steps, answered
-from mpworker.task import Task, check_when, checked_metadata, monotonic_at
+from mpworker.task import Task, checked_metadata, monotonic_at
 
 
 class _Token:
@@ -27,7 +28,7 @@ class Look(NamedTuple):
         known: The task of its key, None for none.
         future: The future of that.
         id: The id that was looked for.
-        taken: A task has it.
+        taken: How the task that has it has ended, or that it has not; None if there is none.
         token: If none has.
         trusts: Nothing was looked for, nor can be: what is known here must do.
     """
@@ -35,11 +36,12 @@ class Look(NamedTuple):
     known: Known | None = None
     future: Any = None
     id: str | None = None
-    taken: bool = False
+    taken: str | None = None
     token: _Token | None = None
     trusts: bool = False
 
 
+_UNFINISHED: Final = "unfinished"
 _NOTHING: Final = Look()
 _TRUSTING: Final = Look(trusts=True)
 
@@ -68,8 +70,11 @@ class Registration:
             token = self._tokens.setdefault(task.id, _Token())
             future = self.named.get(task.id)
         # What was sent and has not ended may be on its way; what has ended may be forgotten, though its future is held.
-        taken = future is not None and not future.ready
-        taken = taken or (yield from looking_up(client, task.id)) is not None
+        if future is not None and not future.ready:
+            taken: str | None = _UNFINISHED
+        else:
+            found = yield from looking_up(client, task.id)
+            taken = None if found is None else found["status"]
         return Look(None, None, task.id, taken, token)
 
     def take(self, own: str, future: TaskFuture[Any], token: _Token | None) -> bool:
@@ -165,7 +170,8 @@ def looking_up(client: Client, task_id: str | None) -> Steps[dict[str, Any] | No
 
 
 def _register(client: Client, defaults: TaskDefaults, task: Task[Any], look: Look) -> TaskFuture[Any]:
-    check_when("deadline", task.deadline)
+    if task.run_at is not None:
+        task.refuse_to_begin_late()
     key, shared = client.option_table.say(replace(defaults, **task.options()))
     said: dict[str, Any] = dict(shared or {})
     times = {"deadline": monotonic_at(task.deadline), "run_at": monotonic_at(task.run_at)}
@@ -196,9 +202,11 @@ def _register_named(
     if look.id == own:
         token, taken = look.token, look.taken
     else:  # a middleware has given it this one, in an event loop that does not wait for a question
-        token, taken = None, held is not None
-    if taken:
-        raise DuplicateTask(f"another task has the id {own!r}")
+        ended = final_status(held.status) if held is not None and held.ready else _UNFINISHED
+        token, taken = None, None if held is None else ended
+    if taken is not None:
+        kept = ", and is remembered for as long as Retention says" if taken in FINAL_STATUSES else ""
+        raise DuplicateTask(f"there is a task with the id {own!r}, which is {taken.replace('_', ' ')}{kept}")
     made: list[TaskFuture[Any]] = []
 
     def make_named(client: Client, number: int, name: str) -> TaskFuture[Any]:

@@ -10,16 +10,19 @@ from mpworker.errors import InvalidArgument
 class Retention:
     """How long `get_task` knows a task that has ended, and `retry_task` can run it again.
 
-    Only tasks that have ended are forgotten, the oldest first. Futures keep their results in any case.
+    Only tasks that have ended are forgotten, the oldest first, and with them their `id` and `idempotency_key`. Futures
+    keep their results in any case.
 
     Attributes:
-        ttl: Seconds that a task is remembered; None for as long as there is room.
+        ttl: Seconds that a task is remembered if there is room, and at most two `cleanup_interval` more; None for as
+            long as there is room.
         max_entries: How many are, at most; 0 for none.
         max_bytes: How many bytes of their calls and outcomes are kept; beyond that the oldest lose theirs, and can be
             looked at but not run again.
         results: Keep results, too, and not only what failed: `TaskInfo.future`. Those of tasks with an idempotency key
             are kept in any case.
-        cleanup_interval: Seconds between two looks for what is older than `ttl`.
+        cleanup_interval: Seconds between two looks for what is older than `ttl`. When a task has ended is known by the
+            looks alone, so one that ends right after a look is found at the next one and its age counts from then.
 
     Raises:
         InvalidArgument: An attribute has a wrong type.

@@ -221,6 +221,8 @@ def subscribe(
         raise ConfigurationError(f"policy must be one of {', '.join(map(repr, POLICIES))}, not {policy!r}")
     named = None if queues is None else frozenset(map(check_queue_name, _several("queues", queues)))
     wanted = None if statuses is None else frozenset(map(_status, _several("statuses", statuses)))
+    for name in named or ():
+        client.queues.look_for(name)
     client.refuse_if_closed()
     made = kind(client)
     if client.fanout is None:

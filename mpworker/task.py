@@ -6,8 +6,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from mpworker.checks import check_seconds, check_text
+from mpworker.checks import check_seconds, check_text, shown
 from mpworker.errors import ConfigurationError, InvalidArgument, SerializationError
+from mpworker.options import TaskDefaults
 
 if TYPE_CHECKING:
     from mpworker.future import TaskFuture
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DETAILS_BYTES_MAX: Final = 1 << 14
+_AS_WORKER: Any = ...
+_NONE: Final = ""
+_QUEUE: Final = "default"
+_PRIORITY: Final = 0
+_ONE: Final = 1
 
 
 class TaskStatus(StrEnum):
@@ -43,7 +49,9 @@ class Task(Generic[T]):
     """A call, and all that is to be said of it; for `ProcessWorker.register_task`.
 
     What is left out of `timeout`, `retries`, `crash_retries` and `retry_policy` is as for the worker. A `Task` is a
-    value: it may be registered any number of times, and each time is a task of its own.
+    value: it may be registered any number of times, and each time is a task of its own. One with an `id` may be
+    registered again only when the task that has it is forgotten, and one with an `idempotency_key` is the same task
+    until then.
 
     Attributes:
         fn: Any callable that can be pickled, as for `submit`.
@@ -63,9 +71,12 @@ class Task(Generic[T]):
         retry_policy: After what pause these begin, and after which exceptions none does.
         run_at: When it is to be queued: seconds from its registration, or a datetime with a time zone; None for now.
         concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for no such limit.
-        concurrency: See there.
+        concurrency: See there. Only this task's own is looked at when it is to start: say the same for all of a key, or
+            one that says 1 may be joined by one that says 2.
         idempotency_key: Registered again with the same key, the same call gives the future of the first one, as long
-            as that has not ended or is remembered, and another call raises DuplicateTask; None for no such key. The
+            as that has not ended or is remembered, and another call raises DuplicateTask; None for no such key. It is
+            forgotten with its task, and the call then runs again: with the default `Retention` when 1,000 further tasks
+            have ended. Who needs more says so: `Retention(max_entries=100_000, ttl=3600.0)`. The
             same is what has the same `fn` and equal arguments, as they were when it was registered: equal values of
             the same types, dicts and sets in any order. A function that can be imported is the same by its module and
             name; any other callable, and an object of any other class, by what is pickled of it. Nothing else counts:
@@ -76,7 +87,8 @@ class Task(Generic[T]):
 
     Raises:
         InvalidArgument: An attribute has a wrong type.
-        ConfigurationError: One is out of its bounds.
+        ConfigurationError: One is out of its bounds, or `run_at` is later than `deadline`.
+        SerializationError: JSON cannot write the metadata, or would make a str of one of its keys.
 
     Example:
         >>> from mpworker import ProcessWorker, Task
@@ -90,18 +102,18 @@ class Task(Generic[T]):
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     id: str | None = field(default=None, kw_only=True)
-    name: str = field(default="", kw_only=True)
-    queue: str = field(default="default", kw_only=True)
-    priority: int = field(default=0, kw_only=True)
-    weight: int = field(default=1, kw_only=True)
-    timeout: float | None = field(default=..., kw_only=True)  # type: ignore[assignment]
+    name: str = field(default=_NONE, kw_only=True)
+    queue: str = field(default=_QUEUE, kw_only=True)
+    priority: int = field(default=_PRIORITY, kw_only=True)
+    weight: int = field(default=_ONE, kw_only=True)
+    timeout: float | None = field(default=_AS_WORKER, kw_only=True)
     deadline: float | datetime | None = field(default=None, kw_only=True)
-    retries: int = field(default=..., kw_only=True)  # type: ignore[assignment]
-    crash_retries: int | None = field(default=..., kw_only=True)  # type: ignore[assignment]
-    retry_policy: "RetryPolicy | None" = field(default=..., kw_only=True)  # type: ignore[assignment]
+    retries: int = field(default=_AS_WORKER, kw_only=True)
+    crash_retries: int | None = field(default=_AS_WORKER, kw_only=True)
+    retry_policy: "RetryPolicy | None" = field(default=_AS_WORKER, kw_only=True)
     run_at: float | datetime | None = field(default=None, kw_only=True)
-    concurrency_key: str = field(default="", kw_only=True)
-    concurrency: int = field(default=1, kw_only=True)
+    concurrency_key: str = field(default=_NONE, kw_only=True)
+    concurrency: int = field(default=_ONE, kw_only=True)
     idempotency_key: str | None = field(default=None, kw_only=True)
     fingerprint: str | None = field(default=None, kw_only=True)
     metadata: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
@@ -109,22 +121,63 @@ class Task(Generic[T]):
     def __post_init__(self) -> None:
         if not callable(self.fn):
             raise InvalidArgument(f"a Task needs a callable, not {self.fn!r}: write Task(f, (x,)), not Task(f(x))")
-        if isinstance(self.args, str | bytes) or not isinstance(self.args, Sequence):
+        # Most tasks say little: what is as usual, which `is` tells at once, needs no check.
+        if type(self.args) is not tuple and (isinstance(self.args, str | bytes) or not isinstance(self.args, Sequence)):
             raise InvalidArgument(f"args must be a tuple of arguments, not {self.args!r}")
-        for name in ("kwargs", "metadata"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise InvalidArgument(f"{name} must be a dict, not {getattr(self, name)!r}")
-        for name in ("id", "idempotency_key", "fingerprint"):
-            if getattr(self, name) is not None:
-                check_text(name, getattr(self, name), 1)
-        check_text("name", self.name, 0)
-        for name in ("deadline", "run_at"):
-            check_when(name, getattr(self, name))
+        if type(self.kwargs) is not dict or self.kwargs:
+            _check_kwargs(self.kwargs)
+        if type(self.metadata) is not dict or self.metadata:
+            checked_metadata(self.metadata)
+        if self.id is not None:
+            check_text("id", self.id, 1)
+        if self.idempotency_key is not None:
+            check_text("idempotency_key", self.idempotency_key, 1)
+        if self.fingerprint is not None:
+            check_text("fingerprint", self.fingerprint, 1)
+        if self.name is not _NONE:
+            check_text("name", self.name, 0)
+        if self.deadline is not None or self.run_at is not None:
+            check_when("deadline", self.deadline)
+            check_when("run_at", self.run_at)
+            if isinstance(self.deadline, datetime) is isinstance(self.run_at, datetime):
+                self.refuse_to_begin_late()
+        said: Any = self
+        if not (
+            said.timeout is _AS_WORKER
+            and said.retries is _AS_WORKER
+            and said.crash_retries is _AS_WORKER
+            and said.retry_policy is _AS_WORKER
+            and said.queue is _QUEUE
+            and said.priority is _PRIORITY
+            and said.weight is _ONE
+            and said.concurrency_key is _NONE
+            and said.concurrency is _ONE
+        ):
+            TaskDefaults(**self.options())
+
+    def refuse_to_begin_late(self) -> None:
+        """Who says when it is queued and when it must have ended says that in this order.
+
+        Which is the later one of seconds from the registration and a datetime is only known at that.
+
+        Raises:
+            ConfigurationError: It would be queued after its deadline.
+        """
+        run_at: Any = self.run_at
+        deadline: Any = self.deadline
+        if run_at is None or deadline is None:
+            return
+        if isinstance(run_at, datetime) is not isinstance(deadline, datetime):
+            run_at, deadline = monotonic_at(run_at), monotonic_at(deadline)
+        if run_at > deadline:
+            raise ConfigurationError(
+                f"run_at must not be later than deadline={self.deadline!r}, not {self.run_at!r}: it would never begin"
+            )
 
     def options(self) -> dict[str, Any]:
         """What it says of the options that tasks share: for `ProcessWorker.options`."""
         inherited = ("timeout", "retries", "crash_retries", "retry_policy")
-        said = {name: getattr(self, name) for name in inherited if getattr(self, name) is not ...}
+        said = {name: getattr(self, name) for name in inherited if getattr(self, name) is not _AS_WORKER}
         own = ("queue", "priority", "weight", "concurrency_key", "concurrency")
         return said | {name: getattr(self, name) for name in own}
 
@@ -134,15 +187,26 @@ class Task(Generic[T]):
         return {name: value for name, value in self.options().items() if value != usual[name]}
 
 
-def checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _check_kwargs(kwargs: Any) -> None:
+    if not isinstance(kwargs, Mapping):
+        raise InvalidArgument(f"kwargs must be a dict, not {shown(kwargs)}")
+    for name in kwargs:
+        if not isinstance(name, str):
+            raise InvalidArgument(f"each key in kwargs must be a str, the name of an argument, not {shown(name)}")
+
+
+def checked_metadata(metadata: Any) -> dict[str, Any]:
     """What goes along with a task.
 
     Raises:
+        InvalidArgument: It is no dict.
         SerializationError: JSON cannot write it, or would make a str of one of its keys.
         ConfigurationError: It is too long.
     """
     import json
 
+    if not isinstance(metadata, Mapping):
+        raise InvalidArgument(f"metadata must be a dict, not {shown(metadata)}")
     try:
         text = json.dumps(dict(metadata))
     except (TypeError, ValueError, RecursionError) as error:

@@ -59,8 +59,8 @@ class Tasks:
         Raises:
             InvalidArgument: It is no `Task`.
             ConfigurationError: One of its options is out of its bounds, or its queue is refused.
-            DuplicateTask: Its id is another task's or one of the worker's own, or its idempotency key belongs to
-                another call.
+            DuplicateTask: There is a task with its id, unfinished or still remembered, even if that is of the same
+                `Task`; the id is one of the worker's own; or its idempotency key belongs to another call.
             TaskNotFound: The task of its idempotency key has ended, nobody holds its future, and its outcome has been
                 let go for want of `Retention.max_bytes`. It is not run twice.
             SerializationError: Its function, an argument or its metadata cannot be sent.
@@ -76,7 +76,7 @@ class Tasks:
         return register(client, defaults, task)
 
     def register_tasks(self, *tasks: Task[T]) -> list[TaskFuture[T]]:
-        """`register_task` for each; if one raises, those before it are registered."""
+        """`register_task` for each; if one raises, those before it are registered and run, and the rest is not."""
         return [self.register_task(task) for task in tasks]
 
     def register_task_at(self, when: float | datetime, task: Task[T]) -> TaskFuture[T]:
@@ -84,12 +84,25 @@ class Tasks:
 
         Args:
             when: A datetime with a time zone, or seconds since the epoch.
-            task: The task.
+            task: The task, which says no `run_at` itself.
+
+        Raises:
+            InvalidArgument: `when` is neither, or `task` no `Task`.
+            ConfigurationError: `when` is out of its bounds or later than the deadline, or the task has a `run_at`.
         """
         return self.register_task(task_at(when, task))
 
     def register_task_after(self, delay: float, task: Task[T]) -> TaskFuture[T]:
-        """`register_task` with `run_at`: in so many seconds from now."""
+        """`register_task` with `run_at`: in so many seconds from now.
+
+        Args:
+            delay: Seconds, 0 or more.
+            task: The task, which says no `run_at` itself.
+
+        Raises:
+            InvalidArgument: `delay` is no number, or `task` no `Task`.
+            ConfigurationError: `delay` is out of its bounds or later than the deadline, or the task has a `run_at`.
+        """
         return self.register_task(task_after(delay, task))
 
     def execute_task(self, task: Task[T], timeout: float | None = None) -> T:
@@ -97,7 +110,8 @@ class Tasks:
 
         Args:
             task: The task.
-            timeout: Seconds; when they are over this raises TimeoutError, and the task goes on. None for no limit.
+            timeout: Seconds; when they are over this raises TimeoutError, and the task goes on: `Task(timeout=...)`
+                stops an attempt, and `deadline` all of them. None for no limit.
         """
         timeout = check_seconds("timeout", timeout, optional=True, zero=True)
         return self.register_task(task).result(timeout)
@@ -155,7 +169,8 @@ class Tasks:
 
         Raises:
             InvalidArgument: One has a wrong type.
-            ConfigurationError: There is no such status, or `limit` is out of its bounds.
+            ConfigurationError: There is no such status, `limit` is out of its bounds, or there is no such queue and
+                `unknown_queues` is "refuse".
             SupervisorLost: The supervisor has died.
             StartFailed: It never came to work.
         """
@@ -167,6 +182,7 @@ class Tasks:
             status = _checked_status(status)
         if queue is not None:
             queue = check_queue_name(queue)
+            self._client.queues.look_for(queue)
         limit = check_int("limit", limit, 1, LIMIT_MAX)
         answer = yield {"verb": "tasks", "status": status, "queue": queue, "limit": limit}
         if answer is None:
@@ -370,9 +386,17 @@ def check_task(task: object) -> None:
         raise InvalidArgument(f"register_task needs a Task, not {task!r}")
 
 
+def _check_without_time(task: Any) -> None:
+    check_task(task)
+    if task.run_at is not None:
+        raise ConfigurationError(
+            f"the Task says run_at={task.run_at!r} itself: register it by register_task, or leave that out"
+        )
+
+
 def task_at(when: float | datetime, task: Task[T]) -> Task[T]:
     """The same, to be queued then."""
-    check_task(task)
+    _check_without_time(task)
     if isinstance(when, datetime):
         return replace(task, run_at=when)
     at = check_number("when", when, 0.0, EPOCH_MAX, instead=OR_A_DATETIME)
@@ -381,7 +405,7 @@ def task_at(when: float | datetime, task: Task[T]) -> Task[T]:
 
 def task_after(delay: float, task: Task[T]) -> Task[T]:
     """The same, to be queued in so many seconds."""
-    check_task(task)
+    _check_without_time(task)
     return replace(task, run_at=check_seconds("delay", delay, zero=True))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
 
 from mpworker.checks import check_bool, check_int, check_seconds
 from mpworker.client import Client
@@ -32,10 +32,19 @@ class TaskView(CronView, Executor):
         self._n = n
         # A plain task's future pays nothing for what only those of other queues must know.
         self._make_future = client.make_future if defaults.queue == "default" else partial(in_queue, defaults.queue)
-        self._options_key, self._said = client.option_table.say(defaults)
+        known = defaults
+        if defaults.limits_nothing:
+            known = replace(defaults, concurrency=1)
+            self.submit = self.map = partial(_refuse_limit_of_nothing, defaults)  # type: ignore[method-assign]
+        self._options_key, self._said = client.option_table.say(known)
         if client.submission is not None:
             # Not a method of this object's, which would keep it in a cycle: the supervisor ends when it is dropped.
             self.submit = partial(submit_as_task, client, defaults)  # type: ignore[method-assign]
+
+    if not TYPE_CHECKING:  # a checker would take every name for one that is there
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise no_attribute(self, name, "ProcessWorker")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -173,11 +182,13 @@ class TaskView(CronView, Executor):
                 name of the queue that the tasks wait in ("default"), `priority`, by which the lowest number goes first
                 in it (0, at most 2**31 and at least the negative of that), and `weight`, by which the highest number
                 goes first among tasks of one priority (1, at most 1,000,000); and `concurrency_key`, a text: of all
-                tasks with the same one at most `concurrency` (1) run at once.
+                tasks with the same one at most `concurrency` (1) run at once. Each task's own limit is looked at when
+                it is to start, and no other one's: say the same for all tasks of a key. `submit` and `map` of a view
+                with another `concurrency` than 1 and no key raise ConfigurationError.
 
         Raises:
             InvalidArgument: There is no such option of tasks, or it has a wrong type.
-            ConfigurationError: An option is out of its bounds.
+            ConfigurationError: An option is out of its bounds, or the queue is refused.
             SerializationError: An exception of the retry policy cannot be pickled.
 
         Example:
@@ -195,3 +206,27 @@ class TaskView(CronView, Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Nothing: the worker owns the processes."""
+
+
+def _refuse_limit_of_nothing(defaults: TaskDefaults, *_: object, **__: object) -> Any:
+    defaults.refuse_limit_of_nothing()
+
+
+def no_attribute(view: object, name: str, worker: str) -> AttributeError:
+    """The error of an attribute that a view of a worker, or the worker itself, does not have.
+
+    Args:
+        view: Which.
+        name: Of the attribute.
+        worker: The name of the class of workers, which may have it.
+    """
+    kind = type(view).__name__
+    text = f"{kind!r} object has no attribute {name!r}"
+    if kind != worker and not name.startswith("_"):
+        import mpworker
+
+        if hasattr(getattr(mpworker, worker), name):
+            text += f": it belongs to the {worker} itself, and not to what its options() gives"
+            if name.startswith(("register_task", "execute_task")):
+                text += "; say the options in the Task"
+    return AttributeError(text, name=name, obj=view)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack
 
-from mpworker.checks import check_bool, check_int, check_seconds
+from mpworker.checks import check_bool, check_int, check_seconds, shown
 from mpworker.client import Client
 from mpworker.context import refuse_while_loading
 from mpworker.control import Control, check_unknown_queues
-from mpworker.errors import InvalidArgument
+from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.observing import Observing
 from mpworker.options import (
     N_MAX,
@@ -20,7 +20,7 @@ from mpworker.options import (
     WorkerOptions,
     available_cores,
 )
-from mpworker.queues import check_burst, check_queues, check_rate
+from mpworker.queues import check_limit, check_queues
 from mpworker.recurring import CronWorker
 from mpworker.steps import Steps
 from mpworker.tasks import Tasks
@@ -59,11 +59,12 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             once and after any.
         preload: Modules that are imported once, before the children are forked, and shared by them.
         initializer: Called in each child before its first task.
-        initargs: Its arguments.
+        initargs: Its arguments; without an initializer there are none.
         max_tasks_per_child: Tasks, or items of a `map`, after which a child is replaced; None for no such number. A
             chunk is cut at the answer by which the number is reached, which may be of a few items more.
-        memory_limit: Bytes, at least 16 MiB. A child that has more of its own after a task is replaced; None for no
-            limit. What was preloaded is shared and does not count.
+        memory_limit: Bytes, at least 16 MiB. A child that keeps more of its own between two tasks is replaced; None for
+            no limit. What was preloaded is shared and does not count. It is looked at ten times a second while children
+            work, and once after that: a child may run more tasks until the next look.
         memory_limit_hard: Bytes. A child that has more of its own is killed, and its task ends with `WorkerCrashed`,
             cause "memory", or is tried again if `crash_retries` allow. It is looked at ten times a second: what
             grows faster may for a moment have more.
@@ -76,9 +77,10 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         submit_timeout: Seconds that it waits then before it raises QueueFull: 0 for at once, None for no limit.
         queues: Named queues, and for each its weight or a `QueueOptions`; None for "default" alone, with weight 1.
         unknown_queues: "create" makes a queue of weight 1 for a name that `options(queue=...)` uses first, "refuse"
-            raises ConfigurationError.
+            raises ConfigurationError, also where a queue is only looked for (`get_tasks`, `subscribe_results`).
         rate: How many tasks of all queues together start per second; None for no limit.
-        burst: How many may start at once when none has for long; None for min(n, max_pending), as `n` is then.
+        burst: How many may start at once when none has for long; None for min(n, max_pending), as `n` is then. Only
+            with a `rate`.
         retention: A `Retention`: how long tasks that have ended are remembered; None for the last 1,000 of them, and
             without their results.
         hooks: A `Hooks`: functions of this process that are called when a task is accepted, begins, is tried again and
@@ -165,6 +167,9 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             raise InvalidArgument(f"preload must be a sequence of module names, not {preload!r}")
         if not isinstance(initargs, Iterable):
             raise InvalidArgument(f"initargs must be a sequence of arguments, not {initargs!r}")
+        given = tuple(initargs)
+        if given and initializer is None:
+            raise ConfigurationError(f"initargs={shown(given)} is for an initializer, which is not given")
         if not isinstance(python, str | os.PathLike | None):
             raise InvalidArgument(f"python must be the path of an interpreter, not {python!r}")
         options = WorkerOptions(
@@ -187,10 +192,10 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         )
         refuses = check_unknown_queues(unknown_queues)
         made = check_queues(queues)
-        rate, burst = check_rate(rate), check_burst(burst)
+        rate, burst = check_limit(rate, burst)
         observing = Observing(hooks, tracer, logger, submit_middleware, execute_middleware)
         check_bool("debug", debug)
-        client = self._make_client(debug, options, initializer, tuple(initargs), observing)
+        client = self._make_client(debug, options, initializer, given, observing)
         try:
             super().__init__(client, defaults, options.n)
             client.queues.configure_all(made)

@@ -223,7 +223,8 @@ class Work:
         if arguments[3] == "long" or rng.random() < 0.3:
             more["deadline"] = spec["deadline"] = rng.choice([0.05, 0.2, 1.0, 2.0])
         if rng.random() < 0.3:
-            more["run_at"] = spec["run_at"] = rng.choice([0.0, 0.02, 0.1, 1.0])
+            moments = [at for at in (0.0, 0.02, 0.1, 1.0) if at <= more.get("deadline", 1.0)]
+            more["run_at"] = spec["run_at"] = rng.choice(moments)
         # Not with megabytes to be kept.
         if "id" not in more and rng.random() < 0.2 and arguments[3] not in ("take", "grow"):
             more |= {"idempotency_key": f"once {ticket}", "fingerprint": str(ticket)}

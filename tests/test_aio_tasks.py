@@ -51,7 +51,7 @@ def test_an_id_belongs_to_one_task(gate: Gate) -> None:
             held = await w.register_task(Task(pooljobs.hold, (gate.folder, "held"), id="one"))
             assert held.task_id == "one"
             assert "one" in repr(held)
-            with pytest.raises(DuplicateTask, match="another task has the id 'one'"):
+            with pytest.raises(DuplicateTask, match="there is a task with the id 'one', which is"):
                 await w.register_task(Task(len, ("four",), id="one"))
             gate.release()
             assert await held == "held"

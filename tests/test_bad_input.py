@@ -10,6 +10,8 @@ import threading
 import time
 import types
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import fields, replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +22,7 @@ import programs
 import pytest
 from refusals import refuse
 
-from mpworker import AsyncProcessWorker, Hooks, ProcessWorker, Task
+from mpworker import AsyncProcessWorker, Hooks, Latency, ProcessWorker, QueueOptions, Task
 from mpworker.errors import (
     ConfigurationError,
     InvalidArgument,
@@ -55,6 +57,7 @@ TOO_LITTLE_TIME = [0, -1, 0.0, -0.5, -math.inf, numpy.float64(-1)]
 TOO_MUCH_TIME = [math.inf, 1e300, 10**400]
 OUT_OF_TIME = [*TOO_LITTLE_TIME, *TOO_MUCH_TIME]
 
+SOON, LATER = datetime(2100, 1, 1, tzinfo=UTC), datetime(2100, 1, 2, tzinfo=UTC)
 
 OPTIONAL = ("n", "crash_retries", "max_tasks_per_child", "memory_limit", "memory_limit_hard", "blas_threads")
 
@@ -173,6 +176,38 @@ def test_an_option_of_the_worker_is_none_of_tasks(pool: ProcessWorker) -> None:
         refuse(pool.options, **{name: 3}, says=[concerns])
     refuse(pool.options, max_workers=3, says=[f"did you mean 'n' of ProcessWorker? {OF_TASKS}"])
     refuse(pool.options, tiemout=3, says=[f"did you mean 'timeout'? {OF_TASKS}"])
+
+
+@pytest.mark.parametrize("name", ["id", "name", "deadline", "run_at", "idempotency_key", "fingerprint", "metadata"])
+def test_an_option_of_a_task_alone_says_so(pool: ProcessWorker, name: str) -> None:
+    assert name in {field.name for field in fields(Task)}
+    hint = f"unknown option {name!r}: it belongs to a Task: write register_task(Task(f, (x,), {name}=...)); "
+    refuse(pool.options, **{name: 3}, says=[hint + OF_TASKS])
+    refuse(ProcessWorker, **{name: 3}, says=[hint])
+
+
+def test_a_verb_of_the_worker_says_that_a_view_has_it_not(pool: ProcessWorker) -> None:
+    view = pool.options(retries=1)
+    for verb, more in (("register_task", "; say the options in the Task"), ("wait", "")):
+        with pytest.raises(AttributeError) as told:
+            getattr(view, verb)
+        message = f"'TaskView' object has no attribute '{verb}': it belongs to the ProcessWorker itself, and not to"
+        assert str(told.value) == f"{message} what its options() gives{more}"
+    for each, kind in ((view, "TaskView"), (pool, "ProcessWorker")):
+        with pytest.raises(AttributeError) as told:
+            getattr(each, "sumbit")  # noqa: B009  # a type checker would refuse it
+        assert str(told.value) == f"'{kind}' object has no attribute 'sumbit'"
+        assert (told.value.name, told.value.obj) == ("sumbit", each), "so Python says what was meant"
+    assert not hasattr(view, "__getstate_manages_dict__")
+
+    async def main() -> None:
+        async with AsyncProcessWorker(n=1) as w:
+            with pytest.raises(AttributeError, match=r"it belongs to the AsyncProcessWorker itself.*in the Task$"):
+                w.options(retries=1).register_task  # type: ignore[attr-defined]  # noqa: B018
+            with pytest.raises(AttributeError, match=r"^'AsyncProcessWorker' object has no attribute 'sumbit'$"):
+                w.sumbit  # type: ignore[attr-defined]  # noqa: B018
+
+    asyncio.run(main())
 
 
 def test_a_bound_of_an_option_of_tasks(pool: ProcessWorker) -> None:
@@ -512,6 +547,139 @@ def test_middleware_is_a_sequence_of_functions(name: str) -> None:
     refuse(ProcessWorker, n=1, **{name: [print, 3]}, says=[name, "3 is none"], kind=InvalidArgument)
     refuse(ProcessWorker, n=1, **{name: [asynchronous]}, says=[name, "asynchronous"], kind=InvalidArgument)
     refuse(ProcessWorker, n=1, **{name: [print] * 101}, says=[name, "at most 100", "101"])
+
+
+OF_A_TASK: list[tuple[dict[str, Any], list[str]]] = [
+    ({"priority": "high"}, ["priority must be an int", "'high'"]),
+    ({"priority": False}, ["priority must be an int", "False"]),
+    ({"weight": True}, ["weight must be an int", "True"]),
+    ({"weight": 0}, ["weight must be at least 1, not 0"]),
+    ({"queue": None}, ["a queue's name must be a str, not None"]),
+    ({"queue": ""}, ["a queue's name must have 1 to 200 characters, not 0"]),
+    ({"retries": -1}, ["retries must be at least 0, not -1"]),
+    ({"retries": None}, ["retries must be an int", "None"]),
+    ({"crash_retries": 0.5}, ["crash_retries must be an int", "0.5"]),
+    ({"retry_policy": "often"}, ["retry_policy must be a RetryPolicy or None, not 'often'"]),
+    ({"timeout": -1}, ["timeout must be greater than 0 s, not -1"]),
+    ({"timeout": numpy.array([1, 2])}, ["timeout must be a number of seconds or None"]),
+    ({"concurrency": 0}, ["concurrency must be at least 1, not 0"]),
+    ({"concurrency_key": None}, ["concurrency_key must be a str, not None"]),
+    ({"name": None}, ["name must be a str, not None"]),
+    ({"id": ""}, ["id must have 1 to 200 characters, not 0"]),
+    ({"args": "ab"}, ["args must be a tuple of arguments, not 'ab'"]),
+    ({"args": {1}}, ["args must be a tuple of arguments, not {1}"]),
+    ({"kwargs": [1]}, ["kwargs must be a dict, not [1]"]),
+    ({"kwargs": None}, ["kwargs must be a dict, not None"]),
+    ({"kwargs": {"a": 1, 1: 2}}, ["each key in kwargs must be a str, the name of an argument, not 1"]),
+    ({"metadata": {1: 2}}, ["each key in metadata must be a str, not 1"]),
+    ({"metadata": {"a": LOCK}}, ["metadata must be what JSON can write", "lock"]),
+    ({"deadline": -1}, ["deadline must be at least 0 s, not -1"]),
+    ({"run_at": "noon"}, ["run_at must be a number of seconds or a datetime with a time zone, not 'noon'"]),
+    ({"run_at": 5, "deadline": 3.0}, ["run_at must not be later than deadline=3.0, not 5: it would never begin"]),
+    ({"run_at": LATER, "deadline": SOON}, [f"run_at must not be later than deadline={SOON!r}, not {LATER!r}"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("said", "says"), OF_A_TASK, ids=[f"{n}-{'-'.join(case[0])}" for n, case in enumerate(OF_A_TASK)]
+)
+def test_a_task_is_checked_where_it_is_made(said: dict[str, Any], says: list[str]) -> None:
+    refuse(lambda: Task(**{"fn": len} | said), says=says, kind=MPWorkerError)
+
+
+def test_a_task_that_is_right_is_made() -> None:
+    Task(len, ["four"], run_at=3, deadline=3.0)
+    Task(len, ["four"], run_at=SOON, deadline=LATER, queue="mail", priority=-1, weight=2, timeout=None)
+    Task(len, ("four",), types.MappingProxyType({"a": 1}), retries=numpy.int64(2), metadata=types.MappingProxyType({}))
+    Task(len, run_at=5, deadline=SOON)  # which may be right, or not, when it is registered
+
+
+def test_a_task_that_would_begin_after_its_deadline(pool: ProcessWorker) -> None:
+    past = datetime(2001, 1, 1, tzinfo=UTC)
+    for task in (Task(len, ("four",), run_at=5, deadline=past), Task(len, ("four",), run_at=LATER, deadline=60.0)):
+        refuse(pool.register_task, task, says=["run_at must not be later than deadline=", "it would never begin"])
+    refuse(pool.register_task_after, 5, Task(len, ("four",), deadline=3), says=["deadline=3, not 5.0"])
+
+
+def test_a_time_is_said_once(pool: ProcessWorker) -> None:
+    task = Task(len, ("four",), run_at=5)
+    for call, when in ((pool.register_task_after, 0.1), (pool.register_task_at, LATER), (pool.register_task_at, 1e9)):
+        refuse(call, when, task, says=["the Task says run_at=5 itself: register it by register_task"])
+
+    async def main() -> None:
+        async with AsyncProcessWorker(n=1) as w:
+            with pytest.raises(ConfigurationError, match="the Task says run_at=5 itself"):
+                await w.register_task_after(0.1, task)
+            with pytest.raises(ConfigurationError, match="the Task says run_at=5 itself"):
+                await w.register_task_at(LATER, task)
+
+    asyncio.run(main())
+
+
+def test_what_matters_only_with_another_option_is_refused_without_it(pool: ProcessWorker) -> None:
+    refuse(ProcessWorker, n=1, burst=5, says=["burst=5 is for a rate, which is not given"])
+    refuse(pool.set_rate, None, 5, says=["burst=5 is for a rate, which is not given"])
+    says = ["initargs=(1, 2) is for an initializer, which is not given"]
+    refuse(ProcessWorker, n=1, initargs=iter((1, 2)), says=says)
+    says = ["concurrency=2 is for tasks with a concurrency_key, which is not given"]
+    view = pool.options(concurrency=2)
+    refuse(view.submit, abs, -1, says=says)
+    refuse(view.map, abs, [-1], says=says)
+    refuse(view.register_cron_task, "each", "@every 60s", print, says=says)
+    refuse(pool.register_task, Task(abs, (-1,), concurrency=2), says=says)
+
+
+def test_and_it_may_come_later() -> None:
+    with ProcessWorker(n=1, queues={"mail": QueueOptions(burst=5)}, initargs=()) as w:
+        w.set_queue("mail", rate=50.0)
+        assert w.queues()["mail"].burst == 5
+        two = w.options(concurrency=2)
+        assert two.options(concurrency_key="k").submit(abs, -1).result() == 1
+        assert two.options(concurrency=1).submit(abs, -1).result() == 1
+        two.register_cron_task("by the view", "@every 60s", Task(abs, (-1,), concurrency_key="k"))
+        keyed = w.options(concurrency_key="k")
+        keyed.register_cron_task("by the task", "@every 60s", Task(abs, (-1,), concurrency=2))
+
+    def with_a_key(call_next: Callable[[Task[Any]], Any], task: Task[Any]) -> Any:
+        return call_next(replace(task, concurrency_key="k"))
+
+    with ProcessWorker(n=1, submit_middleware=[with_a_key]) as w:
+        assert w.options(concurrency=2).submit(abs, -1).result() == 1
+        assert w.execute_task(Task(abs, (-1,), concurrency=2)) == 1
+
+
+def test_an_event_loop_refuses_it_too() -> None:
+    async def main() -> None:
+        async with AsyncProcessWorker(n=1) as w:
+            view = w.options(concurrency=2)
+            refuse(view.submit, abs, -1, says=["concurrency=2 is for tasks with a concurrency_key"])
+            refuse(view.map, abs, [-1], says=["concurrency=2 is for tasks with a concurrency_key"])
+            with pytest.raises(ConfigurationError, match="concurrency=2 is for tasks with a concurrency_key"):
+                await w.register_task(Task(abs, (-1,), concurrency=2))
+
+    asyncio.run(main())
+
+
+def test_a_queue_of_a_wrong_weight_is_named() -> None:
+    for value in (0, -1):
+        says = [f"the weight of queue 'mail' must be at least 1, not {value}"]
+        refuse(ProcessWorker, n=1, queues={"ok": 1, "mail": value}, says=says)
+    refuse(ProcessWorker, n=1, queues={"ok": 1, "mail": 101}, says=["the weight of queue 'mail' must be at most 100"])
+    for value in NO_INT:
+        says = ["the weight of queue 'mail' must be an int from 1 to 100", repr(value)]
+        refuse(ProcessWorker, n=1, queues={"ok": 1, "mail": value}, says=says, kind=InvalidArgument)
+
+
+def test_a_quantile_is_of_a_share() -> None:
+    latency = Latency(count=100, total=3.0, max=1.5, buckets=((0.016, 90), (2.0, 10)))
+    for value in (-0.01, -1, -math.inf):
+        refuse(latency.quantile, value, says=[f"share must be at least 0, not {value!r}"])
+    for value in (1.01, 99, math.inf):
+        refuse(latency.quantile, value, says=[f"share must be at most 1, not {value!r}"])
+    for value in ("0.5", None, True, math.nan, [0.5]):
+        refuse(latency.quantile, value, says=["share must be a number from 0 to 1", repr(value)], kind=InvalidArgument)
+    assert latency.quantile(0) == latency.quantile(numpy.float32(0.5)) == 0.016
+    assert latency.quantile(1) == latency.quantile(Fraction(1)) == 1.5
 
 
 HUGE = 10**5000  # which no message can write out

@@ -41,6 +41,24 @@ def test_what_is_too_old_is_not_found(size: int) -> None:
     assert kept.find(2) is not None
 
 
+@pytest.mark.parametrize("ttl", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("size", SIZES)
+def test_what_has_ended_is_forgotten_after_its_ttl_and_within_two_looks_more(size: int, ttl: float) -> None:
+    interval, ended_at = 1.0, [number / 8 for number in range(8)]
+    kept = history(size, ttl)
+    forgotten_at: dict[int, float] = {}
+    for now in (number / 8 for number in range(80)):
+        if now in ended_at:  # right before a look at the same time, or after the one before
+            kept.append(ended(ended_at.index(now)))
+        if now % interval == 0.0:
+            kept.evict(now)
+            there = [key for key, at in enumerate(ended_at) if at <= now and key not in forgotten_at]
+            forgotten_at |= {key: now for key in there if kept.find(key) is None}
+    ages = [forgotten_at[key] - at for key, at in enumerate(ended_at)]
+    assert ttl <= min(ages)
+    assert max(ages) <= ttl + 2 * interval
+
+
 @pytest.mark.parametrize("sizes", [SIZES, SIZES[::-1]], ids=["more", "fewer"])
 def test_what_is_there_is_found_also_where_more_or_fewer_are_remembered_since(sizes: list[int]) -> None:
     kept = history(sizes[0])

@@ -164,7 +164,7 @@ def test_a_task_for_later_is_told_of_once(diary: Diary) -> None:
         future = w.register_task(Task(len, ("four",), id="mine", name="measure", run_at=0.1, metadata={"a": 1}))
         registered = time.time()
         assert future.result(GUARD) == 4
-        expired = w.register_task(Task(len, ("four",), run_at=50.0, deadline=0.02))
+        expired = w.register_task(Task(len, ("four",), run_at=0.02, deadline=0.02))
         with pytest.raises(TaskTimeout):
             expired.result(GUARD)
     assert diary.kinds("mine") == ["queued", "start", "finish"]
@@ -600,7 +600,7 @@ def _no_thread_is_left() -> Iterator[None]:
 def test_what_is_too_late_has_no_start(debug: bool, later: bool) -> None:
     diary = Diary()
     with ProcessWorker(n=1, debug=debug, hooks=diary.hooks) as w:
-        late = w.register_task(Task(abs, (1,), deadline=0, run_at=0.01 if later else None))
+        late = w.register_task(Task(abs, (1,), deadline=0.01 if later else 0, run_at=0.01 if later else None))
         with pytest.raises(TaskTimeout):
             late.result(GUARD)
     assert diary.kinds(late.task_id) == ["queued", "finish"]

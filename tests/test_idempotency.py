@@ -576,12 +576,12 @@ def test_an_id_that_is_forgotten_is_free_though_its_future_is_held(debug: bool) 
     with ProcessWorker(n=1, debug=debug, retention=Retention(max_entries=1)) as w:
         held = w.register_task(Task(abs, (-1,), id="mine"))
         assert held.result(GUARD) == 1
-        with pytest.raises(DuplicateTask, match="another task has the id 'mine'"):
+        with pytest.raises(DuplicateTask, match="there is a task with the id 'mine', which is"):
             w.register_task(Task(abs, (-2,), id="mine"))
         w.submit(abs, -1).result(GUARD)
         assert is_forgotten(w, "mine")
         assert w.execute_task(Task(abs, (-2,), id="mine"), GUARD) == 2
-        with pytest.raises(DuplicateTask, match="another task has the id 'mine'"):
+        with pytest.raises(DuplicateTask, match="there is a task with the id 'mine', which is"):
             w.register_task(Task(abs, (-2,), id="mine"))
         assert held.task_id == "mine"
 
@@ -601,6 +601,6 @@ def test_of_two_that_have_found_an_id_free_one_gets_it(debug: bool) -> None:
         accept(client, w._defaults, task, looks[0]).result(GUARD)  # and nobody holds its future
         with pytest.raises(LookAgain):
             accept(client, w._defaults, task, looks[1])
-        with pytest.raises(DuplicateTask, match="another task has the id 'mine'"):
+        with pytest.raises(DuplicateTask, match="there is a task with the id 'mine', which is"):
             w.register_task(task)
         assert w.metrics().accepted == 1

@@ -20,14 +20,20 @@ NAMES: dict[str, Callable[[ProcessWorker, str], Any]] = {
     "set_queue": lambda w, name: w.set_queue(name, weight=2),
 }
 
+LOOKS: dict[str, Callable[[ProcessWorker, str], Any]] = {
+    "get_tasks": lambda w, name: w.get_tasks(queue=name),
+    "subscribe_results": lambda w, name: w.subscribe_results(queues=["default", name]),
+}
 
-@pytest.mark.parametrize("how", [each for each in NAMES if each != "set_queue"])
+
+@pytest.mark.parametrize("how", [each for each in [*NAMES, *LOOKS] if each != "set_queue"])
 def test_an_unknown_queue_is_refused_wherever_it_is_named(how: str) -> None:
     with ProcessWorker(n=1, unknown_queues="refuse") as w:
         w.set_queue("mail", rate=1.0)  # which makes it
-        NAMES[how](w, "mail")
+        call = (NAMES | LOOKS)[how]
+        call(w, "mail")
         with pytest.raises(ConfigurationError, match=r"^there is no queue 'typo', .*; there are 'default', 'mail'$"):
-            NAMES[how](w, "typo")
+            call(w, "typo")
         w.resume()
         w.resume("mail")
         assert w.queues().keys() == {"default", "mail"}
@@ -45,6 +51,15 @@ def test_there_are_not_too_many_queues_wherever_they_are_named(how: str) -> None
         assert len(w.queues()) <= QUEUES_MAX
 
 
+@pytest.mark.parametrize("how", LOOKS)
+def test_a_look_makes_no_queue(how: str) -> None:
+    with ProcessWorker(n=1, queues=dict.fromkeys((f"q{number}" for number in range(QUEUES_MAX - 2)), 1)) as w:
+        for name in ("still", "to", "come"):  # more than there is room for
+            LOOKS[how](w, name)
+        w.pause("the last one")
+        w.resume("the last one")
+
+
 def test_a_worker_is_made_with_as_many_as_there_may_be() -> None:
     names = [f"q{number}" for number in range(QUEUES_MAX)]
     with pytest.raises(ConfigurationError, match="at most 1000 queues, and there is 'default', too: not 1000"):
@@ -59,6 +74,10 @@ def test_in_an_event_loop() -> None:
             for verb in (w.pause, w.drain, w.resume):
                 with pytest.raises(ConfigurationError, match="there is no queue 'typo'"):
                     await verb("typo")  # type: ignore[operator]
+            with pytest.raises(ConfigurationError, match="there is no queue 'typo'"):
+                await w.get_tasks(queue="typo")
+            with pytest.raises(ConfigurationError, match="there is no queue 'typo'"):
+                w.subscribe_results(queues=["typo"])
             assert (await w.queues()).keys() <= {"default"}
 
     asyncio.run(main())

@@ -21,6 +21,7 @@ def test_a_late_task_is_interrupted_and_its_answer_no_longer_matters() -> None:
     assert outcome(world, task) == rules.TIMED_OUT
     assert last_report(world) == {
         "timeout": 1.0,
+        "deadline": None,
         "attempt": 1,
         "attempts": 1,
         "killed": False,
@@ -233,6 +234,7 @@ def test_an_item_that_ends_before_its_interrupt_arrives_is_late_all_the_same(end
     assert outcomes(world, chunk) == [rules.OK, rules.TIMED_OUT, None, None]
     assert last_report(world) == {
         "timeout": 1.0,
+        "deadline": None,
         "attempt": 1,
         "attempts": 1,
         "killed": False,

@@ -1,10 +1,11 @@
 """Tasks as objects: registering, looking up, cancelling, running again, and what is remembered of them."""
 
+import re
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +122,19 @@ def test_details_go_with_calls_of_any_size(pool: ProcessWorker, size: int) -> No
 
 def test_an_id_belongs_to_one_task(pool: ProcessWorker, tmp_path: Path) -> None:
     held = pool.register_task(Task(wait_for_file, (str(tmp_path / "go"),), id="one"))
-    with pytest.raises(DuplicateTask, match="another task has the id 'one'"):
+    with pytest.raises(DuplicateTask, match=r"^there is a task with the id 'one', which is unfinished$"):
         pool.register_task(Task(len, ("four",), id="one"))
     (tmp_path / "go").touch()
     assert held.result(GUARD) == "there"
     del held
-    with pytest.raises(DuplicateTask):  # it is remembered
+    kept = "and is remembered for as long as Retention says"
+    with pytest.raises(DuplicateTask, match=f"^there is a task with the id 'one', which is completed, {kept}$"):
         pool.register_task(Task(len, ("four",), id="one"))
+    late = Task(time.sleep, (600.0,), id="late", timeout=0.1)
+    with pytest.raises(TaskTimeout):
+        pool.execute_task(late, GUARD)
+    with pytest.raises(DuplicateTask, match=f"^there is a task with the id 'late', which is timed out, {kept}$"):
+        pool.register_task(late)
     with pytest.raises(DuplicateTask):
         pool.register_task(Task(len, ("four",), id=pool.submit(len, "four").task_id))
 
@@ -177,13 +184,22 @@ def test_a_task_past_its_deadline_never_starts(tmp_path: Path) -> None:
     with ProcessWorker(n=1) as w:
         held = w.submit(wait_for_file, str(tmp_path / "go"))
         late = w.register_task(Task((tmp_path / "ran").touch, deadline=0.1))
-        with pytest.raises(TaskTimeout, match=r'task .* \("Path.touch"\) had not ended at its deadline$'):
+        begun = datetime.now(UTC)
+        with pytest.raises(TaskTimeout) as told:
             late.result(GUARD)
+        said, _, when = str(told.value).partition(" had not ended at its deadline ")
+        assert said == f'task {late.task_id} ("Path.touch")'
+        assert begun - timedelta(seconds=GUARD) < datetime.fromisoformat(when) < datetime.now(UTC)
         assert w.get_task(late.task_id).status is TaskStatus.TIMED_OUT
         assert w.get_task(late.task_id).attempts == ()
         past = datetime(2001, 1, 1, tzinfo=UTC)
-        with pytest.raises(TaskTimeout):
+        with pytest.raises(
+            TaskTimeout, match=re.escape(f"deadline {past.astimezone().isoformat(' ', 'milliseconds')}")
+        ):
             w.register_task(Task((tmp_path / "ran").touch, deadline=past)).result(GUARD)
+        long_ago = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))  # in UTC that is in no year
+        with pytest.raises(TaskTimeout, match=r"had not ended at its deadline$"):
+            w.register_task(Task((tmp_path / "ran").touch, deadline=long_ago)).result(GUARD)
         (tmp_path / "go").touch()
         held.result(GUARD)
     assert not (tmp_path / "ran").exists()
@@ -193,7 +209,9 @@ def test_a_deadline_interrupts_what_runs_and_leaves_no_retry(tmp_path: Path) -> 
     with ProcessWorker(n=1, retries=5) as w:
         w.submit(wait_for_file, str(tmp_path)).result(GUARD)  # so that the child has imported its file
         future = w.register_task(Task(wait_for_file, (str(tmp_path / "never"),), deadline=0.3))
-        with pytest.raises(TaskTimeout, match="had not ended at its deadline on attempt 1 of 1") as caught:
+        with pytest.raises(
+            TaskTimeout, match=r"had not ended at its deadline [-\d]{10} [:.\d]{12}[-+:\d]{6} on attempt 1 of 1"
+        ) as caught:
             future.result(GUARD)
         assert "wait_for_file" in caught.value.stack
         (attempt,) = w.get_task(future.task_id).attempts
@@ -611,6 +629,18 @@ def test_tasks_of_one_key_take_turns(tmp_path: Path) -> None:
         assert {future.result(GUARD) for future in futures} == {1}
         seen = w.options(concurrency_key="m").map(run_with, [str(folders[0])] * 6, chunksize=2)
         assert set(seen) == {1}
+
+
+def test_each_tasks_own_limit_counts_when_it_is_to_start(tmp_path: Path) -> None:
+    with ProcessWorker(n=2) as w:
+        alone = w.register_task(Task(wait_for_file, (str(tmp_path / "go"),), concurrency_key="k"))
+        eventually(alone.running)
+        third = w.register_task(Task(abs, (-3,), concurrency_key="k"))
+        assert w.execute_task(Task(abs, (-2,), concurrency_key="k", concurrency=2), GUARD) == 2
+        assert not alone.done()
+        assert not third.done()
+        (tmp_path / "go").touch()
+        assert third.result(GUARD) == 3
 
 
 def test_more_sets_of_options_than_are_kept_go_with_their_tasks() -> None:

@@ -340,7 +340,13 @@ def _is_late(task: Task) -> bool:
 
 
 def _too_late(task: Task) -> dict[str, object]:
-    report: dict[str, object] = {"timeout": None, "killed": False, "interrupted": "", "dumped": ""}
+    report: dict[str, object] = {
+        "timeout": None,
+        "deadline": task.deadline_at,
+        "killed": False,
+        "interrupted": "",
+        "dumped": "",
+    }
     return report | {"attempts": task.attempts} | ({"attempt": task.attempts} if task.attempts else {})
 
 

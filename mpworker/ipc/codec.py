@@ -105,7 +105,8 @@ UNSERIALIZABLE: Final = 2  # JSON: {"what", "type", "message", "traceback"}: of 
 EXITED: Final = 3  # JSON: {"type", "code", "traceback"}: the task raised SystemExit or KeyboardInterrupt
 INTERRUPTED: Final = 4  # JSON: {"stack"}: the interrupt that the supervisor sent was taken
 CRASHED: Final = 5  # JSON: {"pid", "signal", "exit_code", "cause", "attempt", "attempts", "unclaimed_deaths"}
-# JSON: {"timeout", "attempt", "attempts", "interrupted", "dumped", "killed"}; timeout is None for the deadline
+# JSON: {"timeout", "deadline", "attempt", "attempts", "interrupted", "dumped", "killed"}; timeout is None where the
+# deadline was missed, which is on the monotonic clock
 TIMED_OUT: Final = 6
 CANCELLED: Final = 7  # no payload
 

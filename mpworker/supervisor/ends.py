@@ -131,6 +131,7 @@ class Ends(Interrupts):
         else:
             report: dict[str, object] = {
                 "timeout": None if task.setbacks.expired else task.options.timeout,
+                "deadline": task.deadline_at,
                 "attempt": task.attempts,
                 "attempts": task.attempts,
                 "killed": died_in is not None,

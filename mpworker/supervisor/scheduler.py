@@ -292,11 +292,8 @@ class Scheduler(Deaths):
         task.set_back().expired = True
         seat = task.seat
         if seat is None or self._revoke(seat, task):
-            self._end(
-                task,
-                TIMED_OUT,
-                {"timeout": None, "attempts": task.attempts, "killed": False, "interrupted": "", "dumped": ""},
-            )
+            report: dict[str, object] = {"timeout": None, "deadline": task.deadline_at, "attempts": task.attempts}
+            self._end(task, TIMED_OUT, report | {"killed": False, "interrupted": "", "dumped": ""})
         elif not task.decided:
             task.decided = TIMED_OUT
             self._effects.ask_stack(seat)
