@@ -94,7 +94,7 @@ class TaskDefaults:
         priority: In it, the lowest number first.
         weight: Of those with the same priority, the highest number first.
         concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for no such limit.
-        concurrency: See there; of each task its own is looked at when it is to start, and no other one's.
+        concurrency: See there; the least of those that run with a key holds for all.
     """
 
     timeout: float | None = None

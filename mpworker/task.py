@@ -71,8 +71,7 @@ class Task(Generic[T]):
         retry_policy: After what pause these begin, and after which exceptions none does.
         run_at: When it is to be queued: seconds from its registration, or a datetime with a time zone; None for now.
         concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for no such limit.
-        concurrency: See there. Only this task's own is looked at when it is to start: say the same for all of a key, or
-            one that says 1 may be joined by one that says 2.
+        concurrency: See there. Where tasks of a key say different numbers, the least of those that run holds for all.
         idempotency_key: Registered again with the same key, the same call gives the future of the first one, as long
             as that has not ended or is remembered, and another call raises DuplicateTask; None for no such key. It is
             forgotten with its task, and the call then runs again: with the default `Retention` when 1,000 further tasks

@@ -182,9 +182,9 @@ class TaskView(CronView, Executor):
                 name of the queue that the tasks wait in ("default"), `priority`, by which the lowest number goes first
                 in it (0, at most 2**31 and at least the negative of that), and `weight`, by which the highest number
                 goes first among tasks of one priority (1, at most 1,000,000); and `concurrency_key`, a text: of all
-                tasks with the same one at most `concurrency` (1) run at once. Each task's own limit is looked at when
-                it is to start, and no other one's: say the same for all tasks of a key. `submit` and `map` of a view
-                with another `concurrency` than 1 and no key raise ConfigurationError.
+                tasks with the same one at most `concurrency` (1) run at once, and the least of those that run holds
+                for all. `submit` and `map` of a view with another `concurrency` than 1 and no key raise
+                ConfigurationError.
 
         Raises:
             InvalidArgument: There is no such option of tasks, or it has a wrong type.

@@ -39,6 +39,7 @@ class Client:
     make_future = TaskFuture
     recurs = False
     may_wait = True
+    queues = SimpleNamespace(look_for=lambda name: None)
 
     def __init__(self) -> None:
         self.pending: dict[int, Any] = {}
