@@ -261,7 +261,8 @@ def campaign(tmp_path: Path, crash_retries: int, tasks_count: int, kills: int, q
 
 @pytest.mark.parametrize("crash_retries", [0, 10])
 def test_two_hundred_kills_among_ten_thousand_tasks(tmp_path: Path, crash_retries: int) -> None:
-    campaign(tmp_path, crash_retries, 10_000, 200, {"claimed": 100, "neighbours": 50, "at an end": 20})
+    # Neighbours are seldom met: after 2 ms they are taken back from behind what is claimed.
+    campaign(tmp_path, crash_retries, 10_000, 200, {"claimed": 100, "neighbours": 30, "at an end": 20})
 
 
 # ------------------------------------------------------------ offers ahead
