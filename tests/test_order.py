@@ -230,9 +230,9 @@ def test_there_are_not_too_many_queues() -> None:
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"queues": {"a": 0}}, ConfigurationError, "the weight of queue 'a' must be at least 1, not 0"),
-    ({"queues": {"a": 101}}, ConfigurationError, "the weight of queue 'a' must be at most 100, not 101"),
-    ({"queues": {"a": "5"}}, InvalidArgument, "the weight of queue 'a' must be an int from 1 to 100, not '5'"),
+    ({"queues": {"a": 0}}, ConfigurationError, "^the weight of queue 'a' must be at least 1, not 0"),
+    ({"queues": {"a": 101}}, ConfigurationError, "^the weight of queue 'a' must be at most 100, not 101"),
+    ({"queues": {"a": "5"}}, InvalidArgument, "^the weight of queue 'a' must be an int from 1 to 100, not '5'"),
     (
         {"queues": ["a"]},
         InvalidArgument,

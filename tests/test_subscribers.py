@@ -39,7 +39,6 @@ class Client:
     make_future = TaskFuture
     recurs = False
     may_wait = True
-    queues = SimpleNamespace(look_for=lambda name: None)
 
     def __init__(self) -> None:
         self.pending: dict[int, Any] = {}
@@ -50,6 +49,7 @@ class Client:
         self.room.set()
         self.told: list[str] = []  # of holds
         self.listens = False
+        self.queues = SimpleNamespace(look_for=lambda name: None)
         self.background = SimpleNamespace(watched=0, need=lambda: None, look=lambda: None)
 
     def _push(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> bool:

@@ -130,10 +130,10 @@ def test_an_id_belongs_to_one_task(pool: ProcessWorker, tmp_path: Path) -> None:
     kept = "and is remembered for as long as Retention says"
     with pytest.raises(DuplicateTask, match=f"^there is a task with the id 'one', which is completed, {kept}$"):
         pool.register_task(Task(len, ("four",), id="one"))
-    late = Task(time.sleep, (600.0,), id="late", timeout=0.1)
+    late = Task(time.sleep, (600.0,), id="tardy", timeout=0.1)
     with pytest.raises(TaskTimeout):
         pool.execute_task(late, GUARD)
-    with pytest.raises(DuplicateTask, match=f"^there is a task with the id 'late', which is timed out, {kept}$"):
+    with pytest.raises(DuplicateTask, match=f"^there is a task with the id 'tardy', which is timed out, {kept}$"):
         pool.register_task(late)
     with pytest.raises(DuplicateTask):
         pool.register_task(Task(len, ("four",), id=pool.submit(len, "four").task_id))
