@@ -118,7 +118,9 @@ class Fanout:
 
     def _offer_each(self) -> None:
         log = self._log
-        while log:
+        while True:  # `while log` would look before the jump back, at which another thread may come in between
+            if not log:
+                break
             future, number = log[0], self.published + 1  # no call since the look
             # Not the part of a map, nor what another thread has taken out, nor what was looked up after its end.
             if isinstance(future, TaskFuture) and not future._retold:
