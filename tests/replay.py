@@ -122,8 +122,6 @@ class Replay:
             return self._shared[told]
         if kind == "Function":
             return self._shared.get(told) or self._share(told, Function(told, b""))
-        if kind == "Setbacks":
-            return self._setbacks(told)
         if kind in _RECORDS:
             return _RECORDS[kind](**told)
         if kind == "Setbacks":
@@ -134,12 +132,6 @@ class Replay:
         values = {name: self._value(value) for name, value in told.items()}
         names = ("key", "function", "options", "payload", "items")
         return _with(kind(*(values[name] for name in names)), values)
-
-    @staticmethod
-    def _setbacks(told: dict[str, Any]) -> Setbacks:
-        setbacks = Setbacks(told["failures"], told["crashes"], told["expired"])
-        setbacks.unclaimed_deaths = told["unclaimed_deaths"]
-        return setbacks
 
     def _seat(self, number: int) -> Seat:
         if number not in self._seats:

@@ -59,9 +59,7 @@ def slots_of(kind: type) -> list[str]:
 
 # What the child is to do: the scheduler has no use for it, and others change it.
 _OTHERS: Final = ("flags",)
-_SLOTS: Final = {
-    kind: [name for name in slots_of(kind) if name not in _OTHERS] for kind in (Task, DetailedTask, Setbacks)
-}
+_SLOTS: Final = {kind: [name for name in slots_of(kind) if name not in _OTHERS] for kind in (Task, DetailedTask)}
 
 
 class Encoder:
@@ -94,7 +92,7 @@ class Encoder:
             return {"bytes": len(value)}
         if isinstance(value, Seat):
             return {"seat": value.number}
-        if isinstance(value, Task | Setbacks):
+        if isinstance(value, Task):
             return {
                 type(value).__name__: {name: self.plain(getattr(value, name, None)) for name in _SLOTS[type(value)]}
             }
