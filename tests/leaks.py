@@ -24,6 +24,7 @@ import psutil
 MARK = "MPWORKER_TEST_PROCESS"
 # Seconds. An end that is asynchronous by design (a supervisor noticing that its client is gone) takes below 1 s.
 GRACE = 2.0
+EXEC_LOOKS = 50  # a millisecond from one to the next, in which an exec is over
 SHM = Path("/dev/shm")
 # Libraries open such a file once and keep it (/dev/urandom, /dev/null, a log). A file object of ours that is not
 # closed raises ResourceWarning, which is an error already. For all other kinds, the ones a pool opens, none may stay.
@@ -100,11 +101,26 @@ def _processes() -> set[psutil.Process]:
     found = set(psutil.Process().children(recursive=True))
     for entry in os.listdir("/proc"):
         try:
-            if entry.isdigit() and int(entry) != os.getpid() and mark in _read(f"/proc/{entry}/environ"):
+            if entry.isdigit() and int(entry) != os.getpid() and mark in _environment(entry):
                 found.add(psutil.Process(int(entry)))
         except (OSError, psutil.NoSuchProcess):  # it ended meanwhile, or it is another user's
             continue
     return found
+
+
+def _environment(pid: str) -> bytes:
+    """What a process was started with.
+
+    In the middle of an exec there is nothing to be seen of it: a process that is about to be another program would be
+    missed. Kernel threads and zombies have none for ever, and no program either.
+    """
+    for _ in range(EXEC_LOOKS):
+        found = _read(f"/proc/{pid}/environ")
+        if found:
+            return found
+        os.readlink(f"/proc/{pid}/exe")
+        time.sleep(0.001)
+    return b""
 
 
 def _owned(process: psutil.Process, before: Snapshot) -> bool:

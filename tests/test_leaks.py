@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import leaks
 import pytest
 
 HERE = Path(__file__).parent
@@ -72,6 +73,20 @@ EXPECTED = {
     "socket": "1 more open descriptor(s) of kind socket",
     "files": "3 more open descriptor(s) of kind file",
 }
+
+
+def test_a_process_is_seen_while_it_becomes_another_program(tmp_path: Path) -> None:
+    script = tmp_path / "again"
+    script.write_text('#!/bin/sh\nexec "$0"\n')
+    script.chmod(0o700)
+    process = subprocess.Popen([script])
+    try:
+        mark = os.environ[leaks.MARK].encode()
+        unseen = sum(mark not in leaks._environment(str(process.pid)) for _ in range(20_000))
+    finally:
+        process.kill()
+        process.wait()
+    assert not unseen
 
 
 @pytest.mark.parametrize("kind", LEAKS)
