@@ -26,6 +26,9 @@ MARK = "MPWORKER_TEST_PROCESS"
 GRACE = 2.0
 EXEC_LOOKS = 50  # a millisecond from one to the next, in which an exec is over
 SHM = Path("/dev/shm")
+# What other pools leave there for a while, which benchmarks beside the tests may run. Nothing of ours has a
+# name at all.
+STRANGERS = ("sem.loky-", "joblib_memmapping_folder_")
 # Libraries open such a file once and keep it (/dev/urandom, /dev/null, a log). A file object of ours that is not
 # closed raises ResourceWarning, which is an error already. For all other kinds, the ones a pool opens, none may stay.
 PLAIN_FILES_MAX = 2
@@ -48,7 +51,8 @@ def begin_session() -> None:
 
 def snapshot() -> Snapshot:
     """Look at the world as it is now."""
-    return Snapshot(frozenset(_processes()), frozenset(os.listdir(SHM)), descriptors(os.getpid()))
+    shm = frozenset(name for name in os.listdir(SHM) if not name.startswith(STRANGERS))
+    return Snapshot(frozenset(_processes()), shm, descriptors(os.getpid()))
 
 
 def leaks_since(before: Snapshot) -> list[str]:
