@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import (
+    decide,
     depth,
     features,
     grain,
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "features": features.BENCHMARK,
     "queued": queued.BENCHMARK,
     "depth": depth.BENCHMARK,
+    "decide": decide.BENCHMARK,
     "soak": soak.BENCHMARK,
 }
 TABLE_WIDTH_MIN = 130

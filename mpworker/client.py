@@ -185,12 +185,14 @@ class Client(Reader):
         """
         pending = self.pending
         flags = 0
-        live = self.functions.live
+        functions = self.functions
+        live = functions.live
         while True:
             if self._closed:
                 self._refuse()
             try:
-                function_key = self.functions.key(function)
+                entry = functions.find(id(function))  # as `key` does, without a call more for nearly all tasks
+                function_key = functions.key(function) if entry is None or entry.guard is not None else entry.key
                 data = payload.dumps((args, kwargs) if function_key else (function, args, kwargs))
             except payload.Unserializable as error:
                 raise self.cannot_send(function, args, kwargs, error) from error

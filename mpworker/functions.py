@@ -194,12 +194,14 @@ class FunctionTable:
     Attributes:
         live: The keys that a task may name, each with its function's name for messages; 0, which stands for a function
             that goes with its task, is always one and has none.
+        find: Called with the `id` of a function: its entry, which holds if it has no guard. Else ask for its `key`.
     """
 
     def __init__(self, send: Callable[[int, bytes], None], forget: Callable[[int], None]) -> None:
         self._send = send
         self._forget = forget
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
+        self.find = self._entries.get
         self._keys = itertools.count(1)
         self.lock = threading.RLock()  # of all that changes; a look-up needs none
         self._pins: dict[int, int] = {}  # key: the maps that use it

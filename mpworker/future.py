@@ -41,14 +41,15 @@ class TaskFuture(Future[T]):
     stops a task that runs, and a result is unpickled when it is first asked for, in the thread that asks.
     """
 
-    # Class-level defaults: an instance sets only what differs, and stays small.
-    status = _UNSETTLED  # of `mpworker.ipc.codec` or `mpworker.outcomes`
+    status: int  # of `mpworker.ipc.codec` or `mpworker.outcomes`
+    _slow: bool  # has followers or an audience
+    # Class-level defaults: an instance sets only what differs, and stays small. Not what is looked at in each: CPython
+    # looks up a default in three dictionaries, and what an instance has by its place.
     queue = "default"  # in which the task was put
     _retold = False  # its outcome was told before, by another future
     _payload: bytes | None = None
     _result: Any = None
     _exception: BaseException | None = None
-    _slow = False  # has followers or an audience
     _watched = False  # and somebody needs the background reader for it
     _id = ""  # of the user's own
 
@@ -57,6 +58,8 @@ class TaskFuture(Future[T]):
         self._client = client
         self._key = key
         self._name = name  # of the function, for messages
+        self.status = _UNSETTLED
+        self._slow = False
 
     # What the library's own code looks at. It never sets any of it.
     @property
@@ -191,7 +194,7 @@ class TaskFuture(Future[T]):
         error: BaseException | None = None
         if status == codec.OK:
             try:
-                value = payload.loads_known(data)
+                value = None if data == payload.NONE else payload.loads_known(data)
             except (Exception, SystemExit) as broken:  # noqa: BLE001  # a value's own code may raise anything
                 error = SerializationError(f"{self._subject}: its result cannot be unpickled here: {brief(broken)}")
                 error.__cause__ = broken

@@ -24,10 +24,11 @@ MEASURES = {
     "features": {"all": "us", "client": "us", "supervisor": "us", "children": "us"},
     "queued": {"memory": "B"},
     "depth": {"supervisor": "us", "time": "us"},
+    "decide": {"cpu": "ns", "tasks": "/s"},
     "soak": {"supervisor": "kB", "client": "kB", "children": "kB"},
 }
 # What mpworker is compared with where it is compared with itself.
-BASES = {"features": "none", "queued": "submit", "depth": "1,000 wait", "soak": "default"}
+BASES = {"features": "none", "queued": "submit", "depth": "1,000 wait", "decide": "no-op", "soak": "default"}
 ONCE = ("idle", "queued", "depth", "soak")
 
 

@@ -4,6 +4,7 @@ import os
 from typing import Final
 
 from mpworker.ipc.channel import Channel
+from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
 
 _FOREVER: Final = -1.0
@@ -19,27 +20,33 @@ class Answers:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        # Bound here, once: each task comes by.
+        self._push = channel.outbound.push
+        self._ring = channel.peer_bell.ring
+        self._max_payload = channel.outbound.max_payload
 
     def push(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
         """Push one record, waiting for room: the supervisor always drains."""
-        ring = self._channel.outbound
-        if len(data) <= ring.max_payload:
-            while not ring.push(kind, flags, a, b, c, data):
+        if len(data) <= self._max_payload:
+            while not self._push(kind, flags, a, b, c, data):
                 self._wait_for_room(len(data))
         else:
-            for part in split((kind, flags, a, b, c, data), ring.max_payload // 2):
-                while not ring.push(*part):
-                    self._wait_for_room(len(part[5]))
-        self._ring_supervisor()
-
-    def _wait_for_room(self, need: int) -> None:
-        self._ring_supervisor()
-        self._channel.bell.wait(None, self._channel.outbound, need, _FOREVER, -1, 0)
-
-    def _ring_supervisor(self) -> None:
+            self._push_in_parts((kind, flags, a, b, c, data))
         try:
-            self._channel.peer_bell.ring()
+            self._ring()
         except OSError:
             # The task has closed our descriptors. What was pushed is in shared memory: the supervisor reads the ring to
             # its end when it sees this process die.
             os._exit(EXIT_CHANNEL_LOST)
+
+    def _push_in_parts(self, record: Record) -> None:
+        for part in split(record, self._max_payload // 2):
+            while not self._push(*part):
+                self._wait_for_room(len(part[5]))
+
+    def _wait_for_room(self, need: int) -> None:
+        try:
+            self._ring()
+        except OSError:
+            os._exit(EXIT_CHANNEL_LOST)  # as above
+        self._channel.bell.wait(None, self._channel.outbound, need, _FOREVER, -1, 0)

@@ -1,12 +1,14 @@
 """What a child calls: functions that came once, and those that come along with a task."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.ipc import payload
 
 if TYPE_CHECKING:
     from mpworker.child.middleware import Middleware
+
+UNREAD: Final = (bytes, MemoryError)  # what a function is until it is called first: its pickle, or why there is none
 
 
 class Calls:
@@ -15,17 +17,19 @@ class Calls:
     Attributes:
         received: By its number each that may be called: its pickle, or why there is none, until it is called first.
         middleware: What is around each of them.
+        unpickle: Reads a call; whoever has run an initializer sets another one.
     """
 
     def __init__(self) -> None:
         self.received: dict[int, bytes | MemoryError | Callable[..., Any]] = {}
         self._judges: dict[int, Callable[..., Any]] = {}
         self.middleware: Middleware | None = None
+        self.unpickle: Callable[[bytes], Any] = payload.loads
 
     def function(self, number: int) -> Callable[..., Any]:
         """The one with this number."""
         found = self.received[number]
-        if isinstance(found, bytes | MemoryError):
+        if isinstance(found, UNREAD):
             call = self.loads(found)
             if self.middleware is not None:  # once for each function: where there is none, no task is asked
                 call = self.middleware.around(call)
@@ -42,11 +46,11 @@ class Calls:
         judge = self._judges.get(number)
         if judge is None:
             found = self.received[number]
-            judge = self._judges[number] = self.loads(found) if isinstance(found, bytes | MemoryError) else found
+            judge = self._judges[number] = self.loads(found) if isinstance(found, UNREAD) else found
         return judge
 
     def loads(self, data: bytes | MemoryError) -> Any:
         """Unpickle what came, or raise why it did not."""
         if isinstance(data, MemoryError):
             raise data
-        return payload.loads_in_child(data)
+        return self.unpickle(data)

@@ -108,7 +108,7 @@ class ChunkRunner(Runs):
         """Answer a run of values from item `first` on; one by one if they do not pickle together."""
         stop = first + len(values)
         try:
-            out = self._outcomes.dumps(values, payload.dumps_tried)
+            out = self._outcomes.checked(values, payload.dumps_tried(values))
         except BaseException:  # noqa: BLE001  # said below, of the value whose fault it is
             for offset, value in enumerate(values):
                 status, one = self._outcome_of_one(value)

@@ -58,6 +58,7 @@ class Child:
 
     def serve(self) -> None:
         """Run tasks until the end."""
+        self.calls.unpickle = payload.loader_in_child()
         self._loop.serve(self._tasks.run_task, self._chunks.run_range)
 
     def initialize(self, initializer: bytes) -> bool:

@@ -34,9 +34,8 @@ class Outcomes:
         self._claims = claims
         self._max_payload_bytes = max_payload_bytes
 
-    def dumps(self, value: object, dumps: Callable[[Any], bytes] = payload.dumps) -> bytes:
+    def checked(self, value: object, data: bytes) -> bytes:
         """The pickle of a value, if it is small enough."""
-        data = dumps(value)
         if len(data) > self._max_payload_bytes:
             bound = f"a pickle of {len(data)} bytes exceeds max_payload_bytes={self._max_payload_bytes}"
             raise payload.Unserializable(value, ValueError(bound))
@@ -44,8 +43,11 @@ class Outcomes:
 
     def of_value(self, value: Any, dumps: Callable[[Any], bytes] = payload.dumps) -> tuple[int, bytes]:
         """Of a call that has returned this."""
+        if value is None:
+            return codec.OK, payload.NONE
         try:
-            return codec.OK, self.dumps(value, dumps)
+            data = dumps(value)
+            return codec.OK, data if len(data) <= self._max_payload_bytes else self.checked(value, data)
         except payload.Unserializable as error:
             return unserializable("result", error.type_name, error, "")
         except BaseException as error:  # noqa: BLE001  # KeyboardInterrupt and the like, from a __reduce__
@@ -96,7 +98,8 @@ class Outcomes:
         type_name, message = payload.name_of_type(error), cut(said(error), codec.MESSAGE_TEXT_MAX)
         why_not = ""
         try:
-            data = self.dumps(BaseException.with_traceback(error, None), raised.dumps)
+            bare = BaseException.with_traceback(error, None)
+            data = self.checked(bare, raised.dumps(bare))
             # Some cannot be made again, or end the process that tries: that shall not be the client.
             raised.checked(payload.loads_known(data))
         except BaseException as cause:  # noqa: BLE001  # their code may raise anything, and this child lives on

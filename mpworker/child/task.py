@@ -5,6 +5,7 @@ import time
 from typing import Final
 
 from mpworker.child.attempt import TaskInterrupted, is_ours
+from mpworker.child.calls import UNREAD
 from mpworker.child.outcomes import unserializable
 from mpworker.child.runs import Runs
 from mpworker.ipc import codec
@@ -18,7 +19,7 @@ class TaskRunner(Runs):
 
     def run_task(self, flags: int, task: int, generation: int, c: int, data: bytes | MemoryError) -> None:
         """Claim the task of a TASK record, run it, and answer; nothing if it was revoked."""
-        attempt, outcomes = self._attempt, self._outcomes
+        attempt, outcomes, calls = self._attempt, self._outcomes, self._calls
         slot = c & 0xFF
         started = self._claims.claim(slot, generation)
         if not started:
@@ -34,10 +35,12 @@ class TaskRunner(Runs):
                 data, late = attempt.detailed(flags, started, data)
             function = c >> 8
             if function:
-                call = self._calls.function(function)
-                args, kwargs = self._calls.loads(data)
+                # As `function` and `loads` do, without two calls more for each task.
+                known = calls.received[function]
+                call = calls.function(function) if isinstance(known, UNREAD) else known
+                args, kwargs = calls.unpickle(data) if isinstance(data, bytes) else calls.loads(data)
             else:
-                call, args, kwargs = self._calls.loaded(data)
+                call, args, kwargs = calls.loaded(data)
         except BaseException as error:  # noqa: BLE001
             status, out = unserializable("call", "arguments", error, full(error))
         else:

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, cast
 
@@ -81,11 +82,8 @@ class _Calls(Calls):
     def __init__(self, functions: dict[int, Any], initialized: dict[str, Any], middleware: Middleware | None) -> None:
         super().__init__()
         self.received = functions
-        self._initialized = initialized
         self.middleware = middleware
-
-    def loads(self, data: bytes | MemoryError) -> Any:
-        return payload.loads_here(cast(bytes, data), self._initialized)
+        self.unpickle = partial(payload.loads_here, initialized=initialized)
 
 
 class _Outcomes(Outcomes):

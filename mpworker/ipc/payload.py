@@ -16,11 +16,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, Final
 
 from mpworker.ipc.failures import brief
 
 PROTOCOL = 5
+NONE: Final = pickle.dumps(None, PROTOCOL)  # what many tasks return: known by its looks
+# To look for a word in bytes is dear: `in` tries first whether it is a number, at the price of an exception. To look
+# for a number is one memchr. So the rarest byte of a word is looked for before the word is.
+_UNDERSCORE: Final = ord("_")
 
 
 class Unserializable(Exception):
@@ -187,7 +191,7 @@ def dumps(value: object) -> bytes:
         data = pickle.dumps(value, PROTOCOL)
     except (Exception, SystemExit):  # noqa: BLE001  # whatever it was, cloudpickle may know how, and says so if not
         return dumps_by_value(value)
-    return dumps_by_value(value) if b"__main__" in data else data
+    return dumps_by_value(value) if _UNDERSCORE in data and data.find(b"__main__") >= 0 else data
 
 
 class _NotPlain(Exception):
@@ -273,7 +277,7 @@ def _set_state_if_made(set_state: Any, made: list[tuple[type, str]], kind: type,
 
 def loads_known(data: bytes) -> Any:
     """Unpickle where the classes come from, or where it is only tried: those that are here stay as they are."""
-    if b"cloudpickle" in data:
+    if _UNDERSCORE in data and data.find(b"cloudpickle") >= 0:  # all that makes a class there has one in its name
         _cloudpickle()  # not by way of the pickle, in the main thread
         return _KnownClasses(data).load()
     return pickle.loads(data)  # noqa: S301  # what our own children sent
@@ -331,7 +335,16 @@ def _is_importable_namespace(namespace: dict[str, Any]) -> bool:
 
 def loads_in_child(data: bytes) -> Any:
     """Unpickle a call in a child."""
-    if _initialized and b"cloudpickle" in data:
+    return loader_in_child()(data)
+
+
+def loader_in_child() -> Callable[[bytes], Any]:
+    """What unpickles calls in a child whose initializer has run."""
+    return _loads_and_sees_initializer if _initialized else pickle.loads
+
+
+def _loads_and_sees_initializer(data: bytes) -> Any:
+    if b"cloudpickle" in data:
         return _SeesInitializer(io.BytesIO(data)).load()
     return pickle.loads(data)  # noqa: S301  # what the client sent is to be run: that is the point
 
