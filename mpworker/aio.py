@@ -60,6 +60,7 @@ class PoolOptions(SizeOptions, total=False):
     hooks: "Hooks | None"
     tracer: "Tracer | None"
     logger: "Logger | logging.Logger | None"
+    record: str | PathLike[str] | None
     submit_middleware: Sequence[Callable[..., Any]]
     execute_middleware: Sequence[Callable[..., Any]]
     lease_ttl: float

@@ -88,6 +88,9 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         tracer: A `Tracer`, which makes a span of each attempt; None for none.
         logger: A `Logger`, or one of the standard library, for what the worker has to say of its processes; None for
             that one's "mpworker".
+        record: A file to whose end a trace is written, a line for each task that ends: when it came, how long each
+            attempt took and how it ended, sizes, queue, priority; never what a task is called with or returns. For
+            `mpworker plan`. It ends at 1 GiB. None for none, and with `debug=True`.
         submit_middleware: Functions `f(call_next, task)` around each submission, here, the first one outermost: each
             returns what `call_next(task)` returns, and may hand it another `Task`. `map` and recurring tasks go past
             them.
@@ -105,7 +108,8 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
 
     Raises:
         InvalidArgument: There is no such option, or it has a wrong type.
-        ConfigurationError: An option is out of its bounds, or there is no interpreter to start. A `python` that starts
+        ConfigurationError: An option is out of its bounds, `record` cannot be written, or there is no interpreter to
+            start. A `python` that starts
             and then proves to be none is told by the first use.
         SerializationError: The initializer, its arguments, an execution middleware, or an exception of the retry policy
             cannot be pickled.
@@ -147,6 +151,7 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         hooks: "Hooks | None" = None,
         tracer: "Tracer | None" = None,
         logger: "Logger | logging.Logger | None" = None,
+        record: "str | os.PathLike[str] | None" = None,
         submit_middleware: Sequence[Callable[..., Any]] = (),
         execute_middleware: Sequence[Callable[..., Any]] = (),
         lease_ttl: float = 10.0,
@@ -195,9 +200,16 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         rate, burst = check_limit(rate, burst)
         observing = Observing(hooks, tracer, logger, submit_middleware, execute_middleware)
         check_bool("debug", debug)
+        trace = None
+        if record is not None:
+            from mpworker.tracefile import check_record
+
+            trace = check_record(record)
         client = self._make_client(debug, options, initializer, given, observing)
         try:
             super().__init__(client, defaults, options.n)
+            if trace is not None and not debug:
+                client.tell({"verb": "record", "path": trace})
             client.queues.configure_all(made)
             client.queues.refuses = refuses
             if rate is not None:

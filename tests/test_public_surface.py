@@ -97,7 +97,7 @@ WORKER_INIT = (
     "initializer=None, initargs=(), max_tasks_per_child=None, memory_limit=None, memory_limit_hard=None, "
     "cpu_affinity=None, nice=0, blas_threads=None, max_pending=1000000, submit_timeout=None, queues=None, "
     "unknown_queues='create', rate=None, burst=None, retention=None, hooks=None, tracer=None, logger=None, "
-    "submit_middleware=(), execute_middleware=(), lease_ttl=10.0, start_timeout=60.0, kill_timeout=10.0, "
+    "record=None, submit_middleware=(), execute_middleware=(), lease_ttl=10.0, start_timeout=60.0, kill_timeout=10.0, "
     "python=None, debug=False, **others)"
 )
 FUTURE = {

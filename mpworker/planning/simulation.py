@@ -230,7 +230,7 @@ class Simulation:
         if job.deadline is not None:
             outcome.with_deadline += 1
             outcome.missed += at >= job.at + job.deadline
-        if first == first:  # a number
+        if first == first:  # noqa: PLR0124  # a number
             outcome.waits.append(first - job.at)
         if status != CANCELLED:
             outcome.latencies.append(at - job.at + self._pool.costs.wake)  # which it took to come in, too

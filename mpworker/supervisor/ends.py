@@ -30,6 +30,7 @@ class Ends(Interrupts):
         "_clean_at",
         "_clean_every",
         "_keep",
+        "_traced",
         "_uniform",
         "_watched",
         "ended",
@@ -44,6 +45,7 @@ class Ends(Interrupts):
         self.history = History(HISTORY_MAX, HISTORY_BYTES_MAX, None, False)
         self.watcher: Watcher | None = None
         self._watched = False  # it hears of every task
+        self._traced: Callable[[Ended], None] | None = None
         self._keep: Callable[[Ended], None] = self.history.append
         self._clean_every = 0.0
         self._clean_at: float | None = None
@@ -58,15 +60,25 @@ class Ends(Interrupts):
         Where nobody watches no task pays for the question: what each task comes by is replaced. For those that are
         accepted the caller does that, by `submitted_watched`.
         """
-        watcher = self.watcher
-        self._watched = on and watcher is not None
+        self._watched = on and self.watcher is not None
+        self._keep_and_tell()
+
+    def trace(self, ended: Callable[[Ended], None] | None) -> None:
+        """Tell this one of each task that ends, too, just before its outcome is emitted; None for nobody."""
+        self._traced = ended
+        self._keep_and_tell()
+
+    def _keep_and_tell(self) -> None:
         self._keep = append = self.history.append
-        if not on or watcher is None:
+        watcher = self.watcher.ended if self._watched and self.watcher is not None else None
+        told = [each for each in (watcher, self._traced) if each is not None]
+        if not told:
             return
 
         def keep(entry: Ended) -> None:
             append(entry)
-            watcher.ended(entry)
+            for each in told:
+                each(entry)
 
         self._keep = keep
 

@@ -52,6 +52,11 @@ class Nursing(Reading):
 
     # ------------------------------------------------------------ how many there are
 
+    @property
+    def children_wanted(self) -> int:
+        """How many there are to be."""
+        return self._children_wanted
+
     def set_max_workers(self, n: int, descriptors: int) -> int:
         """There are n children from now on; 0, or how many descriptors may be opened if they need more."""
         if n + self._overlap > self._children_max:

@@ -101,6 +101,10 @@ class Order(Offers):
         """Starts that a rate has delayed."""
         return self._queues.waits if self._queues is not None else 0
 
+    def limit(self) -> tuple[float | None, int | None]:
+        """Starts per second of all queues together, and at once; None where nothing limits them."""
+        return self._queues.limit() if self._queues is not None else (None, None)
+
     def queue_states(self) -> dict[str, dict[str, object]]:
         """How each queue is, by name."""
         if self._queues is not None:

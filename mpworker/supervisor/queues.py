@@ -115,6 +115,10 @@ class Queues:
         """Starts per second of all queues together, None for no limit. As for `configure`."""
         self._bucket = _changed(self._bucket, rate, burst, now)
 
+    def limit(self) -> tuple[float | None, int | None]:
+        """Starts per second of all queues together, and at once; None where nothing limits them."""
+        return (None, None) if self._bucket is None else (self._bucket.rate, self._bucket.burst)
+
     def pause(self, names: Iterable[str] | None, paused: bool) -> None:
         """Nothing more of these queues (None: of all) is offered, or it is again."""
         if names is None:

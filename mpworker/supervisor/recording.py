@@ -22,13 +22,14 @@ from mpworker.supervisor.effects import Effects
 from mpworker.supervisor.registry import GONE, DetailedTask, Function, Seat, Setbacks, Task, TaskOptions
 from mpworker.supervisor.scheduler import Scheduler
 
-# What only looks: these change nothing, and what they ask the effects is no part of what the scheduler does. All other
-# public methods are recorded, also those to come.
+# What only looks, or has somebody look on: these change nothing, and what they ask the effects is no part of what the
+# scheduler does. All other public methods are recorded, also those to come.
 LOOKS: Final = frozenset(
     (
         "claimed_at",
         "is_running",
         "keys",
+        "limit",
         "limiter_waits",
         "next_timer",
         "offered",
@@ -37,6 +38,7 @@ LOOKS: Final = frozenset(
         "serving",
         "task",
         "tasks",
+        "trace",
         "unfinished",
         "unfinished_tasks",
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mpworker.ipc import codec
-from mpworker.ipc.levels import INFO
+from mpworker.ipc.levels import INFO, WARNING
 from mpworker.supervisor.registry import READY
 
 if TYPE_CHECKING:
@@ -140,6 +140,17 @@ def _watch(loop: "Loop", message: Message) -> Message:
     return {}
 
 
+def _record(loop: "Loop", message: Message) -> Message:
+    """The client wants a trace; that it can be written was so when it looked."""
+    from mpworker.supervisor.tracing import Trace
+
+    try:
+        Trace(loop, message["path"]).install()
+    except OSError as error:
+        loop.watch.log(WARNING, "trace_failed", error=str(error))
+    return {}
+
+
 def _queues(loop: "Loop", message: Message) -> Message:
     return loop.scheduler.queue_states()
 
@@ -250,6 +261,7 @@ VERBS: dict[str, Callable[["Loop", Message], Message]] = {
     "metrics": _metrics,
     "retention": _retention,
     "watch": _watch,
+    "record": _record,
 }
 # Answered at the end of the turn, when what came before them has been offered.
 _AFTERWARDS = ("children", "queues", "task", "tasks", "metrics")
