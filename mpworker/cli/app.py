@@ -12,6 +12,7 @@ import click
 from mpworker import __version__
 from mpworker.cli.errors import CommandError, ExitCode, one_line
 from mpworker.cli.map import map_command
+from mpworker.cli.plan import plan_command
 from mpworker.errors import ConfigurationError
 
 __all__ = ["cli", "run"]
@@ -24,6 +25,7 @@ def cli() -> None:
 
 
 cli.add_command(map_command)
+cli.add_command(plan_command)
 
 
 def run(argv: Sequence[str]) -> int:
