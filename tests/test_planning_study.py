@@ -85,6 +85,14 @@ def test_without_a_target_the_knee_is_told() -> None:
     assert "No target was given" in results.answer(told(found))[0]
 
 
+def test_what_gains_little_is_beyond_the_knee() -> None:
+    found = plan(Description(service("exponential:1"), rate=2.0, tasks=1000).load, Targets())
+    p95s = {n: point.outcome.latency(0.95) for n, point in found.points.items()}
+    best = min(p95s.values())
+    assert best < p95s[found.chosen] <= 1.1 * best
+    assert all(p95 > 1.1 * best for n, p95 in p95s.items() if n < found.chosen)
+
+
 def test_each_number_is_looked_at_where_that_is_asked() -> None:
     found = plan(same(batch(3)), Targets(), low=2, high=9, every=True)
     assert list(found.points) == list(range(2, 10))
@@ -220,6 +228,8 @@ def test_service_times_are_what_they_are_called(tmp_path: object) -> None:
         assert described.mean == pytest.approx(mean)
         assert sum(drawn) / len(drawn) == pytest.approx(mean, rel=0.03)
         assert drawn[19_000] == pytest.approx(p95, rel=0.06)
+        if text.startswith("lognormal"):  # of the two with this mean and p95, the less skewed one
+            assert drawn[10_000] > 0.1
 
 
 @pytest.mark.parametrize(

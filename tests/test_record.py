@@ -18,6 +18,7 @@ from leaks import wait_until
 from mpworker import AsyncProcessWorker, ProcessWorker, RetryPolicy, Task
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.planning import trace as traces
+from mpworker.planning.load import Costs
 from mpworker.supervisor.tracing import Trace
 
 SECRET = "the-name-of-a-patient"
@@ -325,6 +326,19 @@ def test_what_was_cut_short_is_taken_for_as_long_as_others_at_least(path: Path) 
     assert late.attempts[0].seconds == float("inf")
     assert longest.attempts[0].seconds == 9.0
     assert "4 of 8 tasks did not run to an end of their own" in trace.notes[0]
+
+
+def test_how_long_one_process_waits_for_the_other_is_in_a_trace(path: Path) -> None:
+    trace = written(
+        path,
+        {"at": 1, "waited": 1.0, "took": 1.253},
+        {"at": 2, "waited": 0.0, "took": 0.251},
+        {"at": 3, "waited": 0.0, "took": 9.0, "items": 3},
+        {"at": 4, "took": 9.0, "waited": 0.0, "attempts": [[0.1, "error"], [0.1, "ok"]]},
+    )
+    assert trace.costs().wake == pytest.approx(0.002)
+    assert "as in the trace" in trace.costs().source
+    assert written(path, {"at": 1}).costs().wake == Costs().wake
 
 
 def test_a_closed_loop_is_told_from_an_open_one(path: Path) -> None:

@@ -105,7 +105,7 @@ def plan_command(
             raise click.UsageError(f"{wrong[0]} describes a load, and a trace was given")
         recorded = read(trace)
         loads, about = recorded.load, f"Recorded: {trace}, {len(recorded.jobs):,} tasks"
-        pool = Pool(1, cores, recorded.queues, recorded.rate, recorded.burst)
+        pool = Pool(1, cores, recorded.queues, recorded.rate, recorded.burst, costs=recorded.costs())
     if limit is not None:
         pool = replace(pool, rate=limit[0], burst=limit[1])
     if targets.misses is not None and not any(job.deadline is not None for job in loads(0).jobs):
@@ -158,7 +158,7 @@ def _check(trace: Trace) -> list[tuple[str, float, float]]:
     if not trace.n or not trace.took:
         return []
     load = Load(trace.jobs)
-    pool = Pool(trace.n, float(trace.cores or trace.n), trace.queues, trace.rate, trace.burst)
+    pool = Pool(trace.n, float(trace.cores or trace.n), trace.queues, trace.rate, trace.burst, costs=trace.costs())
     outcome = Simulation(load, pool).run()
     figures = {"p50": 0.5, "p95": 0.95}
     return [(f"{name}, s,", outcome.latency(each), quantile_of(trace.took, each)) for name, each in figures.items()]

@@ -6,13 +6,13 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from mpworker.errors import ConfigurationError
 from mpworker.ipc.traces import VERSION
-from mpworker.planning.load import STATUSES, Attempt, Job, Load, QueueLimits
+from mpworker.planning.load import STATUSES, Attempt, Costs, Job, Load, QueueLimits
 from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.effects import ERROR, OK, TIMED_OUT
 from mpworker.supervisor.registry import TaskOptions
@@ -20,6 +20,7 @@ from mpworker.supervisor.registry import TaskOptions
 JOBS_MAX: Final = 1_000_000
 _CUT: Final = "cancelled"  # an attempt that did not come to its own end
 _LATE: Final = 0.9  # of its timeout: an attempt that was ended sooner met its deadline
+_WAKE_MIN: Final = 1e-6  # seconds; a trace counts in these
 _CLOSE: Final = 0.001  # seconds: so soon after an end, an arrival is taken for its consequence
 _CLOSED_PART: Final = 0.8
 _BLOCKS: Final = 20  # of which a resampled trace is made
@@ -65,6 +66,7 @@ class Trace:
         burst: Starts at once.
         queues: What its queues were configured with.
         memory: The most bytes that a child had of its own, 0 if that is unknown.
+        wake: Seconds from the end of an attempt until the supervisor has told of it, on average; None if none says.
         took: Seconds from the arrival to the end of each task that ended by itself, as they were then, sorted.
         items: Items of maps that are in it.
         notes: What is to be known of it.
@@ -78,9 +80,17 @@ class Trace:
     burst: int | None = None
     queues: dict[str, QueueLimits] = field(default_factory=dict)
     memory: int = 0
+    wake: float | None = None
     took: list[float] = field(default_factory=list)
     items: int = 0
     notes: list[str] = field(default_factory=list)
+
+    def costs(self) -> Costs:
+        """What the pool itself took: how long one process waits for the other is known from the answers."""
+        if self.wake is None:
+            return Costs()
+        source = "the first as in the trace, from answers of children; the others measured with no-op tasks elsewhere"
+        return replace(Costs(), wake=self.wake, source=source)
 
     def load(self, seed: int) -> Load:
         """The load itself for seed 0, and for each other one a load that is made of blocks of it, chosen by chance.
@@ -237,6 +247,13 @@ def _make_jobs(trace: Trace, tasks: list[dict[str, Any]]) -> None:
             trace.took.append(task["took"])
         trace.items += task.get("items", 0)
     trace.took.sort()
+    waits = [
+        task["took"] - task["waited"] - task["attempts"][0][0]
+        for task in tasks
+        if "waited" in task and len(task["attempts"]) == 1 and "items" not in task and task["attempts"][0][1] == "ok"
+    ]
+    if waits:
+        trace.wake = max(_WAKE_MIN, sum(waits) / len(waits))
     if guess.guesses:
         trace.notes.append(
             f"{guess.guesses} of {len(tasks)} tasks did not run to an end of their own: how long each would have taken "
