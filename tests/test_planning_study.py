@@ -77,6 +77,14 @@ def test_every_replication_has_to_meet_the_target() -> None:
     assert found.points[10].spread(lambda each: each.latency(0.95)) == pytest.approx((4.0, 8.0), abs=0.1)
 
 
+def test_what_is_overloaded_is_not_replicated_unless_it_is_good_enough() -> None:
+    load = Load([job(each * 0.5, 1.0) for each in range(200)])
+    assert plan(same(load), Targets(p95=1.0)).points[1].runs == 1
+    lax = plan(same(load), Targets(p95=1000.0))
+    assert (lax.chosen, lax.points[1].runs) == (1, 2)
+    assert "That is overloaded" in " ".join(results.answer(told(lax)))
+
+
 def test_without_a_target_the_knee_is_told() -> None:
     found = plan(same(Load([job(each * 0.5, 1.0) for each in range(200)])), Targets())
     assert (found.chosen, found.met) == (2, False)

@@ -180,11 +180,14 @@ class Study:
 
     def _point(self, n: int) -> Point:
         pool = replace(self._pool, n=n)
-        first, *again = (self._run(load, pool) for load in self._loads)
-        met = sum(self._targets.met(outcome) for outcome in (first, *again))
-        load = self._loads[0]
+        load, *others = self._loads
+        first = self._run(load, pool)
         overloaded = load.seconds > 0 and load.work / load.seconds > min(n, self._pool.cores)
-        return Point(first, tuple(again), met, overloaded)
+        if overloaded and not (self._targets and self._targets.met(first)):
+            others = []  # how bad it is need not be known so well
+        again = tuple(self._run(other, pool) for other in others)
+        met = sum(self._targets.met(outcome) for outcome in (first, *again))
+        return Point(first, again, met, overloaded)
 
     def _enough(self, plan: Plan) -> bool:
         """Do more children gain nothing any more? Some steps beyond that are shown."""
