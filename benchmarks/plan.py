@@ -72,10 +72,16 @@ class Figures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A round with so many children."""
+    """A round with so many children.
+
+    Attributes:
+        cores: How many there were to be had.
+        slower: How many times as long calls took as when the trace of the plan was recorded.
+    """
 
     n: int
     cores: float
+    slower: float
     measured: Figures
     planned: Figures
     replayed: Figures
@@ -131,11 +137,19 @@ def spin(seconds: float) -> float:
 
 
 def cores_to_be_had() -> float:
-    """How many times as much as one process two of them get: 2 on a machine with two cores and nothing else to do."""
+    """How many times as much as one process two of them get: 2 on a machine with two cores and nothing else to do.
+
+    Not less than 1: that is what the recorded times of one child are of.
+    """
     with ProcessWorker(n=2) as w:
         alone = w.submit(spin, SPIN).result()
         together = [w.submit(spin, SPIN) for _ in range(2)]
-        return sum(each.result() for each in together) / alone
+        return max(1.0, sum(each.result() for each in together) / alone)
+
+
+def work_of(trace: str, tasks: int) -> float:
+    """Seconds of all calls together."""
+    return Load(read(trace).jobs[-tasks:]).work
 
 
 def predict(trace: str, n: int, tasks: int, cores: float) -> Figures:
@@ -161,7 +175,8 @@ def take_round(tasks: int, seed: int, folder: str) -> list[Comparison]:
         if n == CHILDREN[-1]:
             cores = (cores + cores_to_be_had()) / 2
         replayed = predict(own, n, tasks, float(n))  # its times have in them what there was of cores
-        found.append(Comparison(n, cores, measured, predict(recorded, n, tasks, cores), replayed))
+        slower = work_of(own, tasks) / work_of(recorded, tasks)
+        found.append(Comparison(n, cores, slower, measured, predict(recorded, n, tasks, cores), replayed))
     return found
 
 
@@ -190,7 +205,7 @@ def main() -> None:
 def show(what: str, each: Comparison) -> None:
     """A line for one comparison."""
     measured = f"measured {each.measured.throughput:.1f} tasks/s, p95 {each.measured.p95:.3f} s"
-    said = [f"{what}, {each.cores:.2f} cores to be had: {measured}"]
+    said = [f"{what}, {each.cores:.2f} cores to be had, calls took {each.slower:.2f} times as long: {measured}"]
     for kind, figures in (("planned", each.planned), ("replayed", each.replayed)):
         throughput, p95 = figures.errors(each.measured)
         said.append(f"{kind} {figures.throughput:.1f} ({throughput:+.1%}), {figures.p95:.3f} ({p95:+.1%})")

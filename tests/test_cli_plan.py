@@ -66,6 +66,7 @@ def test_a_recorded_load_is_planned(plan: Callable[..., tuple[int, str, str]], t
     _, out, _ = plan(path, "--replications", 0, "-n", 2, "--rate", 9, "--burst", 4)
     assert "rate=9.0" in out
     assert "Replayed with the recorded number of children" in out
+    assert "the first as in the trace" in out
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """A real load, recorded and run again, comes to what the planner says: `python -m benchmarks.plan`, in small.
 
 A machine that others use at the same time gives and takes cores while this runs. So there are several rounds, of which
-one has to agree: a model that is wrong is wrong in each. What is said of two children from a record of one holds only
-where there are two cores to be had, and is asked only then.
+one has to agree: a model that is wrong is wrong in each. What is said from the trace of another run is asked only where
+the machine was the same: calls took as long, and there were two cores to be had for two children.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import pytest
 from benchmarks.plan import Comparison, take_round
 from mpworker.options import available_cores
 
-TASKS = 250
+TASKS = 200
 ROUNDS = 4
+LAST_AT = 40.0  # seconds; no round begins later, for each takes up to half a minute where little is to be had
 THROUGHPUT, P95 = 0.10, 0.20  # what a plan may be off by
 SLACK = 2.5  # times that, where service times are those of another run
 
@@ -25,7 +27,8 @@ def agrees(each: Comparison) -> dict[str, bool]:
     for kind, slack in (("replayed", 1.0), ("planned", SLACK)):
         throughput, p95 = getattr(each, kind).errors(each.measured)
         found[f"{kind}, n={each.n}"] = abs(throughput) <= slack * THROUGHPUT and abs(p95) <= slack * P95
-    if each.n > 1 and not 0.85 * each.n <= each.cores <= 1.15 * each.n:
+    other_cores = each.n > 1 and not 0.85 * each.n <= each.cores <= 1.15 * each.n
+    if other_cores or not 0.9 <= each.slower <= 1.1:
         found[f"planned, n={each.n}"] = True  # nobody could know
     return found
 
@@ -36,12 +39,13 @@ def test_throughput_and_latency_are_as_predicted(
 ) -> None:
     open_: set[str] = set()
     said: list[Comparison] = []
+    last_at = time.monotonic() + LAST_AT
     for seed in range(ROUNDS):
         taken = take_round(TASKS, seed, str(tmp_path))
         said += taken
         results = {name: good for each in taken for name, good in agrees(each).items()}
         open_ = {name for name in (open_ or results) if not results[name]}
-        if not open_:
+        if not open_ or time.monotonic() > last_at:
             break
     record_property("rounds", str(said))
     assert not open_, f"{sorted(open_)}: {said}"
