@@ -109,8 +109,7 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
     Raises:
         InvalidArgument: There is no such option, or it has a wrong type.
         ConfigurationError: An option is out of its bounds, `record` cannot be written, or there is no interpreter to
-            start. A `python` that starts
-            and then proves to be none is told by the first use.
+            start. A `python` that starts and then proves to be none is told by the first use.
         SerializationError: The initializer, its arguments, an execution middleware, or an exception of the retry policy
             cannot be pickled.
         OSError: No memory, descriptor or process is left.

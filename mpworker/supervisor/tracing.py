@@ -109,10 +109,7 @@ class Trace:
 
     def _ended(self, entry: Ended) -> None:
         task = entry[0]
-        self._entry = (
-            entry,
-            len(task.payload) - task.call_at,
-        )  # until it is emitted, with its result and without its call
+        self._entry = (entry, len(task.payload) - task.call_at)  # until it is emitted, without its call
 
     def _task(self, entry: Ended, size: int, result: int) -> None:
         """A task has ended."""
