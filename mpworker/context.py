@@ -1,13 +1,14 @@
 """What a running task can ask: `mpworker.current()`."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
-from mpworker.errors import ConfigurationError, MPWorkerError
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 
-@dataclass(frozen=True, slots=True)
 class TaskContext:
     """The task that runs now, as seen from inside it.
 
@@ -18,10 +19,45 @@ class TaskContext:
         metadata: As it was given to `Task`.
     """
 
+    # By hand what `dataclasses` would make, whose import every start of a pool would wait for.
+    __slots__ = ("attempt", "deadline", "metadata", "task_id")
+    __match_args__ = ("task_id", "attempt", "deadline", "metadata")
+
     task_id: str
     attempt: int
-    deadline: float | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
+    deadline: float | None
+    metadata: dict[str, Any]
+
+    def __init__(
+        self, task_id: str, attempt: int, deadline: float | None = None, metadata: dict[str, Any] | None = None
+    ) -> None:
+        put = object.__setattr__
+        put(self, "task_id", task_id)
+        put(self, "attempt", attempt)
+        put(self, "deadline", deadline)
+        put(self, "metadata", {} if metadata is None else metadata)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"cannot delete field {name!r}")
+
+    def _values(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in self.__match_args__)
+
+    def __eq__(self, other: object) -> bool:
+        return self._values() == other._values() if type(other) is TaskContext else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__match_args__)
+        return f"TaskContext({said})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TaskContext, self._values()
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, 0 or more; None for no deadline."""
@@ -56,6 +92,8 @@ def current() -> TaskContext:
     """
     context = _source() if _source is not None else None
     if context is None:
+        from mpworker.errors import MPWorkerError  # not before: no child shall wait for `concurrent.futures`
+
         raise MPWorkerError("current() was called outside a task")
     return context
 
@@ -70,6 +108,8 @@ def refuse_while_loading(module: str) -> None:
         ConfigurationError: It has.
     """
     if _loading is not None and _loading():
+        from mpworker.errors import ConfigurationError  # as above
+
         raise ConfigurationError(
             f"module {module!r} makes a ProcessWorker when it is imported, and a child has just done so to find what a "
             f'task needs: make it in a function, or under `if __name__ == "__main__":`'

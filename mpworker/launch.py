@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import secrets
 import signal
 import sys
 from collections.abc import Callable
@@ -136,6 +135,35 @@ def _interpreter_flags() -> list[str]:
     if flags.no_site:
         found.append("-S")
     return found
+
+
+def _command(python: str) -> list[str]:
+    """The supervisor's command line. Its arguments are the nursery's, which is started before any message comes."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(mpworker.__file__)))
+    bootstrap = _BOOTSTRAP.format(root, "mpworker.supervisor.__main__")
+    words = (sys.version_info[:2], bootstrap, codec.CANNOT, codec.CANNOT_IMPORT)
+    # -P: no folder of the user's on the path until the nursery's own imports are done.
+    nursery = [python, "-P", *_interpreter_flags(), "-c"]
+    nursery.append(_BOOTSTRAP.format(root, "mpworker.supervisor.nursery") + "; main(3)")
+    return [python, "-I", "-S", "-c", _SUPERVISOR_BOOTSTRAP.format(*words), *nursery]
+
+
+def _environment() -> dict[str, str]:
+    """What supervisor and nursery start with.
+
+    -I has the supervisor heed nothing that is Python's, and the nursery sets the client's path and environment after
+    its own imports.
+    """
+    environment = dict(os.environ)
+    for name in os.environ:
+        if name in ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONHOME") or (
+            sys.flags.ignore_environment and name.startswith("PYTHON")
+        ):
+            del environment[name]
+    seed = os.environ.get("PYTHONHASHSEED", "")
+    # Chosen here, so that a nursery that replaces another one has the same.
+    environment["PYTHONHASHSEED"] = str(int.from_bytes(os.urandom(4))) if seed in ("", "random") else seed
+    return environment
 
 
 def _start_failure(words: bytes, python: str, how: str) -> dict[str, str] | None:
@@ -276,10 +304,8 @@ def launch(
     python = _interpreter(options)
     descriptors = _descriptors(options.n, overlap(options))
     blob = _blob(options, pickle_initializer(initializer, initargs), middleware)
-    root = os.path.dirname(os.path.dirname(os.path.abspath(mpworker.__file__)))
     cores = available_cores()
     spread = options.cpu_affinity == "spread"
-    seed = os.environ.get("PYTHONHASHSEED", "")
     capacities = (options.client_ring_bytes, options.client_ring_bytes)
     config = {
         "n": options.n,
@@ -296,14 +322,6 @@ def launch(
         "kill_timeout": options.kill_timeout,
         "child_ring_bytes": options.child_ring_bytes,
         "client_ring_bytes": capacities,
-        # -P: no folder of the user's on the path until the nursery's own imports are done.
-        "nursery_argv": [
-            *(python, "-P", *_interpreter_flags()),
-            *("-c", _BOOTSTRAP.format(root, "mpworker.supervisor.nursery") + "; main(3)"),
-        ],
-        # Chosen here, so that a nursery that replaces another one has the same.
-        "hash_seed": str(secrets.randbelow(1 << 32)) if seed in ("", "random") else seed,
-        "ignore_environment": bool(sys.flags.ignore_environment),
         "child": {
             "max_payload_bytes": options.max_payload_bytes,
             "task_prefix": prefix,
@@ -315,12 +333,10 @@ def launch(
             "spin_ns": _CHILD_SPIN_NS if cores > options.n + 1 else 0,
         },
     }
-    bootstrap = _BOOTSTRAP.format(root, "mpworker.supervisor.__main__")
-    words = (sys.version_info[:2], bootstrap, codec.CANNOT, codec.CANNOT_IMPORT)
     try:
         channel, sock, pid, pidfd = _start(
             python,
-            [python, "-I", "-S", "-c", _SUPERVISOR_BOOTSTRAP.format(*words)],
+            _command(python),
             capacities,
             config,
             blob,
@@ -347,7 +363,7 @@ def _start(
             pid = os.posix_spawn(
                 python,
                 command,
-                os.environ,
+                _environment(),
                 file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
                 setpgroup=0,  # Ctrl-C in a terminal is for the client alone
                 setsigmask=[],

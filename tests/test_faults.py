@@ -24,7 +24,7 @@ from leaks import alive
 
 from mpworker import ProcessWorker
 from mpworker.errors import TaskCancelled, TaskExited, TaskNotFound, TaskTimeout
-from mpworker.supervisor.nursery import bury
+from mpworker.supervisor.burying import bury
 
 # ------------------------------------------------------------ the death of a child
 

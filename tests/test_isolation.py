@@ -54,6 +54,8 @@ finally:
     _sys.path[:] = _path
 """
 
+NEEDED_BY_CLOUDPICKLE = {"ast", "linecache", "logging", "platform", "tokenize", "typing", "uuid", "weakref"}
+
 WORK = """
 import sys
 from mpworker import ProcessWorker
@@ -114,7 +116,7 @@ def test_nothing_of_theirs_breaks_when_such_a_file_is_broken(tmp_path: Path) -> 
     folder.mkdir()
     # A child imports cloudpickle when it is sent the first function by value, and that is on the user's path, as in the
     # client; the user's own broken file of a name that cloudpickle needs breaks it in both.
-    for name in sorted({*SHADOWED} - {"logging", "platform", "uuid", "typing", "tokenize", "linecache"}):
+    for name in sorted({*SHADOWED} - NEEDED_BY_CLOUDPICKLE):
         (folder / f"{name}.py").write_text("raise SystemError(f'{__name__} of the user was imported')\n")
     source = f"""
         import sys
@@ -159,21 +161,20 @@ at = arguments.index("-c") + 1
 kind = "supervisor" if "supervisor.__main__" in arguments[at] else "nursery"
 hook = '''
 import os as _os, sys as _sys
-_pid, _log = _os.getpid(), _os.open({log!r}, _os.O_WRONLY | _os.O_APPEND | _os.O_CREAT, 0o600)
-_os.set_inheritable(_log, False)
-_log = __import__("fcntl").fcntl(_log, 1030, 700)
+_pid = _os.getpid()
 def _hook(event, args):
-    if event in ("import", "pickle.find_class", "marshal.loads", "exec", "cloudpickle"):
+    if event in ("import", "os.posix_spawn", "pickle.find_class", "marshal.loads", "exec", "cloudpickle"):
         if event == "exec":
             return
         who = "KIND" if _os.getpid() == _pid else "child"
         what = " ".join(str(each)[:80] for each in args[:2]) if event != "marshal.loads" else ""
         try:
-            _os.write(_log, f"{{who}} {{_os.getpid()}} {{event}} {{what}}\\\\n".encode())
+            log = _os.open({log!r}, _os.O_WRONLY | _os.O_APPEND | _os.O_CREAT | _os.O_CLOEXEC, 0o600)
+            _os.write(log, f"{{who}} {{_os.getpid()}} {{event}} {{what}}\\\\n".encode())
+            _os.close(log)
         except OSError:
             pass
 _sys.addaudithook(_hook)
-_sys.modules.pop("fcntl", None)
 '''.replace("KIND", kind)
 arguments[at] = hook + arguments[at]
 os.execv({python!r}, [{python!r}, *arguments])

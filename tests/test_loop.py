@@ -23,7 +23,7 @@ from pooljobs import Gate
 from mpworker import ProcessWorker
 from mpworker.ipc import frames
 from mpworker.ipc.channel import close_all, make_channel
-from mpworker.supervisor import children, nursery
+from mpworker.supervisor import burying, children
 from mpworker.supervisor.effects import ProtocolViolation
 from mpworker.supervisor.leases import Leases
 from mpworker.supervisor.loop import Loop
@@ -48,8 +48,6 @@ _CONFIG = {
     "child_ring_bytes": 4096,
     "child": {"max_payload_bytes": 1 << 20},
     "nursery_argv": ["/bin/true"],
-    "hash_seed": "0",
-    "ignore_environment": False,
 }
 
 
@@ -264,7 +262,7 @@ def test_a_time_that_is_far_away_is_waited_for_in_parts() -> None:
         pidfd = os.pidfd_open(process.pid)
         loop._watch(pidfd, lambda: None)
         assert loop._sleep(loop._timeout())[0][0] == pidfd
-        assert nursery.ends(pidfd, time.monotonic() + 1e9)
+        assert burying.ends(pidfd, time.monotonic() + 1e9)
         os.close(pidfd)
 
 

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 ROUNDS = 10_000
 # Blocks that a free list or a cache of the interpreter may keep; a leak of one object a call shows as ROUNDS.
 SLACK = 200
+PR_GET_DUMPABLE = 3
 
 Calls = dict[str, list[tuple[type[Exception] | None, Callable[[], object]]]]
 
@@ -125,6 +126,13 @@ def calls(fd: int) -> Calls:
             (_native.RingCorrupt, condemned.fill),
         ],
         "Ring.max_payload": [(None, lambda: producer.max_payload)],
+        "prctl": [
+            (None, lambda: _native.prctl(PR_GET_DUMPABLE, 0)),
+            (OSError, lambda: _native.prctl(-1, 0)),
+            (OSError, lambda: _native.prctl(1 << 40, 0)),
+            (OverflowError, lambda: _native.prctl(1 << 70, 0)),
+            (TypeError, lambda: _native.prctl(1)),  # type: ignore[call-arg]
+        ],
         "Bell": [
             (None, lambda: Bell(memory, 512, fd)),
             (ValueError, lambda: Bell(memory, 8192, fd)),

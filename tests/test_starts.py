@@ -351,8 +351,16 @@ def test_what_the_constructor_cannot_have_is_one_clear_error(
 @pytest.mark.parametrize(
     ("call", "number", "says"),
     [
-        ("os.posix_spawn", errno.EAGAIN, "no process that forks the children can be started: .*RLIMIT_NPROC"),
-        ("frames.pair", errno.EMFILE, "no process that forks the children can be started: .*RLIMIT_NOFILE"),
+        (
+            "spawning.posix.posix_spawn",
+            errno.EAGAIN,
+            "no process that forks the children can be started: .*RLIMIT_NPROC",
+        ),
+        (
+            "spawning._socket.socketpair",
+            errno.EMFILE,
+            "no process that forks the children can be started: .*RLIMIT_NOFILE",
+        ),
         ("make_channel", errno.ENOSPC, "no child can be made: No space"),
         ("make_claims", errno.ENOMEM, "no child can be made: Cannot allocate"),
     ],

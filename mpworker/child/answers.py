@@ -1,11 +1,16 @@
 """The way out of a child: records to the supervisor."""
 
+from __future__ import annotations
+
 import os
-from typing import Final
 
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _FOREVER: Final = -1.0
 EXIT_CHANNEL_LOST: Final = 70  # the task closed our descriptors: the answer is in the ring, this process cannot go on

@@ -5,15 +5,20 @@ INTERRUPT_SIGNAL. The handler raises only while the task of that very generation
 hits nobody. `running` is set around the user's function alone: an interrupt cannot land in this package's own work.
 """
 
+from __future__ import annotations
+
 import traceback
 from itertools import takewhile
 from types import CodeType, FrameType
-from typing import Final
 
 from mpworker.context import TaskContext
 from mpworker.ipc import codec, details
 from mpworker.ipc._native import Claims
 from mpworker.ipc.stacks import StackFile
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _OURS: Final[list[CodeType]] = []  # what calls the users' functions
 

@@ -1,11 +1,15 @@
 """What a child calls: functions that came once, and those that come along with a task."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.ipc import payload
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from mpworker.child.middleware import Middleware
 
 UNREAD: Final = (bytes, MemoryError)  # what a function is until it is called first: its pickle, or why there is none

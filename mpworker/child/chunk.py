@@ -1,13 +1,18 @@
 """How a child runs the items of a chunk of a `map`, and answers runs of them."""
 
+from __future__ import annotations
+
 import time
-from typing import Any, Final
 
 from mpworker.child.attempt import is_ours
 from mpworker.child.outcomes import unserializable
 from mpworker.child.runs import Runs
 from mpworker.ipc import codec, payload
 from mpworker.ipc.failures import full
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _FLUSH_NS: Final = 1_000_000  # a chunk's results wait at most this long for the next item to begin
 

@@ -1,14 +1,19 @@
 """What a child does all its life: it takes records from its ring, and has each done."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
 
 from mpworker import context
 from mpworker.ipc import codec
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import Assembler
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, TypeAlias
 
 _BATCH: Final = 128
 _FOREVER: Final = -1.0

@@ -1,7 +1,12 @@
 """What a child asks of the machine for itself: its cores, its priority, and the threads of its BLAS."""
 
+from __future__ import annotations
+
 import os
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def settle(settings: dict[str, Any]) -> None:

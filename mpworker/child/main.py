@@ -5,14 +5,14 @@ runs elsewhere or not at all, and the record is dropped. The child never decides
 cancellation are the supervisor's.
 """
 
+from __future__ import annotations
+
 import io
-import json
 import os
 import signal
 import sys
 import traceback
 import warnings
-from typing import Any
 
 from mpworker import context
 from mpworker.child import machine
@@ -23,13 +23,17 @@ from mpworker.child.chunk import ChunkRunner
 from mpworker.child.loop import Loop, flush_streams
 from mpworker.child.outcomes import Outcomes
 from mpworker.child.task import TaskRunner
-from mpworker.ipc import codec, payload
+from mpworker.ipc import codec, json, payload
 from mpworker.ipc._native import Claims, MadeBeforeFork
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import INTERRUPT_SIGNAL, STACK_SIGNAL
 from mpworker.ipc.failures import brief, cut, full
 from mpworker.ipc.limits import explained
 from mpworker.ipc.stacks import StackFile
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["EXIT_CHANNEL_LOST", "Child", "run"]
 

@@ -1,17 +1,22 @@
 """What a child tells of values and exceptions: a status, and a payload that the client can read."""
 
-import json
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from mpworker.child.answers import Answers
 from mpworker.child.attempt import Attempt
 from mpworker.child.calls import Calls
-from mpworker.errors import Retry
-from mpworker.ipc import codec, payload, raised
+from mpworker.ipc import codec, json, payload, raised
 from mpworker.ipc._native import Claims
 from mpworker.ipc.failures import brief, cut, full, said
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from mpworker.errors import Retry
 
 
 class Outcomes:
@@ -59,7 +64,9 @@ class Outcomes:
             return self.of_interrupt()
         try:
             status, out = self._told(error)
-            if isinstance(error, Retry):
+            # Not imported here: `concurrent.futures` comes along. Who raises it has done so.
+            errors = sys.modules.get("mpworker.errors")
+            if errors is not None and isinstance(error, errors.Retry):
                 self._ask_for_pause(error)
             elif self._gives_up(error):
                 status |= codec.FINAL

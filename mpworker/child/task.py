@@ -1,8 +1,9 @@
 """How a child runs one task."""
 
+from __future__ import annotations
+
 import sys
 import time
-from typing import Final
 
 from mpworker.child.attempt import TaskInterrupted, is_ours
 from mpworker.child.calls import UNREAD
@@ -10,6 +11,10 @@ from mpworker.child.outcomes import unserializable
 from mpworker.child.runs import Runs
 from mpworker.ipc import codec
 from mpworker.ipc.failures import full
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _UNUSUAL: Final = codec.DETAILED | codec.WATCHED
 

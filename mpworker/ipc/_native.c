@@ -17,6 +17,7 @@
 
 #include <limits.h>
 #include <pthread.h>
+#include <sys/prctl.h>
 
 #include "bell.h"
 #include "claims.h"
@@ -150,6 +151,26 @@ static bool argument_count(Py_ssize_t given, Py_ssize_t wanted, const char *name
     PyErr_Format(PyExc_TypeError, "%s() takes %zd arguments (%zd given)", name, wanted, given);
     return false;
 }
+
+/* ---------------------------------------------------------------- processes */
+
+static PyObject *native_prctl(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (!argument_count(nargs, 2, "prctl"))
+        return NULL;
+    long option = PyLong_AsLong(args[0]), value = PyLong_AsLong(args[1]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (option < INT_MIN || option > INT_MAX || prctl((int)option, value, 0L, 0L, 0L) < 0)
+        return os_error(option < INT_MIN || option > INT_MAX ? EINVAL : errno, "prctl");
+    return none();
+}
+
+static PyMethodDef module_methods[] = {
+    {"prctl", (PyCFunction)(void (*)(void))native_prctl, METH_FASTCALL,
+     "prctl(option, value)\n\nThe system call of that name, which the standard library reaches by ctypes alone: an import."},
+    {NULL, NULL, 0, NULL},
+};
 
 /* ---------------------------------------------------------------- Ring */
 
@@ -777,9 +798,9 @@ static PyModuleDef_Slot module_slots[] = {
 static struct PyModuleDef module_def = {
     PyModuleDef_HEAD_INIT,
     "_native",
-    "Rings, bells, claims and the heartbeat: what needs atomics.",
+    "Rings, bells, claims and the heartbeat: what needs atomics; and a system call.",
     sizeof(module_state),
-    NULL,
+    module_methods,
     module_slots,
     module_traverse,
     module_clear,

@@ -47,8 +47,14 @@ RUN and RAN are of runs of recurring tasks, and sent while the client listens: R
 RAN, of what was announced by a RUN, is as RESULT: `mpworker.supervisor.telling`.
 """
 
-import signal
-from typing import Final, TypeAlias
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from typing import Final, TypeAlias
+else:
+    import _signal as signal  # what `signal` is the face of, which takes `enum` along
 
 Record: TypeAlias = tuple[int, int, int, int, int, bytes]
 

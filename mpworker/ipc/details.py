@@ -3,15 +3,20 @@
 The supervisor reads it and the child passes over it. Most tasks have none, and their records carry nothing more.
 """
 
-import json
-from typing import Any, Final
+from __future__ import annotations
+
+from mpworker.ipc import json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _LENGTH_BYTES: Final = 4
 
 
 def pack(details: dict[str, Any], data: bytes) -> bytes:
     """A payload with details."""
-    text = json.dumps(details, separators=(",", ":")).encode()
+    text = json.dumps(details).encode()
     return b"".join((len(text).to_bytes(_LENGTH_BYTES, "little"), text, data))
 
 

@@ -6,13 +6,19 @@ A frame is a little-endian (length, number of descriptors) and a JSON text. Not 
 and a user's own `select.py` beside the script would be imported in their place.
 """
 
+from __future__ import annotations
+
 import _socket
 import array
 import errno
-import json
 import os
 import struct
-from typing import Any
+
+from mpworker.ipc import json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _HEADER = struct.Struct("<II")
 _MAX_FDS = 16
@@ -55,7 +61,7 @@ class Frames:
         Raises:
             OSError: The peer is gone (BrokenPipeError), or the socket is non-blocking and full.
         """
-        body = json.dumps(message, separators=(",", ":")).encode()
+        body = json.dumps(message).encode()
         data = memoryview(_HEADER.pack(len(body), len(fds)) + body)
         control = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sent = self._sock.sendmsg([data], control, _socket.MSG_NOSIGNAL)

@@ -1,6 +1,11 @@
 """The levels of a LOG record, as the standard library has them: a supervisor does without its module."""
 
-from typing import Final
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
 
 DEBUG: Final = 10
 INFO: Final = 20

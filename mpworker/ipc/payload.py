@@ -9,6 +9,8 @@ cloudpickle finds that very class, and then sets all its attributes anew from th
 everything. `loads_known` leaves a class that is already here as it is.
 """
 
+from __future__ import annotations
+
 import functools
 import io
 import pickle
@@ -16,9 +18,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from types import CodeType, FunctionType
-from typing import Any, Final
 
 from mpworker.ipc.failures import brief
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 PROTOCOL = 5
 NONE: Final = pickle.dumps(None, PROTOCOL)  # what many tasks return: known by its looks

@@ -18,18 +18,25 @@ the attributes. A class that says itself how it is to be pickled is left alone. 
 class does not take: the documented way to extend an ExceptionGroup is a `__new__` with arguments of its own.
 """
 
+from __future__ import annotations
+
 import copyreg
 import functools
 import io
 import pickle
+from collections import namedtuple
 from contextlib import suppress
 from types import BuiltinFunctionType, MemberDescriptorType, WrapperDescriptorType
-from typing import Any, NamedTuple
 
 from mpworker.ipc import payload
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-class Raised(NamedTuple):
+
+# As in `mpworker.supervisor.registry`: no import of `typing`.
+class Raised(namedtuple("Raised", ("type_name", "message", "traceback", "pickled", "why_not"))):  # noqa: PYI024
     """The report.
 
     Attributes:
@@ -40,11 +47,7 @@ class Raised(NamedTuple):
         why_not: Why it cannot.
     """
 
-    type_name: str
-    message: str
-    traceback: str
-    pickled: bytes
-    why_not: str
+    __slots__ = ()
 
 
 def dumps_report(report: Raised) -> bytes:

@@ -13,9 +13,14 @@ signal handler, to a descriptor: the end of the child's claim page, of which the
 What one finds there is text of `faulthandler`, the latest call first, and the frames of `mpworker.child` last.
 """
 
+from __future__ import annotations
+
 import faulthandler
 import os
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 STACK_BYTES: Final = 8192
 

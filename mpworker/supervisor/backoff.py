@@ -1,16 +1,16 @@
 """How long a task waits for its next attempt."""
 
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
 class Backoff:
     """Pauses that grow; see `mpworker.retry.RetryPolicy`, whose names these are."""
 
-    base: float
-    factor: float
-    cap: float
-    jitter: str
+    __slots__ = ("base", "cap", "factor", "jitter")
+
+    def __init__(self, base: float, factor: float, cap: float, jitter: str) -> None:
+        self.base = base
+        self.factor = factor
+        self.cap = cap
+        self.jitter = jitter
 
     def pause(self, attempts: int, uniform: float) -> float:
         """Seconds before the attempt that follows so many.

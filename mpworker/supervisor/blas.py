@@ -4,10 +4,15 @@ These libraries start their threads when they are loaded, and a process with thr
 loaded with one thread stays at one, until somebody tells the library itself: `threadpoolctl` does, in each child.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _VARIABLES: Final = (
     "OMP_NUM_THREADS",

@@ -1,11 +1,11 @@
 """The children, as the supervisor holds them: channels, claim pages, pidfds and the nursery that forks them."""
 
+from __future__ import annotations
+
 import errno
 import os
-import signal
 import time
 from collections.abc import Callable
-from typing import Any
 
 from mpworker.ipc import codec, frames
 from mpworker.ipc._native import Claims
@@ -13,10 +13,18 @@ from mpworker.ipc.channel import Channel, close_all, make_channel, make_claims
 from mpworker.ipc.codec import LOW, TASK
 from mpworker.ipc.ring import Assembler, Outbox, RingCorrupt
 from mpworker.ipc.stacks import StackView
+from mpworker.supervisor import spawning
+from mpworker.supervisor.burying import bury, ends, kill_and_reap, kill_strays
 from mpworker.supervisor.memory import anonymous_bytes
-from mpworker.supervisor.nursery import bury, ends, kill_and_reap, kill_strays
 from mpworker.supervisor.oom import OomKills
 from mpworker.supervisor.registry import Death, Function, Seat, Task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from typing import Any
+else:
+    import _signal as signal  # what `signal` is the face of, which takes `enum` along
 
 _KILLED_SECONDS = 5.0  # in which a killed nursery and its children are gone, or hang in the kernel
 
@@ -112,6 +120,7 @@ class Children:
         self.corrupt: set[Child] = set()  # whose rings cannot be pushed to; the loop has them killed
         self.nursery: frames.Frames | None = None
         self.nursery_pid = 0
+        self._newborn = False  # was sent nothing so far
         self.nursery_ready = False
         self._inherited_bytes = 0  # what every child of this nursery has from the fork on, 0 while nobody has looked
         self.on_dismissed: Callable[[], None] = lambda: None  # a child's place is vacated
@@ -134,35 +143,32 @@ class Children:
     # ------------------------------------------------------------ the nursery
 
     def start_nursery(self) -> frames.Frames:
-        """Exec a nursery. It reports "ready", or "failed" when a preload cannot be imported.
+        """Exec a nursery, or take the one that is there already.
+
+        It reports "ready", or "failed" when a preload cannot be imported.
 
         Raises:
             OSError: No memory, descriptor or process is left; `nursery_lost` clears away what was begun.
         """
-        # The nursery sets the client's path and environment after its own imports.
-        environment = dict(os.environ)
-        for name in os.environ:
-            if name in ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONHOME") or (
-                self._config["ignore_environment"] and name.startswith("PYTHON")
-            ):
-                del environment[name]
-        environment["PYTHONHASHSEED"] = self._config["hash_seed"]
-        argv = self._config["nursery_argv"]
         self.nursery_ready = False
         self._inherited_bytes = 0
-        self.nursery, theirs = frames.pair()
-        try:
-            self.nursery_pid = os.posix_spawn(
-                argv[0], argv, environment, file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
-            )
-        finally:
-            theirs.close()
+        if not self._newborn:
+            self.adopt(spawning.start(self._config["nursery_argv"]))
+        self._newborn = False
+        nursery = self.nursery
+        assert nursery is not None
         if self._own_limits is not None:
             import resource
 
             resource.prlimit(self.nursery_pid, resource.RLIMIT_NOFILE, self._own_limits)
-        self.nursery.send({"child": self._config["child"]}, [self._blob_fd])
-        return self.nursery
+        nursery.send({"child": self._config["child"]}, [self._blob_fd])
+        return nursery
+
+    def adopt(self, nursery: spawning.Started) -> None:
+        """Here is a nursery that has been sent nothing."""
+        sock, self.nursery_pid = nursery
+        self.nursery = frames.Frames(sock)
+        self._newborn = True
 
     def nursery_lost(self) -> list[tuple[Child, int, str]]:
         """The nursery is dead or of no use: it is killed, its children die with it, and all are reaped here.

@@ -1,13 +1,18 @@
 """Children that start and die: whose attempt a death was, and what begins elsewhere."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
 
 from mpworker.supervisor.chunks import Chunks
 from mpworker.supervisor.effects import CANCELLED, CLAIM_OFFERED, CLAIM_REVOKED, CRASHED, Effects
 from mpworker.supervisor.lifecycle import SETTLE
 from mpworker.supervisor.registry import CLOSING, DYING, GONE, LEAVING, READY, Attempt, Death, Seat, Task, Times
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 UNCLAIMED_DEATHS: Final = 5
 _SIGKILL: Final = 9  # the module of its name is the operating system's

@@ -1,9 +1,10 @@
 """What the supervisor tells of its tasks: plain data for JSON."""
 
-import base64
+from __future__ import annotations
+
+import binascii
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, Final
 
 from mpworker.ipc import details
 from mpworker.supervisor.effects import END_BY, OK
@@ -14,7 +15,11 @@ from mpworker.supervisor.lifecycle import CANCELLED, FAILED, FIRST_FINAL, OFFERE
 from mpworker.supervisor.registry import DetailedTask, Task
 from mpworker.supervisor.scheduler import Scheduler
 
-Report = dict[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, TypeAlias
+
+    Report: TypeAlias = dict[str, Any]
 
 _NEVER: Final = (0, 0, 0)
 _FINAL: Final = frozenset(name.lower() for state, name in STATES.items() if state >= FIRST_FINAL)
@@ -26,7 +31,15 @@ def final_status(status: int) -> str:
 
 
 def _attempt(status: int, pid: int, started_at: float, ended_at: float, cause: str, report: bytes) -> list[Any]:
-    return [final_status(status), pid, started_at, ended_at, cause, status, base64.b64encode(report).decode()]
+    return [
+        final_status(status),
+        pid,
+        started_at,
+        ended_at,
+        cause,
+        status,
+        binascii.b2a_base64(report, newline=False).decode(),
+    ]
 
 
 class Describer:

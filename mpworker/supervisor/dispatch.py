@@ -1,13 +1,18 @@
 """Who gets the next task: offers to children that are idle, offers ahead of need, and what is taken for the idle."""
 
+from __future__ import annotations
+
 from collections import deque
-from typing import Final
 
 from mpworker.supervisor.effects import Effects
 from mpworker.supervisor.lifecycle import COME_DUE, QUEUED, RETURN, SCHEDULED
 from mpworker.supervisor.order import Order
 from mpworker.supervisor.queues import Queues
 from mpworker.supervisor.registry import READY, DetailedTask, Seat, Task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 BUDGET_NS: Final = 200_000
 STEAL_AFTER: Final = 0.0005

@@ -1,10 +1,16 @@
 """What the scheduler and the world around it say to each other: the words of the wire, and what each can be asked."""
 
-from typing import Final, Protocol
+from __future__ import annotations
 
 from mpworker.supervisor.history import Ended
 from mpworker.supervisor.lifecycle import CANCEL, COMPLETE, FAIL, TIME_OUT
 from mpworker.supervisor.registry import Attempt, Seat, Task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, Protocol
+else:
+    Protocol = object
 
 # What an answer or an outcome says. The numbers are the wire's: mpworker.ipc.codec; a test compares the two.
 OK: Final = 0

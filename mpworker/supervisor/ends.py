@@ -1,14 +1,19 @@
 """How attempts and tasks end: another attempt or an outcome, who hears of it, and what is remembered."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
 
 from mpworker.supervisor.effects import CANCELLED, END_BY, TIMED_OUT, Effects, Watcher
 from mpworker.supervisor.history import Ended, History
 from mpworker.supervisor.interrupts import Interrupts
 from mpworker.supervisor.lifecycle import BACK_OFF, RETRY, SETTLE
 from mpworker.supervisor.registry import Attempt, Seat, Task, Times
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 HISTORY_MAX: Final = 1000
 HISTORY_BYTES_MAX: Final = 1 << 26

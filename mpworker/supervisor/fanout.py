@@ -1,11 +1,11 @@
 """The client's side of the supervisor: what it sends comes in here, and outcomes go out."""
 
-import json
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable
-from typing import Any, Final
 
-from mpworker.ipc import codec, details
+from mpworker.ipc import codec, details, json
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import RESULT, Record
 from mpworker.ipc.ring import Assembler, Outbox
@@ -13,6 +13,10 @@ from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.history import History
 from mpworker.supervisor.ids import Ids
 from mpworker.supervisor.registry import DetailedTask, Function, Task, TaskOptions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 TOLD_MAX: Final = 1024
 _FLAGS: Final = {spread: spread | codec.DETAILED for spread in (0, codec.SPREAD)}  # one number for all: 32 bytes each

@@ -1,10 +1,15 @@
 """The tasks that have ended, as long as they are remembered."""
 
+from __future__ import annotations
+
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Final, TypeAlias
 
 from mpworker.supervisor.registry import Task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, TypeAlias
 
 # What came of it: a payload, or what was decided here.
 Outcome: TypeAlias = bytes | dict[str, object]

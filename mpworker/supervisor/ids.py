@@ -1,7 +1,12 @@
 """The ids that users have given to their tasks."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Container
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _SPARE: Final = 64
 

@@ -1,13 +1,17 @@
 """What the order of starts is kept in: a queue, its lanes, and the tasks of a concurrency key."""
 
+from __future__ import annotations
+
 import heapq
 from collections import deque
-from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from mpworker.supervisor.lifecycle import QUEUED
 from mpworker.supervisor.limiter import Bucket
 from mpworker.supervisor.registry import Task, TaskOptions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeAlias
 
 Rank: TypeAlias = tuple[int, int]  # priority and weight, so that what is less is first
 
@@ -22,13 +26,13 @@ class Lane:
 
     __slots__ = ("early", "fifo", "queue", "rank")
 
-    def __init__(self, queue: "Queue", rank: Rank, fifo: deque[Task]) -> None:
+    def __init__(self, queue: Queue, rank: Rank, fifo: deque[Task]) -> None:
         self.queue = queue
         self.rank = rank
         self.fifo = fifo
         self.early: list[tuple[int, int, int, Task]] = []  # a heap of those that were taken, and go before the FIFO
 
-    def __lt__(self, other: "Lane") -> bool:
+    def __lt__(self, other: Lane) -> bool:
         return self.rank < other.rank
 
     def __len__(self) -> int:
@@ -50,7 +54,6 @@ class Lane:
         self.fifo.extend(kept)
 
 
-@dataclass(slots=True, eq=False)
 class Queue:
     """One named queue.
 
@@ -67,21 +70,40 @@ class Queue:
         last: The last rank of those that are offered, or one after that; None if nothing was.
     """
 
-    name: str
-    weight: int = 1
-    max_running: int | None = None
-    bucket: Bucket | None = None
-    paused: bool = False
-    lanes: dict[Rank, Lane] = field(default_factory=dict)
-    line: list[Lane] = field(default_factory=list)
-    count: int = 0
-    dead: int = 0
-    running: int = 0
-    owed: int = 0
-    free_at: float | None = None
-    slow: bool = False
-    held: dict[Task, None] | None = None
-    last: Rank | None = None
+    __slots__ = (
+        "bucket",
+        "count",
+        "dead",
+        "free_at",
+        "held",
+        "lanes",
+        "last",
+        "line",
+        "max_running",
+        "name",
+        "owed",
+        "paused",
+        "running",
+        "slow",
+        "weight",
+    )
+
+    def __init__(self, name: str, held: dict[Task, None] | None = None) -> None:
+        self.name = name
+        self.weight = 1
+        self.max_running: int | None = None
+        self.bucket: Bucket | None = None
+        self.paused = False
+        self.lanes: dict[Rank, Lane] = {}
+        self.line: list[Lane] = []
+        self.count = 0
+        self.dead = 0
+        self.running = 0
+        self.owed = 0
+        self.free_at: float | None = None
+        self.slow = False
+        self.held = held
+        self.last: Rank | None = None
 
     def lane(self, rank: Rank) -> Lane:
         lane = self.lanes.get(rank)

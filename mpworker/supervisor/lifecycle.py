@@ -8,7 +8,12 @@ Whether an offered task has begun is written in its child's claim word, by the c
 then, and RUNNING afterwards.
 """
 
-from typing import Final
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
 
 # A task is born QUEUED.
 QUEUED: Final = 0  # it waits for a child

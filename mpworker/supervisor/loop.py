@@ -5,13 +5,12 @@ the loop arms its bells, looks once more, and sleeps in epoll until a bell, a de
 peer: a full ring's records wait in that peer's outbox, and a peer whose ring is corrupt is condemned alone.
 """
 
-import contextlib
-import json
+from __future__ import annotations
+
 import select
 import time
-from typing import TYPE_CHECKING, Any, Final
 
-from mpworker.ipc import codec, frames
+from mpworker.ipc import codec, frames, json
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import SUBMIT, Record
 from mpworker.ipc.ring import RingCorrupt
@@ -21,7 +20,10 @@ from mpworker.supervisor.nursing import DRAIN, NOW, Nursing
 from mpworker.supervisor.registry import READY
 from mpworker.supervisor.requests import Requests, counts_at_the_end
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from mpworker.supervisor.cron import CronDesk
 
 _CLIENT_BATCH: Final = 256
@@ -233,9 +235,11 @@ class Loop(Nursing):
 
     def _say_farewell(self) -> None:
         """Nobody can be asked any more: say what is asked most often, if the client has room for it."""
-        with contextlib.suppress(RingCorrupt):
+        try:
             self.world.flush_client()
             self.world.send(codec.FAREWELL, 0, 0, 0, 0, json.dumps(counts_at_the_end(self)).encode())
+        except RingCorrupt:
+            pass  # it is told nothing
 
     def close(self) -> None:
         """Kill what is left and leave nothing behind."""

@@ -8,8 +8,13 @@ Linux knows the exact figure (`Private_Dirty` in `smaps_rollup`), and takes 12 m
 supervisor could do nothing else. This one takes 7 us, whatever the size.
 """
 
+from __future__ import annotations
+
 import os
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 

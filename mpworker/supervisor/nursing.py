@@ -1,13 +1,12 @@
 """Children that start and die: the nursery that forks and reaps them, and what is done where that fails."""
 
-import json
+from __future__ import annotations
+
 import os
-import signal
 import time
 from functools import partial
-from typing import Any, Final
 
-from mpworker.ipc import codec, frames
+from mpworker.ipc import codec, frames, json
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.levels import DEBUG, INFO, WARNING
 from mpworker.ipc.limits import explained
@@ -15,6 +14,13 @@ from mpworker.supervisor.children import Child
 from mpworker.supervisor.leases import Leases
 from mpworker.supervisor.reading import Reading
 from mpworker.supervisor.registry import DYING, READY
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from typing import Any, Final
+else:
+    import _signal as signal  # what `signal` is the face of, which takes `enum` along
 
 _START_FAILURES_MAX: Final = 3
 _START_KILLS_MAX: Final = 8  # by somebody else: that says nothing of how a child starts

@@ -12,10 +12,14 @@ can be made while it exits.
       +------------------------+
 """
 
-from typing import Final
+from __future__ import annotations
 
 from mpworker.supervisor.registry import CUT, DYING, LEAVING, READY, STARTING, Seat
 from mpworker.supervisor.scheduler import Scheduler
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 # Who goes first: whoever will be gone anyway, has the least to lose, or the least to do.
 _RANKS: Final = {DYING: 0, LEAVING: 1, STARTING: 2, READY: 3}

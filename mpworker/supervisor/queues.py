@@ -14,17 +14,24 @@ Whether a queue may start something changes by events alone (a task comes or goe
 and by time (a rate): each event looks at its own queue, so that a start costs the same with a thousand queues.
 """
 
+from __future__ import annotations
+
 import heapq
 import itertools
 from collections import deque
 from collections.abc import Iterable
-from typing import Final
 
 from mpworker.supervisor.lanes import Key, Lane, Queue, Rank, rank_of
 from mpworker.supervisor.lifecycle import QUEUED
 from mpworker.supervisor.limiter import Bucket
 from mpworker.supervisor.registry import Task, TaskOptions
-from mpworker.supervisor.wheel import Turns, turns
+from mpworker.supervisor.wheel import turns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from mpworker.supervisor.wheel import Turns
 
 DEFAULT_QUEUE: Final = "default"
 DEFAULT_RANK: Final[Rank] = (0, -1)

@@ -7,13 +7,13 @@ The event loop is built in layers, a class and a file each, as the scheduler is:
     reading    this one
 """
 
-import json
+from __future__ import annotations
+
 import os
 import select
 import time
-from typing import Any, Final
 
-from mpworker.ipc import codec
+from mpworker.ipc import codec, json
 from mpworker.ipc._native import RECORD_HEADER_BYTES
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import DONE, Record
@@ -26,6 +26,10 @@ from mpworker.supervisor.places import Places
 from mpworker.supervisor.recycling import Recycling
 from mpworker.supervisor.registry import DYING, Times
 from mpworker.supervisor.watching import Watch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _CHILD_BATCH: Final = 64
 

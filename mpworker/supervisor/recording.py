@@ -15,11 +15,11 @@ variable nothing is wrapped and this file is not loaded, so no task pays for it.
 import json
 import os
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
+from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.effects import Effects
-from mpworker.supervisor.registry import GONE, DetailedTask, Function, Seat, Setbacks, Task, TaskOptions
+from mpworker.supervisor.registry import GONE, Death, DetailedTask, Function, Seat, Setbacks, Task, TaskOptions
 from mpworker.supervisor.scheduler import Scheduler
 
 # What only looks, or has somebody look on: these change nothing, and what they ask the effects is no part of what the
@@ -83,7 +83,7 @@ class Encoder:
         if known is None:
             known = self._numbers[id(shared)] = (len(self._numbers), shared)
             if isinstance(shared, TaskOptions):
-                self._define(known[0], {each.name: self.plain(getattr(shared, each.name)) for each in fields(shared)})
+                self._define(known[0], {name: self.plain(getattr(shared, name)) for name in TaskOptions.__slots__})
         return known[0]
 
     def plain(self, value: Any) -> Any:
@@ -103,8 +103,8 @@ class Encoder:
             return {"Setbacks": told | {"past": len(value.past)}}  # a history for people
         if isinstance(value, Function | TaskOptions):
             return {type(value).__name__: self._number(value)}
-        if is_dataclass(value):
-            told = {each.name: self.plain(getattr(value, each.name)) for each in fields(value)}
+        if isinstance(value, Backoff | Death):
+            told = {name: self.plain(getattr(value, name)) for name in type(value).__slots__}
             return {type(value).__name__: told}
         if isinstance(value, dict):
             return {name: bool(each) if name in _TEXTS else self.plain(each) for name, each in value.items()}

@@ -11,10 +11,14 @@ hard limit is killed. For the soft limit counts what a child keeps between two t
 looked at again when it has ended what it runs; if that has freed enough, it stays.
 """
 
-from typing import Any, Final
+from __future__ import annotations
 
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.registry import LEAVING, READY, Seat, Task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 LOOK_SECONDS: Final = 0.1
 

@@ -1,10 +1,15 @@
 """What the scheduler knows: tasks, functions and children, as plain data."""
 
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from __future__ import annotations
+
+from collections import namedtuple
 
 from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.lifecycle import QUEUED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 # States of a child.
 STARTING: Final = 0
@@ -18,7 +23,6 @@ CUT: Final = 1  # it waits in line again
 CLOSING: Final = 2  # it ends cancelled
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class TaskOptions:
     """What a client asked for, once for all tasks that share it.
 
@@ -33,14 +37,27 @@ class TaskOptions:
         weight: In that, the highest number first.
     """
 
-    timeout: float | None = None
-    retries: int = 0
-    crash_retries: int = 0
-    judge: "Function | None" = None
-    backoff: Backoff | None = None
-    queue: str = "default"
-    priority: int = 0
-    weight: int = 1
+    __slots__ = ("backoff", "crash_retries", "judge", "priority", "queue", "retries", "timeout", "weight")
+
+    def __init__(
+        self,
+        timeout: float | None = None,
+        retries: int = 0,
+        crash_retries: int = 0,
+        judge: Function | None = None,
+        backoff: Backoff | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        weight: int = 1,
+    ) -> None:
+        self.timeout = timeout
+        self.retries = retries
+        self.crash_retries = crash_retries
+        self.judge = judge
+        self.backoff = backoff
+        self.queue = queue
+        self.priority = priority
+        self.weight = weight
 
 
 class Function:
@@ -74,7 +91,8 @@ class Function:
             self.estimate_ns = estimate - ((estimate - duration_ns) >> 2)
 
 
-class Times(NamedTuple):
+# `typing.NamedTuple` would cost an import of `typing`, which nothing else here needs.
+class Times(namedtuple("Times", ("lease_ttl", "grace", "start_timeout", "kill_timeout"))):  # noqa: PYI024
     """How long the scheduler waits for a child, in seconds.
 
     Attributes:
@@ -84,13 +102,14 @@ class Times(NamedTuple):
         kill_timeout: After SIGKILL, until it counts as unkillable.
     """
 
-    lease_ttl: float
-    grace: float
-    start_timeout: float
-    kill_timeout: float
+    __slots__ = ()
 
 
-class Attempt(NamedTuple):
+class Attempt(
+    namedtuple(  # noqa: PYI024
+        "Attempt", ("status", "pid", "started_at", "ended_at", "cause", "report"), defaults=("", b"")
+    )
+):
     """One attempt of a task that did not end it, or whose end was decided here.
 
     Attributes:
@@ -102,12 +121,7 @@ class Attempt(NamedTuple):
         report: What the child reported of it, of the latest attempts.
     """
 
-    status: int
-    pid: int
-    started_at: float
-    ended_at: float
-    cause: str = ""
-    report: bytes = b""
+    __slots__ = ()
 
 
 class Setbacks:
@@ -224,7 +238,7 @@ class Task:
         """
         return self.order or self.generation, self.start
 
-    def __lt__(self, other: "Task") -> bool:
+    def __lt__(self, other: Task) -> bool:
         """Of ranges of one chunk that wait for the same time: see `mpworker.supervisor.timers`."""
         return self.start < other.start
 
@@ -242,7 +256,7 @@ class Task:
         """It has ended, and is not called again; what it says beyond its call is kept."""
         self.payload = self.payload[: self.call_at]
 
-    def part(self, start: int, stop: int) -> "Task":
+    def part(self, start: int, stop: int) -> Task:
         """A new range of the same chunk, with this one's state and history; it is in no line yet."""
         piece = type(self)(self.key, self.function, self.options, self.payload, self.items, self.flags)
         piece.start, piece.stop = start, stop
@@ -276,7 +290,7 @@ class DetailedTask(Task):
         self.keyed = False
         self.call_at = 0
 
-    def part(self, start: int, stop: int) -> "Task":
+    def part(self, start: int, stop: int) -> Task:
         """See `Task`."""
         piece = super().part(start, stop)
         for name in DetailedTask.__slots__:
@@ -284,7 +298,6 @@ class DetailedTask(Task):
         return piece
 
 
-@dataclass(slots=True, eq=False)
 class Seat:
     """A child's place, as the scheduler sees it.
 
@@ -306,31 +319,50 @@ class Seat:
         vacated: It holds none of the pool's places any more: it goes, and whoever follows it need not wait for that.
     """
 
-    number: int
-    slots: int
-    pid: int = 0
-    state: int = STARTING
-    offers: dict[int, Task] = field(default_factory=dict)
-    free: list[int] = field(default_factory=list)
-    load_ns: int = 0
-    timeout_at: float | None = None
-    kill_at: float | None = None
-    kills: dict[int, float] = field(default_factory=dict)
-    deadline_at: float | None = None
-    kill_cause: str = ""
-    asked: tuple[int, int, float] | None = None
-    ran: int = 0
-    unmeasured: bool = False
-    suspect: bool = False
-    recallable: bool = False
-    leaves: str = ""
-    vacated: bool = False
+    __slots__ = (
+        "asked",
+        "deadline_at",
+        "free",
+        "kill_at",
+        "kill_cause",
+        "kills",
+        "leaves",
+        "load_ns",
+        "number",
+        "offers",
+        "pid",
+        "ran",
+        "recallable",
+        "slots",
+        "state",
+        "suspect",
+        "timeout_at",
+        "unmeasured",
+        "vacated",
+    )
 
-    def __post_init__(self) -> None:
-        self.free = list(range(self.slots - 1, -1, -1))
+    def __init__(self, number: int, slots: int, pid: int = 0, state: int = STARTING) -> None:
+        self.number = number
+        self.slots = slots
+        self.pid = pid
+        self.state = state
+        self.offers: dict[int, Task] = {}
+        self.free = list(range(slots - 1, -1, -1))
+        self.load_ns = 0
+        self.timeout_at: float | None = None
+        self.kill_at: float | None = None
+        self.kills: dict[int, float] = {}
+        self.deadline_at: float | None = None
+        self.kill_cause = ""
+        self.asked: tuple[int, int, float] | None = None
+        self.ran = 0
+        self.unmeasured = False
+        self.suspect = False
+        self.recallable = False
+        self.leaves = ""
+        self.vacated = False
 
 
-@dataclass(frozen=True, slots=True)
 class Death:
     """How a child died.
 
@@ -339,8 +371,11 @@ class Death:
         at: When it was known.
     """
 
-    pid: int
-    signal: int
-    exit_code: int | None
-    cause: str
-    at: float = 0.0
+    __slots__ = ("at", "cause", "exit_code", "pid", "signal")
+
+    def __init__(self, pid: int, signal: int, exit_code: int | None, cause: str, at: float = 0.0) -> None:
+        self.pid = pid
+        self.signal = signal
+        self.exit_code = exit_code
+        self.cause = cause
+        self.at = at

@@ -1,23 +1,26 @@
 """What a client can ask of the supervisor: each verb of a REQUEST, and what answers it."""
 
-import base64
-import json
+from __future__ import annotations
+
+import binascii
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mpworker.ipc import codec
+from mpworker.ipc import codec, json
 from mpworker.ipc.levels import INFO, WARNING
 from mpworker.supervisor.registry import READY
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
     from mpworker.supervisor.loop import Loop
 
-Message: TypeAlias = dict[str, Any]
+    Message: TypeAlias = dict[str, Any]
 
 
-def _cancel(loop: "Loop", message: Message) -> Message:
+def _cancel(loop: Loop, message: Message) -> Message:
     scheduler, world = loop.scheduler, loop.world
     seat = scheduler.seat_of(message["task"])
     if seat is not None:
@@ -28,11 +31,11 @@ def _cancel(loop: "Loop", message: Message) -> Message:
     return {"cancelled": scheduler.cancel(message["task"], time.monotonic(), interrupt)}
 
 
-def _cancelled(loop: "Loop", message: Message) -> Message:
+def _cancelled(loop: Loop, message: Message) -> Message:
     """A task that the client has cancelled before it sent it: it is accepted, and never begins."""
     world, scheduler = loop.world, loop.scheduler
     key, flags, function, options = (message[name] for name in ("task", "flags", "function", "options"))
-    call = base64.b64decode(message["call"])
+    call = binascii.a2b_base64(message["call"])
     if flags & codec.DETAILED:
         scheduler.submitted_with_details(world.detailed(codec.SUBMIT, flags, key, function, options, call))
     else:
@@ -41,34 +44,34 @@ def _cancelled(loop: "Loop", message: Message) -> Message:
     return {}
 
 
-def _resent(loop: "Loop", message: Message) -> Message:
+def _resent(loop: Loop, message: Message) -> Message:
     loop.world.resent(message["task"], message["start"])
     return {}
 
 
-def _cancel_unstarted(loop: "Loop", message: Message) -> Message:
+def _cancel_unstarted(loop: Loop, message: Message) -> Message:
     if loop.cron is not None:
         loop.cron.close(waiting=False)
     loop.scheduler.cancel_unstarted()
     return {}
 
 
-def _stop(loop: "Loop", message: Message) -> Message:
+def _stop(loop: Loop, message: Message) -> Message:
     loop.stop(now=message["now"])
     return {}
 
 
-def _close(loop: "Loop", message: Message) -> Message:
+def _close(loop: Loop, message: Message) -> Message:
     """A stop will come when the client has sent all that it has: nothing that was accepted is kept from its start."""
     loop.scheduler.close()
     return {}
 
 
-def _running(loop: "Loop", message: Message) -> Message:
+def _running(loop: Loop, message: Message) -> Message:
     return {"running": loop.scheduler.is_running(message["task"])}
 
 
-def _children(loop: "Loop", message: Message) -> Message:
+def _children(loop: Loop, message: Message) -> Message:
     return {
         "supervisor": os.getpid(),
         "nursery": loop.world.nursery_pid,
@@ -80,67 +83,67 @@ def _children(loop: "Loop", message: Message) -> Message:
     }
 
 
-def _set_max_workers(loop: "Loop", message: Message) -> Message:
+def _set_max_workers(loop: Loop, message: Message) -> Message:
     hard = loop.set_max_workers(message["n"], message["descriptors"])
     if not hard:
         loop.watch.log(INFO, "pool_resized", n=message["n"])
     return {"hard": hard}
 
 
-def _queue(loop: "Loop", message: Message) -> Message:
+def _queue(loop: Loop, message: Message) -> Message:
     loop.scheduler.configure_queue(message["name"], **message["options"], now=time.monotonic())
     return {}
 
 
-def _rate(loop: "Loop", message: Message) -> Message:
+def _rate(loop: Loop, message: Message) -> Message:
     loop.scheduler.limit_rate(message["rate"], message["burst"], time.monotonic())
     return {}
 
 
-def _pause(loop: "Loop", message: Message) -> Message:
+def _pause(loop: Loop, message: Message) -> Message:
     loop.scheduler.pause(message["names"])
     _log_queues(loop, "queue_paused", message)
     return {}
 
 
-def _drain(loop: "Loop", message: Message) -> Message:
+def _drain(loop: Loop, message: Message) -> Message:
     loop.scheduler.drain_queues(message["names"])
     _log_queues(loop, "queue_draining", message)
     return {}
 
 
-def _are_drained(loop: "Loop", message: Message) -> Message | None:
+def _are_drained(loop: Loop, message: Message) -> Message | None:
     return {"drained": True} if loop.scheduler.are_drained(message["names"]) else None
 
 
-def _resume(loop: "Loop", message: Message) -> Message:
+def _resume(loop: Loop, message: Message) -> Message:
     loop.scheduler.resume(message["names"])
     loop.requests.give_up_drains(message["names"])
     _log_queues(loop, "queue_resumed", message)
     return {}
 
 
-def _hold(loop: "Loop", message: Message) -> Message:
+def _hold(loop: Loop, message: Message) -> Message:
     loop.scheduler.hold()
     return {}
 
 
-def _go_on(loop: "Loop", message: Message) -> Message:
+def _go_on(loop: Loop, message: Message) -> Message:
     loop.scheduler.go_on()
     return {}
 
 
-def _log_queues(loop: "Loop", event: str, message: Message) -> None:
+def _log_queues(loop: Loop, event: str, message: Message) -> None:
     names = message["names"]
     loop.watch.log(INFO, event, queues="all" if names is None else ",".join(names))
 
 
-def _watch(loop: "Loop", message: Message) -> Message:
+def _watch(loop: Loop, message: Message) -> Message:
     loop.tell_of_tasks(message["on"])
     return {}
 
 
-def _record(loop: "Loop", message: Message) -> Message:
+def _record(loop: Loop, message: Message) -> Message:
     """The client wants a trace; that it can be written was so when it looked."""
     from mpworker.supervisor.tracing import Trace
 
@@ -151,11 +154,11 @@ def _record(loop: "Loop", message: Message) -> Message:
     return {}
 
 
-def _queues(loop: "Loop", message: Message) -> Message:
+def _queues(loop: Loop, message: Message) -> Message:
     return loop.scheduler.queue_states()
 
 
-def _cron(loop: "Loop", message: Message) -> Message:
+def _cron(loop: Loop, message: Message) -> Message:
     if loop.cron is None:
         from mpworker.supervisor.cron import CronDesk
 
@@ -164,7 +167,7 @@ def _cron(loop: "Loop", message: Message) -> Message:
     return loop.cron.request(message)
 
 
-def _listen(loop: "Loop", message: Message) -> Message:
+def _listen(loop: Loop, message: Message) -> Message:
     """There are subscriptions to results, or no longer: those of recurring tasks reach them in no other way."""
     loop.client_listens = message["on"]
     if loop.cron is not None:
@@ -172,22 +175,22 @@ def _listen(loop: "Loop", message: Message) -> Message:
     return {}
 
 
-def _task(loop: "Loop", message: Message) -> Message:
+def _task(loop: Loop, message: Message) -> Message:
     describer = loop.describer
     return {"task": describer.named(message["id"]) if "id" in message else describer.task(message["task"])}
 
 
-def _remembered(loop: "Loop", message: Message) -> Message:
+def _remembered(loop: Loop, message: Message) -> Message:
     """Which of these tasks, all of which have ended, are remembered."""
     remembered = {entry[0].key for entry in loop.scheduler.history.remembered()}
     return {"tasks": [key for key in message["tasks"] if key in remembered]}
 
 
-def _tasks(loop: "Loop", message: Message) -> Message:
+def _tasks(loop: Loop, message: Message) -> Message:
     return {"tasks": loop.describer.tasks(message["status"], message["queue"], message["limit"])}
 
 
-def _outcome(loop: "Loop", message: Message) -> Message:
+def _outcome(loop: Loop, message: Message) -> Message:
     """What a task has come to, by the record that told it the first time."""
     entry = loop.scheduler.history.find(message["task"])
     kept = loop.scheduler.history.payloads(message["task"])
@@ -197,7 +200,7 @@ def _outcome(loop: "Loop", message: Message) -> Message:
     return {"known": True}
 
 
-def _again(loop: "Loop", message: Message) -> Message:
+def _again(loop: Loop, message: Message) -> Message:
     key, scheduler = message["task"], loop.scheduler
     task = loop.world.again(scheduler.history, key, message["as"])
     if task is not None:
@@ -205,20 +208,20 @@ def _again(loop: "Loop", message: Message) -> Message:
     return {"again": task is not None}
 
 
-def _cancel_all(loop: "Loop", message: Message) -> Message:
+def _cancel_all(loop: Loop, message: Message) -> Message:
     for child in loop.world.everyone:
         loop.read_child(child, whole=True)  # as for `cancel`
     return {"cancelled": loop.scheduler.cancel_all(time.monotonic())}
 
 
-def _metrics(loop: "Loop", message: Message) -> Message:
+def _metrics(loop: Loop, message: Message) -> Message:
     return loop.describer.metrics() | {
         "latency": loop.latency.told(),
         "middleware_errors": loop.watch.middleware_errors,
     }
 
 
-def counts_at_the_end(loop: "Loop") -> Message:
+def counts_at_the_end(loop: Loop) -> Message:
     """The metrics of a supervisor that ends, and with which everything ends that has no outcome."""
     told = _metrics(loop, {})
     for unfinished in ("scheduled", "queued", "running"):
@@ -227,12 +230,12 @@ def counts_at_the_end(loop: "Loop") -> Message:
     return told | {"remembered": 0, "queues": dict.fromkeys(told["queues"], 0)}
 
 
-def _retention(loop: "Loop", message: Message) -> Message:
+def _retention(loop: Loop, message: Message) -> Message:
     loop.scheduler.retain(**message["options"], now=time.monotonic())
     return {}
 
 
-VERBS: dict[str, Callable[["Loop", Message], Message]] = {
+VERBS: dict[str, Callable[[Loop, Message], Message]] = {
     "cancel": _cancel,
     "cancelled": _cancelled,
     "resent": _resent,
@@ -266,7 +269,7 @@ VERBS: dict[str, Callable[["Loop", Message], Message]] = {
 # Answered at the end of the turn, when what came before them has been offered.
 _AFTERWARDS = ("children", "queues", "task", "tasks", "metrics")
 # Answered when these have something to say, which they are asked at the end of each turn.
-_IN_TIME: dict[str, Callable[["Loop", Message], Message | None]] = {"drain": _are_drained}
+_IN_TIME: dict[str, Callable[[Loop, Message], Message | None]] = {"drain": _are_drained}
 
 
 class Requests:
@@ -276,7 +279,7 @@ class Requests:
         loop: What carries them out.
     """
 
-    def __init__(self, loop: "Loop") -> None:
+    def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._later: list[tuple[int, Message]] = []
         self._awaited: list[tuple[int, Message]] = []

@@ -1,10 +1,15 @@
 """Tasks by the time at which something is to be done with them."""
 
+from __future__ import annotations
+
 import heapq
 from collections.abc import Callable, Iterator
-from typing import Final
 
 from mpworker.supervisor.registry import Task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 DEAD_MAX: Final = 64
 

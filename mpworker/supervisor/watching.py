@@ -8,11 +8,11 @@ A task is told of from its acceptance on or not at all. Its child says when it b
 the queue and the attempt, tells the client: nobody has to look at a claim page for it.
 """
 
-import json
-import time
-from typing import Any, Final
+from __future__ import annotations
 
-from mpworker.ipc import codec, details
+import time
+
+from mpworker.ipc import codec, details, json
 from mpworker.ipc.levels import ERROR, INFO, WARNING
 from mpworker.supervisor.children import Child
 from mpworker.supervisor.describe import final_status
@@ -20,6 +20,10 @@ from mpworker.supervisor.fanout import ClientPort
 from mpworker.supervisor.history import Ended
 from mpworker.supervisor.registry import Attempt, Death, DetailedTask, Task
 from mpworker.supervisor.scheduler import Scheduler
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 WAITING_MAX: Final = 100_000
 

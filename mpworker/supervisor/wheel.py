@@ -20,13 +20,28 @@ weights. The order is worked out slot by slot and kept once it repeats itself. A
 skipped, which only brings the others' turns nearer.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
-from typing import Final, Generic, TypeAlias, TypeVar
 
-K = TypeVar("K", bound=Hashable)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, Generic, TypeAlias, TypeVar
+
+    K = TypeVar("K", bound=Hashable)
+    Turns: TypeAlias = "Wheel[K] | MostBehind[K]"
+else:
+    K = None
+
+    class Generic:
+        """What it is to a type checker."""
+
+        def __class_getitem__(cls, _):
+            return cls
+
 
 _KEPT_MAX: Final = 1 << 14  # slots; a longer turn is not kept until it repeats
 _TRIAL_STEPS_MAX: Final = 1 << 15  # some 20 ms, once for each set of weights
@@ -274,9 +289,6 @@ class Wheel(_Turns[K]):
         elif self._at >= self._turn:
             del self._slots[: self._turn]
             self._at -= self._turn
-
-
-Turns: TypeAlias = Wheel[K] | MostBehind[K]
 
 
 def turns(weights: Mapping[K, int], ages: Mapping[K, int]) -> Turns[K]:

@@ -1,0 +1,46 @@
+"""The start of a nursery, with nothing but what is built into the interpreter.
+
+The first one is started before the supervisor has loaded its own modules, so that both come up at the same time; `os`
+alone would hold it up. One that replaces a dead one is started by the same lines.
+"""
+
+import _socket
+import posix
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # what `signal` is the face of, which takes `enum` along
+
+# What a supervisor ignores, and passes on ignored: the nursery does too, a child does not.
+UNHEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+Started = tuple[_socket.socket, int]  # our end of its socket, and its process id
+
+
+def start(argv: list[str]) -> Started:
+    """Exec a nursery, which has the environment of this process.
+
+    Args:
+        argv: Its interpreter and the arguments of that.
+
+    Raises:
+        OSError: No memory, descriptor or process is left. Nothing is left behind.
+    """
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        actions = [(posix.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
+        return ours, posix.posix_spawn(argv[0], argv, posix.environ, file_actions=actions)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+
+
+def end(nursery: Started) -> None:
+    """Kill a nursery that has forked nothing, and reap it."""
+    ours, pid = nursery
+    posix.kill(pid, signal.SIGKILL)
+    posix.waitpid(pid, 0)
+    ours.close()

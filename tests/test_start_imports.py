@@ -1,0 +1,68 @@
+"""What a start of a pool loads: each module that comes back here is paid by every start."""
+
+import sys
+from typing import TypeAlias
+
+import programs
+import pytest
+from test_isolation import SPY
+
+# Dear, by themselves or by what they bring along: `dataclasses` has `inspect`, and so `ast` and `dis`.
+DEAR = {
+    *("argparse", "ast", "asyncio", "base64", "cloudpickle", "ctypes", "dataclasses", "datetime", "decimal", "dis"),
+    *("inspect", "importlib.metadata", "json", "multiprocessing", "platform", "queue", "random", "selectors", "socket"),
+    *("ssl", "subprocess", "tempfile", "uuid", "zoneinfo", "click", "rich", "psutil", "cronsim"),
+}
+# Where a child unpickles and writes tracebacks, `re` and so `enum` are needed.
+OF_NURSERY = DEAR | {"concurrent", "logging", "string", "typing"}
+OF_SUPERVISOR = OF_NURSERY | {
+    *("contextlib", "enum", "linecache", "pickle", "re", "resource", "signal", "textwrap", "threading", "tokenize"),
+    *("traceback", "warnings"),
+}
+
+Spied: TypeAlias = dict[str, list[str]]
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Spied:
+    """By the kind of the process: what it had imported, in this order, when the pool had run a task and was stopped."""
+    folder = tmp_path_factory.mktemp("spy")
+    log, spy = folder / "log", folder / "spy"
+    spy.write_text(SPY.format(python=sys.executable, log=str(log)))
+    spy.chmod(0o700)
+    done = programs.run_source(
+        f"""
+        from mpworker import ProcessWorker
+        with ProcessWorker(2, python={str(spy)!r}) as pool:
+            print(pool.submit(abs, -1).result())
+        """,
+        folder,
+    )
+    assert done.stdout == "1\n"
+    found: Spied = {"supervisor": [], "nursery": [], "child": []}
+    for line in log.read_text().splitlines():
+        who, _, event, *what = line.split()
+        if event in ("import", "os.posix_spawn"):
+            found[who].append(what[0] if event == "import" else event)
+    assert "mpworker.supervisor.loop" in found["supervisor"]
+    assert "mpworker.child.main" in found["nursery"]
+    return found
+
+
+def test_what_the_supervisor_loads(imported: Spied) -> None:
+    assert OF_SUPERVISOR.isdisjoint(imported["supervisor"])
+
+
+def test_what_the_nursery_loads(imported: Spied) -> None:
+    assert OF_NURSERY.isdisjoint(imported["nursery"])
+
+
+def test_a_child_loads_nothing_for_a_first_task(imported: Spied) -> None:
+    assert imported["child"] == []
+
+
+def test_the_first_nursery_is_started_before_the_supervisor_has_loaded_itself(imported: Spied) -> None:
+    done = imported["supervisor"]
+    assert done.index("os.posix_spawn") < done.index("mpworker.supervisor.standing")
+    before = done[: done.index("os.posix_spawn")]
+    assert {name for name in before if not name.startswith("mpworker")} <= {"_socket"}
