@@ -550,7 +550,7 @@ def test_the_start_of_an_attempt_whose_child_died_first_is_told_with_its_end() -
     assert [record[1] for record in sent] == [
         *(codec.QUEUED, codec.STARTED, codec.RETRIED, codec.STARTED, codec.FINISHED)
     ]
-    assert [record[5].startswith(b"[1.0, ") for record in sent] == [False, True, False, False, False]
+    assert [record[5].startswith(b"[1.0,") for record in sent] == [False, True, False, False, False]
     assert watch._begun == watch._noted == {}
 
 
