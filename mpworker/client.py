@@ -2,7 +2,7 @@
 
 import itertools
 import json
-import secrets
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -98,7 +98,7 @@ class Client(Reader):
     ) -> None:
         clients.sweep()
         observing = observing or Observing()
-        self.prefix = f"{secrets.token_hex(4)}-"
+        self.prefix = f"{os.urandom(4).hex()}-"
         logger = as_logger(observing.logger)
         level = level_of(logger)
         middleware = pickled(tuple(observing.execute_middleware))

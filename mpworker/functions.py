@@ -13,7 +13,6 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
@@ -83,7 +82,6 @@ def is_importable(value: Any) -> bool:
     return found is value
 
 
-@dataclass(slots=True)
 class _Guard:
     """What a by-value function reached when it was pickled.
 
@@ -93,9 +91,12 @@ class _Guard:
         parts: (function, code, defaults) of every function by value.
     """
 
-    names: list[tuple[dict[str, Any], str, object]]
-    cells: list[tuple[Any, object]]
-    parts: list[tuple[FunctionType, CodeType, object]]
+    __slots__ = ("cells", "names", "parts")
+
+    def __init__(self) -> None:
+        self.names: list[tuple[dict[str, Any], str, object]] = []
+        self.cells: list[tuple[Any, object]] = []
+        self.parts: list[tuple[FunctionType, CodeType, object]] = []
 
     def holds(self) -> bool:
         """Does the function still reach the same?"""
@@ -126,7 +127,7 @@ def _codes(code: CodeType) -> list[CodeType]:
 
 def guard_for(function: FunctionType) -> _Guard | None:  # noqa: PLR0912  # one list of reasons to refuse
     """The guard under which a function may be sent once by value, or None if it may not."""
-    guard = _Guard([], [], [])
+    guard = _Guard()
     todo, seen = [function], {id(function)}
     while todo:
         part = todo.pop()
@@ -174,11 +175,13 @@ def guard_for(function: FunctionType) -> _Guard | None:  # noqa: PLR0912  # one 
     return guard
 
 
-@dataclass(slots=True)
 class _Entry:
-    function: Any  # kept alive, so that its id() stays its own
-    key: int
-    guard: _Guard | None
+    __slots__ = ("function", "guard", "key")
+
+    def __init__(self, function: Any, key: int, guard: _Guard | None) -> None:
+        self.function = function  # kept alive, so that its id() stays its own
+        self.key = key
+        self.guard = guard
 
 
 class FunctionTable:

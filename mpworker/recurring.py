@@ -1,6 +1,6 @@
 """The verbs of a worker for recurring tasks. What they need is loaded when one is called."""
 
-import base64
+import binascii
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -123,7 +123,7 @@ class CronView:
             spec=spec,
             due=due,
             **zone,
-            call=base64.b64encode(data).decode(),
+            call=binascii.b2a_base64(data, newline=False).decode(),
             options=options,
             said=said,
             deadline=task.deadline,

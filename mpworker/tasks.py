@@ -1,6 +1,6 @@
 """The verbs for tasks as objects: register, look up, cancel, run again."""
 
-import base64
+import binascii
 import json
 import time
 from collections.abc import Callable
@@ -259,7 +259,7 @@ class Tasks:
                 began + epoch,
                 None if ended is None else ended + epoch,
                 cause,
-                describe_error(code, base64.b64decode(told)) if told else "",
+                describe_error(code, binascii.a2b_base64(told)) if told else "",
             )
             for status, pid, began, ended, cause, code, told in report["attempts"]
         ]

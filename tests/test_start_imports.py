@@ -1,6 +1,7 @@
 """What a start of a pool loads: each module that comes back here is paid by every start."""
 
 import sys
+from pathlib import Path
 from typing import TypeAlias
 
 import programs
@@ -19,6 +20,8 @@ OF_SUPERVISOR = OF_NURSERY | {
     *("contextlib", "enum", "linecache", "pickle", "re", "resource", "signal", "textwrap", "threading", "tokenize"),
     *("traceback", "warnings"),
 }
+# Its public values are dataclasses, which need `inspect` and so `ast` and `dis`; `json` and `datetime` are its own.
+OF_CLIENT = DEAR - {"ast", "dataclasses", "datetime", "dis", "inspect", "json"} | {"hashlib", "hmac", "secrets"}
 
 Spied: TypeAlias = dict[str, list[str]]
 
@@ -66,3 +69,10 @@ def test_the_first_nursery_is_started_before_the_supervisor_has_loaded_itself(im
     assert done.index("os.posix_spawn") < done.index("mpworker.supervisor.standing")
     before = done[: done.index("os.posix_spawn")]
     assert {name for name in before if not name.startswith("mpworker")} <= {"_socket"}
+
+
+def test_what_the_client_loads(tmp_path: Path) -> None:
+    done = programs.run_source("import sys\nfrom mpworker import ProcessWorker\nprint(*sys.modules)", tmp_path)
+    loaded = set(done.stdout.split())
+    assert "mpworker.client" in loaded
+    assert OF_CLIENT.isdisjoint(loaded)
