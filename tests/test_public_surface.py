@@ -3,7 +3,9 @@
 What is public is what the reference shows, and the reverse.
 """
 
+import copy
 import inspect
+import pickle
 import re
 from concurrent.futures import Future
 from pathlib import Path
@@ -185,8 +187,16 @@ def test_the_future() -> None:
 
 def test_what_a_task_may_ask() -> None:
     assert signature(mpworker.current) == "()"
-    assert signature(mpworker.TaskContext) == "(task_id, attempt, deadline=None, metadata=<factory>)"
+    assert signature(mpworker.TaskContext) == "(task_id, attempt, deadline=None, metadata=None)"
     assert methods(mpworker.TaskContext) == {"remaining": "(self)"}
+    context = mpworker.TaskContext("7-1", 2, metadata={"a": 1})
+    assert context == pickle.loads(pickle.dumps(context)) == copy.deepcopy(context)
+    assert context != mpworker.TaskContext("7-1", 1, metadata={"a": 1})
+    assert repr(context) == "TaskContext(task_id='7-1', attempt=2, deadline=None, metadata={'a': 1})"
+    assert mpworker.TaskContext("7-1", 2).metadata == {}
+    for change in (lambda: setattr(context, "attempt", 3), lambda: delattr(context, "attempt")):
+        with pytest.raises(AttributeError, match="'attempt'"):
+            change()
 
 
 def test_the_retry_policy() -> None:
