@@ -80,7 +80,9 @@ def test_ratios_are_taken_within_a_round(tiny: tuple[str, dict[str, Any]]) -> No
             assert set(measure["ratios"]) <= set(benchmark["rounds"][0]) - {base or "mpworker"}
             for other, ratio in measure["ratios"].items():
                 pair = (other, base) if base else ("mpworker", other)
-                ratios = [taken[pair[0]][name] / taken[pair[1]][name] for taken in benchmark["rounds"]]
+                # So few tasks may be over before a clock of the kernel's moves: such a round says nothing.
+                rounds = [taken for taken in benchmark["rounds"] if taken[pair[1]][name]]
+                ratios = [taken[pair[0]][name] / taken[pair[1]][name] for taken in rounds]
                 assert ratio["low"] <= ratio["median"] <= ratio["high"]
                 assert ratio["median"] == pytest.approx(sum(ratios) / len(ratios))  # of two values, or one
 
