@@ -49,12 +49,11 @@ RAN, of what was announced by a RUN, is as RESULT: `mpworker.supervisor.telling`
 
 from __future__ import annotations
 
+from mpworker.ipc.signals import signal
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal
     from typing import Final, TypeAlias
-else:
-    import _signal as signal  # what `signal` is the face of, which takes `enum` along
 
 Record: TypeAlias = tuple[int, int, int, int, int, bytes]
 

@@ -8,13 +8,8 @@ it needs itself: see `mpworker.supervisor.spawning`. What every process below sh
 import posix
 import sys
 
+from mpworker.ipc.signals import signal
 from mpworker.supervisor import spawning
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import signal
-else:
-    import _signal as signal  # what `signal` is the face of, which takes `enum` along
 
 _TIOCNOTTY = 0x5422  # <asm-generic/ioctls.h>; the module that names it costs an import
 

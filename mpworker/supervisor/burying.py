@@ -8,12 +8,7 @@ import select
 import time
 
 from mpworker.ipc._native import prctl
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import signal
-else:
-    import _signal as signal  # what `signal` is the face of, which takes `enum` along
+from mpworker.ipc.signals import signal
 
 _PR_SET_CHILD_SUBREAPER = 36
 _STRAY_SECONDS = 2.0  # how long killed strays get to disappear before whoever buries goes on without them

@@ -12,6 +12,7 @@ from mpworker.ipc._native import Claims
 from mpworker.ipc.channel import Channel, close_all, make_channel, make_claims
 from mpworker.ipc.codec import LOW, TASK
 from mpworker.ipc.ring import Assembler, Outbox, RingCorrupt
+from mpworker.ipc.signals import signal
 from mpworker.ipc.stacks import StackView
 from mpworker.supervisor import spawning
 from mpworker.supervisor.burying import bury, ends, kill_and_reap, kill_strays
@@ -21,10 +22,7 @@ from mpworker.supervisor.registry import Death, Function, Seat, Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal
     from typing import Any
-else:
-    import _signal as signal  # what `signal` is the face of, which takes `enum` along
 
 _KILLED_SECONDS = 5.0  # in which a killed nursery and its children are gone, or hang in the kernel
 

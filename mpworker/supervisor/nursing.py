@@ -10,6 +10,7 @@ from mpworker.ipc import codec, frames, json
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.levels import DEBUG, INFO, WARNING
 from mpworker.ipc.limits import explained
+from mpworker.ipc.signals import signal
 from mpworker.supervisor.children import Child
 from mpworker.supervisor.leases import Leases
 from mpworker.supervisor.reading import Reading
@@ -17,10 +18,7 @@ from mpworker.supervisor.registry import DYING, READY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal
     from typing import Any, Final
-else:
-    import _signal as signal  # what `signal` is the face of, which takes `enum` along
 
 _START_FAILURES_MAX: Final = 3
 _START_KILLS_MAX: Final = 8  # by somebody else: that says nothing of how a child starts

@@ -1,4 +1,4 @@
-"""The start of a nursery, with nothing but what is built into the interpreter.
+"""The start of a nursery, with little but what is built into the interpreter.
 
 The first one is started before the supervisor has loaded its own modules, so that both come up at the same time; `os`
 alone would hold it up. One that replaces a dead one is started by the same lines.
@@ -7,11 +7,7 @@ alone would hold it up. One that replaces a dead one is started by the same line
 import _socket
 import posix
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import signal
-else:
-    import _signal as signal  # what `signal` is the face of, which takes `enum` along
+from mpworker.ipc.signals import signal
 
 # What a supervisor ignores, and passes on ignored: the nursery does too, a child does not.
 UNHEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
