@@ -37,12 +37,7 @@ class Answers:
                 self._wait_for_room(len(data))
         else:
             self._push_in_parts((kind, flags, a, b, c, data))
-        try:
-            self._ring()
-        except OSError:
-            # The task has closed our descriptors. What was pushed is in shared memory: the supervisor reads the ring to
-            # its end when it sees this process die.
-            os._exit(EXIT_CHANNEL_LOST)
+        self._ring_supervisor()
 
     def _push_in_parts(self, record: Record) -> None:
         for part in split(record, self._max_payload // 2):
@@ -50,8 +45,12 @@ class Answers:
                 self._wait_for_room(len(part[5]))
 
     def _wait_for_room(self, need: int) -> None:
+        self._ring_supervisor()
+        self._channel.bell.wait(None, self._channel.outbound, need, _FOREVER, -1, 0)
+
+    def _ring_supervisor(self) -> None:
+        """Have it look into the ring. What was pushed is in shared memory: it reads that to the end if we die here."""
         try:
             self._ring()
         except OSError:
-            os._exit(EXIT_CHANNEL_LOST)  # as above
-        self._channel.bell.wait(None, self._channel.outbound, need, _FOREVER, -1, 0)
+            os._exit(EXIT_CHANNEL_LOST)  # the task has closed our descriptors
