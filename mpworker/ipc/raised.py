@@ -48,6 +48,11 @@ class Raised(namedtuple("Raised", ("type_name", "message", "traceback", "pickled
     """
 
     __slots__ = ()
+    type_name: str
+    message: str
+    traceback: str
+    pickled: bytes
+    why_not: str
 
 
 def dumps_report(report: Raised) -> bytes:

@@ -103,6 +103,10 @@ class Times(namedtuple("Times", ("lease_ttl", "grace", "start_timeout", "kill_ti
     """
 
     __slots__ = ()
+    lease_ttl: float
+    grace: float
+    start_timeout: float
+    kill_timeout: float
 
 
 class Attempt(
@@ -122,6 +126,12 @@ class Attempt(
     """
 
     __slots__ = ()
+    status: int
+    pid: int
+    started_at: float
+    ended_at: float
+    cause: str
+    report: bytes
 
 
 class Setbacks:
