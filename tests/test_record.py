@@ -108,7 +108,7 @@ def test_items_of_a_map_are_counted(path: Path) -> None:
     with ProcessWorker(n=2, record=path) as w:
         assert sum(w.map(abs, range(5000))) == 12_497_500
     assert sum(task["items"] for task in tasks(path)) == 5000
-    assert traces.read(str(path)).items == 5000
+    assert len(traces.read(str(path)).jobs) == len(tasks(path))
 
 
 def test_the_pool_is_told(path: Path) -> None:

@@ -14,7 +14,7 @@ from mpworker.errors import ConfigurationError
 from mpworker.ipc.traces import VERSION
 from mpworker.planning.load import STATUSES, Attempt, Costs, Job, Load, QueueLimits
 from mpworker.supervisor.backoff import Backoff
-from mpworker.supervisor.effects import ERROR, OK, TIMED_OUT
+from mpworker.supervisor.effects import TIMED_OUT
 from mpworker.supervisor.registry import TaskOptions
 
 JOBS_MAX: Final = 1_000_000
@@ -50,7 +50,6 @@ _OPTIONAL: Final[dict[str, tuple[type, ...]]] = {
     "items": _COUNT,
 }
 _SIGNED: Final = ("priority", "deadline")
-_NAMES: Final = {OK: "ok", ERROR: "error"}
 
 
 @dataclass
@@ -68,7 +67,6 @@ class Trace:
         memory: The most bytes that a child had of its own, 0 if that is unknown.
         wake: Seconds from the end of an attempt until the supervisor has told of it, on average; None if none says.
         took: Seconds from the arrival to the end of each task that ended by itself, as they were then, sorted.
-        items: Items of maps that are in it.
         notes: What is to be known of it.
     """
 
@@ -82,7 +80,6 @@ class Trace:
     memory: int = 0
     wake: float | None = None
     took: list[float] = field(default_factory=list)
-    items: int = 0
     notes: list[str] = field(default_factory=list)
 
     def costs(self) -> Costs:
@@ -245,7 +242,6 @@ def _make_jobs(trace: Trace, tasks: list[dict[str, Any]]) -> None:
         )
         if "cancelled" not in task:
             trace.took.append(task["took"])
-        trace.items += task.get("items", 0)
     trace.took.sort()
     waits = [
         task["took"] - task["waited"] - task["attempts"][0][0]
