@@ -56,9 +56,11 @@ test: $(VENV)/.test $(NATIVE) ## run the test suite (minutes)
 	@$(BIN)/python -m pytest -n auto $(ARGS)
 
 .PHONY: test-deep
-test-deep: $(VENV)/.test $(NATIVE) ## run the long campaigns (an hour)
+test-deep: $(VENV)/.test $(NATIVE) ## run the long campaigns, then what needs the machine for itself (an hour)
 	@echo "Running the deep tests"
 	@$(BIN)/python -m pytest -n auto -m deep -o faulthandler_timeout=3600 $(ARGS)
+	@echo "Running the tests that need the machine for themselves"
+	@$(BIN)/python -m pytest -m alone -o faulthandler_timeout=600 $(ARGS) || test $$? -eq 5 # ARGS names none
 
 # Seconds of the soak, and what it is made from: SOAK_SEED=N repeats one.
 SOAK_SECONDS ?= 600

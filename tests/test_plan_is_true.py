@@ -33,7 +33,7 @@ def agrees(each: Comparison) -> dict[str, bool]:
     return found
 
 
-@pytest.mark.deep  # beside other tests, which take cores and give them back, it would say nothing
+@pytest.mark.alone
 @pytest.mark.skipif(available_cores() < 2, reason="two children on one core show nothing of two")
 def test_throughput_and_latency_are_as_predicted(
     tmp_path: Path, record_property: Callable[[str, object], None]
