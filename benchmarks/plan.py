@@ -34,7 +34,7 @@ ERLANGS: Final = 1.4  # children that would be busy all the time
 QUEUES: Final = {"default": QueueOptions(weight=3), "bulk": QueueOptions(weight=1)}
 CHILDREN: Final = (1, 2)
 SPIN: Final = 0.5  # seconds
-SETTLE: Final = 0.3  # seconds, until the children of a new pool have warmed up
+READY_SECONDS_MAX: Final = 30.0  # in which the children of a new pool are ready, or it is broken
 
 
 class Call(NamedTuple):
@@ -111,7 +111,7 @@ def run(calls: list[Call], n: int, trace: str, folder: str) -> Figures:
         views = {(kind[2], kind[3]): w.options(queue=kind[2], priority=kind[3]) for kind in KINDS}
         for future in [w.submit(work, 1000) for _ in range(4 * n)]:
             future.result()
-        time.sleep(SETTLE)
+        wait_until_ready(w, n)
         begun = time.monotonic()
         for call in calls:
             time.sleep(max(0.0, begun + call.at - time.monotonic()))
@@ -125,6 +125,15 @@ def run(calls: list[Call], n: int, trace: str, folder: str) -> Figures:
             views[call.queue, call.priority].submit(task, call.turns, mark).add_done_callback(ended)
     assert len(took) == len(calls)
     return Figures(len(calls) / (max(ends) - begun), quantile_of(sorted(took), 0.95))
+
+
+def wait_until_ready(w: ProcessWorker, n: int) -> None:
+    """Wait for all children: one may have run all that was to warm up, while the others were still to come."""
+    last_at = time.monotonic() + READY_SECONDS_MAX
+    while sum(child["ready"] for child in w.processes()["children"]) < n:
+        if time.monotonic() > last_at:
+            raise TimeoutError(f"not all of {n} children were ready within {READY_SECONDS_MAX:g} s")
+        time.sleep(0.005)
 
 
 def spin(seconds: float) -> float:
