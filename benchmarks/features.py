@@ -1,6 +1,7 @@
 """What each feature costs a task that does nothing: CPU time of client, supervisor and children together."""
 
 import itertools
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -55,6 +56,11 @@ def _subscribed(settings: Settings) -> Values:
         return _usage(worker, submit, settings)
 
 
+def _recorded(settings: Settings) -> Values:
+    with tempfile.NamedTemporaryFile() as trace, ProcessWorker(settings.n, record=trace.name) as worker:
+        return _usage(worker, submitted, settings)
+
+
 def _usage(worker: ProcessWorker, submit: Submit, settings: Settings) -> Values:
     def gather(tasks: int) -> None:
         for future in submit(worker, tasks):
@@ -85,6 +91,7 @@ BENCHMARK = Benchmark(
             "Retention(results)": _measure(submitted, retention=Retention(results=True)),
             "Retention(ttl)": _measure(submitted, retention=Retention(ttl=3_600.0)),
             "subscribe_results": _subscribed,
+            "record": _recorded,
             "register_task": _measure(registered),
             "deadline": _measure(partial(registered, deadline=3_600.0)),
             "metadata": _measure(partial(registered, metadata={"tenant": "acme"})),
