@@ -1,9 +1,11 @@
 """What a test may not leave behind: processes, files in shared memory, open descriptors.
 
-A product that promises a clean end is checked for one after every test. Three difficulties shape this file:
+A product that promises a clean end is checked for one after every test. Four difficulties shape this file:
 
 - A process that lost its parent is no longer a descendant of the test process. Every process started by exec inherits
   an environment variable unique to this test process, and is found by it in /proc.
+- In the middle of an exec a process has no environment to be seen. It is neither taken for a stranger nor for one of
+  the test's: what is known of it at the next look counts, and until then the check is not over.
 - Tests run side by side, and so do strangers. A new file in /dev/shm that another live process holds is theirs.
 - A fixture of wider scope may own a pool across tests. What is there when a test begins, and what that starts later,
   is not the test's.
@@ -24,7 +26,6 @@ import psutil
 MARK = "MPWORKER_TEST_PROCESS"
 # Seconds. An end that is asynchronous by design (a supervisor noticing that its client is gone) takes below 1 s.
 GRACE = 2.0
-EXEC_LOOKS = 50  # a millisecond from one to the next, in which an exec is over
 SHM = Path("/dev/shm")
 # What other pools leave there for a while, which benchmarks beside the tests may run. Nothing of ours has a
 # name at all.
@@ -36,9 +37,15 @@ PLAIN_FILES_MAX = 2
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What exists at one moment."""
+    """What exists at one moment.
+
+    Attributes:
+        processes: Those of this test process.
+        nameless: Those of which nobody can tell: in the middle of an exec, or with no environment at all.
+    """
 
     processes: frozenset[psutil.Process]
+    nameless: frozenset[psutil.Process]
     shm: frozenset[str]
     fds: Counter[str]
 
@@ -52,7 +59,7 @@ def begin_session() -> None:
 def snapshot() -> Snapshot:
     """Look at the world as it is now."""
     shm = frozenset(name for name in os.listdir(SHM) if not name.startswith(STRANGERS))
-    return Snapshot(frozenset(_processes()), shm, descriptors(os.getpid()))
+    return Snapshot(*_processes(), shm, descriptors(os.getpid()))
 
 
 def leaks_since(before: Snapshot) -> list[str]:
@@ -60,8 +67,9 @@ def leaks_since(before: Snapshot) -> list[str]:
     found: list[str] = []
 
     def clean() -> bool:
-        found[:] = _compare(before, snapshot())
-        return not found
+        after = snapshot()
+        found[:] = _compare(before, after)
+        return not found and not _new(before, after.nameless)
 
     # A descriptor held by a dead cycle (an exception and its frames) is not leaked, only not yet collected.
     if not clean():
@@ -89,9 +97,7 @@ def alive(pid: int) -> bool:
 
 
 def _compare(before: Snapshot, after: Snapshot) -> list[str]:
-    lines = [
-        f"process {_describe(process)}" for process in after.processes - before.processes if not _owned(process, before)
-    ]
+    lines = [f"process {_describe(process)}" for process in _new(before, after.processes)]
     lines += [f"file {SHM / name}" for name in after.shm - before.shm if not _held_by_another(SHM / name)]
     for kind, count in after.fds.items():
         more = count - before.fds[kind]
@@ -100,31 +106,39 @@ def _compare(before: Snapshot, after: Snapshot) -> list[str]:
     return sorted(lines)
 
 
-def _processes() -> set[psutil.Process]:
-    mark = f"{MARK}={os.environ[MARK]}".encode()
-    found = set(psutil.Process().children(recursive=True))
+def _new(before: Snapshot, processes: frozenset[psutil.Process]) -> list[psutil.Process]:
+    """Those that were not there, and are of none that was."""
+    return [each for each in processes - before.processes - before.nameless if not _owned(each, before)]
+
+
+def _processes() -> tuple[frozenset[psutil.Process], frozenset[psutil.Process]]:
+    """Ours, and the nameless."""
+    ours, nameless = set(psutil.Process().children(recursive=True)), set()
     for entry in os.listdir("/proc"):
         try:
-            if entry.isdigit() and int(entry) != os.getpid() and mark in _environment(entry):
-                found.add(psutil.Process(int(entry)))
+            if not entry.isdigit() or int(entry) == os.getpid():
+                continue
+            is_ours = has_our_mark(int(entry))
+            if is_ours is None:
+                nameless.add(psutil.Process(int(entry)))
+            elif is_ours:
+                ours.add(psutil.Process(int(entry)))
         except (OSError, psutil.NoSuchProcess):  # it ended meanwhile, or it is another user's
             continue
-    return found
+    return frozenset(ours), frozenset(nameless - ours)
 
 
-def _environment(pid: str) -> bytes:
-    """What a process was started with.
+def has_our_mark(pid: int) -> bool | None:
+    """Is a process one of this test process's? None if it has no environment now.
 
-    In the middle of an exec there is nothing to be seen of it: a process that is about to be another program would be
-    missed. Kernel threads and zombies have none for ever, and no program either.
+    Raises:
+        OSError: It is gone, another user's, or no program: kernel threads and zombies are none.
     """
-    for _ in range(EXEC_LOOKS):
-        found = _read(f"/proc/{pid}/environ")
-        if found:
-            return found
+    environment = _read(f"/proc/{pid}/environ")
+    if not environment:
         os.readlink(f"/proc/{pid}/exe")
-        time.sleep(0.001)
-    return b""
+        return None
+    return f"{MARK}={os.environ[MARK]}".encode() in environment
 
 
 def _owned(process: psutil.Process, before: Snapshot) -> bool:

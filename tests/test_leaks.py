@@ -1,11 +1,16 @@
 """The leak check itself: a guard that cannot go red guards nothing."""
 
 import os
+import signal
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import leaks
+import psutil
 import pytest
 
 HERE = Path(__file__).parent
@@ -75,18 +80,49 @@ EXPECTED = {
 }
 
 
-def test_a_process_is_seen_while_it_becomes_another_program(tmp_path: Path) -> None:
+def test_a_process_that_becomes_another_program_is_never_taken_for_a_strangers(tmp_path: Path) -> None:
     script = tmp_path / "again"
     script.write_text('#!/bin/sh\nexec "$0"\n')
     script.chmod(0o700)
     process = subprocess.Popen([script])
     try:
-        mark = os.environ[leaks.MARK].encode()
-        unseen = sum(mark not in leaks._environment(str(process.pid)) for _ in range(20_000))
+        seen = Counter(leaks.has_our_mark(process.pid) for _ in range(20_000))
     finally:
         process.kill()
         process.wait()
-    assert not unseen
+    assert seen[True]
+    assert not seen[False]
+
+
+@pytest.fixture
+def orphan(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A process of ours that is no descendant, and is in the middle of an exec at the first two looks."""
+    run = subprocess.run(["sh", "-c", "setsid sleep 60 >&- & echo $!"], stdout=subprocess.PIPE, text=True, check=True)
+    pid, looks, real = int(run.stdout), 0, leaks.has_our_mark
+
+    def look(each: int) -> bool | None:
+        nonlocal looks
+        looks += each == pid
+        return None if each == pid and looks <= 2 else real(each)
+
+    monkeypatch.setattr(leaks, "has_our_mark", look)
+    yield pid
+    os.kill(pid, signal.SIGKILL)
+    assert leaks.wait_until(lambda: not leaks.alive(pid), 10.0)
+
+
+def test_a_process_is_found_that_was_in_the_middle_of_an_exec(orphan: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = leaks.snapshot()
+    before = replace(before, nameless=before.nameless - {psutil.Process(orphan)})  # as if it had begun after that
+    monkeypatch.setattr(leaks, "GRACE", 0.2)
+    assert [line.split()[1] for line in leaks.leaks_since(before)] == [str(orphan)]
+
+
+def test_a_process_that_was_in_the_middle_of_an_exec_before_a_test_is_not_the_tests(orphan: int) -> None:
+    before = leaks.snapshot()
+    assert psutil.Process(orphan) in before.nameless
+    assert leaks.leaks_since(before) == []
+    assert psutil.Process(orphan) in leaks.snapshot().processes
 
 
 @pytest.mark.parametrize("kind", LEAKS)
