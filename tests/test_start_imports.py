@@ -45,7 +45,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Spied:
     found: Spied = {"supervisor": [], "nursery": [], "child": []}
     for line in log.read_text().splitlines():
         who, _, event, *what = line.split()
-        if event in ("import", "os.posix_spawn"):
+        if event in ("import", "os.fork", "os.posix_spawn"):
             found[who].append(what[0] if event == "import" else event)
     assert "mpworker.supervisor.loop" in found["supervisor"]
     assert "mpworker.child.main" in found["nursery"]
@@ -56,8 +56,36 @@ def test_what_the_supervisor_loads(imported: Spied) -> None:
     assert OF_SUPERVISOR.isdisjoint(imported["supervisor"])
 
 
-def test_what_the_nursery_loads(imported: Spied) -> None:
-    assert OF_NURSERY.isdisjoint(imported["nursery"])
+def test_what_the_nursery_loads_before_it_has_forked(imported: Spied) -> None:
+    done = imported["nursery"]
+    assert OF_NURSERY.isdisjoint(done[: done.index("os.fork")])
+
+
+def test_a_later_child_finds_what_cloudpickle_needs_imported(tmp_path: Path) -> None:
+    log, spy = tmp_path / "log", tmp_path / "spy"
+    spy.write_text(SPY.format(python=sys.executable, log=str(log)))
+    spy.chmod(0o700)
+    done = programs.run_source(
+        f"""
+        import os
+        from mpworker import ProcessWorker
+        with ProcessWorker(1, python={str(spy)!r}) as pool:
+            first = pool.submit(lambda: os.getpid()).result()
+            while not any(line.startswith("nursery") and "import uuid" in line for line in open({str(log)!r})):
+                pass
+            pool.submit(os._exit, 1).exception()
+            print(first, pool.submit(lambda: os.getpid()).result())
+        """,
+        tmp_path,
+    )
+    first, second = done.stdout.split()
+    found: Spied = {first: [], second: []}
+    for line in log.read_text().splitlines():
+        _, pid, event, *what = line.split()
+        if event == "import" and pid in found:
+            found[pid].append(what[0])
+    assert {"cloudpickle", "dataclasses", "uuid"} <= {*found[first]}
+    assert {*found[second]} == {"cloudpickle", "cloudpickle.cloudpickle"}
 
 
 def test_a_child_loads_nothing_for_a_first_task(imported: Spied) -> None:

@@ -28,6 +28,7 @@ from mpworker.ipc.channel import Channel, map_claims
 from mpworker.ipc.failures import brief, cut, full
 from mpworker.ipc.limits import explained
 from mpworker.supervisor import blas
+from mpworker.supervisor.advance import InAdvance
 from mpworker.supervisor.burying import become_subreaper, bury, kill_strays
 from mpworker.supervisor.spawning import UNHEEDED
 
@@ -46,12 +47,16 @@ class Nursery:
         supervisor: The socket to the supervisor.
         settings: The "child" part of the configuration, handed to every child.
         initializer: The pickle of the user's initializer, or b"".
+        advance: What it imports when it has nothing to do.
     """
 
-    def __init__(self, supervisor: frames.Frames, settings: dict[str, Any], initializer: bytes) -> None:
+    def __init__(
+        self, supervisor: frames.Frames, settings: dict[str, Any], initializer: bytes, advance: InAdvance
+    ) -> None:
         self._supervisor = supervisor
         self._settings = settings
         self._initializer = initializer
+        self._advance = advance
         self._children: dict[int, tuple[int, int]] = {}  # pidfd: (pid, id)
         self._poller = select.poll()
         self._poller.register(supervisor, select.POLLIN)
@@ -59,7 +64,10 @@ class Nursery:
     def serve(self) -> None:
         """Fork and bury until the supervisor is gone."""
         while True:
-            for fd, _ in self._poller.poll():
+            events = self._poller.poll(self._advance.wait_ms())
+            if not events:
+                self._advance.load_and_freeze()
+            for fd, _ in events:
                 if fd in self._children:
                     self._died(fd)
                 elif fd == self._supervisor.fileno():
@@ -102,6 +110,7 @@ class Nursery:
                 bury(pid)
             self._cannot_spawn(order["id"], error)
             return
+        self._advance.forked()
         self._children[pidfd] = (pid, order["id"])
         self._poller.register(pidfd, select.POLLIN)
         self._supervisor.send({"op": "spawned", "id": order["id"], "pid": pid}, [pidfd])
@@ -285,6 +294,7 @@ def _live(supervisor: frames.Frames) -> None:
     try:
         if blob["directory"] is not None:
             os.chdir(blob["directory"])
+        advance = InAdvance(sys.path[:])
         sys.path[:] = blob["path"]
         _preload(blob["preload"], blas_asked=config["child"]["blas_asked"])
         blas_threads = _blas_threads(config["child"], blob["preload"])
@@ -296,7 +306,7 @@ def _live(supervisor: frames.Frames) -> None:
         return
     settings = config["child"] | {"nursery_pid": os.getpid(), "blas_threads": blas_threads}
     settings["middleware"] = bytes.fromhex(blob["middleware"])
-    nursery = Nursery(supervisor, settings, bytes.fromhex(blob["initializer"]))
+    nursery = Nursery(supervisor, settings, bytes.fromhex(blob["initializer"]), advance)
     import gc
 
     gc.freeze()  # the collector of a child would otherwise touch, and so copy, every page of the preloaded modules
