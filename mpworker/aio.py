@@ -14,7 +14,8 @@ from mpworker.checks import check_bool, check_seconds
 from mpworker.errors import InvalidArgument
 from mpworker.loopclient import LoopClient
 from mpworker.observing import Observing
-from mpworker.options import SizeOptions, TaskOptions, WorkerOptions
+from mpworker.options import WorkerOptions
+from mpworker.optiontypes import SizeOptions, TaskOptions
 from mpworker.view import TaskView, no_attribute
 from mpworker.worker import ProcessWorker
 

@@ -10,10 +10,10 @@ from mpworker.aiodocs import like
 from mpworker.aiofuture import AsyncTaskFuture, awaited_of
 from mpworker.checks import check_seconds
 from mpworker.idempotency import LookAgain
-from mpworker.registering import Look, accept, has_too_many_keys, registration
+from mpworker.registering import Look, accept, check_task, has_too_many_keys, registration, task_after, task_at
 from mpworker.retention import Retention
 from mpworker.task import Task, TaskInfo, TaskStatus
-from mpworker.tasks import Tasks, all_ended, check_task, task_after, task_at
+from mpworker.tasks import Tasks, all_ended
 
 if TYPE_CHECKING:
     from mpworker.hooks import Hooks

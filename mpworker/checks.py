@@ -1,7 +1,7 @@
 """Arguments of the public face: each is checked where it is given, by one clear error."""
 
 import operator
-from typing import Any, Final
+from typing import Any, Final, Literal, overload
 
 from mpworker.errors import ConfigurationError, InvalidArgument
 
@@ -27,6 +27,16 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
     if number > high:
         raise ConfigurationError(f"{name} must be at most {high}, not {shown(value)}")
     return number
+
+
+@overload
+def check_seconds(name: str, value: Any, *, zero: bool = False, instead: str = "") -> float: ...
+
+
+@overload
+def check_seconds(
+    name: str, value: Any, *, optional: Literal[True], zero: bool = False, instead: str = ""
+) -> float | None: ...
 
 
 def check_seconds(

@@ -1,7 +1,6 @@
 """The client's end of a worker: tasks and requests go out here; `mpworker.reader` takes in what comes back."""
 
 import itertools
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,12 +11,11 @@ from mpworker.ending import Ending
 from mpworker.errors import QueueFull, SerializationError, StartFailed, SupervisorLost, WorkerStopped
 from mpworker.functions import FunctionTable
 from mpworker.future import TaskFuture
-from mpworker.ipc import codec, details, payload
+from mpworker.ipc import codec, details, json, payload
 from mpworker.ipc.levels import INFO
 from mpworker.launch import descriptors_of, launch, overlap, too_few_descriptors
 from mpworker.logs import as_logger, level_of
 from mpworker.mapping import Mapping as Map
-from mpworker.middleware import Submission, pickled
 from mpworker.observer import Observer
 from mpworker.observing import Observing
 from mpworker.options import WorkerOptions
@@ -30,6 +28,7 @@ from mpworker.steps import Answer, Steps, asking
 from mpworker.waiting import Reply
 
 if TYPE_CHECKING:
+    from mpworker.middleware import Submission
     from mpworker.registering import Registration
 
 T = TypeVar("T")
@@ -101,16 +100,21 @@ class Client(Reader):
         self.prefix = f"{os.urandom(4).hex()}-"
         logger = as_logger(observing.logger)
         level = level_of(logger)
-        middleware = pickled(tuple(observing.execute_middleware))
+        middleware = b""
+        if observing.execute_middleware:
+            from mpworker.middleware import pickled  # not before: no start shall wait for it
+
+            middleware = pickled(observing.execute_middleware)
         super().__init__(
             self._launch(options, self.prefix, initializer, initargs, level, middleware), self._ending_kind(self)
         )
         self.observer = self._observer_kind(self, logger, observing.tracer)
         self.submission: Submission | None = None
         if observing.submit_middleware:
-            self.submission = Submission(
-                tuple(observing.submit_middleware), partial(self.observer.failed, "middleware")
-            )
+            from mpworker import middleware as around
+
+            failed = partial(self.observer.failed, "middleware")
+            self.submission = around.Submission(observing.submit_middleware, failed)
         self.registration: Registration | None = None
         self._options = options
         self.queues = QueueTable(self, options.n, options.max_pending)

@@ -1,16 +1,17 @@
 """The verbs by which a running worker is steered: its queues, their limits, and what waits in them."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mpworker.checks import check_seconds
 from mpworker.client import Client
 from mpworker.errors import ConfigurationError, InvalidArgument
-from mpworker.queues import QueueOptions, QueueState, check_limit, check_queue_name
 from mpworker.steps import Answer, Message, Steps, answered
 
 if TYPE_CHECKING:
+    from mpworker.queues import QueueState
     from mpworker.results import Subscription, TaskResult
 
 RESULTS_BUFFER: Final = 1024
@@ -32,6 +33,8 @@ class Control:
 
     def _telling_queues(self) -> Steps[dict[str, QueueState]]:
         """The steps of `queues`."""
+        from mpworker.queues import QueueState
+
         answer = yield {"verb": "queues"}
         if answer is None:
             self._client.refuse_unless_stopped()
@@ -56,6 +59,10 @@ class Control:
             ...     w.queues()["mail"].weight
             2
         """
+        from dataclasses import replace
+
+        from mpworker.queues import QueueOptions, check_queue_name
+
         name = check_queue_name(name)
         known = list(QueueOptions.__dataclass_fields__)
         for each in options:
@@ -80,6 +87,8 @@ class Control:
             ConfigurationError: One is out of its bounds, or there is a burst and no rate.
             WorkerStopped: The worker was stopped.
         """
+        from mpworker.queues import check_limit
+
         self._client.refuse_if_closed()
         self._client.queues.limit_rate(*check_limit(rate, burst))
 
@@ -163,7 +172,7 @@ class Control:
         policy: Literal["drop_newest", "drop_oldest", "block"] = "drop_newest",
         queues: Iterable[str] | None = None,
         statuses: Iterable[str] | None = None,
-    ) -> "Subscription":
+    ) -> Subscription:
         """The results of all tasks that end from now on, as they end: a stream beside the futures.
 
         Any number of subscriptions see every result each; none takes one away from another, or from a future. What they
@@ -207,7 +216,7 @@ class Control:
         subscription: Subscription = subscribe(self._client, buffer, policy, queues, statuses)
         return subscription
 
-    def get_results(self) -> "Iterator[TaskResult]":
+    def get_results(self) -> Iterator[TaskResult]:
         """Deprecated: an iterator over a subscription with all its defaults; use `subscribe_results`.
 
         Raises:
@@ -226,6 +235,8 @@ def named_queues(client: Client, queues: tuple[str, ...]) -> list[str] | None:
         InvalidArgument: A name is no str.
         ConfigurationError: One is unknown, and refused, or there are too many.
     """
+    from mpworker.queues import check_queue_name
+
     names = [check_queue_name(name) for name in queues]
     for name in names:
         client.queues.use(name)

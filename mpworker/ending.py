@@ -1,13 +1,12 @@
 """How a client comes to its end: it is stopped or dropped, or its supervisor dies."""
 
-import json
 import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.future import TaskFuture
-from mpworker.ipc import codec
+from mpworker.ipc import codec, json
 from mpworker.ipc.levels import ERROR, INFO
 from mpworker.outcomes import BROKEN, LOST
 

@@ -7,7 +7,6 @@ each submit compares, by identity, what the function reached when it was pickled
 changed global or closure means a new pickle. Whatever fits neither is pickled with each task.
 """
 
-import dis
 import itertools
 import sys
 import threading
@@ -35,9 +34,7 @@ _REVEALING: Final = frozenset(
 _WRITING: Final = frozenset(("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "STORE_NAME", "DELETE_NAME"))
 
 
-_ASYNCHRONOUS: Final = sum(
-    flag for flag, name in dis.COMPILER_FLAG_NAMES.items() if name in ("COROUTINE", "ASYNC_GENERATOR")
-)
+_ASYNCHRONOUS: Final = 0x80 | 0x200  # CO_COROUTINE, CO_ASYNC_GENERATOR: `dis`, which knows them, is dear to import
 
 
 def is_asynchronous(function: Any) -> bool:
@@ -148,6 +145,8 @@ def guard_for(function: FunctionType) -> _Guard | None:  # noqa: PLR0912  # one 
             # As a name, or as a string that getattr or attrgetter could be given.
             if not _REVEALING.isdisjoint((*code.co_names, *(each for each in code.co_consts if type(each) is str))):
                 return None
+            import dis
+
             for instruction in dis.get_instructions(code):
                 if instruction.opname in _WRITING:
                     return None

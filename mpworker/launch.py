@@ -1,9 +1,7 @@
 """How a client starts its supervisor."""
 
 import errno
-import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any, Final
@@ -11,10 +9,11 @@ from typing import Any, Final
 import mpworker
 from mpworker.errors import ConfigurationError, InvalidArgument, SerializationError
 from mpworker.functions import refuse_asynchronous
-from mpworker.ipc import codec, frames, payload
+from mpworker.ipc import codec, frames, json, payload
 from mpworker.ipc.channel import Channel, close_all, make_channel, make_segment
 from mpworker.ipc.levels import WARNING
 from mpworker.ipc.limits import explained
+from mpworker.ipc.signals import signal
 from mpworker.options import WorkerOptions, available_cores
 from mpworker.outcomes import start_failed
 

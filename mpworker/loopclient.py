@@ -19,7 +19,6 @@ only asks the loop to do it.
 """
 
 import asyncio
-import json
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from mpworker.aiofuture import LoopFuture, Wakes
 from mpworker.aioline import ABOUT_TASKS, complete
 from mpworker.errors import WrongEventLoop
-from mpworker.ipc import codec
+from mpworker.ipc import codec, json
 from mpworker.ipc._native import Bell, RingCorrupt
 from mpworker.loopending import LoopEnding
 from mpworker.loopline import LineClient

@@ -7,7 +7,6 @@ small beside it.
 """
 
 import itertools
-import json
 import operator
 import time
 from collections import deque
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.chunks import Chunk
 from mpworker.errors import SerializationError
-from mpworker.ipc import codec, details, payload
+from mpworker.ipc import codec, details, json, payload
 from mpworker.ipc.failures import brief
 from mpworker.outcomes import make_error
 

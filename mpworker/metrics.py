@@ -1,11 +1,10 @@
 """What `ProcessWorker.metrics` tells."""
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from mpworker.checks import check_number
-
-OBSERVERS: Final = ("hook", "tracer", "logger", "middleware")
+from mpworker.observer import OBSERVERS
 
 
 @dataclass(frozen=True, slots=True)

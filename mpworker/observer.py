@@ -9,27 +9,27 @@ lock is taken. So records are kept by their number, which the supervisor gives a
 one that is missing was dropped, here or there.
 """
 
-import json
+from __future__ import annotations
+
 import time
-import traceback
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.clientthread import ClientThread
-from mpworker.hooks import Hooks, TaskEvent, Tracer
-from mpworker.ipc import codec
+from mpworker.ipc import codec, json
 from mpworker.ipc.failures import cut
 from mpworker.ipc.levels import ERROR
 from mpworker.logs import Logger, level_of
-from mpworker.metrics import OBSERVERS
-from mpworker.task import TaskStatus
 from mpworker.waiting import wake_all
 
 if TYPE_CHECKING:
     from mpworker.client import Client
+    from mpworker.hooks import Hooks, TaskEvent, Tracer
+    from mpworker.task import TaskStatus
 
 EVENTS_MAX: Final = 100_000
 POSTS_MAX: Final = 1_000
+OBSERVERS: Final = ("hook", "tracer", "logger", "middleware")
 _FOREVER: Final = -1.0
 
 # By what an event tells: its name, and the hook for it.
@@ -69,13 +69,13 @@ class Observer(ClientThread):
 
     _name = "mpworker-observer"
 
-    def __init__(self, client: "Client", logger: Logger, tracer: Tracer | None) -> None:
+    def __init__(self, client: Client, logger: Logger, tracer: Tracer | None) -> None:
         super().__init__()
         self._client = client
         self._logger = logger
         self._tracer = tracer
-        self._hooks = Hooks()
-        self._changes: deque[tuple[int, Hooks]] = deque()  # from which number on which hooks are told
+        self._hooks: Hooks | None = None
+        self._changes: deque[tuple[int, Hooks | None]] = deque()  # from which number on which hooks are told
         self._watching = False  # the supervisor tells of tasks, and the background thread reads for that
         self.level = level_of(logger)
         self.errors = dict.fromkeys(OBSERVERS, 0)
@@ -93,12 +93,12 @@ class Observer(ClientThread):
     def watch(self, hooks: Hooks | None) -> None:
         """These hooks are told from now on, None for none."""
         client = self._client
-        wanted = self._tracer is not None or (hooks is not None and hooks != Hooks())
+        wanted = self._tracer is not None or _has_any(hooks)
         was, self._watching = self._watching, wanted
         if not (wanted or was):
             return
         client.poll()  # what has happened so far is told to those that were there
-        self._changes.append((self._top, hooks or Hooks()))
+        self._changes.append((self._top, hooks))
         if wanted != was:
             client.tell({"verb": "watch", "on": wanted})
             self.read_in_time(wanted)
@@ -161,6 +161,8 @@ class Observer(ClientThread):
         self.errors[what] = count + 1  # no call since the look
         trace = why
         if error is not None:
+            import traceback
+
             ours = error.__traceback__  # the frame that called it
             frames = traceback.format_tb(ours.tb_next if ours is not None else None)
             trace = cut("".join(frames) + type(error).__qualname__)
@@ -236,6 +238,9 @@ class Observer(ClientThread):
             return
         at, queue, attempt, pid, began, ended, status, cause, pause, *rest = said
         run_at, own_name = rest or (None, "")
+        from mpworker.hooks import TaskEvent  # there are hooks, or a tracer: no start waits for it
+        from mpworker.task import TaskStatus
+
         event = TaskEvent(
             _KINDS[what][0],  # type: ignore[arg-type]
             task_id,
@@ -260,7 +265,7 @@ class Observer(ClientThread):
         known.event = event
         if event.kind == "finish":
             del self._open[key]
-        hook = getattr(self._hooks, _HOOKS[event.kind])
+        hook = getattr(self._hooks, _HOOKS[event.kind], None)  # None where there are no hooks
         if hook is not None:
             self._call("hook", hook, event)
         if self._tracer is None or event.kind == "queued":
@@ -297,6 +302,10 @@ class Observer(ClientThread):
 
     def _tell_ends(self) -> None:
         """The worker is over: what the supervisor did not live to tell."""
+        if not self._open:
+            return
+        from mpworker.task import TaskStatus
+
         status, cause = TaskStatus.CANCELLED, ""
         if self._client.ending.outcome is not None and self._client.ending.outcome[0] != codec.CANCELLED:
             status, cause = TaskStatus.FAILED, "lost"
@@ -311,6 +320,11 @@ class Observer(ClientThread):
     def _end_span(self, known: _Open) -> None:
         if known.span and self._tracer is not None:
             self._call("tracer", self._tracer.end, known.span.pop(), known.event)
+
+
+def _has_any(hooks: Hooks | None) -> bool:
+    """Is there one among them?"""
+    return any(getattr(hooks, name, None) is not None for name in _HOOKS.values())
 
 
 def _ended(last: TaskEvent, status: TaskStatus, cause: str) -> TaskEvent:

@@ -1,29 +1,55 @@
-"""All that a program can put beside and around its tasks, in one argument: checked once, at the edge."""
+"""All that a program can put beside and around its tasks, in one argument: checked once, at the edge.
 
-import logging
+What it is checked by is loaded where there is something to check: no start shall wait for the rest.
+"""
+
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mpworker.hooks import Hooks, Tracer, check_hooks, check_tracer
 from mpworker.logs import Logger, as_logger
-from mpworker.middleware import check_middleware
+
+if TYPE_CHECKING:
+    import logging
+
+    from mpworker.hooks import Hooks, Tracer
 
 
-@dataclass(frozen=True)
 class Observing:
-    """See `ProcessWorker` for each."""
+    """See `ProcessWorker` for each.
 
-    hooks: Hooks | None = None
-    tracer: Tracer | None = None
-    logger: "Logger | logging.Logger | None" = None
-    submit_middleware: Sequence[Callable[..., Any]] = ()
-    execute_middleware: Sequence[Callable[..., Any]] = ()
+    Raises:
+        InvalidArgument: One has a wrong type.
+        ConfigurationError: There is too much middleware.
+    """
 
-    def __post_init__(self) -> None:
-        plain = object.__setattr__  # the class is frozen
-        check_hooks(self.hooks)
-        check_tracer(self.tracer)
-        as_logger(self.logger)
-        for name in ("submit_middleware", "execute_middleware"):
-            plain(self, name, check_middleware(name, getattr(self, name)))
+    __slots__ = ("execute_middleware", "hooks", "logger", "submit_middleware", "tracer")
+
+    def __init__(
+        self,
+        hooks: Hooks | None = None,
+        tracer: Tracer | None = None,
+        logger: Logger | logging.Logger | None = None,
+        submit_middleware: Sequence[Callable[..., Any]] = (),
+        execute_middleware: Sequence[Callable[..., Any]] = (),
+    ) -> None:
+        if hooks is not None or tracer is not None:
+            from mpworker.hooks import check_hooks, check_tracer
+
+            check_hooks(hooks)
+            check_tracer(tracer)
+        as_logger(logger)
+        self.hooks = hooks
+        self.tracer = tracer
+        self.logger = logger
+        self.submit_middleware = _checked("submit_middleware", submit_middleware)
+        self.execute_middleware = _checked("execute_middleware", execute_middleware)
+
+
+def _checked(name: str, value: Any) -> tuple[Callable[..., Any], ...]:
+    if value == ():
+        return ()
+    from mpworker.middleware import check_middleware
+
+    return check_middleware(name, value)

@@ -3,8 +3,7 @@
 import math
 import os
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.checks import check_int, check_seconds, check_text
 from mpworker.errors import ConfigurationError, InvalidArgument
@@ -58,32 +57,24 @@ def _cpu_quota() -> float | None:
     return None
 
 
-class TaskOptions(TypedDict, total=False):
-    """What `ProcessWorker.options` takes, for type checkers."""
-
-    timeout: float | None
-    retries: int
-    crash_retries: int | None
-    retry_policy: "RetryPolicy | None"
-    queue: str
-    priority: int
-    weight: int
-    concurrency_key: str
-    concurrency: int
-
-
-class SizeOptions(TypedDict, total=False):
-    """What `ProcessWorker` takes beside what its signature names, for type checkers."""
-
-    child_ring_bytes: int
-    client_ring_bytes: int
-    slots: int
-    max_payload_bytes: int
+TASK_OPTIONS: Final = (
+    "timeout",
+    "retries",
+    "crash_retries",
+    "retry_policy",
+    "queue",
+    "priority",
+    "weight",
+    "concurrency_key",
+    "concurrency",
+)
 
 
-@dataclass(frozen=True)
 class TaskDefaults:
-    """What every task of a worker, or of one `options` view of it, has in common.
+    """What every task of a worker, or of one `options` view of it, has in common: a value, which never changes.
+
+    No dataclass, as each of the client's own values is none: every start would wait for that import, and for what makes
+    the classes.
 
     Attributes:
         timeout: Seconds an attempt may run; None for no limit.
@@ -95,37 +86,64 @@ class TaskDefaults:
         weight: Of those with the same priority, the highest number first.
         concurrency_key: Of all tasks with the same one, at most `concurrency` run at once; "" for no such limit.
         concurrency: See there; the least of those that run with a key holds for all.
+
+    Raises:
+        InvalidArgument: One has a wrong type.
+        ConfigurationError: One is out of its bounds.
     """
 
-    timeout: float | None = None
-    retries: int = 0
-    crash_retries: int | None = None
-    retry_policy: "RetryPolicy | None" = None
-    queue: str = "default"
-    priority: int = 0
-    weight: int = 1
-    concurrency_key: str = ""
-    concurrency: int = 1
+    __slots__ = TASK_OPTIONS
 
-    def __post_init__(self) -> None:
-        plain = object.__setattr__  # the class is frozen, and what JSON cannot write must not stay in it
-        plain(self, "timeout", check_seconds("timeout", self.timeout, optional=True))
-        plain(self, "retries", check_int("retries", self.retries, 0, RETRIES_MAX))
-        if self.crash_retries is not None:
-            plain(self, "crash_retries", check_int("crash_retries", self.crash_retries, 0, RETRIES_MAX))
-        plain(self, "priority", check_int("priority", self.priority, -PRIORITY_MAX, PRIORITY_MAX))
-        plain(self, "weight", check_int("weight", self.weight, 1, TASK_WEIGHT_MAX))
-        plain(self, "concurrency", check_int("concurrency", self.concurrency, 1, CONCURRENCY_MAX))
-        check_text("concurrency_key", self.concurrency_key, 0)
-        if self.queue != "default":
+    def __init__(
+        self,
+        timeout: float | None = None,
+        retries: int = 0,
+        crash_retries: int | None = None,
+        retry_policy: "RetryPolicy | None" = None,
+        queue: str = "default",
+        priority: int = 0,
+        weight: int = 1,
+        concurrency_key: str = "",
+        concurrency: int = 1,
+    ) -> None:
+        self.timeout = check_seconds("timeout", timeout, optional=True)
+        self.retries = check_int("retries", retries, 0, RETRIES_MAX)
+        self.crash_retries = crash_retries
+        if crash_retries is not None:
+            self.crash_retries = check_int("crash_retries", crash_retries, 0, RETRIES_MAX)
+        self.priority = check_int("priority", priority, -PRIORITY_MAX, PRIORITY_MAX)
+        self.weight = check_int("weight", weight, 1, TASK_WEIGHT_MAX)
+        self.concurrency = check_int("concurrency", concurrency, 1, CONCURRENCY_MAX)
+        self.concurrency_key = check_text("concurrency_key", concurrency_key, 0)
+        self.queue = queue
+        if queue != "default":
             from mpworker.queues import check_queue_name  # not before: no start shall wait for it
 
-            check_queue_name(self.queue)
-        if self.retry_policy is not None:
+            check_queue_name(queue)
+        self.retry_policy = retry_policy
+        if retry_policy is not None:
             from mpworker.retry import RetryPolicy  # not before: no start shall wait for it
 
-            if not isinstance(self.retry_policy, RetryPolicy):
-                raise InvalidArgument(f"retry_policy must be a RetryPolicy or None, not {self.retry_policy!r}")
+            if not isinstance(retry_policy, RetryPolicy):
+                raise InvalidArgument(f"retry_policy must be a RetryPolicy or None, not {retry_policy!r}")
+
+    def but(self, **changes: Any) -> "TaskDefaults":
+        """The same with other values for these.
+
+        Raises:
+            InvalidArgument: One has a wrong type.
+            ConfigurationError: One is out of its bounds.
+        """
+        return TaskDefaults(**{name: getattr(self, name) for name in TASK_OPTIONS} | changes)
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple([getattr(self, name) for name in TASK_OPTIONS])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TaskDefaults) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
 
     @property
     def limits_nothing(self) -> bool:
@@ -144,57 +162,99 @@ class TaskDefaults:
             )
 
 
-@dataclass(frozen=True)
+WORKER_OPTIONS: Final = (
+    "n",
+    "grace",
+    "lease_ttl",
+    "start_timeout",
+    "kill_timeout",
+    "max_pending",
+    "submit_timeout",
+    "preload",
+    "child_ring_bytes",
+    "client_ring_bytes",
+    "slots",
+    "max_payload_bytes",
+    "python",
+    "max_tasks_per_child",
+    "memory_limit",
+    "memory_limit_hard",
+    "cpu_affinity",
+    "nice",
+    "blas_threads",
+)
+
+
 class WorkerOptions:
-    """The options of a `ProcessWorker` that do not concern single tasks; documented there.
+    """The options of a `ProcessWorker` that do not concern single tasks; documented there. They never change.
 
     Attributes:
         child_ring_bytes: Each of the two rings between the supervisor and a child.
         client_ring_bytes: Each of the two rings between the client and the supervisor.
         slots: Offers that one child can hold.
         max_payload_bytes: The largest pickle of one call or result.
+
+    Raises:
+        InvalidArgument: One has a wrong type.
+        ConfigurationError: One is out of its bounds.
     """
 
-    n: int
-    grace: float = 5.0
-    lease_ttl: float = 10.0
-    start_timeout: float = 60.0
-    kill_timeout: float = 10.0
-    max_pending: int = 1_000_000
-    submit_timeout: float | None = None
-    preload: tuple[str, ...] = ()
-    child_ring_bytes: int = 1 << 18
-    client_ring_bytes: int = 1 << 20
-    slots: int = 126
-    max_payload_bytes: int = 1 << 32
-    python: str = field(default="")
-    max_tasks_per_child: int | None = None
-    memory_limit: int | None = None
-    memory_limit_hard: int | None = None
-    cpu_affinity: Collection[int] | str | None = None
-    nice: int = 0
-    blas_threads: int | None = None
+    __slots__ = WORKER_OPTIONS
 
-    def __post_init__(self) -> None:
-        plain = object.__setattr__  # as in TaskDefaults
-        for name, low, high in _COUNTS:
-            plain(self, name, check_int(name, getattr(self, name), low, high))
-        for name, low, high in _OPTIONAL_COUNTS:
-            if getattr(self, name) is not None:
-                plain(self, name, check_int(name, getattr(self, name), low, high))
-        plain(self, "cpu_affinity", _check_cores(self.cpu_affinity))
+    def __init__(
+        self,
+        n: int,
+        grace: float = 5.0,
+        lease_ttl: float = 10.0,
+        start_timeout: float = 60.0,
+        kill_timeout: float = 10.0,
+        max_pending: int = 1_000_000,
+        submit_timeout: float | None = None,
+        preload: tuple[str, ...] = (),
+        child_ring_bytes: int = 1 << 18,
+        client_ring_bytes: int = 1 << 20,
+        slots: int = 126,
+        max_payload_bytes: int = 1 << 32,
+        python: str = "",
+        max_tasks_per_child: int | None = None,
+        memory_limit: int | None = None,
+        memory_limit_hard: int | None = None,
+        cpu_affinity: Collection[int] | str | None = None,
+        nice: int = 0,
+        blas_threads: int | None = None,
+    ) -> None:
+        self.n = check_int("n", n, 1, N_MAX)
+        self.max_pending = check_int("max_pending", max_pending, 1, 1 << 40)
+        self.slots = check_int("slots", slots, 1, MAX_SLOTS)
+        self.nice = check_int("nice", nice, 0, 19)
+        self.max_payload_bytes = check_int("max_payload_bytes", max_payload_bytes, 1 << 12, 1 << 40)
+        self.child_ring_bytes = check_int("child_ring_bytes", child_ring_bytes, 1 << 12, 1 << 30)
+        self.client_ring_bytes = check_int("client_ring_bytes", client_ring_bytes, 1 << 12, 1 << 30)
+        self.max_tasks_per_child = _check_optional("max_tasks_per_child", max_tasks_per_child, 1, 1 << 40)
+        self.blas_threads = _check_optional("blas_threads", blas_threads, 1, 4096)
+        self.memory_limit = _check_optional("memory_limit", memory_limit, MEMORY_LIMIT_MIN, 1 << 50)
+        self.memory_limit_hard = _check_optional("memory_limit_hard", memory_limit_hard, MEMORY_LIMIT_MIN, 1 << 50)
+        self.cpu_affinity = _check_cores(cpu_affinity)
         soft, hard = self.memory_limit, self.memory_limit_hard
         if soft is not None and hard is not None and hard < soft:
             raise ConfigurationError(f"memory_limit_hard must be at least memory_limit={soft}, not {hard}")
-        for name in ("grace", "lease_ttl", "start_timeout", "kill_timeout"):
-            plain(self, name, check_seconds(name, getattr(self, name)))
-        plain(self, "submit_timeout", check_seconds("submit_timeout", self.submit_timeout, optional=True, zero=True))
+        self.grace = check_seconds("grace", grace)
+        self.lease_ttl = check_seconds("lease_ttl", lease_ttl)
+        self.start_timeout = check_seconds("start_timeout", start_timeout)
+        self.kill_timeout = check_seconds("kill_timeout", kill_timeout)
+        self.submit_timeout = check_seconds("submit_timeout", submit_timeout, optional=True, zero=True)
         if self.lease_ttl < LEASE_TTL_MIN:
             raise ConfigurationError(f"lease_ttl must be at least {LEASE_TTL_MIN} s, not {self.lease_ttl!r}")
         for name in ("child_ring_bytes", "client_ring_bytes"):
             size = getattr(self, name)
             if size & (size - 1):
                 raise ConfigurationError(f"{name} must be a power of two, not {size}")
+        self.preload = preload
+        self.python = python
+
+
+def _check_optional(name: str, value: Any, low: int, high: int) -> int | None:
+    return None if value is None else check_int(name, value, low, high)
 
 
 def _check_cores(value: Any) -> tuple[int, ...] | str | None:
@@ -210,24 +270,3 @@ def _check_cores(value: Any) -> tuple[int, ...] | str | None:
             f"cpu_affinity must be some of the cores that this process may use ({named}), not {value!r}"
         )
     return tuple(cores)
-
-
-_COUNTS: Final = (
-    ("n", 1, N_MAX),
-    ("max_pending", 1, 1 << 40),
-    ("slots", 1, MAX_SLOTS),
-    ("nice", 0, 19),
-    ("max_payload_bytes", 1 << 12, 1 << 40),
-    ("child_ring_bytes", 1 << 12, 1 << 30),
-    ("client_ring_bytes", 1 << 12, 1 << 30),
-)
-
-_OPTIONAL_COUNTS: Final = (
-    ("max_tasks_per_child", 1, 1 << 40),
-    ("blas_threads", 1, 4096),
-    ("memory_limit", MEMORY_LIMIT_MIN, 1 << 50),
-    ("memory_limit_hard", MEMORY_LIMIT_MIN, 1 << 50),
-)
-
-TASK_OPTIONS: Final = tuple(each.name for each in fields(TaskDefaults))
-WORKER_OPTIONS: Final = tuple(each.name for each in fields(WorkerOptions))

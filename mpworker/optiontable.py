@@ -1,13 +1,11 @@
 """What the supervisor is told once of options and queues, and knows from then on by a number or a name."""
 
 import itertools
-import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.errors import ConfigurationError, SerializationError
-from mpworker.ipc import codec, payload
+from mpworker.ipc import codec, json, payload
 from mpworker.options import QUEUES_MAX, TaskDefaults
 
 if TYPE_CHECKING:
@@ -124,7 +122,7 @@ class OptionTable:
         shared = options
         if options.concurrency_key or options.concurrency != 1:
             options.refuse_limit_of_nothing()
-            shared = replace(options, concurrency_key="", concurrency=1)
+            shared = options.but(concurrency_key="", concurrency=1)
         key = self._keys.get(shared)
         if key is None and len(self._keys) >= OPTIONS_MAX:
             key = 1  # any

@@ -1,6 +1,5 @@
 """What became of a task, as the exception that its caller gets; one table from the outcomes to their makers."""
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from mpworker.errors import (
     TaskTimeout,
     WorkerCrashed,
 )
-from mpworker.ipc import codec, payload, raised
+from mpworker.ipc import codec, json, payload, raised
 from mpworker.ipc.failures import brief
 
 # Outcomes that the client decides; the others are codec's.

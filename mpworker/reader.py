@@ -33,14 +33,13 @@ for as long as the second takes. So nothing here takes one:
 No user code runs here but such handlers: results are unpickled by whoever asks for them.
 """
 
-import json
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.background import Background
-from mpworker.ipc import codec
+from mpworker.ipc import codec, json
 from mpworker.ipc._native import RECORD_HEADER_BYTES, Bell
 from mpworker.ipc.codec import Record
 from mpworker.launch import Supervisor

@@ -1,10 +1,10 @@
 """The verbs of a worker for recurring tasks. What they need is loaded when one is called."""
 
+from __future__ import annotations
+
 import binascii
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
-from datetime import datetime, tzinfo
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -12,11 +12,13 @@ from mpworker.checks import check_seconds
 from mpworker.errors import ConfigurationError, InvalidArgument, TaskNotFound
 from mpworker.options import TaskDefaults
 from mpworker.steps import Steps, answered
-from mpworker.task import Task, checked_metadata
 
 if TYPE_CHECKING:
+    from datetime import tzinfo
+
     from mpworker.client import Client
     from mpworker.cron import CronRun, CronTask
+    from mpworker.task import Task
 
 Overlap = Literal["skip", "queue"]
 Misfire = Literal["skip", "once", "all"]
@@ -25,7 +27,7 @@ Misfire = Literal["skip", "once", "all"]
 class CronView:
     """The verb that goes by task options, and so belongs to each view of a worker."""
 
-    _client: "Client"
+    _client: Client
     _defaults: TaskDefaults
 
     def register_cron_task(
@@ -93,6 +95,7 @@ class CronView:
         from mpworker.child.cron import call
         from mpworker.functions import refuse_asynchronous
         from mpworker.ipc import payload
+        from mpworker.task import Task, checked_metadata
 
         _check_name(name)
         if not isinstance(task, Task) and not callable(task):
@@ -111,7 +114,7 @@ class CronView:
             data = payload.dumps((call, (bound,), {}))
         except payload.Unserializable as error:
             raise client.cannot_send(task.fn, task.args, task.kwargs, error) from error
-        options, shared = client.option_table.say(replace(self._defaults, **own))
+        options, shared = client.option_table.say(self._defaults.but(**own))
         said = dict(shared or {}, name=task.name or name)
         if task.metadata:
             said["metadata"] = checked_metadata(task.metadata)
@@ -137,9 +140,9 @@ class CronView:
 class CronWorker:
     """The verbs that are a worker's alone."""
 
-    _client: "Client"
+    _client: Client
 
-    def cron_tasks(self) -> "list[CronTask]":
+    def cron_tasks(self) -> list[CronTask]:
         """The recurring tasks, in the order in which they were registered.
 
         Raises:
@@ -225,7 +228,7 @@ class CronWorker:
         """
         self._ask_cron("remove", name)
 
-    def cron_history(self, name: str) -> "list[CronRun]":
+    def cron_history(self, name: str) -> list[CronRun]:
         """Its latest runs, at most 100, from the oldest to the newest; the last one may be under way.
 
         Raises:
@@ -261,7 +264,7 @@ def _check_choice(option: str, value: object, choices: tuple[str, ...]) -> None:
         raise kind(f"{option} must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
-def asking_cron(client: "Client", op: str, name: str | None = None, **fields: Any) -> Steps[dict[str, Any]]:
+def asking_cron(client: Client, op: str, name: str | None = None, **fields: Any) -> Steps[dict[str, Any]]:
     """Ask the supervisor.
 
     Raises:
@@ -287,8 +290,12 @@ def asking_cron(client: "Client", op: str, name: str | None = None, **fields: An
     return answer
 
 
-def _each_run(task: "Callable[[], object] | Task[Any]") -> Task[Any]:
+def _each_run(task: Callable[[], object] | Task[Any]) -> Task[Any]:
     """The task that each run is."""
+    from datetime import datetime
+
+    from mpworker.task import Task
+
     if not isinstance(task, Task):
         return Task(task)
     for name in ("id", "run_at", "idempotency_key"):

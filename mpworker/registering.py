@@ -1,20 +1,27 @@
 """How a task as an object is submitted: its options, its details, its id and its idempotency key."""
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
+from mpworker.checks import check_number, check_seconds
 from mpworker.client import Client
-from mpworker.errors import DuplicateTask, InvalidArgument
+from mpworker.errors import ConfigurationError, DuplicateTask, InvalidArgument
 from mpworker.future import TaskFuture, in_queue
 from mpworker.idempotency import Idempotency, Known, LookAgain
 from mpworker.options import TaskDefaults
 from mpworker.outcomes import FINAL_STATUSES, final_status
 from mpworker.steps import Steps, answered
-from mpworker.task import Task, checked_metadata, monotonic_at
+from mpworker.task import OR_A_DATETIME, Task, checked_metadata, monotonic_at
+
+T = TypeVar("T")
+
+EPOCH_MAX: Final = 1e11
 
 
 class _Token:
@@ -106,6 +113,35 @@ def has_too_many_keys(client: Client) -> bool:
     return client.registration is not None and client.registration.idempotency.has_too_many()
 
 
+def check_task(task: object) -> None:
+    """It is a `Task`."""
+    if not isinstance(task, Task):
+        raise InvalidArgument(f"register_task needs a Task, not {task!r}")
+
+
+def _check_without_time(task: Any) -> None:
+    check_task(task)
+    if task.run_at is not None:
+        raise ConfigurationError(
+            f"the Task says run_at={task.run_at!r} itself: register it by register_task, or leave that out"
+        )
+
+
+def task_at(when: float | datetime, task: Task[T]) -> Task[T]:
+    """The same, to be queued then."""
+    _check_without_time(task)
+    if isinstance(when, datetime):
+        return replace(task, run_at=when)
+    at = check_number("when", when, 0.0, EPOCH_MAX, instead=OR_A_DATETIME)
+    return replace(task, run_at=max(0.0, at - time.time()))
+
+
+def task_after(delay: float, task: Task[T]) -> Task[T]:
+    """The same, to be queued in so many seconds."""
+    _check_without_time(task)
+    return replace(task, run_at=check_seconds("delay", delay, zero=True))
+
+
 def register(client: Client, defaults: TaskDefaults, task: Task[Any]) -> TaskFuture[Any]:
     """Submit a task, or find the future of the one with its idempotency key; see `ProcessWorker.register_task`."""
     if task.id is None and task.idempotency_key is None:
@@ -172,7 +208,7 @@ def looking_up(client: Client, task_id: str | None) -> Steps[dict[str, Any] | No
 def _register(client: Client, defaults: TaskDefaults, task: Task[Any], look: Look) -> TaskFuture[Any]:
     if task.run_at is not None:
         task.refuse_to_begin_late()
-    key, shared = client.option_table.say(replace(defaults, **task.options()))
+    key, shared = client.option_table.say(defaults.but(**task.options()))
     said: dict[str, Any] = dict(shared or {})
     times = {"deadline": monotonic_at(task.deadline), "run_at": monotonic_at(task.run_at)}
     said |= {name: at for name, at in times.items() if at is not None}

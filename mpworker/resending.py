@@ -1,12 +1,11 @@
 """Items of a `map` that children could not unpickle together, and which the client therefore sends one by one."""
 
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mpworker.ipc import codec
+from mpworker.ipc import codec, json
 
 if TYPE_CHECKING:
     from mpworker.client import Client

@@ -23,7 +23,6 @@ is taken in twice.
 """
 
 import itertools
-import json
 import threading
 import weakref
 from collections import deque
@@ -34,6 +33,7 @@ from mpworker.checks import check_int
 from mpworker.ending import RUNS
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.future import TaskFuture
+from mpworker.ipc import json
 from mpworker.outcomes import FINAL_STATUSES, final_status
 from mpworker.queues import check_queue_name
 from mpworker.results import BLOCK, POLICIES, Buffered, Subscription, TaskResult

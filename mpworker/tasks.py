@@ -1,41 +1,34 @@
-"""The verbs for tasks as objects: register, look up, cancel, run again."""
+"""The verbs for tasks as objects: register, look up, cancel, run again. What they need is loaded when one is called."""
+
+from __future__ import annotations
 
 import binascii
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from mpworker.checks import check_int, check_number, check_seconds
+from mpworker.checks import check_int, check_seconds
 from mpworker.client import Client
-from mpworker.errors import ConfigurationError, InvalidArgument, TaskNotFound
+from mpworker.errors import ConfigurationError, TaskNotFound
 from mpworker.future import TaskFuture
+from mpworker.ipc import json
 from mpworker.ipc.codec import CRON_KEYS
 from mpworker.options import TaskDefaults
 from mpworker.outcomes import describe_error
-from mpworker.queues import check_queue_name
 from mpworker.recalling import awaiting, getting, name_in, recalling
-from mpworker.registering import key_of, looking_up, register
-from mpworker.retention import Retention, check_retention
 from mpworker.steps import Steps, answered
-from mpworker.task import (
-    OR_A_DATETIME,
-    AttemptInfo,
-    Task,
-    TaskInfo,
-    TaskStatus,
-)
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from mpworker.hooks import Hooks
     from mpworker.metrics import Metrics
+    from mpworker.retention import Retention
+    from mpworker.task import Task, TaskInfo, TaskStatus
 
 T = TypeVar("T")
 
 LIMIT_MAX: Final = 100_000
-EPOCH_MAX: Final = 1e11
 
 
 class Tasks:
@@ -68,12 +61,16 @@ class Tasks:
             QueueFull: `max_pending` tasks are unfinished, and `submit_timeout` is over, also while another thread sends
                 the task of its idempotency key.
         """
-        check_task(task)
+        from mpworker import registering
+
+        registering.check_task(task)
         client, defaults = self._client, self._defaults
         if client.submission is not None:
-            future: TaskFuture[T] = client.submission.submit(lambda task: register(client, defaults, task), task)
+            future: TaskFuture[T] = client.submission.submit(
+                lambda task: registering.register(client, defaults, task), task
+            )
             return future
-        return register(client, defaults, task)
+        return registering.register(client, defaults, task)
 
     def register_tasks(self, *tasks: Task[T]) -> list[TaskFuture[T]]:
         """`register_task` for each; if one raises, those before it are registered and run, and the rest is not."""
@@ -90,7 +87,9 @@ class Tasks:
             InvalidArgument: `when` is neither, or `task` no `Task`.
             ConfigurationError: `when` is out of its bounds or later than the deadline, or the task has a `run_at`.
         """
-        return self.register_task(task_at(when, task))
+        from mpworker import registering
+
+        return self.register_task(registering.task_at(when, task))
 
     def register_task_after(self, delay: float, task: Task[T]) -> TaskFuture[T]:
         """`register_task` with `run_at`: in so many seconds from now.
@@ -103,7 +102,9 @@ class Tasks:
             InvalidArgument: `delay` is no number, or `task` no `Task`.
             ConfigurationError: `delay` is out of its bounds or later than the deadline, or the task has a `run_at`.
         """
-        return self.register_task(task_after(delay, task))
+        from mpworker import registering
+
+        return self.register_task(registering.task_after(delay, task))
 
     def execute_task(self, task: Task[T], timeout: float | None = None) -> T:
         """Carry out a task and wait for its result; see `register_task` and `TaskFuture.result`.
@@ -126,6 +127,10 @@ class Tasks:
             InvalidArgument: It is no `Retention`.
             WorkerStopped: The worker was stopped.
         """
+        from dataclasses import asdict
+
+        from mpworker.retention import check_retention
+
         retention = check_retention(retention)
         self._client.refuse_if_closed()
         told = asdict(retention)
@@ -150,7 +155,9 @@ class Tasks:
 
     def _getting(self, task_id: str) -> Steps[TaskInfo]:
         """The steps of `get_task`."""
-        report = yield from looking_up(self._client, task_id)
+        from mpworker import registering
+
+        report = yield from registering.looking_up(self._client, task_id)
         if report is None:
             raise _not_found(task_id)
         return (yield from self._telling(report))
@@ -181,6 +188,8 @@ class Tasks:
         if status is not None:
             status = _checked_status(status)
         if queue is not None:
+            from mpworker.queues import check_queue_name
+
             queue = check_queue_name(queue)
             self._client.queues.look_for(queue)
         limit = check_int("limit", limit, 1, LIMIT_MAX)
@@ -192,7 +201,7 @@ class Tasks:
             infos.append((yield from self._telling(report)))  # noqa: PERF401  # a comprehension cannot yield
         return infos
 
-    def set_hooks(self, hooks: "Hooks | None") -> None:
+    def set_hooks(self, hooks: Hooks | None) -> None:
         """Call these hooks from now on, and none that were set before.
 
         They are told of tasks that are accepted from now on. What was accepted while there were hooks, or a tracer, is
@@ -221,7 +230,7 @@ class Tasks:
         self._client.refuse_if_closed()
         self._client.observer.watch(hooks)
 
-    def metrics(self) -> "Metrics":
+    def metrics(self) -> Metrics:
         """Counts of tasks by where they are and how they ended, since the start.
 
         After the stop they are those of its end: what it has cut short was cancelled.
@@ -232,7 +241,7 @@ class Tasks:
         """
         return self._client.carry_out(self._counting())
 
-    def _counting(self) -> "Steps[Metrics]":
+    def _counting(self) -> Steps[Metrics]:
         """The steps of `metrics`."""
         from mpworker.metrics import metrics_from
 
@@ -246,6 +255,8 @@ class Tasks:
         return metrics_from(told | client.observer.counts(told.pop("middleware_errors", 0)))
 
     def _telling(self, report: dict[str, Any]) -> Steps[TaskInfo]:
+        from mpworker.task import AttemptInfo, TaskInfo, TaskStatus
+
         client = self._client
         key = report["key"]
         epoch = time.time() - time.monotonic()
@@ -293,18 +304,22 @@ class Tasks:
             WorkerStopped: The worker has stopped.
             SupervisorLost: Its supervisor has died.
         """
-        future = self._client.pending.get(key_of(self._client, task_id))
+        from mpworker import registering
+
+        future = self._client.pending.get(registering.key_of(self._client, task_id))
         if isinstance(future, TaskFuture):
             return bool(future.cancel())
         return self._client.carry_out(self._cancelling(task_id))
 
     def _cancelling(self, task_id: str) -> Steps[bool]:
         """The steps of `cancel_task`."""
-        key = key_of(self._client, task_id)
+        from mpworker import registering
+
+        key = registering.key_of(self._client, task_id)
         future = self._client.pending.get(key)
         if not isinstance(future, TaskFuture):
             # A chunk of a map is no task.
-            if future is not None or (not key and (yield from looking_up(self._client, task_id)) is None):
+            if future is not None or (not key and (yield from registering.looking_up(self._client, task_id)) is None):
                 raise _not_found(task_id)
             if key < CRON_KEYS:
                 return False
@@ -347,7 +362,10 @@ class Tasks:
 
     def _retrying(self, task_id: str) -> Steps[TaskFuture[Any]]:
         """The steps of `retry_task`."""
-        report = yield from looking_up(self._client, task_id)
+        from mpworker import registering
+        from mpworker.task import TaskStatus
+
+        report = yield from registering.looking_up(self._client, task_id)
         if report is None:
             raise _not_found(task_id)
         status = TaskStatus(report["status"])
@@ -380,35 +398,6 @@ class Tasks:
         return ended() or client.wait_for(client.when(ended), timeout)
 
 
-def check_task(task: object) -> None:
-    """It is a `Task`."""
-    if not isinstance(task, Task):
-        raise InvalidArgument(f"register_task needs a Task, not {task!r}")
-
-
-def _check_without_time(task: Any) -> None:
-    check_task(task)
-    if task.run_at is not None:
-        raise ConfigurationError(
-            f"the Task says run_at={task.run_at!r} itself: register it by register_task, or leave that out"
-        )
-
-
-def task_at(when: float | datetime, task: Task[T]) -> Task[T]:
-    """The same, to be queued then."""
-    _check_without_time(task)
-    if isinstance(when, datetime):
-        return replace(task, run_at=when)
-    at = check_number("when", when, 0.0, EPOCH_MAX, instead=OR_A_DATETIME)
-    return replace(task, run_at=max(0.0, at - time.time()))
-
-
-def task_after(delay: float, task: Task[T]) -> Task[T]:
-    """The same, to be queued in so many seconds."""
-    _check_without_time(task)
-    return replace(task, run_at=check_seconds("delay", delay, zero=True))
-
-
 def all_ended(left: list[Any]) -> Callable[[], bool]:
     """A test whether all of these futures and chunks have ended."""
 
@@ -434,6 +423,8 @@ def _not_found(task_id: str) -> TaskNotFound:
 
 
 def _checked_status(status: TaskStatus | str) -> str:
+    from mpworker.task import TaskStatus
+
     try:
         return TaskStatus(status).value
     except ValueError:

@@ -1,8 +1,9 @@
 """The verbs of a worker for calls, which go by its task options; `options` gives the same ones with others."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
 
@@ -11,9 +12,11 @@ from mpworker.client import Client
 from mpworker.errors import InvalidArgument
 from mpworker.future import TaskFuture, in_queue
 from mpworker.ipc.codec import MAX_CHUNK_ITEMS
-from mpworker.options import TASK_OPTIONS, TaskDefaults, TaskOptions
+from mpworker.options import TASK_OPTIONS, TaskDefaults
 from mpworker.recurring import CronView
-from mpworker.registering import submit_as_task
+
+if TYPE_CHECKING:
+    from mpworker.optiontypes import TaskOptions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,10 +37,12 @@ class TaskView(CronView, Executor):
         self._make_future = client.make_future if defaults.queue == "default" else partial(in_queue, defaults.queue)
         known = defaults
         if defaults.limits_nothing:
-            known = replace(defaults, concurrency=1)
+            known = defaults.but(concurrency=1)
             self.submit = self.map = partial(_refuse_limit_of_nothing, defaults)  # type: ignore[method-assign]
         self._options_key, self._said = client.option_table.say(known)
         if client.submission is not None:
+            from mpworker.registering import submit_as_task  # not before: no start shall wait for it
+
             # Not a method of this object's, which would keep it in a cycle: the supervisor ends when it is dropped.
             self.submit = partial(submit_as_task, client, defaults)  # type: ignore[method-assign]
 
@@ -174,7 +179,7 @@ class TaskView(CronView, Executor):
         )
         return results
 
-    def options(self, **options: Unpack[TaskOptions]) -> "TaskView":
+    def options(self, **options: Unpack[TaskOptions]) -> TaskView:
         """The same worker with other task options.
 
         Args:
@@ -202,7 +207,7 @@ class TaskView(CronView, Executor):
                 from mpworker.worker import unknown_option
 
                 raise unknown_option(name, "options()", TASK_OPTIONS)
-        return TaskView(self._client, replace(self._defaults, **options), self._n)
+        return TaskView(self._client, self._defaults.but(**options), self._n)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Nothing: the worker owns the processes."""

@@ -1,5 +1,7 @@
 """`ProcessWorker`: the pool as its users see it."""
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -15,12 +17,10 @@ from mpworker.observing import Observing
 from mpworker.options import (
     N_MAX,
     WORKER_OPTIONS,
-    SizeOptions,
     TaskDefaults,
     WorkerOptions,
     available_cores,
 )
-from mpworker.queues import check_limit, check_queues
 from mpworker.recurring import CronWorker
 from mpworker.steps import Steps
 from mpworker.tasks import Tasks
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from mpworker.hooks import Hooks, Tracer
     from mpworker.logs import Logger
+    from mpworker.optiontypes import SizeOptions
     from mpworker.queues import QueueOptions
     from mpworker.retention import Retention
     from mpworker.retry import RetryPolicy
@@ -130,7 +131,7 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         grace: float = 5.0,
         retries: int = 0,
         crash_retries: int | None = None,
-        retry_policy: "RetryPolicy | None" = None,
+        retry_policy: RetryPolicy | None = None,
         preload: Sequence[str] = (),
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
@@ -142,15 +143,15 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
         blas_threads: int | None = None,
         max_pending: int = 1_000_000,
         submit_timeout: float | None = None,
-        queues: "Mapping[str, int | QueueOptions] | None" = None,
+        queues: Mapping[str, int | QueueOptions] | None = None,
         unknown_queues: Literal["create", "refuse"] = "create",
         rate: float | None = None,
         burst: int | None = None,
-        retention: "Retention | None" = None,
-        hooks: "Hooks | None" = None,
-        tracer: "Tracer | None" = None,
-        logger: "Logger | logging.Logger | None" = None,
-        record: "str | os.PathLike[str] | None" = None,
+        retention: Retention | None = None,
+        hooks: Hooks | None = None,
+        tracer: Tracer | None = None,
+        logger: Logger | logging.Logger | None = None,
+        record: str | os.PathLike[str] | None = None,
         submit_middleware: Sequence[Callable[..., Any]] = (),
         execute_middleware: Sequence[Callable[..., Any]] = (),
         lease_ttl: float = 10.0,
@@ -195,8 +196,12 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             **others,
         )
         refuses = check_unknown_queues(unknown_queues)
-        made = check_queues(queues)
-        rate, burst = check_limit(rate, burst)
+        made: Mapping[str, QueueOptions] = {}
+        if queues is not None or rate is not None or burst is not None:
+            from mpworker.queues import check_limit, check_queues  # not before: no start shall wait for it
+
+            made = check_queues(queues)
+            rate, burst = check_limit(rate, burst)
         observing = Observing(hooks, tracer, logger, submit_middleware, execute_middleware)
         check_bool("debug", debug)
         trace = None
@@ -305,7 +310,7 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
 
     def stop_graceful(
         self, timeout: float | None = None, *, cancel_queued: bool = False, wait: bool = True
-    ) -> "StopReport":
+    ) -> StopReport:
         """Accept no more, finish what was accepted, end every process.
 
         It may be called again, from any thread and from a signal handler; of several times the shortest counts.

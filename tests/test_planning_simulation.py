@@ -2,6 +2,7 @@
 
 import dataclasses
 import heapq
+import inspect
 import math
 import random
 
@@ -118,7 +119,7 @@ def test_breaking_the_queues_changes_the_answer(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_figures_of_the_world_are_the_workers_own() -> None:
-    defaults = {each.name: each.default for each in dataclasses.fields(WorkerOptions)}
+    defaults = {name: each.default for name, each in inspect.signature(WorkerOptions).parameters.items()}
     assert defaults["slots"] == worlds.SLOTS
     assert defaults["lease_ttl"] == worlds.LEASE_TTL
     assert defaults["start_timeout"] == worlds.START_TIMEOUT

@@ -16,7 +16,7 @@ import pytest
 import mpworker
 from mpworker import errors, options
 from mpworker.aio import PoolOptions
-from mpworker.options import SizeOptions, TaskOptions
+from mpworker.optiontypes import SizeOptions, TaskOptions
 
 REFERENCE = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
 

@@ -15,13 +15,13 @@ DEAR = {
     *("ssl", "subprocess", "tempfile", "uuid", "zoneinfo", "click", "rich", "psutil", "cronsim"),
 }
 # Where a child unpickles and writes tracebacks, `re` and so `enum` are needed.
-OF_NURSERY = DEAR | {"concurrent", "logging", "string", "typing"}
+OF_NURSERY = DEAR | {"concurrent", "logging", "signal", "string", "typing"}
 OF_SUPERVISOR = OF_NURSERY | {
-    *("contextlib", "enum", "linecache", "pickle", "re", "resource", "signal", "textwrap", "threading", "tokenize"),
+    *("contextlib", "enum", "linecache", "pickle", "re", "resource", "textwrap", "threading", "tokenize"),
     *("traceback", "warnings"),
 }
-# Its public values are dataclasses, which need `inspect` and so `ast` and `dis`; `json` and `datetime` are its own.
-OF_CLIENT = DEAR - {"ast", "dataclasses", "datetime", "dis", "inspect", "json"} | {"hashlib", "hmac", "secrets"}
+# What users make (a `Task`, `Hooks`) are dataclasses, which nobody has to import who makes none.
+OF_CLIENT = DEAR | {"hashlib", "hmac", "secrets", "mpworker.hooks", "mpworker.queues", "mpworker.task"}
 
 Spied: TypeAlias = dict[str, list[str]]
 

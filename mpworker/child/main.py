@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -29,6 +28,7 @@ from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import INTERRUPT_SIGNAL, STACK_SIGNAL
 from mpworker.ipc.failures import brief, cut, full
 from mpworker.ipc.limits import explained
+from mpworker.ipc.signals import signal
 from mpworker.ipc.stacks import StackFile
 
 TYPE_CHECKING = False

@@ -1,4 +1,4 @@
-"""Signals as supervisor and nursery import them: `from mpworker.ipc.signals import signal`.
+"""Signals as the processes of a pool import them: `from mpworker.ipc.signals import signal`.
 
 The standard library's `signal` is the face of the built-in `_signal`, whose numbers it makes members of an `enum`. That
 module costs some milliseconds of every start, for names that nobody here reads: the numbers are enough.

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import sys
 import traceback
 
@@ -27,6 +26,7 @@ from mpworker.ipc._native import prctl
 from mpworker.ipc.channel import Channel, map_claims
 from mpworker.ipc.failures import brief, cut, full
 from mpworker.ipc.limits import explained
+from mpworker.ipc.signals import signal
 from mpworker.supervisor import blas
 from mpworker.supervisor.advance import InAdvance
 from mpworker.supervisor.burying import become_subreaper, bury, kill_strays
