@@ -1,10 +1,13 @@
 """From the start of a fresh interpreter to the first result, and from there until the pool has stopped."""
 
+import compileall
+import functools
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import mpworker as package
 from benchmarks.measure import Benchmark, Measure, Settings, Values, in_turn
 from benchmarks.pools import EXECUTOR, MPWORKER, POOL
 
@@ -27,7 +30,17 @@ EXECUTOR_POOL = (
 POOL_POOL = "from multiprocessing import get_context\nwith get_context('fork').Pool({n}) as pool:"
 
 
+@functools.cache
+def _compiled() -> None:
+    """Have byte code of the package, as each installation has.
+
+    Where PYTHONDONTWRITEBYTECODE is set a checkout has none, and each start would compile all anew.
+    """
+    compileall.compile_dir(Path(package.__file__).parent, quiet=1)
+
+
 def _measure(pool: str, call: str, settings: Settings) -> Values:
+    _compiled()
     script = SCRIPT.format(pool=pool.format(n=settings.n), call=call)
     begun = time.monotonic_ns()
     run = subprocess.run(
