@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mpworker.values import Value
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any
 
 
-class TaskContext:
+class TaskContext(Value):
     """The task that runs now, as seen from inside it.
 
     Attributes:
@@ -19,7 +21,6 @@ class TaskContext:
         metadata: As it was given to `Task`.
     """
 
-    # By hand what `dataclasses` would make, whose import every start of a pool would wait for.
     __slots__ = ("attempt", "deadline", "metadata", "task_id")
     __match_args__ = ("task_id", "attempt", "deadline", "metadata")
 
@@ -31,33 +32,7 @@ class TaskContext:
     def __init__(
         self, task_id: str, attempt: int, deadline: float | None = None, metadata: dict[str, Any] | None = None
     ) -> None:
-        put = object.__setattr__
-        put(self, "task_id", task_id)
-        put(self, "attempt", attempt)
-        put(self, "deadline", deadline)
-        put(self, "metadata", {} if metadata is None else metadata)
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"cannot assign to field {name!r}")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"cannot delete field {name!r}")
-
-    def _values(self) -> tuple[object, ...]:
-        return tuple(getattr(self, name) for name in self.__match_args__)
-
-    def __eq__(self, other: object) -> bool:
-        return self._values() == other._values() if type(other) is TaskContext else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._values())
-
-    def __repr__(self) -> str:
-        said = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__match_args__)
-        return f"TaskContext({said})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return TaskContext, self._values()
+        self._fill(task_id, attempt, deadline, {} if metadata is None else metadata)
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, 0 or more; None for no deadline."""

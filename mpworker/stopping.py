@@ -1,16 +1,15 @@
 """What a stop tells of its end."""
 
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
 from mpworker.future import TaskFuture
+from mpworker.values import Value
 
 NAMED_MAX: Final = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class StopReport:
+class StopReport(Value):
     """What a stop has finished and what it has not; true if all that was accepted was finished.
 
     Attributes:
@@ -21,10 +20,16 @@ class StopReport:
         items: How many items of `map` were left, of those that the worker had read.
     """
 
+    __slots__ = ("finished", "items", "task_ids", "tasks")
+    __match_args__ = ("finished", "tasks", "task_ids", "items")
+
     finished: bool
-    tasks: int = 0
-    task_ids: tuple[str, ...] = ()
-    items: int = 0
+    tasks: int
+    task_ids: tuple[str, ...]
+    items: int
+
+    def __init__(self, finished: bool, tasks: int = 0, task_ids: tuple[str, ...] = (), items: int = 0) -> None:
+        self._fill(finished, tasks, task_ids, items)
 
     def __bool__(self) -> bool:
         return self.finished
