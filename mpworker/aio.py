@@ -16,6 +16,7 @@ from mpworker.loopclient import LoopClient
 from mpworker.observing import Observing
 from mpworker.options import WorkerOptions
 from mpworker.optiontypes import SizeOptions, TaskOptions
+from mpworker.starting import Start
 from mpworker.view import TaskView, no_attribute
 from mpworker.worker import ProcessWorker
 
@@ -83,7 +84,8 @@ class _Pool(ProcessWorker):
     ) -> "Client":
         if debug:
             raise InvalidArgument("debug=True would run tasks in the event loop: use it with a ProcessWorker")
-        return LoopClient(options, initializer, initargs, observing)
+        start = Start(options, initializer, initargs, observing)
+        return LoopClient(options, observing, start)
 
 
 class AsyncTaskView(AsyncCronView):

@@ -1,7 +1,6 @@
 """The client's end of a worker: tasks and requests go out here; `mpworker.reader` takes in what comes back."""
 
 import itertools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -13,8 +12,7 @@ from mpworker.functions import FunctionTable
 from mpworker.future import TaskFuture
 from mpworker.ipc import codec, details, json, payload
 from mpworker.ipc.levels import INFO
-from mpworker.launch import descriptors_of, launch, overlap, too_few_descriptors
-from mpworker.logs import as_logger, level_of
+from mpworker.launch import descriptors_of, overlap, too_few_descriptors
 from mpworker.mapping import Mapping as Map
 from mpworker.observer import Observer
 from mpworker.observing import Observing
@@ -24,6 +22,7 @@ from mpworker.outcomes import start_failed
 from mpworker.reader import Reader
 from mpworker.resending import Resending
 from mpworker.sending import Sending
+from mpworker.starting import Start
 from mpworker.steps import Answer, Steps, asking
 from mpworker.waiting import Reply
 
@@ -44,9 +43,8 @@ class Client(Reader):
 
     Args:
         options: The worker's options.
-        initializer: Called in each child before its first task, with initargs.
-        initargs: Its arguments.
         observing: What is beside and around the tasks.
+        start: What it begins with.
 
     Attributes:
         prefix: Of the ids of its tasks.
@@ -56,11 +54,6 @@ class Client(Reader):
         sending: How what needs patience is sent,
         resending: and what must be sent once more.
         recurs: A recurring task was registered.
-
-    Raises:
-        ConfigurationError: No interpreter can be started.
-        SerializationError: The initializer or an execution middleware cannot be pickled.
-        OSError: No memory, descriptor or process is left.
     """
 
     # All that is sent and read passes here, and with so many attributes CPython would look each up in a dictionary.
@@ -84,31 +77,13 @@ class Client(Reader):
     make_future: type[TaskFuture[Any]] = TaskFuture
     may_wait = True  # for what comes, where it is called
     _interrupts = False  # a map that is closed interrupts its items that run
-    _launch = staticmethod(launch)
     _observer_kind: type[Observer] = Observer
     _ending_kind: type[Ending] = Ending
 
-    def __init__(
-        self,
-        options: WorkerOptions,
-        initializer: Callable[..., object] | None,
-        initargs: tuple[Any, ...],
-        observing: Observing | None = None,
-    ) -> None:
-        clients.sweep()
-        observing = observing or Observing()
-        self.prefix = f"{os.urandom(4).hex()}-"
-        logger = as_logger(observing.logger)
-        level = level_of(logger)
-        middleware = b""
-        if observing.execute_middleware:
-            from mpworker.middleware import pickled  # not before: no start shall wait for it
-
-            middleware = pickled(observing.execute_middleware)
-        super().__init__(
-            self._launch(options, self.prefix, initializer, initargs, level, middleware), self._ending_kind(self)
-        )
-        self.observer = self._observer_kind(self, logger, observing.tracer)
+    def __init__(self, options: WorkerOptions, observing: Observing, start: Start) -> None:
+        self.prefix = start.prefix
+        super().__init__(start.supervisor, self._ending_kind(self))
+        self.observer = self._observer_kind(self, start.logger, observing.tracer)
         self.submission: Submission | None = None
         if observing.submit_middleware:
             from mpworker import middleware as around

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mpworker.checks import check_seconds
-from mpworker.client import Client
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.steps import Answer, Message, Steps, answered
 
 if TYPE_CHECKING:
+    from mpworker.client import Client
     from mpworker.queues import QueueState
     from mpworker.results import Subscription, TaskResult
 

@@ -8,14 +8,12 @@ from typing import Any, Final
 
 import mpworker
 from mpworker.errors import ConfigurationError, InvalidArgument, SerializationError
-from mpworker.functions import refuse_asynchronous
-from mpworker.ipc import codec, frames, json, payload
+from mpworker.ipc import codec, frames, json
 from mpworker.ipc.channel import Channel, close_all, make_channel, make_segment
 from mpworker.ipc.levels import WARNING
 from mpworker.ipc.limits import explained
 from mpworker.ipc.signals import signal
 from mpworker.options import WorkerOptions, available_cores
-from mpworker.outcomes import start_failed
 
 _CLIENT_SPIN_NS: Final = 50_000
 _CHILD_SPIN_NS: Final = 20_000
@@ -247,6 +245,9 @@ def pickle_initializer(initializer: Callable[..., object] | None, initargs: tupl
         return b""
     if not callable(initializer):
         raise InvalidArgument(f"initializer must be callable, not {initializer!r}")
+    from mpworker.functions import refuse_asynchronous
+    from mpworker.ipc import payload
+
     refuse_asynchronous(initializer)
     try:
         return payload.dumps((initializer, tuple(initargs)))
@@ -385,6 +386,8 @@ def _start(
             report = _start_failure(sock.words(), python, "it ended at once")
             if report is None:
                 raise  # it stood, and was killed
+            from mpworker.outcomes import start_failed
+
             raise start_failed(report) from error
         finally:
             os.close(blob_fd)

@@ -17,9 +17,8 @@ import base64
 import math
 import time
 from collections import deque
-from collections.abc import Callable
 from heapq import heapify, heappop, heappush
-from typing import Any, Final
+from typing import Final
 
 from mpworker.client import Client, queue_full
 from mpworker.ending import DRAIN
@@ -28,6 +27,7 @@ from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
 from mpworker.observing import Observing
 from mpworker.options import WorkerOptions
+from mpworker.starting import Start
 from mpworker.steps import Message
 
 _KEEPS_ITS_PLACE: Final = (codec.SUBMIT, codec.FORGET)
@@ -56,13 +56,7 @@ class LineClient(Client):
         "loop",
     )
 
-    def __init__(
-        self,
-        options: WorkerOptions,
-        initializer: Callable[..., object] | None,
-        initargs: tuple[Any, ...],
-        observing: Observing,
-    ) -> None:
+    def __init__(self, options: WorkerOptions, observing: Observing, start: Start) -> None:
         # Before the client, whose start may fail, and which is then stopped.
         self.loop: asyncio.AbstractEventLoop | None = None
         self._line: dict[int, Record] = {}  # behind max_pending: of a task by its key, of others by a negative number
@@ -76,7 +70,7 @@ class LineClient(Client):
         self._questions = asyncio.Lock()  # about tasks
         self._holds = False  # the answer to one is under way: nothing leaves the line
         self._outbox: deque[Record] = deque()  # behind a full ring
-        super().__init__(options, initializer, initargs, observing)
+        super().__init__(options, observing, start)
         self._room_max = self.supervisor.channel.outbound.max_payload
         self._push_now = self._push
         self._push = self._send_or_keep

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -91,6 +90,8 @@ class CronView:
         self, name: str, spec: str, task: Callable[[], object] | Task[Any], tz: str | tzinfo, rules: dict[str, Any]
     ) -> Steps[None]:
         """The steps of `register_cron_task`."""
+        import binascii
+
         from mpworker import cron
         from mpworker.child.cron import call
         from mpworker.functions import refuse_asynchronous

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import binascii
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mpworker.checks import check_int, check_seconds
-from mpworker.client import Client
 from mpworker.errors import ConfigurationError, TaskNotFound
-from mpworker.future import TaskFuture
 from mpworker.ipc import json
 from mpworker.ipc.codec import CRON_KEYS
 from mpworker.options import TaskDefaults
-from mpworker.outcomes import describe_error
-from mpworker.recalling import awaiting, getting, name_in, recalling
 from mpworker.steps import Steps, answered
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from mpworker.client import Client
+    from mpworker.future import TaskFuture
     from mpworker.hooks import Hooks
     from mpworker.metrics import Metrics
     from mpworker.retention import Retention
@@ -255,6 +252,11 @@ class Tasks:
         return metrics_from(told | client.observer.counts(told.pop("middleware_errors", 0)))
 
     def _telling(self, report: dict[str, Any]) -> Steps[TaskInfo]:
+        import binascii
+
+        from mpworker.future import TaskFuture
+        from mpworker.outcomes import describe_error
+        from mpworker.recalling import name_in, recalling
         from mpworker.task import AttemptInfo, TaskInfo, TaskStatus
 
         client = self._client
@@ -305,6 +307,7 @@ class Tasks:
             SupervisorLost: Its supervisor has died.
         """
         from mpworker import registering
+        from mpworker.future import TaskFuture
 
         future = self._client.pending.get(registering.key_of(self._client, task_id))
         if isinstance(future, TaskFuture):
@@ -314,6 +317,7 @@ class Tasks:
     def _cancelling(self, task_id: str) -> Steps[bool]:
         """The steps of `cancel_task`."""
         from mpworker import registering
+        from mpworker.future import TaskFuture
 
         key = registering.key_of(self._client, task_id)
         future = self._client.pending.get(key)
@@ -363,6 +367,7 @@ class Tasks:
     def _retrying(self, task_id: str) -> Steps[TaskFuture[Any]]:
         """The steps of `retry_task`."""
         from mpworker import registering
+        from mpworker.recalling import awaiting, getting
         from mpworker.task import TaskStatus
 
         report = yield from registering.looking_up(self._client, task_id)
@@ -400,6 +405,7 @@ class Tasks:
 
 def all_ended(left: list[Any]) -> Callable[[], bool]:
     """A test whether all of these futures and chunks have ended."""
+    from mpworker.future import TaskFuture
 
     def ended() -> bool:
         while left and (left[-1].has_been_told() if isinstance(left[-1], TaskFuture) else left[-1].has_ended()):

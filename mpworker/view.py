@@ -8,14 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
 
 from mpworker.checks import check_bool, check_int, check_seconds
-from mpworker.client import Client
 from mpworker.errors import InvalidArgument
-from mpworker.future import TaskFuture, in_queue
 from mpworker.ipc.codec import MAX_CHUNK_ITEMS
 from mpworker.options import TASK_OPTIONS, TaskDefaults
 from mpworker.recurring import CronView
 
 if TYPE_CHECKING:
+    from mpworker.client import Client
+    from mpworker.future import TaskFuture
     from mpworker.optiontypes import TaskOptions
 
 P = ParamSpec("P")
@@ -34,7 +34,11 @@ class TaskView(CronView, Executor):
         self._defaults = defaults
         self._n = n
         # A plain task's future pays nothing for what only those of other queues must know.
-        self._make_future = client.make_future if defaults.queue == "default" else partial(in_queue, defaults.queue)
+        self._make_future: Callable[..., TaskFuture[Any]] = client.make_future
+        if defaults.queue != "default":
+            from mpworker.future import in_queue
+
+            self._make_future = partial(in_queue, defaults.queue)
         known = defaults
         if defaults.limits_nothing:
             known = defaults.but(concurrency=1)

@@ -6,10 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, cast
 
 from mpworker.checks import check_bool, check_int, check_seconds, shown
-from mpworker.client import Client
 from mpworker.context import refuse_while_loading
 from mpworker.control import Control, check_unknown_queues
 from mpworker.errors import ConfigurationError, InvalidArgument
@@ -22,6 +21,7 @@ from mpworker.options import (
     available_cores,
 )
 from mpworker.recurring import CronWorker
+from mpworker.starting import Start
 from mpworker.steps import Steps
 from mpworker.tasks import Tasks
 from mpworker.view import TaskView
@@ -29,6 +29,7 @@ from mpworker.view import TaskView
 if TYPE_CHECKING:
     import logging
 
+    from mpworker.client import Client
     from mpworker.hooks import Hooks, Tracer
     from mpworker.logs import Logger
     from mpworker.optiontypes import SizeOptions
@@ -234,9 +235,18 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
     ) -> Client:
         if debug:
             from mpworker.inline.client import InlineClient
+            from mpworker.inline.supervisor import InlineSupervisor
 
-            return InlineClient(options, initializer, initargs, observing)
-        return Client(options, initializer, initargs, observing)
+            here = Start(options, initializer, initargs, observing, cast("Any", InlineSupervisor))
+            return InlineClient(options, observing, here)
+        start = Start(options, initializer, initargs, observing)
+        try:
+            from mpworker.client import Client  # while the supervisor comes up
+
+            return Client(options, observing, start)
+        except BaseException:
+            start.give_up()
+            raise
 
     def __repr__(self) -> str:
         pid = self._client.supervisor.pid

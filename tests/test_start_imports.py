@@ -100,7 +100,20 @@ def test_the_first_nursery_is_started_before_the_supervisor_has_loaded_itself(im
 
 
 def test_what_the_client_loads(tmp_path: Path) -> None:
-    done = programs.run_source("import sys\nfrom mpworker import ProcessWorker\nprint(*sys.modules)", tmp_path)
-    loaded = set(done.stdout.split())
-    assert "mpworker.client" in loaded
-    assert OF_CLIENT.isdisjoint(loaded)
+    done = programs.run_source(
+        """
+        import sys
+        from mpworker import ProcessWorker
+        print(*sys.modules)
+        with ProcessWorker(n=1) as pool:
+            pool.submit(abs, -1).result()
+            print(*sys.modules)
+        print(*sys.modules)
+        """,
+        tmp_path,
+    )
+    imported, started, stopped = (set(line.split()) for line in done.stdout.splitlines())
+    assert {"mpworker.launch", "mpworker.worker"} <= imported
+    assert {"mpworker.client", "mpworker.future", "pickle"}.isdisjoint(imported), "loaded while the supervisor comes up"
+    assert "mpworker.client" in started
+    assert OF_CLIENT.isdisjoint(stopped)

@@ -7,9 +7,7 @@ from mpworker.client import Client
 from mpworker.ending import Ending
 from mpworker.future import TaskFuture
 from mpworker.inline.runner import here
-from mpworker.inline.supervisor import InlineSupervisor
 from mpworker.ipc import codec
-from mpworker.launch import Supervisor
 from mpworker.mapping import Mapping
 from mpworker.waiting import Condition, Waitable
 
@@ -56,11 +54,6 @@ class InlineClient(Client):
 
     supervisor: Any
     _ending_kind = _InlineEnding
-    _launch: Any = staticmethod(
-        lambda options, prefix, initializer, initargs, level, middleware: cast(
-            Supervisor, InlineSupervisor(options, prefix, initializer, initargs, level, middleware)
-        )
-    )
 
     def submit(self, *args: Any, **kwargs: Any) -> TaskFuture[Any]:
         """Run one task, before it returns, unless it is for later."""
