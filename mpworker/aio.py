@@ -84,8 +84,8 @@ class _Pool(ProcessWorker):
     ) -> "Client":
         if debug:
             raise InvalidArgument("debug=True would run tasks in the event loop: use it with a ProcessWorker")
-        start = Start(options, initializer, initargs, observing)
-        return LoopClient(options, observing, start)
+        with Start(options, initializer, initargs, observing) as start:
+            return LoopClient(options, observing, start)
 
 
 class AsyncTaskView(AsyncCronView):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from mpworker import clients
 from mpworker.launch import Supervisor, launch
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Start:
-    """What a client begins with.
+    """What a client begins with; around the making of the client, whose failure ends the supervisor.
 
     Args:
         options: The worker's options.
@@ -56,7 +56,10 @@ class Start:
             middleware = pickled(observing.execute_middleware)
         self.supervisor = how(options, self.prefix, initializer, initargs, level_of(self.logger), middleware)
 
-    def give_up(self) -> None:
-        """There will be no client: end the supervisor."""
-        self.supervisor.hang_up()
-        self.supervisor.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, _error: object, _trace: object) -> None:
+        if kind is not None:
+            self.supervisor.hang_up()
+            self.supervisor.close()

@@ -239,14 +239,10 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
 
             here = Start(options, initializer, initargs, observing, cast("Any", InlineSupervisor))
             return InlineClient(options, observing, here)
-        start = Start(options, initializer, initargs, observing)
-        try:
+        with Start(options, initializer, initargs, observing) as start:
             from mpworker.client import Client  # while the supervisor comes up
 
             return Client(options, observing, start)
-        except BaseException:
-            start.give_up()
-            raise
 
     def __repr__(self) -> str:
         pid = self._client.supervisor.pid

@@ -1,5 +1,6 @@
 """Functions travel once when nobody can tell, and else each time: a task sees what its caller saw at the submit."""
 
+import inspect
 import math
 import sys
 import types
@@ -13,7 +14,7 @@ import programs
 import pytest
 from pooljobs import Gate
 
-from mpworker import ProcessWorker
+from mpworker import ProcessWorker, functions
 from mpworker.functions import _CACHED_MAX
 
 
@@ -394,3 +395,7 @@ def test_a_module_made_at_run_time_cannot_be_imported_in_a_child(tmp_path: Path)
     first, *rest = done.stdout.splitlines()
     assert "No module named 'made'" in first
     assert rest == ["1", "2"]
+
+
+def test_asynchronous_functions_are_known_by_the_flags_that_python_gives_them() -> None:
+    assert inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR == functions._ASYNCHRONOUS

@@ -15,13 +15,17 @@ from typing import Any
 
 import programs
 import pytest
-from leaks import wait_until
+from leaks import alive, wait_until
 from test_loop import made
 
 from mpworker import ProcessWorker, launch
+from mpworker.client import Client
 from mpworker.errors import ConfigurationError, StartFailed, SupervisorLost
 from mpworker.ipc import codec, frames
 from mpworker.ipc.codec import Record
+from mpworker.observing import Observing
+from mpworker.options import WorkerOptions
+from mpworker.starting import Start
 from mpworker.supervisor import children
 from mpworker.supervisor.nursing import _START_FAILURES_MAX
 
@@ -473,3 +477,17 @@ def test_a_supervisor_that_is_dead_before_it_is_sent_anything_is_heard(
     monkeypatch.setattr("os.posix_spawn", spawn_and_wait)
     with pytest.raises(error, match=r"why not$"):
         ProcessWorker(n=1, python=python)
+
+
+def test_a_supervisor_whose_client_is_not_made_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is on its way when the client is loaded, which Ctrl-C may break off. The suite sees that nothing is left."""
+    started: list[Start] = []
+
+    def interrupted(_self: Client, _options: WorkerOptions, _observing: Observing, start: Start) -> None:
+        started.append(start)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "__init__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ProcessWorker(n=1)
+    assert not alive(started[0].supervisor.pid)
