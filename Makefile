@@ -33,8 +33,17 @@ $(VENV)/.core: pyproject.toml constraints.txt setup.py
 	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
+# The peers of the benchmarks, which users install as an extra.
+$(VENV)/.bench: $(VENV)/.core
+	@echo "Installing what the benchmarks compare with into $(VENV)"
+	@$(PIP) --no-build-isolation -e '.[bench]'
+	@touch $@
+
+# The tests run some tasks in each peer.
+$(VENV)/.test: $(VENV)/.bench
+
 # One stamp per dependency group: a target waits for no other one's tools.
-$(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.bench: $(VENV)/.%: $(VENV)/.core
+$(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.core
 	@echo "Installing the tools for '$*' into $(VENV)"
 	@$(PIP) --group $*
 	@touch $@

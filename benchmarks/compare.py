@@ -13,8 +13,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import machine, report
-from benchmarks.measure import Benchmark, Measure, Round, Settings, Values
+from mpworker.bench import machine, tables
+from mpworker.bench.measure import Benchmark, Measure, Settings, Values
+from mpworker.bench.rounds import Taken
+from mpworker.bench.run import Run
 
 ROOT = Path(__file__).parent.parent
 SECONDS_MAX = 600.0
@@ -85,16 +87,14 @@ def main() -> None:
         parser.error(f"{arguments.other} is no checkout of mpworker")
     settings = Settings(arguments.n, arguments.scale)
     described = machine.describe()
-
-    def take_round(settings: Settings) -> Round:
-        return {name: measure(checkout, settings) for name, checkout in checkouts.items()}
-
-    benchmark = Benchmark("CPU time of a no-op task, and throughput", MEASURES, take_round, base=OTHER)
-    rounds = [take_round(settings) for _ in range(arguments.rounds)]
+    benchmark = Benchmark("CPU time of a no-op task, and throughput", MEASURES, base=OTHER)
+    rounds = [
+        {name: measure(checkout, settings) for name, checkout in checkouts.items()} for _ in range(arguments.rounds)
+    ]
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 110)
-    report.show(described, settings, {"compare": (benchmark, rounds)}, console)
+    tables.show(Run(described, settings, {"compare": Taken(benchmark, rounds)}), console)
 
 
 if __name__ == "__main__":

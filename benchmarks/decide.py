@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 from itertools import islice
 
-from benchmarks.measure import Benchmark, Measure, Round, Settings, Values
+from mpworker.bench.measure import Benchmark, Measure, Round, Settings, Values
 from mpworker.supervisor.effects import CLAIM_CLAIMED, OK
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.registry import Function, Seat, Task, TaskOptions, Times
@@ -12,6 +12,7 @@ from mpworker.supervisor.registry import Function, Seat, Task, TaskOptions, Time
 TASKS = 20_000
 BATCH = 256  # come in before the next dispatch, as in the supervisor's loop
 CHILDREN = 2
+MORE_CHILDREN = (1, 8, 64)
 SLOTS = 128
 WARM_UP = 1_000
 CALL_NS = 100  # so short that a child is given many ahead
@@ -58,12 +59,12 @@ def decide(scheduler: Places, effects: NullEffects, tasks: Iterable[Task]) -> No
             scheduler.done(seat, slot, generation, OK, CALL_NS, b"", False, 0)
 
 
-def measure(options: list[TaskOptions], limit: int | None, settings: Settings) -> Values:
+def measure(options: list[TaskOptions], limit: int | None, settings: Settings, children: int = CHILDREN) -> Values:
     """Nanoseconds of CPU time for each task."""
     effects = NullEffects()
     times = Times(lease_ttl=1e9, grace=1.0, start_timeout=1e9, kill_timeout=1e9)
     scheduler = Places(effects, times, lambda: 0.5)  # type: ignore[arg-type]  # no other effect is asked for here
-    for number in range(CHILDREN):
+    for number in range(children):
         seat = Seat(number, SLOTS)
         scheduler.child_starting(seat, 0.0)
         scheduler.child_ready(seat)
@@ -91,12 +92,12 @@ def take_round(settings: Settings) -> Round:
         "no-op": measure(plain, None, settings),
         "priorities": measure([TaskOptions(priority=each) for each in range(PRIORITIES)], None, settings),
         "max_running": measure(plain, 1_000_000, settings),
-    }
+    } | {f"{children} children": measure(plain, None, settings, children) for children in MORE_CHILDREN}
 
 
 BENCHMARK = Benchmark(
     "decide: a task through the scheduler alone, with nothing around it",
     (Measure("cpu", "ns"), Measure("tasks", "/s", higher_is_better=True)),
-    take_round,
+    whole=take_round,
     base="no-op",
 )

@@ -9,10 +9,10 @@ import time
 from collections import deque
 from contextlib import ExitStack
 
-from benchmarks.measure import Benchmark, Measure, Round, Settings, Target
-from benchmarks.processes import usage_of
-from benchmarks.tasks import noop
 from mpworker import ProcessWorker, TaskFuture
+from mpworker.bench.measure import Benchmark, Measure, Round, Settings, Target
+from mpworker.bench.processes import usage_of
+from mpworker.bench.tasks import noop
 
 FEW, MANY = 1_000, 1_000_000
 SLICE = 1_000  # tasks
@@ -101,7 +101,7 @@ _TARGETS = (
 BENCHMARK = Benchmark(
     "depth: a start while few and while very many tasks wait, CPU of the supervisor and time",
     (Measure("supervisor", "us", targets=_TARGETS), Measure("time", "us", targets=_TARGETS)),
-    take_round,
+    whole=take_round,
     base=f"{FEW:,} wait",
     rounds_max=1,
 )

@@ -4,12 +4,12 @@ import itertools
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
-from benchmarks.measure import Benchmark, Measure, Settings, Values, in_turn
 from benchmarks.profile_tasks import usage_by_role
-from benchmarks.tasks import noop
 from mpworker import ProcessWorker, QueueOptions, Retention, Task, TaskFuture
+from mpworker.bench.measure import Benchmark, Measure, Settings, Values, variants
+from mpworker.bench.tasks import noop
 
 TASKS = 10_000
 WARM_UP = 1_000
@@ -75,28 +75,28 @@ def _usage(worker: ProcessWorker, submit: Submit, settings: Settings) -> Values:
     return {"all": sum(used.values())} | used
 
 
+CONTENDERS: Final[dict[str, Callable[[Settings], Values]]] = {
+    "none": _measure(submitted),
+    "timeout": _measure(submitted, timeout=3_600.0),
+    "a second queue, unused": _measure(submitted, queues={"other": 1}),
+    "queue, priority": _measure(partial(submitted, queue="other", priority=1)),
+    "rate": _measure(submitted, rate=float(FAR), burst=FAR),
+    "max_running": _measure(submitted, queues={"default": QueueOptions(max_running=FAR)}),
+    "concurrency_key": _measure(partial(submitted, concurrency_key="key", concurrency=FAR)),
+    "Retention(max_entries)": _measure(submitted, retention=Retention(max_entries=FAR)),
+    "Retention(results)": _measure(submitted, retention=Retention(results=True)),
+    "Retention(ttl)": _measure(submitted, retention=Retention(ttl=3_600.0)),
+    "subscribe_results": _subscribed,
+    "record": _recorded,
+    "register_task": _measure(registered),
+    "deadline": _measure(partial(registered, deadline=3_600.0)),
+    "metadata": _measure(partial(registered, metadata={"tenant": "acme"})),
+    "idempotency_key": _measure(keyed),
+}
 BENCHMARK = Benchmark(
     "features: CPU time of a no-op task while one feature is used, against none",
     tuple(Measure(role, "us") for role in ("all", "client", "supervisor", "children")),
-    in_turn(
-        {
-            "none": _measure(submitted),
-            "timeout": _measure(submitted, timeout=3_600.0),
-            "a second queue, unused": _measure(submitted, queues={"other": 1}),
-            "queue, priority": _measure(partial(submitted, queue="other", priority=1)),
-            "rate": _measure(submitted, rate=float(FAR), burst=FAR),
-            "max_running": _measure(submitted, queues={"default": QueueOptions(max_running=FAR)}),
-            "concurrency_key": _measure(partial(submitted, concurrency_key="key", concurrency=FAR)),
-            "Retention(max_entries)": _measure(submitted, retention=Retention(max_entries=FAR)),
-            "Retention(results)": _measure(submitted, retention=Retention(results=True)),
-            "Retention(ttl)": _measure(submitted, retention=Retention(ttl=3_600.0)),
-            "subscribe_results": _subscribed,
-            "record": _recorded,
-            "register_task": _measure(registered),
-            "deadline": _measure(partial(registered, deadline=3_600.0)),
-            "metadata": _measure(partial(registered, metadata={"tenant": "acme"})),
-            "idempotency_key": _measure(keyed),
-        }
-    ),
+    variants(CONTENDERS),
+    contenders=tuple(CONTENDERS),
     base="none",
 )

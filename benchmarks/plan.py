@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from benchmarks import machine
-from benchmarks.tasks import turns_per_second, work
 from mpworker import ProcessWorker, QueueOptions
+from mpworker.bench import machine
+from mpworker.bench.tasks import turns_per_second, work
 from mpworker.planning.load import Load, Pool
 from mpworker.planning.simulation import Simulation, quantile_of
 from mpworker.planning.trace import read

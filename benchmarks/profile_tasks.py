@@ -13,10 +13,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import spread
-from benchmarks.processes import Usage, own_usage, usage_of
-from benchmarks.tasks import noop
 from mpworker import ProcessWorker
+from mpworker.bench.measure import spread
+from mpworker.bench.processes import Usage, own_usage, usage_of
+from mpworker.bench.tasks import noop
 
 Roles = dict[str, Usage]
 

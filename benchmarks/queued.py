@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.measure import Benchmark, Measure, Settings, Target, Values, in_turn
-from benchmarks.processes import pss_of
-from benchmarks.tasks import noop
 from mpworker import ProcessWorker, Task
+from mpworker.bench.measure import Benchmark, Measure, Settings, Target, Values, variants
+from mpworker.bench.processes import pss_of
+from mpworker.bench.tasks import noop
 from mpworker.ipc import details, payload
 
 FEW, MANY = 1_000, 1_000_000
@@ -119,7 +119,8 @@ KINDS: dict[str, Submit] = {
 BENCHMARK = Benchmark(
     "queued: memory of the supervisor for each task that waits, beyond its payload",
     (Measure("memory", "B", targets=tuple(Target(name, 500.0) for name in KINDS)),),
-    in_turn({name: _measure(submit) for name, submit in KINDS.items()}),
+    variants({name: _measure(submit) for name, submit in KINDS.items()}),
+    contenders=tuple(KINDS),
     base="submit",
     rounds_max=1,
 )

@@ -8,13 +8,14 @@ from typing import Final
 
 from rich.console import Console
 
-from benchmarks.measure import Benchmark, Measure, Settings, Values, in_turn
-from benchmarks.processes import pss_of
-from benchmarks.tasks import noop
 from mpworker import ProcessWorker, Retention
+from mpworker.bench.measure import Benchmark, Measure, Settings, Values, variants
+from mpworker.bench.processes import pss_of
+from mpworker.bench.tasks import noop
 
 SAMPLES: Final = 25
 IGNORED: Final = 5  # of them, while what is kept fills up
+TASKS: Final = 1_000_000
 UNDER_WAY: Final = 2_000  # tasks
 REMEMBERED: Final = 100_000
 ROLES: Final = ("supervisor", "client", "children")
@@ -36,7 +37,7 @@ def _run(worker: ProcessWorker, tasks: int) -> None:
 
 def _measure(retention: Retention | None) -> Callable[[Settings], Values]:
     def measure(settings: Settings) -> Values:
-        step = max(1, settings.soak_tasks // SAMPLES)
+        step = max(1, settings.count(TASKS) // SAMPLES)
         samples = []
         with ProcessWorker(settings.n, retention=retention) as worker:
             for number in range(1, SAMPLES + 1):
@@ -55,15 +56,17 @@ def _measure(retention: Retention | None) -> Callable[[Settings], Values]:
     return measure
 
 
+CONTENDERS: Final = {
+    "default": _measure(None),
+    f"Retention(max_entries={REMEMBERED})": _measure(Retention(max_entries=REMEMBERED, results=True)),
+}
 BENCHMARK = Benchmark(
     "soak: growth of memory over very many no-op tasks, for each million of them",
     tuple(Measure(role, "kB") for role in ROLES),
-    in_turn(
-        {
-            "default": _measure(None),
-            f"Retention(max_entries={REMEMBERED})": _measure(Retention(max_entries=REMEMBERED, results=True)),
-        }
-    ),
+    variants(CONTENDERS),
+    contenders=tuple(CONTENDERS),
     base="default",
     rounds_max=1,
+    seconds_max=86_400.0,
+    talks=True,
 )

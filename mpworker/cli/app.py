@@ -10,6 +10,7 @@ from contextlib import redirect_stderr
 import click
 
 from mpworker import __version__
+from mpworker.cli.bench import bench_command
 from mpworker.cli.errors import CommandError, ExitCode, one_line
 from mpworker.cli.map import map_command
 from mpworker.cli.plan import plan_command
@@ -24,29 +25,32 @@ def cli() -> None:
     """A process pool for CPU-bound Python that survives the death of its processes."""
 
 
+cli.add_command(bench_command)
 cli.add_command(map_command)
 cli.add_command(plan_command)
 
 
-def run(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str], command: click.Command = cli, name: str = "mpworker") -> int:
     """Run the command line and return its exit code; an error is one line on stderr, never a traceback.
 
     Args:
         argv: The arguments after the program's name.
+        command: What they are for.
+        name: Of the program.
 
     Returns:
         One of `ExitCode`.
     """
     if sys.stderr is None:  # closed: nobody wants to read it
         with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-            return run(argv)
+            return run(argv, command, name)
     try:
         # Not click's stand-alone mode: that one writes three lines for a mistyped option and exits 1 for Ctrl-C.
-        code = cli.main(args=list(argv), prog_name="mpworker", standalone_mode=False)
+        code = command.main(args=list(argv), prog_name=name, standalone_mode=False)
     except (CommandError, ConfigurationError) as error:
         return _fail(one_line(error), getattr(error, "exit_code", ExitCode.USAGE))
     except click.UsageError as error:
-        help_command = error.ctx.command_path if error.ctx else "mpworker"
+        help_command = error.ctx.command_path if error.ctx else name
         return _fail(f"{one_line_of(error)} (see '{help_command} --help')", ExitCode.USAGE)
     except click.ClickException as error:
         return _fail(one_line_of(error), ExitCode.USAGE)

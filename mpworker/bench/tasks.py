@@ -1,5 +1,6 @@
 """What the pools are asked to do. Importable, so that every pool sends it by name."""
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,28 @@ def turns_per_second() -> float:
     return turns / best
 
 
-def measure_array(array: "NDArray[Any]") -> int:
-    """Receive an array, and answer with something small."""
-    return int(array.nbytes)
+def gate(fifo: str) -> None:
+    """Wait until somebody has that named pipe open for writing."""
+    os.close(os.open(fifo, os.O_RDONLY))
 
 
-def echo(array: "NDArray[Any]") -> "NDArray[Any]":
-    """Receive an array and send it back."""
-    return array
+def arrived(value: Any) -> int:
+    """Receive something, and answer with something small."""
+    return int(getattr(value, "nbytes", 0)) or len(value)
+
+
+def summed(array: "NDArray[Any]") -> float:
+    """Receive an array and read all of it."""
+    return float(array.sum())
+
+
+def made(items: int) -> "NDArray[Any]":
+    """Make an array and send it back."""
+    import numpy
+
+    return numpy.full(items, 1.0)
+
+
+def echo(value: Any) -> Any:
+    """Receive something and send it back."""
+    return value

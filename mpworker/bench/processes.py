@@ -1,9 +1,13 @@
 """The CPU time of processes and threads, from /proc, in nanoseconds: the tick counts of `getrusage` are too coarse.
 
-And their memory."""
+And their memory.
+"""
 
 import os
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -91,6 +95,35 @@ class Watched:
         for tid in tids:
             total += usage_of_thread(os.getpid(), tid)
         return total
+
+
+@dataclass
+class Cpu:
+    """CPU time of this process and all that it has started; `seconds` is there once the block is left."""
+
+    seconds: float = 0.0
+
+
+@contextmanager
+def cpu_used() -> Iterator[Cpu]:
+    """Within this block: user code and kernel, of this process and of all below it that are there at its end."""
+    found = Cpu()
+    before, own = {pid: usage_of(pid).cpu_ns for pid in _descendants()}, time.process_time_ns()
+    yield found
+    own = time.process_time_ns() - own  # and not the sum of its threads, some of which may have ended
+    below = sum(usage_of(pid).cpu_ns - before.get(pid, 0) for pid in _descendants())
+    found.seconds = (own + max(0, below)) / 1e9
+
+
+def pss_of_all() -> int:
+    """Bytes of memory of this process and all below it."""
+    total = 0
+    for pid in _descendants() | {os.getpid()}:
+        try:
+            total += pss_of(pid)
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+    return total
 
 
 def _descendants() -> set[int]:

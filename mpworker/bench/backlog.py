@@ -1,0 +1,122 @@
+"""What a task costs as more of them wait: from a thousand to a million.
+
+All workers are held at a named pipe while the tasks are submitted, so that all of these wait at the same time. Then
+the pipe is opened. A contender goes on to ten times as many as long as that is likely to be over in time.
+"""
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from mpworker.bench.measure import Benchmark, Measure, NotOffered, Settings, Target, Values, growth
+from mpworker.bench.peers import MPWORKER, Running, opened
+from mpworker.bench.processes import cpu_used, pss_of_all
+from mpworker.bench.tasks import gate, noop
+
+SIZES: Final = (1_000, 10_000, 100_000, 1_000_000)
+WARM_UP: Final = 2_000
+WINDOW: Final = 100  # results whose time is taken together
+SECONDS: Final = 30.0  # for the next size, as foreseen
+FLAT: Final = 1.5
+KINDS: Final = {"time": "us", "cpu": "us", "p99": "us", "memory": "B"}
+
+
+def windows(handles: Iterable[Any], result: Callable[[Any], Any]) -> list[float]:
+    """Take all results in order; the seconds for each, of every WINDOW."""
+    clock = time.perf_counter
+    times, at = [], clock()
+    for number, handle in enumerate(handles, 1):
+        result(handle)
+        if number % WINDOW == 0:
+            now = clock()
+            times.append((now - at) / WINDOW)
+            at = now
+    return times
+
+
+def p99(times: list[float]) -> float:
+    """The 99th percentile, by nearest rank."""
+    return sorted(times)[math.ceil(0.99 * len(times)) - 1]
+
+
+def point(pool: Running, n: int, tasks: int, fifo: str) -> Values:
+    """One size: what a task costs."""
+    gates = [pool.submit(gate, fifo) for _ in range(n)]
+    memory = pss_of_all()
+    submit, result = pool.submit, pool.result
+    with cpu_used() as cpu:
+        begun = time.perf_counter()
+        handles = [submit(noop) for _ in range(tasks)]
+        submitted = time.perf_counter() - begun
+        pool_memory = pss_of_all() - memory
+        begun = time.perf_counter()
+        pipe = os.open(fifo, os.O_WRONLY)
+        times = windows(handles, result)
+        seconds = submitted + time.perf_counter() - begun
+        for each in gates:
+            result(each)
+        os.close(pipe)
+    return {
+        "time": seconds * 1e6 / tasks,
+        "cpu": cpu.seconds * 1e6 / tasks,
+        "p99": p99(times or [seconds / tasks]) * 1e6,
+        "memory": pool_memory / tasks,
+    }
+
+
+def run(contender: str, settings: Settings) -> Values:
+    values: Values = {}
+    points: list[Values] = []
+    with tempfile.TemporaryDirectory() as folder, opened(contender, settings.n) as pool:
+        if pool.batch is not None:
+            raise NotOffered("takes batches, and has no submit")
+        fifo = str(Path(folder, "gate"))
+        os.mkfifo(fifo)
+        pool.gather(noop, settings.count(WARM_UP))
+        for size in SIZES:
+            tasks = settings.count(size)
+            if points and points[-1]["time"] * tasks / 1e6 > SECONDS:
+                break
+            found = point(pool, settings.n, tasks, fifo)
+            points.append(found)
+            values |= {f"{kind}, {size:,} wait": found[kind] for kind in KINDS}
+    return values | grown(points, len(SIZES))
+
+
+def grown(points: list[Values], wanted: int) -> Values:
+    """By what each cost has grown at the end of the curve, if it has all of its points."""
+    if len(points) < wanted:
+        return {}
+    found = {}
+    for kind in points[0]:
+        # Some pages more or less are all the memory that the fewest tasks take.
+        values = [each[kind] for each in (points[1:] if kind == "memory" else points)]
+        if min(values) > 0:
+            found[f"{kind}, growth"] = growth(values)
+    return found
+
+
+def curves(xs: Iterable[int], kinds: dict[str, str], said: str, x_is: str) -> tuple[Measure, ...]:
+    """The measures of some costs at some sizes, and of their growth, which is to be FLAT at the most."""
+    points = [
+        Measure(f"{kind}, {x:,} {said}", unit, series=kind, x=float(x), x_is=x_is)
+        for kind, unit in kinds.items()
+        for x in xs
+    ]
+    flat = [
+        Measure(f"{kind}, growth", "x", targets=() if kind == "cpu" else (Target(MPWORKER, FLAT),)) for kind in kinds
+    ]
+    return (*points, *flat)
+
+
+BENCHMARK = Benchmark(
+    "backlog: a no-op task while very many wait: time and CPU time, p99 over windows of 100 results, memory of all "
+    "processes",
+    curves(SIZES, KINDS, "wait", "tasks that wait"),
+    run,
+    rounds_max=3,
+)
