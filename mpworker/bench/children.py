@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from mpworker.bench.backlog import curves, grown
-from mpworker.bench.measure import Benchmark, Settings, Values
+from mpworker.bench.measure import Benchmark, NotOffered, Settings, Values
 from mpworker.bench.peers import PEERS, opened
 from mpworker.bench.processes import cpu_used
 from mpworker.bench.roundtrip import trips
@@ -46,7 +46,10 @@ def run(contender: str, settings: Settings) -> Values:
     points: list[Values] = []
     for n in SIZES:
         if n <= LIGHT or PEERS[contender].light:
-            found = point(contender, replace(settings, n=n))
+            try:
+                found = point(contender, replace(settings, n=n))
+            except NotOffered:  # with so few
+                continue
             points.append(found)
             values |= {f"{kind}, {n} workers": found[kind] for kind in KINDS}
     return values | grown(points, len(SIZES))

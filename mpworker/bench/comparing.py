@@ -63,7 +63,7 @@ def compared(old: dict[str, Any], run: Run) -> list[Move]:
         before: Sequence[Round] = old["benchmarks"].get(name, {}).get("rounds", [])
         base = taken.benchmark.base
         there = [each for each in contenders_of(taken.rounds) if each in contenders_of(before)]
-        for measure in taken.benchmark.measures:
+        for measure in [each for each in taken.benchmark.measures if not each.fact]:
             for contender in there:
                 sides = [values_of(rounds, contender, measure.name) for rounds in (before, taken.rounds)]
                 found += _moves(name, measure, contender, measure.unit, sides)

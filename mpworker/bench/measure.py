@@ -68,6 +68,7 @@ class Measure:
         unit: Of its values.
         higher_is_better: Else lower is.
         targets: What is to be reached.
+        fact: It is neither good nor bad, and only told.
         series: Measures with the same one are points of one curve.
         x: Where on that curve this is.
         x_is: What x is, with its unit.
@@ -77,9 +78,15 @@ class Measure:
     unit: str
     higher_is_better: bool = False
     targets: tuple[Target, ...] = ()
+    fact: bool = False
     series: str = ""
     x: float = 0.0
     x_is: str = ""
+
+    @property
+    def direction(self) -> str:
+        """Which values are better, in words."""
+        return "" if self.fact else f"{'higher' if self.higher_is_better else 'lower'} is better"
 
     def meets(self, target: Target, reached: float) -> bool:
         """Is this good enough?"""

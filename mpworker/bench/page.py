@@ -59,8 +59,7 @@ def _add(page: Document, name: str, taken: Taken) -> None:
         for measure in measures:
             rows = words.measure_rows(taken.benchmark, measure, taken.rounds)
             if rows and not measure.series:
-                better = "higher" if measure.higher_is_better else "lower"
-                page.table(words.MEASURE_HEADINGS, rows, f"{name}: {measure.name} ({better} is better)")
+                page.table(words.MEASURE_HEADINGS, rows, ", ".join(filter(None, (measure.name, measure.direction))))
 
 
 def _bars(name: str, measure: Measure, taken: Taken) -> BarPlot | None:

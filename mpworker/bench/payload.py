@@ -31,7 +31,7 @@ def run(contender: str, settings: Settings) -> Values:
         raise NotOffered("NumPy is not installed")
     import numpy
 
-    array = numpy.arange(settings.count(LARGE) // 8, dtype=numpy.float64)
+    array: Any = numpy.arange(settings.count(LARGE) // 8, dtype=numpy.float64)
     with opened(contender, 1) as pool:
         pool.call(made, 8)  # NumPy is imported in the worker by now
         values = _large(pool, array) | _small(pool, settings)
@@ -117,7 +117,7 @@ BENCHMARK = Benchmark(
     "making), in ms and in warm copies of it; CPU time of an echo; 1 MiB, and a DataFrame and an Arrow table of 8 MB, "
     "echoed; a 1 KiB argument",
     (
-        Measure("copy", "ms"),
+        Measure("copy", "ms", fact=True),
         *(
             measure
             for name, bound in (("in", 1.5), ("in, read", None), ("echoed", 2.5), ("made", 1.5))

@@ -153,7 +153,8 @@ def _pebble(n: int) -> Iterator[Running]:
 def _mpire(n: int) -> Iterator[Running]:
     import mpire
 
-    with mpire.WorkerPool(n, start_method="fork") as pool:
+    # Else each `map` would begin with new workers.
+    with mpire.WorkerPool(n, start_method="fork", keep_alive=True) as pool:
         yield Running(
             lambda function, *args: pool.apply_async(function, args),
             _get,
@@ -171,6 +172,9 @@ def _len(items: Iterable[Any]) -> int | None:
 def _joblib(n: int) -> Iterator[Running]:
     import joblib
 
+    if n == 1:
+        raise NotOffered("joblib.Parallel(1) runs tasks in the caller, in no other process")
+
     def no_submit(*_: Any) -> Any:
         raise NotOffered("joblib.Parallel takes batches, and has no submit")
 
@@ -181,7 +185,7 @@ def _joblib(n: int) -> Iterator[Running]:
     def mapped(function: Callable[..., Any], items: Iterable[Any], size: int | None) -> Iterable[Any]:
         each = joblib.delayed(function)
         pool.batch_size = size or "auto"
-        return iter(pool(each(item) for item in items))
+        return list(pool(each(item) for item in items))
 
     # Memory maps are its way to pass large arrays; they are its default.
     with joblib.Parallel(n, batch_size=1, pre_dispatch="all") as one, joblib.Parallel(n) as pool:
@@ -228,15 +232,15 @@ def _dask(n: int) -> Iterator[Running]:
     import distributed
 
     with (
-        distributed.LocalCluster(  # type: ignore[no-untyped-call]
+        distributed.LocalCluster(
             n_workers=n, threads_per_worker=1, dashboard_address=None, memory_limit=0, silence_logs=50
         ) as cluster,
-        distributed.Client(cluster) as client,  # type: ignore[no-untyped-call]
+        distributed.Client(cluster) as client,
     ):
         submit = partial(client.submit, pure=False)  # else it takes equal calls for one
 
         def mapped(function: Callable[..., Any], items: Iterable[Any], size: int | None) -> Iterable[Any]:
-            return iter(client.gather(client.map(function, list(items), batch_size=size, pure=False)))
+            return list(client.gather(client.map(function, list(items), batch_size=size, pure=False)))
 
         yield Running(
             submit, _result, mapped, lambda function, items: mapped(function, items, None), partial(_then, submit)

@@ -19,7 +19,7 @@ def trips(pool: Running, tasks: int) -> list[int]:
     clock, call = time.perf_counter_ns, pool.call
     if pool.batch is None:  # as a user writes it, with no layer between
 
-        def call(function: object) -> None:  # type: ignore[misc]  # the same, for what is called here
+        def call(function: object) -> None:
             result(submit(function))
 
         submit, result = pool.submit, pool.result

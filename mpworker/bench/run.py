@@ -92,6 +92,8 @@ def ratios(benchmark: Benchmark, measure: Measure, rounds: Sequence[Round]) -> d
     """Mpworker's value divided by each other contender's, or each one's by the base's."""
     found = {}
     base = benchmark.base
+    if measure.fact:
+        return {}
     for other in contenders_of(rounds):
         if other != (base or MPWORKER):
             pair = (other, base) if base else (MPWORKER, other)

@@ -20,9 +20,7 @@ def show(run: Run, console: Console) -> None:
     for name, taken in run.taken.items():
         for measure in taken.benchmark.measures:
             rows = words.measure_rows(taken.benchmark, measure, taken.rounds)
-            labels = iter(
-                (f"{name}: {measure.name}", f"  ({'higher' if measure.higher_is_better else 'lower'} is better)")
-            )
+            labels = iter((f"{name}: {measure.name}", f"  ({measure.direction})" if measure.direction else ""))
             for row in rows:
                 table.add_row(next(labels, ""), *row)
             table.add_section()

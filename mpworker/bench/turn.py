@@ -20,7 +20,7 @@ def main() -> None:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         benchmark: Benchmark = importlib.import_module(asked["module"]).BENCHMARK
         try:
-            found = {"values": benchmark.turn(asked["contender"], Settings(**asked["settings"]))}
+            found: dict[str, object] = {"values": benchmark.turn(asked["contender"], Settings(**asked["settings"]))}
         except NotOffered as error:
             found = {"not_offered": str(error)}
         json.dump(found, answer)

@@ -57,7 +57,7 @@ def goal_row(goal: Goal) -> tuple[str, ...]:
 
 def measure_rows(benchmark: Benchmark, measure: Measure, rounds: Sequence[Round]) -> list[tuple[str, ...]]:
     """Rows with MEASURE_HEADINGS, one for each contender that has something to show."""
-    found = []
+    found: list[tuple[str, ...]] = []
     to = ratios(benchmark, measure, rounds)
     for contender in contenders_of(rounds):
         values = values_of(rounds, contender, measure.name)
