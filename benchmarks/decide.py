@@ -96,7 +96,7 @@ def take_round(settings: Settings) -> Round:
 
 
 BENCHMARK = Benchmark(
-    "decide: a task through the scheduler alone, with nothing around it",
+    "a task through the scheduler alone, with nothing around it",
     (Measure("cpu", "ns"), Measure("tasks", "/s", higher_is_better=True)),
     whole=take_round,
     base="no-op",

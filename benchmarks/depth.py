@@ -99,7 +99,7 @@ _TARGETS = (
     Target(f"in order, {MANY:,} wait", 1.5, f"in order, {FEW:,} wait"),
 )
 BENCHMARK = Benchmark(
-    "depth: a start while few and while very many tasks wait, CPU of the supervisor and time",
+    "a start while few and while very many tasks wait, CPU of the supervisor and time",
     (Measure("supervisor", "us", targets=_TARGETS), Measure("time", "us", targets=_TARGETS)),
     whole=take_round,
     base=f"{FEW:,} wait",

@@ -94,7 +94,7 @@ CONTENDERS: Final[dict[str, Callable[[Settings], Values]]] = {
     "idempotency_key": _measure(keyed),
 }
 BENCHMARK = Benchmark(
-    "features: CPU time of a no-op task while one feature is used, against none",
+    "CPU time of a no-op task while one feature is used, against none",
     tuple(Measure(role, "us") for role in ("all", "client", "supervisor", "children")),
     variants(CONTENDERS),
     contenders=tuple(CONTENDERS),

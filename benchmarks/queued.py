@@ -117,7 +117,7 @@ KINDS: dict[str, Submit] = {
 }
 
 BENCHMARK = Benchmark(
-    "queued: memory of the supervisor for each task that waits, beyond its payload",
+    "memory of the supervisor for each task that waits, beyond its payload",
     (Measure("memory", "B", targets=tuple(Target(name, 500.0) for name in KINDS)),),
     variants({name: _measure(submit) for name, submit in KINDS.items()}),
     contenders=tuple(KINDS),

@@ -61,7 +61,7 @@ CONTENDERS: Final = {
     f"Retention(max_entries={REMEMBERED})": _measure(Retention(max_entries=REMEMBERED, results=True)),
 }
 BENCHMARK = Benchmark(
-    "soak: growth of memory over very many no-op tasks, for each million of them",
+    "growth of memory over very many no-op tasks, for each million of them",
     tuple(Measure(role, "kB") for role in ROLES),
     variants(CONTENDERS),
     contenders=tuple(CONTENDERS),

@@ -123,7 +123,7 @@ def _percentiles(utilisation: float, latencies: list[float]) -> Values:
 
 
 BENCHMARK = Benchmark(
-    "arrivals: an open loop of tasks that compute 2 ms on average, at 50, 80 and 95 % of what the cores can do: "
+    "an open loop of tasks that compute 2 ms on average, at 50, 80 and 95 % of what the cores can do: "
     "latency from the intended start, and CPU time of a task, its own work included",
     tuple(
         Measure(f"{kind}, {each:.0%}", "ms", series=kind, x=100 * each, x_is="utilisation, %")

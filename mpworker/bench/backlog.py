@@ -114,8 +114,7 @@ def curves(xs: Iterable[int], kinds: dict[str, str], said: str, x_is: str) -> tu
 
 
 BENCHMARK = Benchmark(
-    "backlog: a no-op task while very many wait: time and CPU time, p99 over windows of 100 results, memory of all "
-    "processes",
+    "a no-op task while very many wait: time and CPU time, p99 over windows of 100 results, memory of all processes",
     curves(SIZES, KINDS, "wait", "tasks that wait"),
     run,
     rounds_max=3,

@@ -56,7 +56,7 @@ def run(contender: str, settings: Settings) -> Values:
 
 
 BENCHMARK = Benchmark(
-    "children: a no-op task of a batch as a pool has more workers: time, CPU time; p99 of single round trips",
+    "a no-op task of a batch as a pool has more workers: time, CPU time; p99 of single round trips",
     curves(SIZES, KINDS, "workers", "workers"),
     run,
     rounds_max=5,

@@ -24,7 +24,7 @@ def run(contender: str, settings: Settings) -> Values:
 
 
 BENCHMARK = Benchmark(
-    "idle: part of one core that the whole pool takes while nobody uses it",
+    "part of one core that the whole pool takes while nobody uses it",
     (Measure("cpu", "%", targets=(Target(MPWORKER, 0.2),)),),
     run,
     together=True,  # they do nothing, and so do not disturb each other

@@ -61,7 +61,7 @@ def run(contender: str, settings: Settings) -> Values:
 
 
 BENCHMARK = Benchmark(
-    "length: a no-op task of a short and of a very long run: time, CPU time, p99 over windows of 100 tasks, memory",
+    "a no-op task of a short and of a very long run: time, CPU time, p99 over windows of 100 tasks, memory",
     curves(SIZES, KINDS, "tasks", "tasks of the run"),
     run,
     rounds_max=1,

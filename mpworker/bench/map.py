@@ -59,7 +59,7 @@ def run(contender: str, settings: Settings) -> Values:
 
 
 BENCHMARK = Benchmark(
-    "map over 1,000,000 no-op items: with the best size of chunks, which mpworker finds itself and is searched for "
+    "1,000,000 no-op items: with the best size of chunks, which mpworker finds itself and is searched for "
     "with all others (Pool by imap); CPU time of an item; and plain, with no size given (Pool by map)",
     (
         Measure("items", "/s", higher_is_better=True, targets=(Target(MPWORKER, 1.0, POOL),)),

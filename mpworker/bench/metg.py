@@ -82,7 +82,7 @@ def metg(tries: list[Try], level: float) -> float | None:
 def run(contender: str, settings: Settings) -> Values:
     cores = min(settings.n, available_cores())
     with opened(contender, settings.n) as pool:
-        pool.gather(noop, settings.fit(WARM_UP, math.inf, 1.0))
+        pool.gather(noop, settings.count(WARM_UP))
         speed = turns_per_second()
 
         def seconds(tasks: int, turns: int) -> float:
@@ -104,7 +104,8 @@ def run(contender: str, settings: Settings) -> Values:
 
 
 BENCHMARK = Benchmark(
-    "METG: the smallest task at which half, and nine tenths, of the cores' time is useful (Task Bench, SC 2020)",
+    "minimum effective task granularity (Task Bench, SC 2020): the smallest task at which half, and nine tenths, of the "
+    "cores' time is useful",
     (Measure("METG(50%)", "us", targets=(Target(MPWORKER, 0.2, EXECUTOR),)), Measure("METG(90%)", "us")),
     run,
 )

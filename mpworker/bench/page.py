@@ -44,7 +44,7 @@ def document(run: Run, old: "dict[str, Any] | None" = None, moves: Sequence[Move
 
 def _add(page: Document, name: str, taken: Taken) -> None:
     page.heading(name)
-    page.paragraph(f"{taken.benchmark.title} ({len(taken.rounds)} rounds)")
+    page.paragraph(f"{taken.benchmark.title[0].upper()}{taken.benchmark.title[1:]} ({len(taken.rounds)} rounds)")
     remarks = words.remarks(taken)
     if remarks:
         page.items(remarks)

@@ -113,7 +113,7 @@ def _frames(settings: Settings) -> list[tuple[str, Any]]:
 
 
 BENCHMARK = Benchmark(
-    "payload: a 64 MiB float64 array in, in and summed (beyond the sum), echoed, and made by the task (beyond the "
+    "a 64 MiB float64 array in, in and summed (beyond the sum), echoed, and made by the task (beyond the "
     "making), in ms and in warm copies of it; CPU time of an echo; 1 MiB, and a DataFrame and an Arrow table of 8 MB, "
     "echoed; a 1 KiB argument",
     (

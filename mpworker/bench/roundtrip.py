@@ -44,7 +44,7 @@ def run(contender: str, settings: Settings) -> Values:
 
 
 BENCHMARK = Benchmark(
-    "round trip: one no-op task at a time; and CPU time of one in all processes",
+    "one no-op task at a time; and CPU time of one in all processes",
     (
         Measure("p50", "us", targets=(Target(MPWORKER, 0.3, EXECUTOR),)),
         Measure("p99", "us", targets=(Target(MPWORKER, 1.0, EXECUTOR),)),

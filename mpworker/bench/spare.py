@@ -57,7 +57,7 @@ def whole(settings: Settings) -> Round:
 
 
 BENCHMARK = Benchmark(
-    "spare: a no-op task with two under way, for 2 and for 64 children: CPU time of supervisor and of children; time",
+    "a no-op task with two under way, for 2 and for 64 children: CPU time of supervisor and of children; time",
     (
         Measure("supervisor", "us", targets=(Target(f"{MANY} children", 1.3, f"{FEW} children"),)),
         Measure("children", "us"),

@@ -29,7 +29,7 @@ def run(contender: str, settings: Settings) -> Values:
 
 
 BENCHMARK = Benchmark(
-    "submit and gather: one submit per no-op task, then each result; and CPU time of a task in all processes",
+    "one submit per no-op task, then each result; and CPU time of a task in all processes",
     (
         Measure(
             "tasks",
