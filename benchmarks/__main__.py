@@ -7,7 +7,7 @@ from mpworker.bench.suite import SUITE
 from mpworker.cli import bench
 from mpworker.cli.app import run
 
-DEVELOPERS: Final = {name: f"benchmarks.{name}" for name in ("features", "queued", "depth", "decide", "soak")}
+DEVELOPERS: Final = {name: f"benchmarks.{name}:BENCHMARK" for name in ("features", "queued", "depth", "decide", "soak")}
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ contenders compare, and their quartiles how far to trust it.
 """
 
 import gc
+import importlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,6 +132,13 @@ class Benchmark:
             return self.whole(settings)
         assert self.run is not None
         return {contender: self.run(contender, settings)}
+
+
+def located(place: str) -> Benchmark:
+    """The benchmark at `module:name`."""
+    module, _, name = place.partition(":")
+    benchmark: Benchmark = getattr(importlib.import_module(module), name)
+    return benchmark
 
 
 def variants(runs: Mapping[str, Callable[[Settings], Values]]) -> Callable[[str, Settings], Values]:

@@ -104,8 +104,8 @@ def run(contender: str, settings: Settings) -> Values:
 
 
 BENCHMARK = Benchmark(
-    "minimum effective task granularity (Task Bench, SC 2020): the smallest task at which half, and nine tenths, of the "
-    "cores' time is useful",
+    "minimum effective task granularity (Task Bench, SC 2020): the smallest task at which half, and nine tenths, of "
+    "the cores' time is useful",
     (Measure("METG(50%)", "us", targets=(Target(MPWORKER, 0.2, EXECUTOR),)), Measure("METG(90%)", "us")),
     run,
 )

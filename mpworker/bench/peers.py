@@ -153,13 +153,17 @@ def _pebble(n: int) -> Iterator[Running]:
 def _mpire(n: int) -> Iterator[Running]:
     import mpire
 
-    # Else each `map` would begin with new workers.
-    with mpire.WorkerPool(n, start_method="fork", keep_alive=True) as pool:
+    # It starts workers when they are first needed. Those of a `map` end with it unless they are to be kept, and then
+    # take nothing but the same `map`: so there are two pools, of which most benchmarks start one.
+    with (
+        mpire.WorkerPool(n, start_method="fork") as pool,
+        mpire.WorkerPool(n, start_method="fork", keep_alive=True) as mapping,
+    ):
         yield Running(
             lambda function, *args: pool.apply_async(function, args),
             _get,
-            lambda function, items, size: pool.imap(function, items, iterable_len=_len(items), chunk_size=size),
-            pool.map,
+            lambda function, items, size: mapping.imap(function, items, iterable_len=_len(items), chunk_size=size),
+            mapping.map,
             lambda done, function, *args: pool.apply_async(function, args, callback=lambda _: done()),
         )
 

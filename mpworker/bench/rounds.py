@@ -1,6 +1,5 @@
 """Takes the rounds of benchmarks: who has a turn when, and what became of it."""
 
-import importlib
 import json
 import os
 import signal
@@ -11,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Final, TypeAlias
 
-from mpworker.bench.measure import Benchmark, Round, Settings
+from mpworker.bench.measure import Benchmark, Round, Settings, located
 
 ALL: Final = "all contenders"  # of a benchmark whose turns are taken as one
 _DIED_TEXT_MAX: Final = 300  # characters of what a turn that failed has said last
@@ -34,7 +33,7 @@ class Turn:
     not_offered: str = ""
 
 
-# Of a benchmark's module, contenders (None: all that it has), settings and the benchmark: the turns, taken at once.
+# Of a benchmark's place, contenders (None: all that it has), settings and the benchmark: the turns, taken at once.
 Launch: TypeAlias = Callable[[str, Sequence[str | None], Settings, Benchmark], list[Turn]]
 
 
@@ -55,7 +54,7 @@ class Taken:
     not_offered: dict[str, str] = field(default_factory=dict)
 
 
-def launch(module: str, contenders: Sequence[str | None], settings: Settings, benchmark: Benchmark) -> list[Turn]:
+def launch(place: str, contenders: Sequence[str | None], settings: Settings, benchmark: Benchmark) -> list[Turn]:
     """Take turns in interpreters of their own, all at the same time."""
     started: list[subprocess.Popen[str]] = []
     try:
@@ -70,7 +69,7 @@ def launch(module: str, contenders: Sequence[str | None], settings: Settings, be
                 text=True,
             )
             started.append(process)
-            asked = {"module": module, "contender": contender, "settings": asdict(settings)}
+            asked = {"place": place, "contender": contender, "settings": asdict(settings)}
             assert process.stdin is not None
             process.stdin.write(json.dumps(asked))
             process.stdin.flush()
@@ -94,7 +93,7 @@ def _ended(process: "subprocess.Popen[str]", seconds_max: float) -> Turn:
 
 
 def take(
-    modules: Mapping[str, str],
+    places: Mapping[str, str],
     names: Sequence[str],
     contenders: Sequence[str],
     settings: Settings,
@@ -105,7 +104,7 @@ def take(
     """Take all rounds of some benchmarks.
 
     Args:
-        modules: Of the benchmarks, by name: each has a `BENCHMARK`.
+        places: Of the benchmarks, by name: `module:name`.
         names: Which of them, in which order.
         contenders: Who takes part in those that do not have contenders of their own.
         settings: The same for all.
@@ -118,7 +117,7 @@ def take(
     """
     found: dict[str, Taken] = {}
     for name in names:
-        benchmark: Benchmark = importlib.import_module(modules[name]).BENCHMARK
+        benchmark = located(places[name])
         taken = found[name] = Taken(benchmark)
         all_of_them = [*(benchmark.contenders or contenders), *benchmark.also]
         count = min(rounds, benchmark.rounds_max or rounds)
@@ -127,7 +126,7 @@ def take(
             values: Round = {}
             for group in _groups(benchmark, _turned(there, number)):
                 told(name, number + 1, count, ", ".join(each for each in group if each))
-                for contender, turn in zip(group, launch(modules[name], group, settings, benchmark), strict=True):
+                for contender, turn in zip(group, launch(places[name], group, settings, benchmark), strict=True):
                     values |= turn.values
                     if turn.failed:
                         taken.failed[contender or ALL] = turn.failed

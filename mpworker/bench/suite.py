@@ -1,9 +1,9 @@
-"""The benchmarks of `mpworker bench`, by name: the module of each, which has a `BENCHMARK`."""
+"""The benchmarks of `mpworker bench`, by name, and where each is: `module:name`."""
 
 from typing import Final
 
 SUITE: Final[dict[str, str]] = {
-    name: f"mpworker.bench.{name}"
+    name: f"mpworker.bench.{name}:BENCHMARK"
     for name in (
         "submit",
         "roundtrip",

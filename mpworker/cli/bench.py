@@ -27,7 +27,7 @@ def command(suite: Mapping[str, str], default: Mapping[str, str]) -> click.Comma
     """The command that takes benchmarks of this suite.
 
     Args:
-        suite: The module of each, by name.
+        suite: Where each is, by name.
         default: Those of it that are taken if none is named.
     """
 
