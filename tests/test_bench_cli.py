@@ -125,10 +125,12 @@ def test_a_quick_look_is_a_tenth_in_three_rounds(bench: Bench, tmp_path: Path, m
 
 
 def test_help_does_not_load_a_peer() -> None:
-    script = (
-        "import sys\nfrom mpworker.cli.app import run\nrun(['bench', '--help'])\nnames = ('loky', 'numpy', 'joblib', 'multiprocessing.pool')\n"
-        "print('loaded:', [name for name in names if name in sys.modules])"
-    )
+    script = """
+import sys
+from mpworker.cli.app import run
+run(["bench", "--help"])
+print("loaded:", sorted({"joblib", "loky", "multiprocessing.pool", "numpy"}.intersection(sys.modules)))
+"""
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )

@@ -118,4 +118,4 @@ def test_every_benchmark_is_there_and_has_each_measure_once(place: str) -> None:
     names = [each.name for each in benchmark.measures]
     assert len(names) == len(set(names))
     assert (benchmark.run is None) != (benchmark.whole is None)
-    assert benchmark.whole is None or benchmark.base in (benchmark.contenders or [benchmark.base])
+    assert benchmark.contenders is None or benchmark.base in benchmark.contenders

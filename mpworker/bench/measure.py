@@ -107,7 +107,7 @@ class Benchmark:
         together: All contenders have their turns at the same time.
         base: Each contender's value is compared with this one's; None compares mpworker's with each other's.
         rounds_max: No more rounds than this, where one takes long.
-        whole: In place of `run`, the turns of all `contenders`, where they have to alternate more finely.
+        whole: In place of `run`, the turns of all who take part, where they have to alternate more finely.
         seconds_max: A turn that takes longer is ended, and has failed.
         talks: What it says while it runs is shown.
     """

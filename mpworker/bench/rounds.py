@@ -132,7 +132,8 @@ def take(
                         taken.failed[contender or ALL] = turn.failed
                     if turn.not_offered:
                         taken.not_offered[contender or ALL] = turn.not_offered
-            taken.rounds.append({each: values[each] for each in all_of_them if each in values})
+            order = values if benchmark.whole is not None else all_of_them
+            taken.rounds.append({each: values[each] for each in order if each in values})
     return found
 
 

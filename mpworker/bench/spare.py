@@ -63,7 +63,6 @@ BENCHMARK = Benchmark(
         Measure("children", "us"),
         Measure("time", "us"),
     ),
-    contenders=(f"{FEW} children", f"{MANY} children"),
     base=f"{FEW} children",
     whole=whole,
 )
