@@ -321,6 +321,7 @@ def test_bars_that_differ_by_far_are_drawn_on_decades() -> None:
         plot = page._bars("b", RATE, taken)
         assert plot is not None
         assert plot.log_y is far
+        assert list(plot.series) == ["mpworker", "Pool"]
 
 
 def test_what_nobody_measured_has_no_plot() -> None:

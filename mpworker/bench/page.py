@@ -73,7 +73,10 @@ def _bars(name: str, measure: Measure, taken: Taken) -> BarPlot | None:
     above = [value for value in values.values() if value > 0]
     far = bool(above) and max(above) / min(above) > _FAR
     title = f"{name}: {measure.name}"
-    return BarPlot(title, "", measure.unit, list(values), {measure.name: list(values.values())}, log_y=far)
+    # Each is a series and not a category: their names are too long to stand below bars side by side.
+    return BarPlot(
+        title, "", measure.unit, [measure.name], {name: [value] for name, value in values.items()}, log_y=far
+    )
 
 
 def _line(name: str, curve: str, measures: list[Measure], taken: Taken) -> LinePlot | None:

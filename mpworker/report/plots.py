@@ -1,7 +1,8 @@
 """Lines and bars as SVG.
 
 Each series differs by colour, by the pattern of its line and by the shape of its points, so that neither a printer nor
-eyes that do not tell colours apart lose one. The colours are those of Okabe and Ito, "Color Universal Design" (2008).
+eyes that do not tell colours apart lose one. The colours are those of Okabe and Ito, "Color Universal Design" (2008),
+and wine of Tol, "Colour Schemes" (2021), so that as many pools as the benchmarks know have one each.
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import Final
 
 from mpworker.report.scales import Scale, name, scale
 
-_COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")
+_COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#f0e442", "#882255")
 _DASHES: Final = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2", "12 4")
 _SHAPES: Final = (
     "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",
