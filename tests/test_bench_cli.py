@@ -85,6 +85,22 @@ def test_a_failure_of_the_pool_is_an_exit_code(bench: Bench, monkeypatch: pytest
         assert f"{broken} FAILED: exit code 1: no" in out
 
 
+def test_what_was_measured_before_ctrl_c_is_told(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = iter([Turn({"mpworker": {"tasks": 7.0}})])
+
+    def launch(*_: object) -> list[Turn]:
+        for turn in turns:
+            return [turn]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rounds.take, "__defaults__", (launch,))
+    path = tmp_path / "run.json"
+    code, out, _ = bench("submit", "map", "--peers", "", "--json", path)
+    assert code == ExitCode.INTERRUPTED
+    assert "submit: tasks" in out
+    assert json.loads(path.read_text())["benchmarks"]["submit"]["rounds"] == [{"mpworker": {"tasks": 7.0}}]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -42,8 +42,9 @@ def take(
 ) -> rounds.Taken:
     monkeypatch.setattr(bench_fakes, "BENCHMARK", replace(bench_fakes.BENCHMARK, **changed))  # type: ignore[arg-type]
     told: list[str] = []
-    found = rounds.take(
-        {"fake": FAKE}, ["fake"], contenders, Settings(), count, lambda *each: told.append(each[0]), launches
+    found: dict[str, rounds.Taken] = {}
+    rounds.take(
+        {"fake": FAKE}, ["fake"], contenders, Settings(), count, lambda *each: told.append(each[0]), found, launches
     )
     assert len(told) == len(launches.groups)
     return found["fake"]
@@ -87,7 +88,8 @@ def test_a_turn_that_hangs_is_ended() -> None:
 
 
 def test_a_benchmark_may_take_all_turns_itself() -> None:
-    taken = rounds.take({"whole": "tests.bench_fakes:WHOLE"}, ["whole"], ["x"], Settings(), 1, lambda *_: None)
+    taken: dict[str, rounds.Taken] = {}
+    rounds.take({"whole": "tests.bench_fakes:WHOLE"}, ["whole"], ["x"], Settings(), 1, lambda *_: None, taken)
     assert taken["whole"].rounds == [{"one": {"figure": 1.0}, "two": {"figure": 1.0}}]
 
 

@@ -20,7 +20,7 @@ from mpworker.bench.tasks import gate, noop
 SIZES: Final = (1_000, 10_000, 100_000, 1_000_000)
 WARM_UP: Final = 2_000
 WINDOW: Final = 100  # results whose time is taken together
-SECONDS: Final = 30.0  # for the next size, as foreseen
+SECONDS: Final = 15.0  # for the next size, as foreseen
 FLAT: Final = 1.5
 KINDS: Final = {"time": "us", "cpu": "us", "p99": "us", "memory": "B"}
 

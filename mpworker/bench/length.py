@@ -13,7 +13,7 @@ from mpworker.bench.tasks import noop
 SIZES: Final = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 UNDER_WAY: Final = 1_000
 WARM_UP: Final = 2_000
-SECONDS: Final = 120.0  # for the next size, as foreseen
+SECONDS: Final = 60.0  # for the next size, as foreseen
 KINDS: Final = {"time": "us", "cpu": "us", "p99": "us", "memory": "MiB"}
 
 

@@ -99,8 +99,9 @@ def take(
     settings: Settings,
     rounds: int,
     told: Callable[[str, int, int, str], None],
+    found: dict[str, Taken],
     launch: Launch = launch,
-) -> dict[str, Taken]:
+) -> None:
     """Take all rounds of some benchmarks.
 
     Args:
@@ -110,12 +111,10 @@ def take(
         settings: The same for all.
         rounds: How many of each, where the benchmark does not allow fewer.
         told: Called before each turn with the benchmark, the round, how many there are, and the contender.
+        found: Gets what was measured in each, round by round, so that it is there whatever ends the run. A turn that
+            failed is told of, and ends nothing else.
         launch: Takes the turns.
-
-    Returns:
-        What was measured in each. A turn that failed is told of, and ends nothing else.
     """
-    found: dict[str, Taken] = {}
     for name in names:
         benchmark = located(places[name])
         taken = found[name] = Taken(benchmark)
@@ -134,7 +133,6 @@ def take(
                         taken.not_offered[contender or ALL] = turn.not_offered
             order = values if benchmark.whole is not None else all_of_them
             taken.rounds.append({each: values[each] for each in order if each in values})
-    return found
 
 
 def _turned(contenders: list[str], number: int) -> list[str]:

@@ -101,7 +101,12 @@ def _bench(
     quiet: bool,
 ) -> ExitCode:
     described = machine.describe(there)
-    taken = rounds.take(suite, names, there, settings, count, _progress(quiet))
+    taken: dict[str, rounds.Taken] = {}
+    interrupted = False
+    try:
+        rounds.take(suite, names, there, settings, count, _progress(quiet), taken)
+    except KeyboardInterrupt:  # what has been measured is told
+        interrupted = True
     if not quiet and sys.stderr.isatty():
         sys.stderr.write("\r\x1b[K")
     whole = run.Run(described, settings, taken, absent)
@@ -119,6 +124,8 @@ def _bench(
             page.document(whole, old, moves).write(html_path)
     except OSError as error:
         raise CommandError(f"{error.filename}: {error.strerror}", ExitCode.USAGE) from error
+    if interrupted:
+        return ExitCode.INTERRUPTED
     # A failure of a peer is for who makes it.
     ours = any(set(each.failed) - (set(peers.PEERS) - {peers.MPWORKER}) for each in taken.values())
     return ExitCode.SOME_FAILED if ours else ExitCode.OK
