@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from mpworker.bench.measure import Benchmark, Measure, Settings, Values
-from mpworker.bench.peers import opened
+from mpworker.bench.peers import Running, opened
 from mpworker.bench.processes import cpu_used
 from mpworker.bench.tasks import noop, turns_per_second, work
 from mpworker.options import available_cores
@@ -26,6 +26,9 @@ UTILISATIONS: Final = (0.5, 0.8, 0.95)
 SERVICE: Final = 0.002  # seconds, on average
 SECONDS: Final = 4.0  # for each utilisation
 SEED: Final = 7
+PIECES: Final = 4  # for each worker, by which it is found out what the cores can do
+PIECE: Final = 0.02  # seconds of each
+TRIES: Final = 3
 WARM_UP: Final = 100
 WAIT_SECONDS_MAX: Final = 60.0  # for the last results
 NO_OVERHEAD: Final = "no overhead"
@@ -106,15 +109,26 @@ def run(contender: str, settings: Settings) -> Values:
         for utilisation, arrivals in loads.items():
             values |= _percentiles(utilisation, without_overhead(arrivals, cores))
         return values
-    speed = turns_per_second()
     with opened(contender, settings.n) as pool:
         pool.gather(noop, settings.count(WARM_UP))
+        speed = _speed(pool, settings, cores)
         for utilisation, arrivals in loads.items():
             with cpu_used() as cpu:
                 latencies = drive(pool.submit_then, arrivals, lambda seconds: max(1, round(seconds * speed)))
             values |= _percentiles(utilisation, latencies)
             values[f"cpu, {utilisation:.0%}"] = cpu.seconds * 1e3 / len(arrivals)
     return values
+
+
+def _speed(pool: Running, settings: Settings, cores: int) -> float:
+    """Turns of `work` that one core does in a second while all of them work, which may be fewer than alone."""
+    pieces, turns = PIECES * settings.n, round(PIECE * turns_per_second())
+    best = 0.0
+    for _ in range(TRIES):
+        begun = time.perf_counter()
+        pool.gather(work, pieces, turns)
+        best = max(best, pieces * turns / (time.perf_counter() - begun) / cores)
+    return best
 
 
 def _percentiles(utilisation: float, latencies: list[float]) -> Values:

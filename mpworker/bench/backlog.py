@@ -1,7 +1,7 @@
 """What a task costs as more of them wait: from a thousand to a million.
 
 All workers are held at a named pipe while the tasks are submitted, so that all of these wait at the same time. Then
-the pipe is opened. A contender goes on to ten times as many as long as that is likely to be over in time.
+the pipe is opened. A peer goes on to ten times as many as long as that is likely to be over in time.
 """
 
 import math
@@ -20,7 +20,7 @@ from mpworker.bench.tasks import gate, noop
 SIZES: Final = (1_000, 10_000, 100_000, 1_000_000)
 WARM_UP: Final = 2_000
 WINDOW: Final = 100  # results whose time is taken together
-SECONDS: Final = 15.0  # for the next size, as foreseen
+SECONDS: Final = 15.0  # of a peer for the next size, as foreseen
 FLAT: Final = 1.5
 KINDS: Final = {"time": "us", "cpu": "us", "p99": "us", "memory": "B"}
 
@@ -79,7 +79,7 @@ def run(contender: str, settings: Settings) -> Values:
         pool.gather(noop, settings.count(WARM_UP))
         for size in SIZES:
             tasks = settings.count(size)
-            if points and points[-1]["time"] * tasks / 1e6 > SECONDS:
+            if contender != MPWORKER and points and points[-1]["time"] * tasks / 1e6 > SECONDS:
                 break
             found = point(pool, settings.n, tasks, fifo)
             points.append(found)
