@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +30,7 @@ from mpworker.supervisor.loop import Loop
 from mpworker.supervisor.nursing import _NURSERY_SILENT_MAX, _START_BACKOFF_MAX
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.reading import _refusal
-from mpworker.supervisor.registry import READY, Seat
+from mpworker.supervisor.registry import LEAVING, READY, Seat
 
 _CONFIG = {
     "n": 1,
@@ -203,6 +203,45 @@ def test_the_pause_after_failed_starts_is_bounded_however_many_there_were() -> N
         loop._start_failed("again")
         assert loop._spawn_at is not None
         assert 0 < loop._spawn_at - time.monotonic() <= _START_BACKOFF_MAX
+
+
+@dataclass(eq=False)
+class _Sitting:
+    """A child of which the loop needs no more than whether it may say something."""
+
+    seat: Seat
+    outbox: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(waiting=[]))
+    rung: int = 0
+
+    def ring_bell(self) -> None:
+        self.rung += 1
+
+
+def test_the_loop_looks_at_those_children_alone_that_may_say_something() -> None:
+    with made() as loop:
+        world: Any = loop.world
+        starts, rests, works, leaves, stuffed = children = [
+            _Sitting(Seat(number, 8, state=state)) for number, state in enumerate((0, READY, READY, LEAVING, READY))
+        ]
+        works.seat.offers[0] = SimpleNamespace()  # type: ignore[assignment]
+        stuffed.outbox.waiting.append("a record")
+        world.active = dict.fromkeys(children)
+        world.let_rest()
+        assert list(world.active) == [starts, works, leaves, stuffed]
+        world.told.update((rests, works))
+        assert world.ring_told() == 1
+        assert list(world.active) == [starts, works, leaves, stuffed, rests]
+        assert [child.rung for child in children] == [0, 1, 1, 0, 0]
+
+
+def test_a_turn_that_gives_a_silent_child_something_is_followed_by_another_before_any_sleep() -> None:
+    with made() as loop:
+        world: Any = loop.world
+        assert loop._turn() == 0
+        loop.read_child = lambda _child, _whole=False: 0  # type: ignore[method-assign,assignment]
+        world.told.add(_Sitting(Seat(0, 8, state=READY)))
+        assert loop._turn() == 1, "its bell is not armed"
+        assert loop._turn() == 0
 
 
 def test_a_list_of_the_children_shows_what_was_submitted_before_it(tmp_path: Path) -> None:

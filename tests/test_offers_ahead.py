@@ -151,7 +151,7 @@ def test_what_an_overtaken_task_had_kept_from_starting_overtakes_in_its_turn() -
     parked = world.submit(queue="other", weight=2, concurrency_key="x")
     behind = world.submit(queue="other")
     world.turn()
-    assert [keys_in_line(world, number) for number in (0, 1)] == [[held.key], [behind.key]]
+    assert [keys_in_line(world, number) for number in (1, 0)] == [[held.key], [behind.key]]
     urgent = world.submit(priority=0)
     world.turn()
     assert {*keys_in_line(world, 0), *keys_in_line(world, 1)} == {urgent.key, parked.key}

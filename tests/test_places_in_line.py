@@ -25,7 +25,7 @@ def at_work(children: int, slots: int, tasks: int, retries: int = 0) -> World:
     """Each child runs a task, and has others behind that: in the order of the line, which is a FIFO."""
     world = World(children, slots=slots)
     for _ in range(children):
-        world.submit(function(1))
+        world.submit(function(dispatch.WAKE_NS))  # too long for two of them to be one child's
     world.turn()
     for child in world.children.values():
         child.step()

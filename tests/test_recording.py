@@ -125,10 +125,10 @@ def test_the_ranges_of_a_chunk_are_cancelled_in_the_order_in_which_they_were_mad
     rules.submitted(chunk)
     rules.dispatch(0.0)
     for index in range(count):  # each fails, and is a range of its own from then on
-        rules.items(seats[0], chunk.slot, chunk.generation, index, index + 1, ERROR, False, 0, b"")
+        rules.items(seats[-1], chunk.slot, chunk.generation, index, index + 1, ERROR, False, 0, b"")
     rules.dispatch(0.0)
     assert rules.cancel(chunk.key, 0.0)
-    assert [call.args[0] for call in effects.halt.call_args_list] == seats
+    assert [call.args[0] for call in effects.halt.call_args_list] == seats[::-1]
 
 
 # ------------------------------------------------------------ the recording

@@ -149,7 +149,7 @@ def test_what_has_ended_or_never_was_cannot_be_cancelled() -> None:
 def test_no_further_item_of_a_cancelled_chunk_begins_and_the_running_one_ends_in_peace() -> None:
     world = World(2)
     chunk = world.submit(function(), items=4)
-    child = start(world, steps=2)
+    child = start(world, 1, steps=2)
     child.step()
     child.step()
     assert world.cancel(chunk.key)

@@ -80,12 +80,12 @@ def test_a_task_in_an_unkillable_child_crashes_for_that_reason() -> None:
 def test_a_dead_child_gets_no_offer_and_waits_to_be_reaped() -> None:
     world = World(2, slots=16)
     running = world.submit(function(1))
-    child = start(world)
+    child = start(world, 1)
     world.die(child)
     world.notice(child)
     others = [world.submit(function(1)) for _ in range(8)]
     world.turn()
-    assert not offered(world, 0)
+    assert not offered(world, 1)
     wait(world, 10 * (LEASE_TTL + KILL_TIMEOUT))
     assert kills(world) == []
     assert outcome(world, running) is None, "only the report says how it died"

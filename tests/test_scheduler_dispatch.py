@@ -53,10 +53,56 @@ def test_no_more_is_offered_than_there_are_slots() -> None:
 
 def test_what_is_offered_ahead_is_shared_among_the_children() -> None:
     world = World(2, slots=16)
-    for _ in range(8):
+    for _ in range(2):
+        world.submit(function(dispatch.WAKE_NS))
+    for _ in range(6):
         world.submit(function(1))
     world.turn()
     assert min(len(offered(world, number)) for number in range(2)) >= 3
+
+
+def test_the_child_that_has_been_idle_for_the_shortest_time_comes_first() -> None:
+    world = World(3)
+    for number in (1, 0, 2, 0, 2, 1):
+        busy = [world.submit() for _ in range(3)]
+        world.turn()
+        for each in (*(other for other in range(3) if other != number), number):
+            world.children[each].step()
+            world.children[each].step()
+            world.turn()
+        assert [outcome(world, task) for task in busy] == [rules.OK] * 3
+        task = world.submit()
+        world.turn()
+        assert offered(world, number) == [task.key]
+        world.children[number].step()
+        world.children[number].step()
+        world.turn()
+
+
+def test_what_one_child_ends_before_another_could_begin_wakes_no_other() -> None:
+    world = World(4, slots=16)
+    short = function(dispatch.WAKE_NS // 4)
+    tasks = [world.submit(short) for _ in range(5)]
+    world.turn()
+    assert sorted(len(offered(world, number)) for number in range(4)) == [0, 0, 1, 4]
+    assert offered(world, 3) == [task.key for task in tasks[:4]]
+
+
+def test_a_child_that_works_is_given_nothing_more_while_another_is_idle() -> None:
+    world = World(2, slots=16)
+    world.submit(function(1))
+    start(world, 1)
+    world.submit(function(1))
+    world.turn()
+    assert len(offered(world, 0)) == 1, "what it runs may be long, whatever it was expected to be"
+
+
+def test_what_a_child_is_given_at_once_is_what_it_may_still_run() -> None:
+    world = World(2, slots=2)
+    for _ in range(5):
+        world.submit(function(1))
+    world.turn()
+    assert [len(offered(world, number)) for number in range(2)] == [2, 2]
 
 
 def test_a_child_that_starts_or_dies_gets_no_offer() -> None:
@@ -178,7 +224,7 @@ def test_what_is_taken_is_shared_among_the_idle_children_in_its_order() -> None:
 def test_an_idle_pool_needs_no_timer() -> None:
     world = World(2)
     task = world.submit(timeout=1.0)
-    start(world).step()
+    start(world, 1).step()
     wait(world, 100.0)
     assert outcome(world, task) == rules.OK
     assert world.scheduler.next_timer() is None

@@ -18,7 +18,7 @@ from mpworker.supervisor import spawning
 from mpworker.supervisor.burying import bury, ends, kill_and_reap, kill_strays
 from mpworker.supervisor.memory import anonymous_bytes
 from mpworker.supervisor.oom import OomKills
-from mpworker.supervisor.registry import Death, Function, Seat, Task
+from mpworker.supervisor.registry import READY, Death, Function, Seat, Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ class Children:
         self._oom_kills = OomKills()
         self.by_number: dict[int, Child] = {}
         self.everyone: tuple[Child, ...] = ()
+        self.active: dict[Child, None] = {}  # that may say something, or take something from us; all others are silent
         self.backlog: set[Child] = set()  # whose rings were full
         self.told: set[Child] = set()  # whose bells are still to be rung
         self.corrupt: set[Child] = set()  # whose rings cannot be pushed to; the loop has them killed
@@ -246,6 +247,7 @@ class Children:
         child.cores = cores
         self.by_number[seat.number] = child
         self.everyone = tuple(self.by_number.values())
+        self.active[child] = None
         return child
 
     def _cores_of_next(self) -> list[int]:
@@ -265,6 +267,7 @@ class Children:
         """Forget a child that is dead."""
         self.by_number.pop(child.seat.number, None)
         self.everyone = tuple(self.by_number.values())
+        self.active.pop(child, None)
         self.backlog.discard(child)
         self.told.discard(child)
         self.corrupt.discard(child)
@@ -308,11 +311,28 @@ class Children:
                 self.corrupt.add(child)
             self.told.add(child)
 
-    def ring_told(self) -> None:
-        """Wake the children that were sent something: once each, for a wake-up costs more than a task."""
+    def ring_told(self) -> int:
+        """Wake the children that were sent something: once each, for a wake-up costs more than a task.
+
+        Returns:
+            How many of them were silent before, and so whose bells nobody has armed.
+        """
+        active = self.active
+        before = len(active)
         for child in self.told:
             child.ring_bell()
+            active[child] = None
         self.told.clear()
+        return len(active) - before
+
+    def let_rest(self) -> None:
+        """Look no longer at children that are ready and have nothing to do.
+
+        They say nothing until they are offered something: a turn costs no more for their being there.
+        """
+        for child in list(self.active):
+            if child.seat.state == READY and not child.seat.offers and not child.outbox.waiting:
+                del self.active[child]
 
     def forget(self, function: Function) -> None:
         """No later task uses the function, unless it is sent again."""

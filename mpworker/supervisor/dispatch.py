@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 BUDGET_NS: Final = 200_000
+WAKE_NS: Final = 50_000  # until a child begins that sleeps, on another core: measured, 36 to 41 us
 STEAL_AFTER: Final = 0.0005
 RELIEVE_AFTER: Final = 0.002
 _RELIEVE_AGAIN_MAX: Final = 0.1  # seconds between looks at children that begin nothing: each is twice the one before
@@ -40,11 +41,15 @@ class Dispatch(Order):
         self._relieve_again = RELIEVE_AFTER
 
     def _dispatch_in_line(self, now: float) -> None:
-        queue = self._queue
-        while queue and self._idle:
+        queue, idle = self._queue, self._idle
+        while queue and idle:
             task = queue.popleft()
             if task.state == QUEUED:
-                self._offer(next(iter(self._idle)), task, _cost_ns(task), now)
+                seat = next(reversed(idle))  # its caches are the warmest; the others sleep on
+                self._offer(seat, task, _cost_ns(task), now)
+                if queue and seat.load_ns < WAKE_NS:
+                    # What this child will have ended before another could begin costs less here, and is done as soon.
+                    self._fill(seat, len(seat.free), now, WAKE_NS)
             else:
                 self._dead -= 1
         if queue:
@@ -57,14 +62,14 @@ class Dispatch(Order):
         elif self._idle and self._steal_at is None and self._crowded:
             self._steal_at = now + STEAL_AFTER
 
-    def _fill(self, seat: Seat, share: int, now: float) -> None:
+    def _fill(self, seat: Seat, share: int, now: float, budget_ns: int = BUDGET_NS) -> None:
         queue = self._queue
         offers, free = seat.offers, seat.free
         while queue and share and free:
             task = queue[0]
             if task.state == QUEUED:
                 cost_ns = _cost_ns(task)
-                if offers and seat.load_ns + cost_ns > BUDGET_NS:
+                if offers and seat.load_ns + cost_ns > budget_ns:
                     return
                 self._offer(seat, task, cost_ns, now)
                 share -= 1
@@ -88,7 +93,7 @@ class Dispatch(Order):
     def _offer_waiting(self, queues: Queues, now: float) -> None:
         while self._idle and (task := queues.first(now)) is not None:
             queues.take()
-            self._offer_in_order(queues, next(iter(self._idle)), task, now)
+            self._offer_in_order(queues, next(reversed(self._idle)), task, now)  # the warmest, as above
         children = len(self._seats)
         share = len(queues) // (children or 1) + 1
         for seat in self._seats.values():

@@ -80,7 +80,8 @@ class Loop(Nursing):
                 continue
             # Little is going on, so sleep may be near: arm, and look once more for what was published before its
             # peer could see the armed bell (ipc/bell.h).
-            bells = [self.world.channel.bell, *(child.channel.bell for child in self.world.everyone)]
+            self.world.let_rest()
+            bells = [self.world.channel.bell, *(child.channel.bell for child in self.world.active)]
             for bell in bells:
                 bell.arm()
             idle = not self._turn()
@@ -101,14 +102,14 @@ class Loop(Nursing):
         """Take in what has come and act on it; how many things that were."""
         world, scheduler = self.world, self.scheduler
         found = self._read_client()
-        for child in world.everyone:
+        for child in world.active:
             found += self.read_child(child)
         now = self._turned_at = time.monotonic()
         at = scheduler.next_timer()
         if at is not None and now >= at:
             found += 1
             self._nursery_speaks()  # of deaths that would otherwise be taken for late
-            for child in world.everyone:
+            for child in world.active:
                 self.read_child(child, whole=True)  # what is in a ring was answered before we came to look
             scheduler.timer(now)
             self._remove_unkillable()
@@ -138,7 +139,7 @@ class Loop(Nursing):
         if self._stopping == DRAIN:
             self._drain(now)
         if world.told:
-            world.ring_told()
+            found += world.ring_told()  # an answer of one whose bell is not armed is not to be slept through
         return found
 
     def _timeout(self) -> float:
