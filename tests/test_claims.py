@@ -1,6 +1,7 @@
 """Claims: who wins an offer, what the page tells, and what makes the heart stop."""
 
 import contextlib
+import functools
 import mmap
 import os
 import re
@@ -78,16 +79,24 @@ class ClaimsMachine(RuleBasedStateMachine):
         assert self.supervisor.halt(slot, generation) == self.model[slot][3]
         self.model[slot][4] = generation
 
-    @rule(slot=st.integers(0, SLOTS - 1), cursor=st.integers(0, 2**64 - 1))
-    def step(self, slot: int, cursor: int) -> None:
+    @rule(slot=st.integers(0, SLOTS - 1), first=st.integers(0, 5), count=st.integers(0, 3))
+    def run(self, slot: int, first: int, count: int) -> None:
         generation, state, _, _, halt = self.model[slot]
-        if state == CLAIMED:
+        if state == CLAIMED and count:
             before = time.monotonic_ns()
-            now = self.child.step(slot, generation, cursor)
+            cursors, values = list[int](), list[int]()
+
+            def call(item: int) -> int:
+                cursors.append(self.supervisor.peek(slot)[3])
+                return item * 10
+
+            assert self.child.run(slot, generation, call, list(range(8)), values, first, first + count, False, 2**63)
+            done = 0 if halt == generation else count
+            assert cursors == list(range(first + 1, first + 1 + done))
+            assert values == [item * 10 for item in range(first, first + done)]
             started = self.child.peek(slot)[2]
             assert before <= started <= time.monotonic_ns()
-            assert now == (0 if halt == generation else started)
-            self.model[slot][2:4] = started, cursor
+            self.model[slot][2:4] = started, first + (done or 1)
 
     @invariant()
     def peek(self) -> None:
@@ -99,12 +108,91 @@ class ClaimsMachine(RuleBasedStateMachine):
 TestClaimsMachine = ClaimsMachine.TestCase
 TestClaimsMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
+
+def claimed() -> Claims:
+    claims = Claims(mmap.mmap(-1, PAGE), SLOTS)
+    claims.offer(0, 7)
+    assert claims.claim(0, 7)
+    return claims
+
+
+def test_values_that_have_waited_are_handed_over_before_the_next_item_begins() -> None:
+    claims, values = claimed(), list[int]()
+    assert not claims.run(0, 7, abs, [-1, -2, -3], values, 0, 3, False, 0)
+    assert values == [1]
+    assert claims.peek(0)[3] == 1, "the next one has not begun"
+    assert not claims.run(0, 7, abs, [-1, -2, -3], values, 0, 3, False, 0)
+    assert values == [1], "none is called before these are taken"
+    assert claims.run(0, 7, abs, [-1, -2, -3], values, 0, 3, False, 2**63)
+    assert values == [1, 2, 3]
+
+
+def test_an_item_that_raises_is_the_next_one_and_said_to_have() -> None:
+    claims, values = claimed(), list[float]()
+    with pytest.raises(ZeroDivisionError):
+        claims.run(0, 7, (1).__truediv__, [1, 2, 0, 4], values, 0, 4, False, 2**63)
+    assert values == [1.0, 0.5]
+    assert claims.peek(0)[3] == 3
+    assert claims.inside
+    assert claims.run(0, 7, (1).__truediv__, [1, 2, 0, 4], values, 2, 3, False, 2**63), "there is a value for item 2"
+    assert not claims.inside
+    with pytest.raises(IndexError):
+        claims.run(0, 7, abs, [], [], 0, 1, False, 2**63)
+    assert not claims.inside
+
+
+def test_a_chunk_that_is_halted_by_an_item_ends_with_it() -> None:
+    claims, values = claimed(), list[int]()
+    assert claims.run(
+        0, 7, lambda item: item if item < 2 else claims.halt(0, 7), [0, 1, 2, 3], values, 0, 4, False, 2**63
+    )
+    assert values == [0, 1, 3], "the cursor as it was in the third"
+
+
+def test_what_a_signal_raises_is_raised_in_the_item_that_it_met_also_where_that_is_c() -> None:
+    claims, values = claimed(), list[object]()
+    inside: list[bool] = []
+    pidfd = os.pidfd_open(os.getpid())
+    kill_self = functools.partial(signal.pidfd_send_signal, pidfd)  # which does not look for signals itself
+
+    def handler(_number: int, _frame: object) -> None:
+        inside.append(claims.inside)
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with pytest.raises(InterruptedError):
+            claims.run(0, 7, kill_self, [0, signal.SIGUSR1, 0], values, 0, 3, False, 2**63)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        os.close(pidfd)
+    assert values == [None]
+    assert claims.peek(0)[3] == 2
+    assert inside == [True]
+
+
+def test_no_further_item_begins_in_a_fork_of_a_child() -> None:
+    claims, values = claimed(), list[int]()
+
+    def call(item: int) -> int:
+        return os.fork() if item else item
+
+    pid, code = os.getpid(), 0
+    try:
+        claims.run(0, 7, call, [0, 1, 0], values, 0, 3, False, 2**63)
+    except _native.MadeBeforeFork:
+        code = 8 if claims.inside else 7
+    if os.getpid() != pid:
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(values[1], 0)[1]) == 7
+    assert values == [0, values[1], 0]
+
+
 VERBS: dict[str, tuple[int, ...]] = {
     "offer": (1,),
     "claim": (1,),
     "revoke": (1,),
     "halt": (1,),
-    "step": (1, 0),
     "peek": (),
 }
 

@@ -4,14 +4,17 @@ import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import faults_tasks as tasks
 import pytest
 from faults import LIMIT
 
 from mpworker import ProcessWorker
+from mpworker.child.attempt import Attempt, TaskInterrupted
 from mpworker.errors import SerializationError, TaskExited, TaskTimeout, WorkerCrashed
+from mpworker.ipc.stacks import StackFile
 
 
 def mapped(w: Any, function: Callable[..., Any], values: list[Any], chunksize: int = 20) -> list[Any]:
@@ -152,3 +155,15 @@ def test_an_item_that_cannot_be_pickled_is_the_callers_error() -> None:
         with pytest.raises(SerializationError):
             next(results)
         assert w.submit(tasks.attempt).result(LIMIT) == 1
+
+
+def test_an_interrupt_between_two_items_hits_neither() -> None:
+    page: Any = SimpleNamespace(inside=False, peek=lambda _slot: (7, 2, 0, 1, 7))
+    attempt = Attempt(page, cast(StackFile, SimpleNamespace(rewind=lambda: None)), "")
+    attempt.running, attempt.itemwise = 7, True
+    attempt.on_interrupt(0, None)
+    assert attempt.stack is None
+    page.inside = True
+    with pytest.raises(TaskInterrupted):
+        attempt.on_interrupt(0, None)
+    assert attempt.running == 0

@@ -167,7 +167,17 @@ def calls(fd: int) -> Calls:
         "Claims.offer": [(None, offer), (ValueError, lambda: claims.offer(0, 0))],
         "Claims.claim": [(None, claim), (None, lambda: claims.claim(0, 7)), (IndexError, lambda: claims.claim(4, 7))],
         "Claims.revoke": [(None, lambda: claims.revoke(0, 7)), (ValueError, lambda: claims.revoke(0, large))],
-        "Claims.step": [(None, lambda: claims.step(0, 7, large)), (OverflowError, lambda: claims.step(0, 7, -1))],
+        "Claims.run": [
+            (None, lambda: claims.run(0, 7, abs, [-1000, 5000.0], [], 0, 2, False, 0)),
+            (None, lambda: claims.run(0, 7, pow, [(1000, 2), (3, 70)], [], 0, 2, True, large)),
+            (ZeroDivisionError, lambda: claims.run(0, 7, (1000).__floordiv__, [1, 0], [], 0, 2, False, large)),
+            (IndexError, lambda: claims.run(0, 7, abs, [], [], 0, 1, False, large)),
+            (TypeError, lambda: claims.run(0, 7, abs, (), [], 0, 1, False, large)),  # type: ignore[arg-type]
+            (TypeError, lambda: claims.run(0, 7, abs, [], (), 0, 1, False, large)),  # type: ignore[arg-type]
+            (TypeError, lambda: claims.run(0, 7, 7, [1], [], 0, 1, False, large)),  # type: ignore[arg-type]
+            (OverflowError, lambda: claims.run(0, 7, abs, [], [], 0, -1, False, large)),
+        ],
+        "Claims.inside": [(None, lambda: claims.inside)],
         "Claims.halt": [(None, lambda: claims.halt(0, 7)), (TypeError, lambda: claims.halt(0, "7"))],  # type: ignore[arg-type]
         "Claims.peek": [(None, lambda: claims.peek(0)), (IndexError, lambda: claims.peek(large))],
         "Claims.beat": [(None, claims.beat)],
@@ -277,7 +287,7 @@ calls = {
     "Claims.offer": lambda: claims.offer(0, 1),
     "Claims.claim": lambda: claims.claim(0, 1),
     "Claims.revoke": lambda: claims.revoke(0, 1),
-    "Claims.step": lambda: claims.step(0, 1, 1),
+    "Claims.run": lambda: claims.run(0, 1, abs, [1], [], 0, 1, False, 0),
     "Claims.halt": lambda: claims.halt(0, 1),
     "Claims.peek": lambda: claims.peek(0),
     "Claims.beat": claims.beat,
@@ -328,7 +338,7 @@ def test_a_fork_is_refused_and_unharmed() -> None:
     done = subprocess.run([sys.executable, "-P", "-c", FORK], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     # A type can be called and these be read in a fork: they touch no memory from before it.
-    harmless = {"Ring.max_payload", "Bell.waiting"}
+    harmless = {"Ring.max_payload", "Bell.waiting", "Claims.inside"}
     assert set(json.loads(done.stdout)) == {name for name in exported() if "." in name} - harmless
 
 

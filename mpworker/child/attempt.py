@@ -46,13 +46,14 @@ class Attempt:
         task: Its number, and above it that of its judge.
         number: Of the attempt, from 1; 0 while nothing is claimed.
         early: An interrupt has come while nothing ran.
+        itemwise: A chunk is claimed, of which nothing runs between two items though `running` is set.
         details: What it says beyond its call, and its call: read when somebody asks.
         stack: Of the task that was interrupted, until that is told.
     """
 
     __slots__ = (
         *("_claims", "_stack_file", "_task_prefix"),
-        *("details", "early", "number", "running", "slot", "stack", "task"),
+        *("details", "early", "itemwise", "number", "running", "slot", "stack", "task"),
     )
 
     def __init__(self, claims: Claims, stack_file: StackFile, task_prefix: str) -> None:
@@ -64,6 +65,7 @@ class Attempt:
         self.task = 0
         self.number = 0
         self.early = False
+        self.itemwise = False
         self.details = b""
         self.stack: str | None = None
 
@@ -71,6 +73,8 @@ class Attempt:
         """The handler of INTERRUPT_SIGNAL."""
         self._stack_file.rewind()
         generation = self.running
+        if self.itemwise and not self._claims.inside:
+            generation = 0  # between two items
         if generation and self._claims.peek(self.slot)[4] == generation:
             self.running = 0  # once: not again while the exception unwinds
             self.stack = _stack_of_task(frame)

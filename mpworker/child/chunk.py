@@ -20,7 +20,7 @@ _FLUSH_NS: Final = 1_000_000  # a chunk's results wait at most this long for the
 class ChunkRunner(Runs):
     """Runs chunks; the arguments are those of `Runs`."""
 
-    def run_range(  # noqa: PLR0915  # one loop that is hot: a call per item would double its cost
+    def run_range(  # noqa: PLR0915  # what an answer, a flush and an interrupt change is local to one chunk
         self, flags: int, task: int, generation: int, c: int, data: bytes | MemoryError
     ) -> None:
         """Claim the chunk of a RANGE record, run its items, and answer; nothing if it was revoked."""
@@ -43,8 +43,8 @@ class ChunkRunner(Runs):
             status, out = unserializable("call", "arguments", error, full(error))
             self._answers.push(codec.ITEMS, status | codec.LAST, start | stop << 32, generation, slot, out)
             return
-        spread = flags & codec.SPREAD
-        step = self._claims.step
+        spread = bool(flags & codec.SPREAD)
+        run = self._claims.run
         clock = time.monotonic_ns
         values: list[Any] = []
         flushed_at = begun_at
@@ -76,16 +76,18 @@ class ChunkRunner(Runs):
             self._answers.push(codec.ITEMS, status, first | index << 32, generation, slot, out)
             first = index
 
-        while index < stop:
-            if not step(slot, generation, index + 1):
-                break
+        attempt.itemwise = True
+        while True:
             try:
                 try:
                     attempt.running = generation
-                    value = call(*items[index]) if spread else call(items[index])
+                    over = run(slot, generation, call, items, values, first, stop, spread, flushed_at + _FLUSH_NS)
                 finally:
                     attempt.running = 0
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:
+                if not self._claims.inside:
+                    raise  # no item's: a fork of the child, say
+                index = first + len(values)
                 status, out = outcomes.of_failure(error)
                 if values:
                     flush(0)
@@ -95,13 +97,14 @@ class ChunkRunner(Runs):
                 first = index
                 flushed_at = clock()
                 continue
-            values.append(value)
-            index += 1
-            if clock() - flushed_at > _FLUSH_NS:
-                if attempt.stack is not None:
-                    drop_late()
-                elif index < stop:
-                    flush(0)
+            index = first + len(values)
+            if over:
+                break
+            if attempt.stack is not None:
+                drop_late()
+            else:
+                flush(0)
+        attempt.itemwise = False
         if attempt.stack is not None:
             drop_late()
         attempt.number = 0

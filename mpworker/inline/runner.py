@@ -59,8 +59,25 @@ class _Claims:
     def claim(self, _slot: int, _generation: int) -> int:
         return time.monotonic_ns()
 
-    def step(self, _slot: int, _generation: int, _cursor: int) -> int:
-        return 1
+    inside = False
+
+    def run(
+        self,
+        _slot: int,
+        _generation: int,
+        call: Callable[..., object],
+        items: list[Any],
+        values: list[Any],
+        first: int,
+        stop: int,
+        spread: bool,
+        _flush_at_ns: int,
+    ) -> bool:
+        for index in range(first + len(values), stop):
+            self.inside = True
+            values.append(call(*items[index]) if spread else call(items[index]))
+            self.inside = False
+        return True
 
     def peek(self, _slot: int) -> tuple[int, int, int, int, int]:
         return GENERATION, 0, 0, 0, 0

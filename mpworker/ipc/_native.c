@@ -63,6 +63,7 @@ typedef struct {
     mpw_claims *page;
     mpw_heartbeat heartbeat;
     Py_ssize_t slots;
+    bool inside; /* under the GIL: a call of run() is under way, or was the last thing and has raised */
 } claims_object;
 
 static module_state *state_of(PyObject *self)
@@ -629,14 +630,67 @@ static PyObject *claims_halt(PyObject *self, PyObject *const *args, Py_ssize_t n
     return PyLong_FromUnsignedLongLong(mpw_claim_halt(slot, generation));
 }
 
-static PyObject *claims_step(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+/* One item; NULL with the exception that it raised. `inside` says afterwards, too, that it was the item that did. */
+static PyObject *run_item(claims_object *claims, PyObject *call, PyObject *item, bool spread)
 {
-    uint64_t values[2];
-    mpw_slot *slot = slot_arguments(self, args, nargs, 3, "step", values);
-    if (!slot)
+    Py_INCREF(item); /* the call may get hold of the list */
+    claims->inside = true;
+    PyObject *value = spread ? PyObject_CallObject(call, item) : PyObject_CallFunctionObjArgs(call, item, NULL);
+    /* As between two byte codes: of a function in C nobody else would look. Whatever a handler raises is the item's. */
+    if (value && PyErr_CheckSignals() < 0)
+        Py_CLEAR(value);
+    if (value)
+        claims->inside = false;
+    Py_DECREF(item);
+    return value;
+}
+
+/* The loop over a chunk's items is here because it costs three times as much in Python, which is more than a short call
+ * does. One look at the clock for an item: it is when the item begins, and tells whether results have waited for long. */
+static PyObject *claims_run(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    claims_object *claims = (claims_object *)self;
+    uint64_t generation, first, stop, flush_at_ns;
+    if (!argument_count(nargs, 9, "run"))
         return NULL;
-    uint64_t now = mpw_now_ns();
-    return PyLong_FromUnsignedLongLong(mpw_claim_step(slot, values[0], values[1], now) ? now : 0);
+    mpw_slot *slot = slot_arguments(self, args, 2, 2, "run", &generation);
+    PyObject *call = args[2], *items = args[3], *values = args[4];
+    if (!slot || !get_u64(args[5], &first) || !get_u64(args[6], &stop) || !get_u64(args[8], &flush_at_ns))
+        return NULL;
+    int spread = PyObject_IsTrue(args[7]);
+    if (spread < 0)
+        return NULL;
+    if (!PyList_Check(items) || !PyList_Check(values)) {
+        PyErr_SetString(PyExc_TypeError, "run() takes a list of items and a list for their values");
+        return NULL;
+    }
+    claims->inside = false;
+    uint64_t index = first + (uint64_t)PyList_Size(values);
+    bool waiting = index != first;
+    for (; index < stop; index++) {
+        if (!usable(self)) /* the call before was a fork's */
+            return NULL;
+        uint64_t now = mpw_now_ns();
+        if (waiting && now > flush_at_ns)
+            return PyBool_FromLong(0);
+        if (!mpw_claim_step(slot, generation, index + 1, now))
+            break;
+        PyObject *item = PyList_GetItem(items, (Py_ssize_t)index);
+        PyObject *value = item ? run_item(claims, call, item, spread) : NULL;
+        if (!value)
+            return NULL;
+        int failed = PyList_Append(values, value);
+        Py_DECREF(value);
+        if (failed < 0)
+            return NULL;
+        waiting = true;
+    }
+    return PyBool_FromLong(1);
+}
+
+static PyObject *claims_inside(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(((claims_object *)self)->inside);
 }
 
 static PyObject *claims_peek(PyObject *self, PyObject *index)
@@ -694,8 +748,11 @@ static PyMethodDef claims_methods[] = {
      "claim(slot, generation) -> int\n\nChild: take the offer. The monotonic time in ns, or 0: it was revoked."},
     {"revoke", (PyCFunction)(void (*)(void))claims_revoke, METH_FASTCALL,
      "revoke(slot, generation) -> bool\n\nSupervisor: take the offer back. False: the child has claimed it."},
-    {"step", (PyCFunction)(void (*)(void))claims_step, METH_FASTCALL,
-     "step(slot, generation, cursor) -> int\n\nChild: begin an item of a chunk. The time in ns, or 0: end the chunk here."},
+    {"run", (PyCFunction)(void (*)(void))claims_run, METH_FASTCALL,
+     "run(slot, generation, call, items, values, first, stop, spread, flush_at_ns) -> bool\n\n"
+     "Child: append to values, which begins with that of item first, those of the items that follow, up to stop. True: they "
+     "have all been called, or the chunk was halted. False: it is later than flush_at_ns, and there are values. Raises what "
+     "a call raises: that of the item which is next then, if inside says so."},
     {"halt", (PyCFunction)(void (*)(void))claims_halt, METH_FASTCALL,
      "halt(slot, generation) -> int\n\nSupervisor: no further item of this chunk (0 takes it back); the cursor since."},
     {"peek", claims_peek, METH_O, "peek(slot) -> (generation, state, started_ns, cursor, halt)"},
@@ -705,11 +762,17 @@ static PyMethodDef claims_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyGetSetDef claims_getset[] = {
+    {"inside", claims_inside, NULL, "Does run() call an item just now, or has the last one raised?", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyType_Slot claims_slots[] = {
     {Py_tp_doc, "Claims(buffer, slots)\n\nA child's claim page; see claims.h."},
     {Py_tp_new, claims_new},
     {Py_tp_dealloc, mapped_dealloc},
     {Py_tp_methods, claims_methods},
+    {Py_tp_getset, claims_getset},
     {0, NULL},
 };
 

@@ -1,4 +1,5 @@
-from typing import Final, final
+from collections.abc import Callable
+from typing import Any, Final, final
 
 from _typeshed import ReadableBuffer as Buffer
 
@@ -52,7 +53,21 @@ class Claims:
     def offer(self, slot: int, generation: int, /) -> None: ...
     def claim(self, slot: int, generation: int, /) -> int: ...
     def revoke(self, slot: int, generation: int, /) -> bool: ...
-    def step(self, slot: int, generation: int, cursor: int, /) -> int: ...
+    def run(
+        self,
+        slot: int,
+        generation: int,
+        call: Callable[..., object],
+        items: list[Any],
+        values: list[Any],
+        first: int,
+        stop: int,
+        spread: bool,
+        flush_at_ns: int,
+        /,
+    ) -> bool: ...
+    @property
+    def inside(self) -> bool: ...
     def halt(self, slot: int, generation: int, /) -> int: ...
     def peek(self, slot: int, /) -> tuple[int, int, int, int, int]: ...
     def beat(self) -> int: ...
