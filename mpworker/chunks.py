@@ -1,6 +1,7 @@
 """A chunk of a `map` on its way: what has come of its items, and who waits for them."""
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mpworker.ipc import codec
@@ -36,9 +37,11 @@ class Chunk(WaitedFor):
     )
     _slow = False
 
-    def __init__(self, mapping: "Mapping", items: list[Any]) -> None:
+    def __init__(self, mapping: "Mapping", items: Sequence[Any]) -> None:
         self._map = mapping
-        self.items: list[Any] = items  # until all are settled: a chunk that cannot be unpickled is sent again in pieces
+        self.items: Sequence[Any] = (
+            items  # until all are settled: a chunk that cannot be unpickled is sent again in pieces
+        )
         self.stop = len(items)
         self.at = 0  # the next item to be taken
         self.key = 0

@@ -6,11 +6,12 @@ memory. The size of a chunk follows what was measured: about CHUNK_NS of work, s
 small beside it.
 """
 
+import functools
 import itertools
 import operator
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.chunks import Chunk
@@ -28,6 +29,19 @@ SLOW_INPUT: Final = 0.05
 GROWTH: Final = 8  # a chunk is at most this many times as long as the one before
 WINDOW_PER_CHILD: Final = 8
 WINDOW_MIN: Final = 32
+
+
+class Results(itertools.chain[Any]):
+    """The results of a `map`, one after the other, by no byte code of ours for each of them.
+
+    Dropping it ends the map, as `close` does.
+    """
+
+    _close: Callable[[], None]
+
+    def close(self) -> None:
+        """End the map: what has not begun never does."""
+        self._close()
 
 
 class Mapping:
@@ -67,6 +81,8 @@ class Mapping:
         self._spread = len(iterables) > 1
         hints = [operator.length_hint(each, -1) for each in iterables]
         self._remaining = -1 if min(hints) < 0 else min(hints)
+        # A range is cut, and its pieces are sent as they are.
+        self._numbers = iterables[0] if not self._spread and type(iterables[0]) is range else None
         self._source: Iterator[Any] = zip(*iterables, strict=False) if self._spread else iter(iterables[0])
         self._options = options
         self._n = n
@@ -83,6 +99,7 @@ class Mapping:
         self._return_exceptions = return_exceptions
         self._said = said
         self._index = 0
+        self._run: Iterator[Any] = iter(())  # of results that are taken now
 
     def _begin(self) -> None:
         try:
@@ -104,12 +121,15 @@ class Mapping:
                     return
             if self._chunksize is None and self._remaining >= 0:
                 size = max(1, min(size, self._remaining // (4 * self._n) + 1))
-            items: list[Any] = []
+            items: Any = []
             began = time.monotonic()
             slow = False
             try:
                 try:
-                    items.extend(itertools.islice(self._source, size))  # what came before a failure is in it
+                    if self._numbers is not None:
+                        items, self._numbers = self._numbers[:size], self._numbers[size:]
+                    else:
+                        items.extend(itertools.islice(self._source, size))  # what came before a failure is in it
                     self._exhausted = len(items) < size
                 finally:
                     slow = time.monotonic() - began > SLOW_INPUT
@@ -126,7 +146,7 @@ class Mapping:
         self.client.poll()
         return bool(self._chunks) and self._chunks[0].ready
 
-    def _send(self, items: list[Any], into: deque[Chunk]) -> None:
+    def _send(self, items: Sequence[Any], into: deque[Chunk]) -> None:
         chunk = Chunk(self, items)
         into.append(chunk)  # first: what was sent is found there, whatever comes in between
         self._items += len(items)
@@ -153,7 +173,7 @@ class Mapping:
             flags |= codec.DETAILED
         self.client.send_chunk(chunk, flags, self._function, self._options, count, data, again)
 
-    def _send_each(self, items: list[Any], into: deque[Chunk]) -> None:
+    def _send_each(self, items: Sequence[Any], into: deque[Chunk]) -> None:
         for item in items:
             self._send([item], into)
 
@@ -172,27 +192,39 @@ class Mapping:
             wanted = CHUNK_NS * items // duration_ns
             self._size = max(1, min(wanted, GROWTH * items, codec.MAX_CHUNK_ITEMS))
 
-    def results(self) -> Iterator[Any]:
+    def results(self) -> Results:
         """The results in the order of the input."""
         stream = self._stream()
         next(stream)  # all that must be cleaned up happens in its `try`
-        return stream
+        results = Results.from_iterable(stream)
+        assert isinstance(results, Results)
+        results._close = functools.partial(self._end, stream)
+        return results
 
-    def _stream(self) -> Iterator[Any]:
+    def _end(self, stream: Generator[Iterable[Any], None, None]) -> None:
+        stream.close()
+        deque(self._run, 0)  # whoever holds the results has the rest of it in hand
+
+    def _stream(self) -> Generator[Iterable[Any], None, None]:
         try:
             self._begin()
-            yield None
+            yield ()
             yield from self._each()  # no loop in here: see `mpworker.reader`
         finally:
             self._abandon()
 
-    def _each(self) -> Iterator[Any]:
+    def _each(self) -> Iterator[Iterable[Any]]:
         while True:
             chunk = self._turn()
             if chunk is None:
                 break
             self._wait(chunk)
-            yield from self._take(chunk)
+            values = self._take(chunk)
+            if isinstance(values, list):
+                self._run = iter(values)
+                yield self._run
+            else:
+                yield from zip(values, strict=False)  # what raises does so in here, which is the end
         if self._failure is not None:
             raise self._failure
 

@@ -141,7 +141,7 @@ class TaskView(CronView, Executor):
                 raised and the rest is cancelled.
 
         Returns:
-            An iterator over the results; a generator, so `close()` ends the map.
+            An iterator over the results. Its `close()` ends the map, as does dropping it.
 
         Raises:
             InvalidArgument: `fn` is not callable or asynchronous, there is no iterable, or an option has a wrong type.

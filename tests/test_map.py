@@ -14,6 +14,7 @@ from pooljobs import Gate
 import mpworker
 from mpworker import ProcessWorker
 from mpworker.errors import SerializationError, WorkerStopped
+from mpworker.mapping import WINDOW_MIN
 
 GUARD = 60.0  # seconds; only a bound for what would hang
 
@@ -427,3 +428,35 @@ def test_a_task_may_map_over_a_pool_of_its_own(pool: ProcessWorker) -> None:
             return list(nested.map(pooljobs.add, range(3), itertools.repeat(base)))
 
     assert list(pool.map(inner, [10, 20])) == [[10, 11, 12], [20, 21, 22]]
+
+
+def test_a_closed_map_has_no_further_result_though_the_rest_of_a_chunk_is_there(pool: ProcessWorker) -> None:
+    results = pool.map(abs, list(range(100)), chunksize=50)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    results.close()  # type: ignore[attr-defined]
+    assert list(results) == []
+
+
+def test_a_map_is_over_with_the_first_failure_though_what_follows_is_there(pool: ProcessWorker) -> None:
+    results = pool.map((12).__floordiv__, [4, 3, 0, 2, 1], chunksize=5)
+    assert [next(results), next(results)] == [3, 4]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert list(results) == []
+    both = list(pool.map((12).__floordiv__, [4, 3, 0, 2, 1], chunksize=5, return_exceptions=True))
+    assert both[:2] + both[3:] == [3, 4, 6, 12]
+    assert isinstance(both[2], ZeroDivisionError)
+
+
+@pytest.mark.parametrize("numbers", [range(0), range(5), range(10, -1_000, -7), range(3, 100_000, 5)], ids=repr)
+def test_a_range_is_sent_in_pieces_of_it(pool: ProcessWorker, numbers: range) -> None:
+    assert list(pool.map(abs, numbers)) == [abs(number) for number in numbers]
+    assert list(pool.map(abs, numbers, chunksize=3, buffersize=7)) == [abs(number) for number in numbers]
+
+
+def test_what_takes_no_result_of_a_range_sends_a_window_of_it(pool: ProcessWorker) -> None:
+    results = pool.map(abs, range(10**15), chunksize=2)
+    assert [next(results) for _ in range(5)] == list(range(5))
+    pending = len(pool._client.pending)
+    assert 0 < pending <= WINDOW_MIN
+    results.close()  # type: ignore[attr-defined]

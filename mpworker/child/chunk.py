@@ -37,7 +37,7 @@ class ChunkRunner(Runs):
             attempt.details = b""
             if flags & codec.DETAILED:
                 data = attempt.take_details(data)
-            items = self._calls.loads(data)
+            items = list(self._calls.loads(data))  # of a range: it is one
         except BaseException as error:  # noqa: BLE001
             attempt.number = 0
             status, out = unserializable("call", "arguments", error, full(error))
