@@ -143,6 +143,31 @@ class AsyncTaskView(AsyncCronView):
         self._client.check()
         return awaited_of(self._view.submit(fn, *args, **kwargs))
 
+    def submit_many(self, fn: Callable[..., T], items: Iterable[Any], /) -> list[AsyncTaskFuture[T]]:
+        """Have a child call `fn(item)` for each item; not a coroutine, as `submit` is none.
+
+        Args:
+            fn: As for `submit`.
+            items: The argument of each call; no asynchronous iterable.
+
+        Returns:
+            The futures, in the order of the items.
+
+        Raises:
+            Exception: What `submit` raises for an item. The tasks of the items before it are submitted, and run.
+
+        Example:
+            >>> import asyncio
+            >>> from mpworker import AsyncProcessWorker
+            >>> async def main():
+            ...     async with AsyncProcessWorker(n=2) as w:
+            ...         return await asyncio.gather(*w.submit_many(abs, [-1, -2]))
+            >>> asyncio.run(main())
+            [1, 2]
+        """
+        self._client.check()
+        return [awaited_of(future) for future in self._view.submit_many(fn, items)]
+
     @overload
     def map(
         self,

@@ -203,6 +203,28 @@ class Client(Reader):
             self.poll()
         return future
 
+    def push_many(self, kind: int, flags: int, keys: list[int], function: int, options: int, calls: list[bytes]) -> int:
+        """Push as many of these as there is room for; none if nothing more is accepted, or the function is dropped."""
+        push = self._push_many
+        if push is None or self._closed or function not in self.functions.live:
+            return 0
+        return push(kind, flags, keys, function, options, calls)  # no call since the looks, as in `submit`
+
+    def forget_pending(self, keys: list[int]) -> None:
+        """Tasks with these numbers were not sent."""
+        for key in keys:
+            self.pending.pop(key, None)
+
+    def wake_supervisor(self) -> None:
+        """Something was pushed for it; and what has come meanwhile is read, if that is much."""
+        self._ring()
+        if self._fill() > self._half:
+            self.poll()
+
+    def room(self) -> int:
+        """How many more tasks may be unfinished."""
+        return self._options.max_pending - len(self.pending)
+
     def make_room(self) -> None:
         """Wait until one more task may be accepted.
 
@@ -319,7 +341,7 @@ class Client(Reader):
         self.pending.pop(key, None)  # last: a chunk that is neither here nor cancelled would keep a drain waiting
 
     def new_key(self) -> int:
-        """The number of a task that the supervisor makes for this client."""
+        """The number of a task that is sent otherwise, or that the supervisor makes for this client."""
         key = self._last_key = next(self._keys)
         return key
 

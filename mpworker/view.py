@@ -88,6 +88,42 @@ class TaskView(CronView, Executor):
             raise InvalidArgument(f"submit needs a callable, not {fn!r}: write submit(f, x), not submit(f(x))")
         return self._client.submit(fn, args, kwargs, self._options_key, self._said, self._make_future)
 
+    def submit_many(self, fn: Callable[..., T], items: Iterable[Any], /) -> list[TaskFuture[T]]:
+        """Have a child call `fn(item)` for each item: a task each, as `submit` makes them.
+
+        It takes about half of the caller's time that as many calls of `submit` do.
+
+        The items are read first, so what raises there submits nothing. `map` sends many items as one task and yields
+        results: it is far cheaper where no future of each is needed.
+
+        Args:
+            fn: As for `submit`.
+            items: The argument of each call.
+
+        Returns:
+            The futures, in the order of the items.
+
+        Raises:
+            Exception: What `submit` raises for an item. The tasks of the items before it are submitted, and run.
+
+        Example:
+            >>> from mpworker import ProcessWorker
+            >>> with ProcessWorker(n=2) as w:
+            ...     [future.result() for future in w.submit_many(abs, [-1, -2])]
+            [1, 2]
+        """
+        if not callable(fn):
+            raise InvalidArgument(f"submit_many needs a callable, not {fn!r}: write submit_many(f, items)")
+        if not isinstance(items, Iterable):
+            raise InvalidArgument(f"submit_many needs an iterable, not {items!r}")
+        if self._client.submission is not None:
+            return [self.submit(fn, item) for item in items]
+        if self._defaults.limits_nothing:
+            self._defaults.refuse_limit_of_nothing()
+        from mpworker.submitting import Submitting  # not before: no start shall wait for it
+
+        return Submitting(self._client, fn, self._options_key, self._said, self._make_future).submit(list(items))
+
     @overload
     def map(
         self,

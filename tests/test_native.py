@@ -94,6 +94,17 @@ def calls(fd: int) -> Calls:
             (TypeError, lambda: Ring(memory)),  # type: ignore[call-arg]
             (TypeError, lambda: Ring(memory, 0, 1024, capacity=256)),  # type: ignore[call-arg]
         ],
+        "Ring.push_many": [
+            (None, lambda: (producer.push_many(1, 0, [large, 2], 3, 4, [b"", b"12"]), consumer.pop([], 8))),
+            (None, lambda: full.push_many(1, 0, [1], 3, 4, [b"1"])),
+            (TypeError, lambda: producer.push_many(1, 0, [1], 3, 4, [])),
+            (TypeError, lambda: producer.push_many(1, 0, [1], 3, 4, [bytearray(b"1")])),  # type: ignore[list-item]
+            (TypeError, lambda: producer.push_many(1, 0, ["1"], 3, 4, [b"1"])),  # type: ignore[list-item]
+            (OverflowError, lambda: producer.push_many(1, 0, [1, -1], 3, 4, [b"1", b"2"])),
+            (ValueError, lambda: producer.push_many(1, 0, [1, 2], 3, 4, [b"1", bytes(4096)])),
+            (ValueError, lambda: producer.push_many(1 << 16, 0, [], 3, 4, [])),
+            (_native.RingCorrupt, lambda: condemned.push_many(1, 0, [1], 3, 4, [b"1"])),
+        ],
         "Ring.push": [
             (None, push_and_pop),
             (None, lambda: full.push(0, 0, 0, 0, 0, small)),
@@ -272,6 +283,7 @@ address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 ring, bell, claims = Ring(memory, 0, 128, 256), Bell(memory, 1024, fd), Claims(claims_memory, 4)
 calls = {
     "Ring.push": lambda: ring.push(0, 0, 0, 0, 0, b""),
+    "Ring.push_many": lambda: ring.push_many(0, 0, [0], 0, 0, [b""]),
     "Ring.pop": lambda: ring.pop([], 1),
     "Ring.readable": ring.readable,
     "Ring.fits": lambda: ring.fits(8),

@@ -58,6 +58,7 @@ VIEW = {
     "register_cron_task": ("(self, name, spec, task, *, tz='UTC', overlap='skip', misfire='once', misfire_grace=60.0)"),
     "shutdown": "(self, wait=True, *, cancel_futures=False)",
     "submit": "(self, fn, /, *args, **kwargs)",
+    "submit_many": "(self, fn, items, /)",
 }
 WORKER = VIEW | {
     "cancel_all": "(self)",
@@ -168,7 +169,7 @@ def test_the_asynchronous_worker() -> None:
     coroutines = {
         name for name in ASYNC_WORKER if inspect.iscoroutinefunction(getattr(mpworker.AsyncProcessWorker, name))
     }
-    assert coroutines == ASYNC_WORKER.keys() - {"submit", "map", "options", "subscribe_results"}
+    assert coroutines == ASYNC_WORKER.keys() - {"submit", "submit_many", "map", "options", "subscribe_results"}
     assert isinstance(inspect.getattr_static(mpworker.AsyncProcessWorker, "n"), property)
     assert signature(mpworker.AsyncTaskInfo) == signature(mpworker.TaskInfo)
     assert methods(mpworker.AsyncTaskFuture) == {"cancel": "(self, msg=None)"}
