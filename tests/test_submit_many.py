@@ -125,6 +125,7 @@ def test_a_stopped_worker_takes_none(make: Make) -> None:
 def test_the_supervisor_is_woken_once_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
     # Not seen by how long it takes: a supervisor that sleeps has timers of its own.
     with ProcessWorker(n=1) as w:
+        w.submit(pooljobs.square, 1).result(GUARD)  # and so the function is there
         ring, rung = w._client._ring, list[None]()
         monkeypatch.setattr(w._client, "_ring", lambda: (rung.append(None), ring()))
         futures = w.submit_many(pooljobs.square, range(100))
