@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CHUNK_NS: Final = 2_000_000
 CHUNK_BYTES: Final = 128 << 10
 SLOW_INPUT: Final = 0.05
+SHORT_RANGE: Final = 128
 GROWTH: Final = 8  # a chunk is at most this many times as long as the one before
 WINDOW_PER_CHILD: Final = 8
 WINDOW_MIN: Final = 32
@@ -128,6 +129,7 @@ class Mapping:
                 try:
                     if self._numbers is not None:
                         items, self._numbers = self._numbers[:size], self._numbers[size:]
+                        items = items if len(items) > SHORT_RANGE else list(items)
                     else:
                         items.extend(itertools.islice(self._source, size))  # what came before a failure is in it
                     self._exhausted = len(items) < size

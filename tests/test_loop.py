@@ -142,7 +142,7 @@ def _owing() -> Iterator[Loop]:
     with made() as loop:
         loop.world.nursery_ready, loop.world.nursery_pid = True, 4711
         loop._nursery_lease = Leases(_NURSERY_SILENT_MAX)
-        loop.world.everyone = (_Dead(),)  # type: ignore[assignment]
+        loop.world.by_number = {0: _Dead()}  # type: ignore[dict-item]
         loop._nursery_owes(1000.0)
         yield loop
 
@@ -178,7 +178,7 @@ def test_a_nursery_that_was_paused_with_the_supervisor_has_its_time_anew(killed:
 
 def test_a_nursery_that_owes_nothing_may_be_silent_for_ever(killed: list[int]) -> None:
     with _owing() as loop:
-        loop.world.everyone = ()
+        loop.world.by_number = {}
         _look_until(loop, 9999.0)
         assert killed == []
         assert loop._nursery_lease.next_at is None
@@ -198,7 +198,7 @@ def test_what_the_nursery_says_is_read_before_any_timer(monkeypatch: pytest.Monk
 
 def test_the_pause_after_failed_starts_is_bounded_however_many_there_were() -> None:
     with made() as loop:
-        loop.world.everyone = (SimpleNamespace(seat=Seat(0, 8, state=READY)),)  # type: ignore[assignment]
+        loop.world.by_number = {0: SimpleNamespace(seat=Seat(0, 8, state=READY))}  # type: ignore[dict-item]
         loop._start_failures = 100_000
         loop._start_failed("again")
         assert loop._spawn_at is not None

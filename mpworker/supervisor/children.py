@@ -112,7 +112,6 @@ class Children:
         self._next_number = 0
         self._oom_kills = OomKills()
         self.by_number: dict[int, Child] = {}
-        self.everyone: tuple[Child, ...] = ()
         self.active: dict[Child, None] = {}  # that may say something, or take something from us; all others are silent
         self.backlog: set[Child] = set()  # whose rings were full
         self.told: set[Child] = set()  # whose bells are still to be rung
@@ -126,6 +125,11 @@ class Children:
         self._own_limits: tuple[int, int] | None = None  # that this process had, for those who run the user's code
         if config["descriptors"]:
             self.raise_limit(config["descriptors"])
+
+    @property
+    def everyone(self) -> tuple[Child, ...]:
+        """All children that are not reaped yet."""
+        return tuple(self.by_number.values())
 
     def raise_limit(self, descriptors: int) -> int:
         """Let this process open so many, if it may not; what the hard limit allows if that is less, else 0."""
@@ -246,7 +250,6 @@ class Children:
         child = Child(seat, channel, claims, stack_view, self._config["child"]["max_payload_bytes"])
         child.cores = cores
         self.by_number[seat.number] = child
-        self.everyone = tuple(self.by_number.values())
         self.active[child] = None
         return child
 
@@ -266,7 +269,6 @@ class Children:
     def remove(self, child: Child) -> None:
         """Forget a child that is dead."""
         self.by_number.pop(child.seat.number, None)
-        self.everyone = tuple(self.by_number.values())
         self.active.pop(child, None)
         self.backlog.discard(child)
         self.told.discard(child)
