@@ -7,7 +7,9 @@ from mpworker.bench.suite import SUITE
 from mpworker.cli import bench
 from mpworker.cli.app import run
 
-DEVELOPERS: Final = {name: f"benchmarks.{name}:BENCHMARK" for name in ("features", "queued", "depth", "decide", "soak")}
+DEVELOPERS: Final = {
+    name: f"benchmarks.{name}:BENCHMARK" for name in ("features", "queued", "depth", "decide", "many", "soak")
+}
 
 
 def main() -> None:

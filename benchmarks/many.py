@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable
+from typing import Final
 
-from benchmarks.measure import Benchmark, Measure, Settings, Values, in_turn
-from benchmarks.processes import own_usage
-from benchmarks.tasks import noop
 from mpworker import ProcessWorker, TaskFuture
+from mpworker.bench.measure import Benchmark, Measure, Settings, Values, variants
+from mpworker.bench.processes import own_usage
+from mpworker.bench.tasks import noop
 
 TASKS = 20_000
 WARM_UP = 2_000
@@ -39,9 +40,14 @@ def _measure(submit: Submit) -> Callable[[Settings], Values]:
     return measure
 
 
+CONTENDERS: Final[dict[str, Callable[[Settings], Values]]] = {
+    "submit": _measure(one_by_one),
+    "submit_many": _measure(together),
+}
 BENCHMARK = Benchmark(
     "many: the submissions of no-op tasks, CPU time of the client for each, and all with their results",
     (Measure("submit", "us"), Measure("tasks", "/s", higher_is_better=True)),
-    in_turn({"submit": _measure(one_by_one), "submit_many": _measure(together)}),
+    variants(CONTENDERS),
+    contenders=tuple(CONTENDERS),
     base="submit",
 )

@@ -17,10 +17,18 @@ MEASURES = {
     "queued": {"memory": "B"},
     "depth": {"supervisor": "us", "time": "us"},
     "decide": {"cpu": "ns", "tasks": "/s"},
+    "many": {"submit": "us", "tasks": "/s"},
     "soak": {"supervisor": "kB", "client": "kB", "children": "kB"},
 }
 # What mpworker is compared with where it is compared with itself.
-BASES = {"features": "none", "queued": "submit", "depth": "1,000 wait", "decide": "no-op", "soak": "default"}
+BASES = {
+    "features": "none",
+    "queued": "submit",
+    "depth": "1,000 wait",
+    "decide": "no-op",
+    "many": "submit",
+    "soak": "default",
+}
 ONCE = ("queued", "depth", "soak")
 
 
