@@ -163,26 +163,29 @@ class Client(Reader):
             make: Makes its future of this client, its key and the name of the function; None makes a plain one.
         """
         pending = self.pending
-        flags = 0
+        dumps = payload.dumps_parts
         functions = self.functions
         live = functions.live
         while True:
+            flags = 0
             if self._closed:
                 self._refuse()
             try:
                 entry = functions.find(id(function))  # as `key` does, without a call more for nearly all tasks
                 function_key = functions.key(function) if entry is None or entry.guard is not None else entry.key
-                data = payload.dumps((args, kwargs) if function_key else (function, args, kwargs))
+                data = dumps((args, kwargs) if function_key else (function, args, kwargs))
             except payload.Unserializable as error:
                 raise self.cannot_send(function, args, kwargs, error) from error
-            if said is not None:
-                flags = codec.DETAILED
-                data = details.pack(said, data)
             key = next(self._keys)
             if len(pending) >= self._options.max_pending:
                 self._wait_until_there_is_room()
             name = live.get(function_key) or payload.name_of_callable(function)
             future: TaskFuture[Any] = (make or self.make_future)(self, key, name)
+            if data.__class__ is not bytes:  # as `isinstance` does, without a call for nearly all tasks
+                flags, data = self.sending.place(data, key)  # type: ignore[arg-type]
+            if said is not None:
+                flags |= codec.DETAILED
+                data = details.pack(said, data)
             large = len(data) > self.sending.max_record
             pending[key] = future
             self._last_key = key
@@ -198,6 +201,8 @@ class Client(Reader):
                 pending.pop(key, None)
                 raise
             pending.pop(key, None)
+            if flags & codec.ARENA:
+                self.sending.unsent(data)
         self._ring()
         if not key & 63 and self._fill() > self._half:
             self.poll()
@@ -224,6 +229,10 @@ class Client(Reader):
     def room(self) -> int:
         """How many more tasks may be unfinished."""
         return self._options.max_pending - len(self.pending)
+
+    def stands_in_line(self) -> bool:
+        """Would a task that is submitted now wait in this process?"""
+        return False
 
     def make_room(self) -> None:
         """Wait until one more task may be accepted.
@@ -265,11 +274,36 @@ class Client(Reader):
         return Map(self, *args).results()
 
     def send_chunk(
-        self, chunk: Any, flags: int, function: int, options: int, items: int, data: bytes, again: bool = False
+        self,
+        chunk: Any,
+        flags: int,
+        function: int,
+        options: int,
+        items: int,
+        data: bytes | payload.Parts,
+        said: dict[str, Any] | None = None,
+        again: bool = False,
     ) -> None:
-        """Send a chunk of a map; `again`: its items have been accepted before, and go until the end."""
+        """Send a chunk of a map.
+
+        Args:
+            chunk: Where its results go.
+            flags: Are its items argument tuples?
+            function: The number of what is called.
+            options: The key of its options.
+            items: How many there are.
+            data: Their pickle.
+            said: What they say beyond their options.
+            again: They have been accepted before, and go until the end.
+        """
         key = next(self._keys)
         c = options | items << 32
+        if not isinstance(data, bytes):
+            placed, data = self.sending.place(data, key, again)
+            flags |= placed
+        if said is not None:
+            flags |= codec.DETAILED
+            data = details.pack(said, data)
         large = len(data) > self.sending.max_record
         chunk.key = key
         self.pending[key] = chunk
@@ -391,6 +425,8 @@ class Client(Reader):
         self._forked = True
         self._closed = "forked"
         self.supervisor.hang_up()  # this process's copy of the socket: it would be warned of as never closed
+        if self.arenas is not None:
+            self.arenas.forked()
         self._forget_threads()
         self.observer.forked()
         self.functions = FunctionTable(self.sending.function, self.sending.forget)

@@ -194,7 +194,7 @@ class TaskFuture(Future[T]):
         error: BaseException | None = None
         if status == codec.OK:
             try:
-                value = None if data == payload.NONE else payload.loads_known(data)
+                value = None if data == payload.NONE else payload.loads_result(data)
             except (Exception, SystemExit) as broken:  # noqa: BLE001  # a value's own code may raise anything
                 error = SerializationError(f"{self._subject}: its result cannot be unpickled here: {brief(broken)}")
                 error.__cause__ = broken

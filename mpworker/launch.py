@@ -7,13 +7,16 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import mpworker
+from mpworker.arenas import Arenas
+from mpworker.arenas import make as make_arenas
+from mpworker.cgroups import available_cores
 from mpworker.errors import ConfigurationError, InvalidArgument, SerializationError
 from mpworker.ipc import codec, frames, json
 from mpworker.ipc.channel import Channel, close_all, make_channel, make_segment
 from mpworker.ipc.levels import WARNING
 from mpworker.ipc.limits import explained
 from mpworker.ipc.signals import signal
-from mpworker.options import WorkerOptions, available_cores
+from mpworker.options import WorkerOptions
 
 _CLIENT_SPIN_NS: Final = 50_000
 _CHILD_SPIN_NS: Final = 20_000
@@ -41,7 +44,7 @@ except Exception as error:
 main(3)
 """
 # What a supervisor has open: once, for each child, and while it makes the last one. tests/test_starts.py counts.
-_FDS_OWN: Final = 12
+_FDS_OWN: Final = 14
 _FDS_OF_A_CHILD: Final = 5
 _FDS_TO_MAKE_A_CHILD: Final = 8
 # Children that exit while others have their places already, where children are replaced on purpose.
@@ -53,13 +56,24 @@ class Supervisor:
 
     Attributes:
         channel: The channel to it.
+        arenas: What goes beside that; None for nothing.
         pid: Its process id.
         pidfd: Readable when it is dead.
         spin_ns: How long a thread that waits for an event spins before it sleeps.
     """
 
-    def __init__(self, python: str, channel: Channel, sock: frames.Frames, pid: int, pidfd: int, spin_ns: int) -> None:
+    def __init__(
+        self,
+        python: str,
+        channel: Channel,
+        sock: frames.Frames,
+        pid: int,
+        pidfd: int,
+        spin_ns: int,
+        arenas: Arenas | None,
+    ) -> None:
         self.channel = channel
+        self.arenas = arenas
         self.pid = pid
         self.pidfd = pidfd
         self.spin_ns = spin_ns
@@ -307,6 +321,7 @@ def launch(
     cores = available_cores()
     spread = options.cpu_affinity == "spread"
     capacities = (options.client_ring_bytes, options.client_ring_bytes)
+    arenas = make_arenas(options.arena_max_bytes)
     config = {
         "n": options.n,
         "descriptors": descriptors,
@@ -320,6 +335,7 @@ def launch(
         "grace": options.grace,
         "start_timeout": options.start_timeout,
         "kill_timeout": options.kill_timeout,
+        "arena_bytes": arenas.capacity if arenas is not None else 0,
         "child_ring_bytes": options.child_ring_bytes,
         "client_ring_bytes": capacities,
         "child": {
@@ -340,18 +356,28 @@ def launch(
             capacities,
             config,
             blob,
+            arenas.descriptors if arenas is not None else [],
         )
-    except OSError as error:
+    except BaseException as error:
+        if arenas is not None:
+            arenas.close()
+        if not isinstance(error, OSError):
+            raise
         explanation = explained(error, "no supervisor can be started")
         if explanation is error:
             raise
         raise explanation from error
     # Who waits in the client spins, for it has nothing else to do; with one core there is somebody else who has.
-    return Supervisor(python, channel, sock, pid, pidfd, _CLIENT_SPIN_NS if cores > 1 else 0)
+    return Supervisor(python, channel, sock, pid, pidfd, _CLIENT_SPIN_NS if cores > 1 else 0, arenas)
 
 
 def _start(
-    python: str, command: list[str], capacities: tuple[int, int], config: dict[str, Any], blob: bytes
+    python: str,
+    command: list[str],
+    capacities: tuple[int, int],
+    config: dict[str, Any],
+    blob: bytes,
+    arenas: list[int],
 ) -> tuple[Channel, frames.Frames, int, int]:
     """Start the process and send it its configuration; nothing is left behind if that fails."""
     fds, channel = make_channel("mpworker-client", capacities)
@@ -381,7 +407,7 @@ def _start(
         blob_fd = make_segment("mpworker-config", len(blob))
         try:
             os.pwrite(blob_fd, blob, 0)
-            sock.send(config, [*fds, blob_fd])
+            sock.send(config, [*fds, blob_fd, *arenas])
         except ConnectionError as error:
             report = _start_failure(sock.words(), python, "it ended at once")
             if report is None:

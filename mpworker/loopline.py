@@ -115,6 +115,10 @@ class LineClient(Client):
         outbox.extend(list(split(record, self._room_max // 2)) if large else [record])
         self._wake_leader()
 
+    def stands_in_line(self) -> bool:
+        """See `Client`: what does lies in no arena, and so in nobody's way."""
+        return bool(self._line) or len(self.pending) - self._in_line >= self._options.max_pending
+
     def _flush(self) -> bool:
         """Push what waits, as far as there is room; False if something still waits."""
         outbox = self._outbox

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.chunks import Chunk
 from mpworker.errors import SerializationError
-from mpworker.ipc import codec, details, json, payload
+from mpworker.ipc import codec, json, payload
 from mpworker.ipc.failures import brief
 from mpworker.outcomes import make_error
 
@@ -165,15 +165,13 @@ class Mapping:
             raise
 
     def _send_chunk(self, chunk: Chunk, again: bool) -> None:
-        data = payload.dumps(chunk.items)
+        data = payload.dumps_parts(chunk.items)
         count = len(chunk.items)
         if self._chunksize is None:
-            self._size = max(1, min(self._size, CHUNK_BYTES * count // (len(data) or 1)))
+            size = len(data) if isinstance(data, bytes) else data.nbytes
+            self._size = max(1, min(self._size, CHUNK_BYTES * count // (size or 1)))
         flags = codec.SPREAD if self._spread else 0
-        if self._said is not None:
-            data = details.pack(self._said, data)
-            flags |= codec.DETAILED
-        self.client.send_chunk(chunk, flags, self._function, self._options, count, data, again)
+        self.client.send_chunk(chunk, flags, self._function, self._options, count, data, self._said, again)
 
     def _send_each(self, items: Sequence[Any], into: deque[Chunk]) -> None:
         for item in items:
@@ -273,7 +271,7 @@ class Mapping:
 
     def _values(self, data: bytes, count: int) -> Iterable[Any]:
         try:
-            values: list[Any] = payload.loads_known(data)
+            values: list[Any] = payload.loads_result(data)
         except (Exception, SystemExit) as error:  # noqa: BLE001
             return self._unreadable(error, count)
         self._index += count

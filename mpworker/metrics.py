@@ -76,6 +76,7 @@ class Metrics:
         remembered: Tasks that have ended and that `get_task` still knows.
         queues: What is queued by queue, parts of a `map` included.
         latency: How long tasks took.
+        arena_bytes: Memory that large calls and large results take, as "calls" and "results": see the page on these.
         observer_errors: How often what is beside the tasks has raised: "hook", "tracer", "logger" and "middleware". No
             task has suffered by it.
         observer_drops: Events for hooks and tracers, and records for the log, that were dropped because they were too
@@ -97,6 +98,7 @@ class Metrics:
     remembered: int = 0
     queues: dict[str, int] = field(default_factory=dict)
     latency: Latency = field(default_factory=Latency)
+    arena_bytes: dict[str, int] = field(default_factory=lambda: {"calls": 0, "results": 0})
     observer_errors: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OBSERVERS, 0))
     observer_drops: int = 0
 

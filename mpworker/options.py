@@ -1,6 +1,5 @@
 """The options of a worker, checked once, at the edge."""
 
-import math
 import os
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, Final
@@ -20,41 +19,6 @@ TASK_WEIGHT_MAX: Final = 1_000_000
 CONCURRENCY_MAX: Final = 1_000_000
 LEASE_TTL_MIN: Final = 0.01
 MEMORY_LIMIT_MIN: Final = 16 << 20
-
-
-def available_cores() -> int:
-    """Cores this process may use: the affinity mask, or the cgroup's CPU quota if that is less."""
-    cores = len(os.sched_getaffinity(0))
-    quota = _cpu_quota()
-    return max(1, min(cores, math.floor(quota))) if quota is not None else cores
-
-
-def _cpu_quota() -> float | None:
-    """The cgroup's CPU quota in cores (version 2, then 1), None for no limit."""
-    try:
-        with open("/proc/self/cgroup") as file:
-            paths = dict(line.rstrip("\n").split(":", 2)[1:] for line in file)
-    except OSError:
-        return None
-    for folder in (f"/sys/fs/cgroup{paths.get('', '')}", "/sys/fs/cgroup"):
-        try:
-            with open(os.path.join(folder, "cpu.max")) as file:
-                quota, period = file.read().split()
-                return None if quota == "max" else int(quota) / int(period)
-        except (OSError, ValueError):
-            continue
-    for controllers, path in paths.items():
-        if "cpu" in controllers.split(","):
-            for folder in (f"/sys/fs/cgroup/{controllers}{path}", f"/sys/fs/cgroup/cpu{path}"):
-                try:
-                    values = []
-                    for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"):
-                        with open(os.path.join(folder, name)) as file:
-                            values.append(int(file.read()))
-                    return None if values[0] <= 0 else values[0] / values[1]
-                except (OSError, ValueError):
-                    continue
-    return None
 
 
 TASK_OPTIONS: Final = (
@@ -175,6 +139,7 @@ WORKER_OPTIONS: Final = (
     "client_ring_bytes",
     "slots",
     "max_payload_bytes",
+    "arena_max_bytes",
     "python",
     "max_tasks_per_child",
     "memory_limit",
@@ -193,6 +158,8 @@ class WorkerOptions:
         client_ring_bytes: Each of the two rings between the client and the supervisor.
         slots: Offers that one child can hold.
         max_payload_bytes: The largest pickle of one call or result.
+        arena_max_bytes: How much memory large calls may take that are under way, and how much large results; 0 has them
+            go through the rings, None chooses by what this process may use.
 
     Raises:
         InvalidArgument: One has a wrong type.
@@ -215,6 +182,7 @@ class WorkerOptions:
         client_ring_bytes: int = 1 << 20,
         slots: int = 126,
         max_payload_bytes: int = 1 << 32,
+        arena_max_bytes: int | None = None,
         python: str = "",
         max_tasks_per_child: int | None = None,
         memory_limit: int | None = None,
@@ -230,6 +198,7 @@ class WorkerOptions:
         self.max_payload_bytes = check_int("max_payload_bytes", max_payload_bytes, 1 << 12, 1 << 40)
         self.child_ring_bytes = check_int("child_ring_bytes", child_ring_bytes, 1 << 12, 1 << 30)
         self.client_ring_bytes = check_int("client_ring_bytes", client_ring_bytes, 1 << 12, 1 << 30)
+        self.arena_max_bytes = _check_optional("arena_max_bytes", arena_max_bytes, 0, 1 << 46)
         self.max_tasks_per_child = _check_optional("max_tasks_per_child", max_tasks_per_child, 1, 1 << 40)
         self.blas_threads = _check_optional("blas_threads", blas_threads, 1, 4096)
         self.memory_limit = _check_optional("memory_limit", memory_limit, MEMORY_LIMIT_MIN, 1 << 50)

@@ -29,3 +29,4 @@ class SizeOptions(TypedDict, total=False):
     client_ring_bytes: int
     slots: int
     max_payload_bytes: int
+    arena_max_bytes: int | None

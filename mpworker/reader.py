@@ -38,9 +38,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from mpworker.arenas import Arenas
 from mpworker.background import Background
 from mpworker.ipc import codec, json
 from mpworker.ipc._native import RECORD_HEADER_BYTES, Bell
+from mpworker.ipc.arena import Parcel
 from mpworker.ipc.codec import Record
 from mpworker.launch import Supervisor
 from mpworker.waiting import Condition, Follower, Reply, Waitable, wake_all
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
 _BATCH: Final = 512
 _FOREVER: Final = -1.0
+_COMES_IN_PIECES: Final = codec.FRAGMENTED | codec.ARENA
 FOLLOW_SECONDS: Final = 0.5
 
 
@@ -68,6 +71,7 @@ class Reader:
         *("_inbox", "_parts", "_replies", "_settled", "fanout", "farewell", "pending", "take_out"),
         *("_broken", "_closed", "_exited", "_forked", "_over", "ending", "supervisor"),
         *("_bell", "_fill", "_fits", "_pop", "_push", "_push_many", "_ring", "_ring_room"),
+        "arenas",
     )
     observer: "Observer"
 
@@ -83,6 +87,7 @@ class Reader:
         self._settled = 0  # how often something has been settled
         self._parts: list[bytes] = []  # of a payload that comes in fragments
         self._replies: dict[int, Reply] = {}
+        self.arenas: Arenas | None = supervisor.arenas
         self.farewell = b""  # the supervisor's last word: its counts
         self._closed = ""  # why nothing more is accepted: "stopped", "lost", "broken" or "forked"; "" while open
         self._broken: dict[str, Any] | None = None
@@ -283,6 +288,8 @@ class Reader:
             return False
         self._ring_room()  # also for a batch whose reader was interrupted before it came to this
         self._settle_inbox()
+        if self.arenas is not None and self.arenas.has_returns():
+            self.give_back()
         return True
 
     def _read_what_is_there(self, thread: int) -> None:
@@ -317,13 +324,17 @@ class Reader:
             if record is None:
                 return
             kind, flags, a, b, c, data = record
-            if flags & codec.FRAGMENTED:
-                whole = self._whole(record)
-                none: list[bytes] = []
-                if inbox and inbox[0] is record:
-                    inbox[0] = whole
-                    self._parts = none
-                continue
+            if flags & _COMES_IN_PIECES:
+                parcel: Any = data
+                if isinstance(parcel, Parcel):
+                    parcel.arm()  # before it is anybody's; what was made of the record a second time never is
+                else:
+                    whole = self._whole(record) if flags & codec.FRAGMENTED else self._parcel(record)
+                    none: list[bytes] = []
+                    if inbox and inbox[0] is record:
+                        inbox[0] = whole
+                        self._parts = none
+                    continue
             if kind == codec.RESULT:
                 future = pending.get(a)
                 if future is not None:
@@ -353,6 +364,24 @@ class Reader:
             report = {"what": "result", "type": "unknown", "message": message, "traceback": ""}
             return kind, flags & ~codec.LOW | codec.UNSERIALIZABLE, a, b, c, json.dumps(report).encode()
 
+    def _parcel(self, record: Record) -> Record:
+        """The record with what of it lies in an arena; if that cannot be had, one that says so."""
+        kind, flags, a, b, c, data = record
+        assert self.arenas is not None
+        try:
+            return kind, flags, a, b, c, self.arenas.parcel(data)  # type: ignore[return-value]  # settled like bytes
+        except (OSError, MemoryError) as error:
+            message = f"{type(error).__name__}: it cannot be mapped: {error}"
+            report = {"what": "result", "type": "unknown", "message": message, "traceback": ""}
+            failed = flags & ~(codec.LOW | codec.ARENA) | codec.UNSERIALIZABLE
+            return kind, failed, a, b, c, json.dumps(report).encode()
+
+    def give_back(self) -> None:
+        """Tell the supervisor which results are needed no more."""
+        if self.arenas is not None:
+            self.arenas.give_back(self._push)
+            self._ring()
+
     def _settle_other(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
         if kind == codec.RESULTS:
             chunk = self.pending.get(a)
@@ -373,6 +402,8 @@ class Reader:
             self.fanout.run_begins(a, b, data)
         elif kind == codec.RAN and self.fanout is not None:
             self.fanout.run_ends(a, flags & codec.LOW, data)
+        elif kind == codec.FREE and self.arenas is not None:
+            self.arenas.free(a)
         elif kind == codec.BROKEN:
             self._broken = json.loads(data)
             self._closed = "broken"
@@ -417,6 +448,8 @@ class Reader:
         self._pop = self._fill = _nothing
         self._ring = self._ring_room = _ring_nowhere
         self.supervisor.close()
+        if self.arenas is not None:
+            self.arenas.close()
         self.ending.log(status)
         self._over = True
         wake_all((*self._any_event, *self._followers))

@@ -5,13 +5,15 @@ function is forgotten, which it may name. Like `mpworker.reader` this takes no l
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from mpworker.errors import SerializationError
-from mpworker.ipc import codec
+from mpworker.errors import QueueFull, SerializationError
+from mpworker.ipc import codec, payload
 from mpworker.ipc.codec import Record
+from mpworker.ipc.payload import Parts
 from mpworker.ipc.ring import split
 from mpworker.waiting import wake_all
 
@@ -122,6 +124,72 @@ class Sending:
                 return True
             client._ring()
             client.ending.wait_for_room(client.when(lambda: client._fits(size) or over()), size)
+
+    # ------------------------------------------------------------ what goes by way of the arena
+
+    def place(self, parts: Parts, key: int, until_end: bool = False) -> tuple[int, bytes]:
+        """Put a call into the arena, or else into its record.
+
+        It waits for room there, reading events meanwhile, as long as the end of a task gives back some: what the
+        program itself keeps is not waited for.
+
+        Args:
+            parts: The call.
+            key: The number of its task.
+            until_end: It goes although nothing more is accepted.
+
+        Returns:
+            The flag of the record, and its payload.
+
+        Raises:
+            SerializationError: It is larger than `max_payload_bytes`.
+            QueueFull: There was no room for `submit_timeout` seconds.
+        """
+        size = parts.nbytes
+        if size > self._max_payload_bytes:
+            raise SerializationError(f"a pickle of {size} bytes exceeds max_payload_bytes={self._max_payload_bytes}")
+        data = self._placed(parts, key, until_end)
+        if data is not None:
+            return codec.ARENA, data
+        return 0, payload.dumps(parts.value) if parts.buffers else parts.pickle
+
+    def _placed(self, parts: Parts, key: int, until_end: bool) -> bytes | None:
+        client = self._client
+        if client.arenas is None or client.stands_in_line():
+            return None
+        client.give_back()
+        timeout = client._options.submit_timeout
+        try:
+            return self._place_when_there_is_room(parts, key, until_end, None if until_end else timeout)
+        except OSError:
+            return None  # no memory for more of the arena
+
+    def _place_when_there_is_room(self, parts: Parts, key: int, until_end: bool, timeout: float | None) -> bytes | None:
+        client = self._client
+        arenas = client.arenas
+        assert arenas is not None
+        by = None if timeout is None else time.monotonic() + timeout
+        size = arenas.bytes_of(parts)
+        room = client.when(lambda: arenas.fits(size) or not arenas.under_way(client.pending) or client.is_closed())
+        while True:
+            data = arenas.place(parts, key)
+            if data is not None or not client.may_wait or size > arenas.capacity:
+                return data
+            client.poll()
+            if not arenas.under_way(client.pending):
+                return arenas.place(parts, key)
+            if not until_end:
+                client.refuse_if_closed()
+            if not client.wait_for(room, None if by is None else max(0.0, by - time.monotonic())):
+                raise QueueFull(
+                    f"arena_max_bytes={arenas.capacity} have no room for {size} bytes, and "
+                    f"submit_timeout={timeout or 0.0:g} s is over"
+                )
+
+    def unsent(self, data: bytes) -> None:
+        """What `place` has put into the arena is not sent."""
+        if self._client.arenas is not None:
+            self._client.arenas.unsent(data)
 
     # ------------------------------------------------------------ functions
 

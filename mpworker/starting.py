@@ -63,3 +63,5 @@ class Start:
         if kind is not None:
             self.supervisor.hang_up()
             self.supervisor.close()
+            if self.supervisor.arenas is not None:
+                self.supervisor.arenas.close()

@@ -91,9 +91,11 @@ class Submitting:
         calls: list[bytes] = []
         for item in items:
             try:
-                data = payload.dumps(((item,), {}) if function_key else (self._function, (item,), {}))
+                data = payload.dumps_parts(((item,), {}) if function_key else (self._function, (item,), {}))
             except payload.Unserializable:
                 break  # its turn comes, and its error
+            if not isinstance(data, bytes):
+                break  # it goes by way of the arena
             if self._said is not None:
                 data = details.pack(self._said, data)
             if len(data) > self._client.sending.max_record:

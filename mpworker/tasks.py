@@ -249,6 +249,8 @@ class Tasks:
             told = json.loads(client.farewell or b"{}")  # there was no room for it in the ring of who read nothing
         if client.fanout is not None:
             told["results_dropped"] = client.fanout.dropped
+        if client.arenas is not None and "arena_bytes" in told:
+            told["arena_bytes"]["calls"] = client.arenas.taken
         return metrics_from(told | client.observer.counts(told.pop("middleware_errors", 0)))
 
     def _telling(self, report: dict[str, Any]) -> Steps[TaskInfo]:

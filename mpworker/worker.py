@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, cast
 
+from mpworker.cgroups import available_cores
 from mpworker.checks import check_bool, check_int, check_seconds, shown
 from mpworker.context import refuse_while_loading
 from mpworker.control import Control, check_unknown_queues
@@ -18,7 +19,6 @@ from mpworker.options import (
     WORKER_OPTIONS,
     TaskDefaults,
     WorkerOptions,
-    available_cores,
 )
 from mpworker.recurring import CronWorker
 from mpworker.starting import Start
@@ -106,7 +106,8 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             travel as byte code.
         debug: Run each task here, in the thread that submits it or takes its result, for a debugger to step into. There
             are no processes then, and no timeouts; see the quick start.
-        **others: `child_ring_bytes`, `client_ring_bytes`, `slots`, `max_payload_bytes`: see the table of defaults.
+        **others: `child_ring_bytes`, `client_ring_bytes`, `slots`, `max_payload_bytes`, `arena_max_bytes`: see the
+            table of defaults.
 
     Raises:
         InvalidArgument: There is no such option, or it has a wrong type.

@@ -145,7 +145,7 @@ def test_an_unknown_option_names_those_that_this_call_takes(pool: ProcessWorker)
     message, _, taken = str(caught.value).partition("; ProcessWorker takes ")
     assert message == "unknown option 'unheard_of'"
     signature = [name for name in inspect.signature(ProcessWorker).parameters if name != "others"]
-    rest = ["child_ring_bytes", "client_ring_bytes", "slots", "max_payload_bytes"]
+    rest = ["child_ring_bytes", "client_ring_bytes", "slots", "max_payload_bytes", "arena_max_bytes"]
     assert taken.split(", ") == [*signature, *rest]
     with pytest.raises(InvalidArgument) as caught:
         pool.options(unheard_of=3)

@@ -521,7 +521,7 @@ def test_a_result_for_which_there_is_no_memory_costs_itself_alone(tmp_path: Path
         "import resource\n"
         "from mpworker import ProcessWorker\n"
         "from mpworker.errors import SerializationError\n"
-        "with ProcessWorker(n=1) as w:\n"
+        "with ProcessWorker(n=1, arena_max_bytes=0) as w:\n"
         "    w.submit(abs, 1).result()\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (400 << 20,) * 2)\n"
         "    future = w.submit(bytes, 300 << 20)\n"

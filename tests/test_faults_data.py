@@ -56,7 +56,7 @@ def test_a_result_that_cannot_be_pickled_is_one_tasks_error(how: str) -> None:
 
 
 def test_a_call_for_which_a_child_has_no_memory_is_one_tasks_error() -> None:
-    with ProcessWorker(n=1, initializer=tasks.limit_memory, initargs=(150 * MB,)) as w:
+    with ProcessWorker(n=1, initializer=tasks.limit_memory, initargs=(150 * MB,), arena_max_bytes=0) as w:
         [pid] = whole(w, 1)
         for size in (100 * MB, 200 * MB):  # too much in one piece, and too much in pieces
             too_large = w.submit(len, bytes(size))
@@ -148,7 +148,7 @@ def test_a_call_that_kills_whoever_puts_it_together_is_blamed(tmp_path: Path, mo
     )
     monkeypatch.syspath_prepend(tmp_path)
     data = os.urandom(5 * MB)
-    with ProcessWorker(n=2, preload=["short_of_memory"]) as w:
+    with ProcessWorker(n=2, preload=["short_of_memory"], arena_max_bytes=0) as w:
         large = w.options(timeout=LIMIT).submit(tasks.echo, data)
         small = [w.submit(tasks.attempt) for _ in range(50)]
         error = crashed(large, cause="signal")
@@ -162,7 +162,7 @@ def test_a_call_that_kills_whoever_puts_it_together_is_blamed(tmp_path: Path, mo
 
 def test_a_child_that_dies_while_it_sends_a_large_result(tmp_path: Path) -> None:
     size = 20 * MB
-    with ProcessWorker(n=1, retries=1) as w:
+    with ProcessWorker(n=1, retries=1, arena_max_bytes=0) as w:
         supervisor = w.processes()["supervisor"]
         future = w.submit(tasks.return_large, tmp_path, size)
         pid = int(told(tmp_path / "pickling"))
@@ -275,7 +275,7 @@ def test_a_child_that_scribbles_and_says_nothing_is_condemned(part: str) -> None
 @pytest.mark.parametrize("full", [False, True], ids=["empty", "full"])
 def test_a_child_whose_ring_cannot_be_pushed_to_is_condemned(tmp_path: Path, full: bool) -> None:
     large = b"x" * (2 * MB)  # several times what the ring holds
-    with ProcessWorker(n=1, grace=LIMIT) as w:
+    with ProcessWorker(n=1, grace=LIMIT, arena_max_bytes=0) as w:
         supervisor = w.processes()["supervisor"]
 
         def settled(guilty: Any) -> bool:

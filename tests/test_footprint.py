@@ -85,7 +85,13 @@ def test_tasks_that_say_the_same_share_it() -> None:
 def test_what_every_task_passes_has_its_attributes_at_hand() -> None:
     assert not hasattr(scheduler(), "__dict__")
     assert not hasattr(scheduler(Recycling), "__dict__")
-    sizes = {"child_ring_bytes": 1 << 16, "slots": 32, "descriptors": 0, "child": {"max_payload_bytes": 1 << 20}}
-    assert len(vars(World(sizes, -1, channel()))) <= INLINE_MAX
+    sizes = {
+        "child_ring_bytes": 1 << 16,
+        "arena_bytes": 0,
+        "slots": 32,
+        "descriptors": 0,
+        "child": {"max_payload_bytes": 1 << 20},
+    }
+    assert len(vars(World(sizes, [], channel()))) <= INLINE_MAX
     for kind in (Client, LoopClient, InlineClient):
         assert not hasattr(kind.__new__(kind), "__dict__")

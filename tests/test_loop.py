@@ -46,6 +46,7 @@ _CONFIG = {
     "start_timeout": 10.0,
     "kill_timeout": 10.0,
     "child_ring_bytes": 4096,
+    "arena_bytes": 0,
     "child": {"max_payload_bytes": 1 << 20},
     "nursery_argv": ["/bin/true"],
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mpworker.ipc import _native
-from mpworker.ipc._native import Bell, Claims, Ring
+from mpworker.ipc._native import Bell, Claims, Extents, Loan, Ring
 
 sys.path.append(str(Path(__file__).parent / "native"))
 import peer
@@ -26,6 +26,29 @@ SLACK = 200
 PR_GET_DUMPABLE = 3
 
 Calls = dict[str, list[tuple[type[Exception] | None, Callable[[], object]]]]
+
+
+_memory_fds: list[int] = []
+
+
+def memfd() -> int:
+    """A file in memory, which the test that needs it closes."""
+    _memory_fds.append(os.memfd_create("test"))
+    return _memory_fds[-1]
+
+
+@pytest.fixture(autouse=True)
+def _close_files() -> Iterator[None]:
+    yield
+    while _memory_fds:
+        os.close(_memory_fds.pop())
+
+
+def detached(fd: int) -> Loan:
+    """A loan that is the arena's no more."""
+    loan = Loan(fd, 0, 4096, [], 3)
+    loan.detach()
+    return loan
 
 
 def calls(fd: int) -> Calls:
@@ -78,6 +101,32 @@ def calls(fd: int) -> Calls:
 
     def offer() -> None:
         claims.offer(3, next(generation))
+
+    memory_fd = memfd()
+    os.ftruncate(memory_fd, 8192)
+    extents, loan, unheard = Extents(1 << 20), Loan(memory_fd, 0, 8192), Loan(memory_fd, 0, 8192, [], 1)
+
+    def take_and_give() -> None:
+        taken: list[tuple[int, int, int]] = []
+        assert extents.take(5000, taken)
+        assert extents.give(taken[0][0])
+
+    def lend_and_return() -> None:
+        returned: list[int] = []
+        lent = Loan(memory_fd, 0, 4096, returned, 7)
+        lent.arm()
+        del lent
+        assert returned == [7]
+
+    def detach() -> None:
+        lent = Loan(memory_fd, 0, 4096, [], 7)
+        lent.arm()
+        lent.detach()
+
+    def detach_all() -> None:
+        lent = Loan(memory_fd, 0, 4096, [], 7)
+        _native.detach_all()
+        assert lent.locate(memoryview(lent)) == -1
 
     def claim() -> None:
         now = next(generation)
@@ -192,6 +241,46 @@ def calls(fd: int) -> Calls:
         "Claims.halt": [(None, lambda: claims.halt(0, 7)), (TypeError, lambda: claims.halt(0, "7"))],  # type: ignore[arg-type]
         "Claims.peek": [(None, lambda: claims.peek(0)), (IndexError, lambda: claims.peek(large))],
         "Claims.beat": [(None, claims.beat)],
+        "Extents": [
+            (None, lambda: Extents(1 << 20)),
+            (ValueError, lambda: Extents(-1)),
+            (TypeError, lambda: Extents("1")),  # type: ignore[arg-type]
+        ],
+        "Extents.take": [
+            (None, take_and_give),
+            (None, lambda: extents.take(1 << 21, [])),
+            (TypeError, lambda: extents.take(1, ())),  # type: ignore[arg-type]
+            (TypeError, lambda: extents.take(1)),  # type: ignore[call-arg]
+            (OverflowError, lambda: extents.take(-1, [])),
+        ],
+        "Extents.give": [
+            (None, take_and_give),
+            (None, lambda: extents.give(0)),
+            (OverflowError, lambda: extents.give(-1)),
+        ],
+        "Extents.taken": [(None, lambda: extents.taken)],
+        "Extents.largest": [(None, lambda: extents.largest)],
+        "Loan": [
+            (None, lend_and_return),
+            (ValueError, lambda: Loan(memory_fd, 0, 1)),
+            (ValueError, lambda: Loan(memory_fd, 1, 4096)),
+            (OSError, lambda: Loan(-1, 0, 4096)),
+            (TypeError, lambda: Loan(memory_fd, 0, 4096, ())),  # type: ignore[arg-type]
+        ],
+        "Loan.arm": [(None, unheard.arm), (None, lend_and_return)],
+        "Loan.detach": [(None, detach), (None, detached(memory_fd).detach)],
+        "Loan.locate": [
+            (None, lambda: loan.locate(memoryview(loan)[10:20])),
+            (None, lambda: loan.locate(small)),
+            (TypeError, lambda: loan.locate(1)),  # type: ignore[arg-type]
+        ],
+        "Loan.views": [(None, lambda: loan.views)],
+        "keep": [(None, lambda: _native.keep(memory))],
+        "detach_all": [
+            (None, detach_all),
+            (None, lambda: _native.detach_all([])),
+            (TypeError, lambda: _native.detach_all([], [])),  # type: ignore[call-arg]
+        ],
         # That it starts is seen in test_claims.py: it starts once, and then its page is kept on purpose.
         "Claims.start_heartbeat": [
             (ValueError, lambda: claims.start_heartbeat(0)),
@@ -351,7 +440,8 @@ def test_a_fork_is_refused_and_unharmed() -> None:
     assert done.returncode == 0, done.stderr
     # A type can be called and these be read in a fork: they touch no memory from before it.
     harmless = {"Ring.max_payload", "Bell.waiting", "Claims.inside"}
-    assert set(json.loads(done.stdout)) == {name for name in exported() if "." in name} - harmless
+    shared = {name for name in exported() if name.startswith(("Ring.", "Bell.", "Claims."))}
+    assert set(json.loads(done.stdout)) == shared - harmless
 
 
 # ------------------------------------------------------------------ one binary

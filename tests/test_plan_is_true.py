@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.plan import Comparison, take_round
-from mpworker.options import available_cores
+from mpworker.cgroups import available_cores
 
 TASKS = 200
 ROUNDS = 4

@@ -205,5 +205,5 @@ with ProcessWorker(n=1) as w:
 
 def test_descriptors_for_more_children(tmp_path: Path) -> None:
     said = programs.run_source(LIMITS, tmp_path).stdout
-    assert "the supervisor of n=50 children needs 265 open descriptors" in said
+    assert "the supervisor of n=50 children needs 267 open descriptors" in said
     assert "RLIMIT_NOFILE allows 64" in said

@@ -20,7 +20,7 @@ from mpworker.bench.measure import Benchmark, Measure, Settings, Values
 from mpworker.bench.peers import Running, opened
 from mpworker.bench.processes import cpu_used
 from mpworker.bench.tasks import noop, turns_per_second, work
-from mpworker.options import available_cores
+from mpworker.cgroups import available_cores
 
 UTILISATIONS: Final = (0.5, 0.8, 0.95)
 SERVICE: Final = 0.002  # seconds, on average

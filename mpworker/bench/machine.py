@@ -10,7 +10,7 @@ import psutil
 
 import mpworker
 from mpworker.bench.peers import PEERS
-from mpworker.options import available_cores
+from mpworker.cgroups import available_cores
 
 
 def describe(contenders: Iterable[str] = ()) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from mpworker.bench.measure import Benchmark, Measure, Settings, Target, Values
 from mpworker.bench.peers import EXECUTOR, MPWORKER, opened
 from mpworker.bench.tasks import noop, turns_per_second, work
-from mpworker.options import available_cores
+from mpworker.cgroups import available_cores
 
 WORK_SECONDS: Final = 0.15  # of each worker, for each size that is tried
 TASKS_MAX: Final = 20_000

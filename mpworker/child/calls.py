@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mpworker.ipc import payload
+from mpworker.ipc.arena import Parcel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Calls:
         self.received: dict[int, bytes | MemoryError | Callable[..., Any]] = {}
         self._judges: dict[int, Callable[..., Any]] = {}
         self.middleware: Middleware | None = None
-        self.unpickle: Callable[[bytes], Any] = payload.loads
+        self.unpickle: Callable[..., Any] = payload.loads
 
     def function(self, number: int) -> Callable[..., Any]:
         """The one with this number."""
@@ -40,7 +41,7 @@ class Calls:
             found = self.received[number] = call
         return found
 
-    def loaded(self, data: bytes | MemoryError) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    def loaded(self, data: bytes | Parcel | MemoryError) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """A call whose function comes along."""
         call, args, kwargs = self.loads(data)
         return call if self.middleware is None else self.middleware.around(call), args, kwargs
@@ -53,8 +54,10 @@ class Calls:
             judge = self._judges[number] = self.loads(found) if isinstance(found, UNREAD) else found
         return judge
 
-    def loads(self, data: bytes | MemoryError) -> Any:
+    def loads(self, data: bytes | Parcel | MemoryError) -> Any:
         """Unpickle what came, or raise why it did not."""
+        if isinstance(data, Parcel):
+            return data.loads(self.unpickle)
         if isinstance(data, MemoryError):
             raise data
         return self.unpickle(data)

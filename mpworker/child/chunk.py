@@ -7,7 +7,7 @@ import time
 from mpworker.child.attempt import is_ours
 from mpworker.child.outcomes import unserializable
 from mpworker.child.runs import Runs
-from mpworker.ipc import codec, payload
+from mpworker.ipc import codec
 from mpworker.ipc.failures import full
 
 TYPE_CHECKING = False
@@ -20,7 +20,7 @@ _FLUSH_NS: Final = 1_000_000  # a chunk's results wait at most this long for the
 class ChunkRunner(Runs):
     """Runs chunks; the arguments are those of `Runs`."""
 
-    def run_range(  # noqa: PLR0915  # what an answer, a flush and an interrupt change is local to one chunk
+    def run_range(  # noqa: PLR0912, PLR0915  # what an answer, a flush and an interrupt change is local to one chunk
         self, flags: int, task: int, generation: int, c: int, data: bytes | MemoryError
     ) -> None:
         """Claim the chunk of a RANGE record, run its items, and answer; nothing if it was revoked."""
@@ -37,9 +37,12 @@ class ChunkRunner(Runs):
             attempt.details = b""
             if flags & codec.DETAILED:
                 data = attempt.take_details(data)
-            items = list(self._calls.loads(data))  # of a range: it is one
+            received = self._received(data) if flags & codec.ARENA else data
+            items = list(self._calls.loads(received))  # of a range: it is one
+            received = b""
         except BaseException as error:  # noqa: BLE001
             attempt.number = 0
+            self._call_is_over()
             status, out = unserializable("call", "arguments", error, full(error))
             self._answers.push(codec.ITEMS, status | codec.LAST, start | stop << 32, generation, slot, out)
             return
@@ -108,6 +111,11 @@ class ChunkRunner(Runs):
         if attempt.stack is not None:
             drop_late()
         attempt.number = 0
+        if flags & codec.ARENA:
+            if values:
+                flush(0)
+            items.clear()  # what still views them is somebody's who keeps it
+            self._call_is_over()
         flush(codec.LAST)
 
     def _flush_values(
@@ -116,7 +124,7 @@ class ChunkRunner(Runs):
         """Answer a run of values from item `first` on; one by one if they do not pickle together."""
         stop = first + len(values)
         try:
-            out = self._outcomes.checked(values, payload.dumps_tried(values))
+            status, out = self._outcomes.of_values(values)
         except BaseException:  # noqa: BLE001  # said below, of the value whose fault it is
             for offset, value in enumerate(values):
                 status, one = self._outcome_of_one(value)
@@ -124,13 +132,13 @@ class ChunkRunner(Runs):
                 at = first + offset
                 self._answers.push(codec.ITEMS, status | end, at | at + 1 << 32, generation, slot | duration << 8, one)
         else:
-            self._answers.push(codec.ITEMS, codec.OK | last, first | stop << 32, generation, slot | duration << 8, out)
+            self._answers.push(codec.ITEMS, status | last, first | stop << 32, generation, slot | duration << 8, out)
         values.clear()
 
     def _outcome_of_one(self, value: Any) -> tuple[int, bytes]:
-        status, out = self._outcomes.of_value([value], payload.dumps_tried)
+        status, out = self._outcomes.of_value([value], self._outcomes.dumps_tried)
         if status == codec.UNSERIALIZABLE:
-            again, named = self._outcomes.of_value(value, payload.dumps_tried)
+            again, named = self._outcomes.of_value(value, self._outcomes.dumps_tried)
             if again == status:
                 return again, named  # this message names the value's type, not the list's
         return status, out

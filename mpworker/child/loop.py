@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from mpworker import context
+from mpworker.child.answers import Answers
 from mpworker.ipc import codec
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import Record
@@ -25,22 +26,46 @@ class Loop:
 
     Args:
         channel: The channel to the supervisor.
+        answers: The way out.
         functions: What has come of them, by their numbers.
         max_payload_bytes: What a payload in parts may have.
         spin_ns: How long it looks for the next record before it sleeps.
     """
 
-    def __init__(self, channel: Channel, functions: dict[int, Any], max_payload_bytes: int, spin_ns: int) -> None:
+    def __init__(
+        self, channel: Channel, answers: Answers, functions: dict[int, Any], max_payload_bytes: int, spin_ns: int
+    ) -> None:
         self._channel = channel
+        self._answers = answers
         self._functions = functions
         self._assembler = Assembler(max_payload_bytes)
         self._spin_ns = spin_ns
+        self._batch: list[Record] = []
 
-    def serve(self, run_task: Run, run_range: Run) -> None:
-        """Run tasks until EXIT, or until a task has left what only the end of this process can clear away."""
+    def ask(self, size: int) -> Record:
+        """Ask for room for a result of so many bytes; the answer. What comes before that waits for its turn."""
+        self._answers.push(codec.WANT, 0, size, 0, 0, b"")
+        inbound, bell, ring_room = self._channel.inbound, self._channel.bell, self._channel.peer_bell.ring_room
+        while True:
+            found: list[Record] = []
+            while not inbound.pop(found, 1):
+                bell.wait(inbound, None, 0, _FOREVER, -1, self._spin_ns)
+            ring_room()
+            if found[0][0] == codec.LENT:
+                return found[0]
+            self._batch += found
+
+    def serve(self, run_task: Run, run_range: Run, taken_away: Callable[[int], None]) -> None:
+        """Run tasks until EXIT, or until a task has left what only the end of this process can clear away.
+
+        Args:
+            run_task: Called with what a TASK record says,
+            run_range: with what a RANGE record says,
+            taken_away: and with the number of a block that is another child's by now.
+        """
         inbound, bell = self._channel.inbound, self._channel.bell
         peer_bell = self._channel.peer_bell
-        batch: list[Record] = []
+        batch = self._batch  # to which `ask` adds while it is gone through
         while True:
             if not self._pop(batch):
                 flush_streams()
@@ -61,6 +86,8 @@ class Loop:
                     self._functions.pop(a, None)
                 elif kind == codec.EXIT:
                     return
+                elif kind == codec.FREE:
+                    taken_away(a)
                 if context._orphans:
                     return  # they die with this process; what it has not begun goes elsewhere
             batch.clear()

@@ -16,6 +16,7 @@ import warnings
 from mpworker import context
 from mpworker.child import machine
 from mpworker.child.answers import EXIT_CHANNEL_LOST, Answers
+from mpworker.child.arenas import Arenas
 from mpworker.child.attempt import Attempt
 from mpworker.child.calls import Calls
 from mpworker.child.chunk import ChunkRunner
@@ -46,24 +47,29 @@ class Child:
         claims: Its claim page.
         stack_file: Where the stack of a late task goes.
         settings: What the supervisor sent.
+        arenas: The descriptors of the arenas, if there are any.
     """
 
-    def __init__(self, channel: Channel, claims: Claims, stack_file: StackFile, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, channel: Channel, claims: Claims, stack_file: StackFile, settings: dict[str, Any], arenas: list[int]
+    ) -> None:
         self._claims = claims
         self._settings = settings
         max_bytes = settings["max_payload_bytes"]
         self.answers = answers = Answers(channel)
         self.attempt = attempt = Attempt(claims, stack_file, settings["task_prefix"])
         self.calls = calls = Calls()
-        self.outcomes = outcomes = Outcomes(answers, attempt, calls, claims, max_bytes)
-        self._tasks = TaskRunner(claims, attempt, calls, outcomes, answers)
-        self._chunks = ChunkRunner(claims, attempt, calls, outcomes, answers)
-        self._loop = Loop(channel, calls.received, max_bytes, settings["spin_ns"])
+        self._loop = Loop(channel, answers, calls.received, max_bytes, settings["spin_ns"])
+        self._arenas = Arenas(arenas[0], arenas[1], self._loop.ask, answers.push) if arenas else None
+        self.outcomes = outcomes = Outcomes(answers, attempt, calls, claims, max_bytes, self._arenas)
+        self._tasks = TaskRunner(claims, attempt, calls, outcomes, answers, self._arenas)
+        self._chunks = ChunkRunner(claims, attempt, calls, outcomes, answers, self._arenas)
 
     def serve(self) -> None:
         """Run tasks until the end."""
         self.calls.unpickle = payload.loader_in_child()
-        self._loop.serve(self._tasks.run_task, self._chunks.run_range)
+        taken_away = self._arenas.taken_away if self._arenas is not None else _nothing
+        self._loop.serve(self._tasks.run_task, self._chunks.run_range, taken_away)
 
     def initialize(self, initializer: bytes) -> bool:
         """Settle, start the heartbeat, run the user's initializer, and say whether this child is ready."""
@@ -119,11 +125,22 @@ def _settle_streams() -> None:
             stream.reconfigure(line_buffering=True, write_through=False)
 
 
-def run(channel: Channel, claims: Claims, stack_file: StackFile, settings: dict[str, Any], initializer: bytes) -> None:
+def _nothing(_: int) -> None:
+    """A child without arenas is lent nothing, and so nothing is taken from it."""
+
+
+def run(
+    channel: Channel,
+    claims: Claims,
+    stack_file: StackFile,
+    settings: dict[str, Any],
+    initializer: bytes,
+    arenas: list[int],
+) -> None:
     """Be a child until told to exit; never returns."""
     status = 1
     try:
-        child = Child(channel, claims, stack_file, settings)
+        child = Child(channel, claims, stack_file, settings, arenas)
         context._source = child.attempt.context
         context._loading = child.attempt.is_loading
         signal.signal(INTERRUPT_SIGNAL, child.attempt.on_interrupt)

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable
 
 from mpworker.child.answers import Answers
+from mpworker.child.arenas import Arenas
 from mpworker.child.attempt import Attempt
 from mpworker.child.calls import Calls
 from mpworker.ipc import codec, json, payload, raised
 from mpworker.ipc._native import Claims
 from mpworker.ipc.failures import brief, cut, full, said
+from mpworker.ipc.payload import Parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,31 +30,64 @@ class Outcomes:
         calls: Where its judge is.
         claims: The claim page.
         max_payload_bytes: What is larger is told to be so instead.
+        arenas: Where large values go; None for nowhere.
     """
 
     def __init__(
-        self, answers: Answers, attempt: Attempt, calls: Calls, claims: Claims, max_payload_bytes: int
+        self,
+        answers: Answers,
+        attempt: Attempt,
+        calls: Calls,
+        claims: Claims,
+        max_payload_bytes: int,
+        arenas: Arenas | None = None,
     ) -> None:
         self._answers = answers
         self._attempt = attempt
         self._calls = calls
         self._claims = claims
         self._max_payload_bytes = max_payload_bytes
+        self._arenas = arenas
+        self._dumps: Callable[[Any], bytes | Parts] = payload.dumps if arenas is None else payload.dumps_parts
 
-    def checked(self, value: object, data: bytes) -> bytes:
-        """The pickle of a value, if it is small enough."""
-        if len(data) > self._max_payload_bytes:
-            bound = f"a pickle of {len(data)} bytes exceeds max_payload_bytes={self._max_payload_bytes}"
+    def dumps_tried(self, value: Any) -> bytes | Parts:
+        """A pickle that can be unpickled."""
+        return payload.dumps_tried(value, self._dumps)
+
+    def checked(self, value: object, size: int) -> None:
+        """See that the pickle of a value is small enough.
+
+        Raises:
+            Unserializable: It is not.
+        """
+        if size > self._max_payload_bytes:
+            bound = f"a pickle of {size} bytes exceeds max_payload_bytes={self._max_payload_bytes}"
             raise payload.Unserializable(value, ValueError(bound))
-        return data
 
-    def of_value(self, value: Any, dumps: Callable[[Any], bytes] = payload.dumps) -> tuple[int, bytes]:
+    def _sent(self, value: object, data: bytes | Parts) -> tuple[int, bytes]:
+        """The status and payload of a value, given its pickle."""
+        if isinstance(data, bytes):
+            if len(data) > self._max_payload_bytes:
+                self.checked(value, len(data))
+            return codec.OK, data
+        self.checked(value, data.nbytes)
+        assert self._arenas is not None  # nothing else makes parts
+        return self._arenas.place(data)
+
+    def of_values(self, values: list[Any]) -> tuple[int, bytes]:
+        """Of a run of items that have returned these.
+
+        Raises:
+            Unserializable: They cannot be sent together.
+        """
+        return self._sent(values, self.dumps_tried(values))
+
+    def of_value(self, value: Any, dumps: Callable[[Any], bytes | Parts] | None = None) -> tuple[int, bytes]:
         """Of a call that has returned this."""
         if value is None:
             return codec.OK, payload.NONE
         try:
-            data = dumps(value)
-            return codec.OK, data if len(data) <= self._max_payload_bytes else self.checked(value, data)
+            return self._sent(value, (dumps or self._dumps)(value))
         except payload.Unserializable as error:
             return unserializable("result", error.type_name, error, "")
         except BaseException as error:  # noqa: BLE001  # KeyboardInterrupt and the like, from a __reduce__
@@ -106,7 +141,8 @@ class Outcomes:
         why_not = ""
         try:
             bare = BaseException.with_traceback(error, None)
-            data = self.checked(bare, raised.dumps(bare))
+            data = raised.dumps(bare)
+            self.checked(bare, len(data))
             # Some cannot be made again, or end the process that tries: that shall not be the client.
             raised.checked(payload.loads_known(data))
         except BaseException as cause:  # noqa: BLE001  # their code may raise anything, and this child lives on

@@ -16,13 +16,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-_UNUSUAL: Final = codec.DETAILED | codec.WATCHED
+_UNUSUAL: Final = codec.DETAILED | codec.WATCHED | codec.ARENA
 
 
 class TaskRunner(Runs):
     """Runs tasks; the arguments are those of `Runs`."""
 
-    def run_task(self, flags: int, task: int, generation: int, c: int, data: bytes | MemoryError) -> None:
+    def run_task(  # noqa: PLR0912, PLR0915  # nearly all tasks pass few of its branches, and each call costs them more
+        self, flags: int, task: int, generation: int, c: int, data: bytes | MemoryError
+    ) -> None:
         """Claim the task of a TASK record, run it, and answer; nothing if it was revoked."""
         attempt, outcomes, calls = self._attempt, self._outcomes, self._calls
         slot = c & 0xFF
@@ -38,6 +40,8 @@ class TaskRunner(Runs):
                 if flags & codec.WATCHED:
                     self._answers.push(codec.BEGUN, 0, started, generation, slot, b"")
                 data, late = attempt.detailed(flags, started, data)
+                if flags & codec.ARENA:
+                    data = self._received(data)  # type: ignore[assignment]  # for `loads`, which takes either
             function = c >> 8
             if function:
                 # As `function` and `loads` do, without two calls more for each task.
@@ -68,6 +72,9 @@ class TaskRunner(Runs):
                 value = None  # not kept until the next task
             args = kwargs = None
         attempt.number = 0
+        if flags & codec.ARENA:
+            data = b""
+            self._call_is_over()
         duration = time.monotonic_ns() - started
         self._answers.push(codec.DONE, status, started, generation, slot | duration << 8, out)
 

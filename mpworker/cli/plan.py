@@ -13,10 +13,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mpworker.cgroups import available_cores
 from mpworker.checks import check_int, check_number, check_seconds
 from mpworker.cli.errors import CommandError, ExitCode
 from mpworker.errors import ConfigurationError
-from mpworker.options import available_cores
 from mpworker.planning import results
 from mpworker.planning.described import Description, service
 from mpworker.planning.load import Load, Pool

@@ -63,6 +63,7 @@ class InlineSupervisor:
 
     pid = 0
     pidfd = -1
+    arenas = None
     spin_ns = 0
 
     def __init__(

@@ -1,4 +1,5 @@
-/* mpworker.ipc._native: the few things that need atomics, as Python types.
+/* mpworker.ipc._native: the few things that need atomics, as Python types; and those of arenas (arena.h), which must be
+ * done in one step.
  *
  * Ring, Bell and Claims are thin: the protocols and the reasons are in ring.h, bell.h and claims.h, which know nothing of
  * Python. Built for the limited API of CPython 3.11, so that one binary serves every later version.
@@ -167,7 +168,19 @@ static PyObject *native_prctl(PyObject *Py_UNUSED(module), PyObject *const *args
     return none();
 }
 
+#include "arena.h"
+
+static PyObject *native_keep(PyObject *Py_UNUSED(module), PyObject *object)
+{
+    Py_INCREF(object);
+    return none();
+}
+
 static PyMethodDef module_methods[] = {
+    {"keep", native_keep, METH_O,
+     "keep(object)\n\nHave an object live as long as the process: also at its end nothing of it is undone."},
+    {"detach_all", (PyCFunction)(void (*)(void))native_detach_all, METH_FASTCALL,
+     "detach_all(returns=...)\n\nDetach each loan of this process, or each that returns to this list: see arena.h."},
     {"prctl", (PyCFunction)(void (*)(void))native_prctl, METH_FASTCALL,
      "prctl(option, value)\n\nThe system call of that name, which the standard library reaches by ctypes alone: an import."},
     {NULL, NULL, 0, NULL},
@@ -839,7 +852,7 @@ static int module_exec(PyObject *module)
     if (!state->ring_corrupt || PyModule_AddObjectRef(module, "RingCorrupt", state->ring_corrupt) < 0 ||
         !state->made_before_fork || PyModule_AddObjectRef(module, "MadeBeforeFork", state->made_before_fork) < 0)
         return -1;
-    PyType_Spec *specs[] = {&ring_spec, &bell_spec, &claims_spec};
+    PyType_Spec *specs[] = {&ring_spec, &bell_spec, &claims_spec, &extents_spec, &loan_spec};
     for (size_t i = 0; i < sizeof specs / sizeof *specs; i++) {
         PyObject *type = PyType_FromModuleAndSpec(module, specs[i], NULL);
         if (!type || PyModule_AddType(module, (PyTypeObject *)type) < 0)
@@ -909,7 +922,7 @@ static PyModuleDef_Slot module_slots[] = {
 static struct PyModuleDef module_def = {
     PyModuleDef_HEAD_INIT,
     "_native",
-    "Rings, bells, claims and the heartbeat: what needs atomics; and a system call.",
+    "Rings, bells, claims, the heartbeat and arenas: what needs atomics, or must be one step; and a system call.",
     sizeof(module_state),
     module_methods,
     module_slots,

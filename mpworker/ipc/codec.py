@@ -33,18 +33,22 @@ LOG      supervisor > client              task, 0 for none      number          
 FAREWELL supervisor > client: it ends     0                     0                       0
 RUN      supervisor > client              task                  runs not told of        0
 RAN      supervisor > client              task                  0                       0
+WANT     child > supervisor               bytes                 0                       0
+LENT     supervisor > child               offset                bytes, 0 for none       block
+FREE     any                              block                 0                       0
 ======== ================================ ===================== ======================= ============================
 
-FUNCTION, TASK, RANGE, SUBMIT and CHUNK carry a pickle, as do DONE, ITEMS, RESULT and RESULTS when their status says so.
-A judge is the number of a function that tells, for an exception, whether the task is not to be tried again; 0 for none.
-AFTER goes before the DONE or ITEMS of the attempt that raised Retry.
-REFUSED and BROKEN carry JSON: {"why", "traceback"}, a line and what a failed initializer or preload printed.
-BEGUN is sent of what is WATCHED, when it was claimed. NOTE carries JSON, of a middleware that raised: {"middleware",
-"traceback"}.
-FAREWELL carries JSON: the answer to "metrics" that holds from then on.
-EVENT and LOG are numbered together, those that were dropped included: `mpworker.supervisor.watching`.
-RUN and RAN are of runs of recurring tasks, and sent while the client listens: RUN carries JSON, {"name", "queue"}, and
-RAN, of what was announced by a RUN, is as RESULT: `mpworker.supervisor.telling`.
+WANT asks for a block of the arena for results, and LENT answers. FREE, of the sender's or the receiver's: a client
+gives back what it got with a result, a supervisor what it got with a call, and a child what it does not need; a
+supervisor says to a child that a block is another's by now. FUNCTION, TASK, RANGE, SUBMIT and CHUNK carry a pickle,
+as do DONE, ITEMS, RESULT and RESULTS when their status says so. A judge is the number of a function that tells, for
+an exception, whether the task is not to be tried again; 0 for none. AFTER goes before the DONE or ITEMS of the
+attempt that raised Retry. REFUSED and BROKEN carry JSON: {"why", "traceback"}, a line and what a failed initializer
+or preload printed. BEGUN is sent of what is WATCHED, when it was claimed. NOTE carries JSON, of a middleware that
+raised: {"middleware", "traceback"}. FAREWELL carries JSON: the answer to "metrics" that holds from then on. EVENT and
+LOG are numbered together, those that were dropped included: `mpworker.supervisor.watching`. RUN and RAN are of runs
+of recurring tasks, and sent while the client listens: RUN carries JSON, {"name", "queue"}, and RAN, of what was
+announced by a RUN, is as RESULT: `mpworker.supervisor.telling`.
 """
 
 from __future__ import annotations
@@ -84,6 +88,9 @@ LOG: Final = 24
 FAREWELL: Final = 25
 RUN: Final = 26
 RAN: Final = 27
+WANT: Final = 28
+LENT: Final = 29
+FREE: Final = 30
 
 # What a supervisor says on its socket before anything else, for the client to look at if it dies: that it serves, or
 # why it cannot, with the reason as text. One that says nothing was none.
@@ -99,8 +106,9 @@ FINAL: Final = 0x0100  # DONE, ITEMS: not to be tried again, whatever `retries` 
 DETAILED: Final = 0x0200  # SUBMIT, CHUNK, TASK, RANGE: the payload begins with details: `mpworker.ipc.details`
 WATCHED: Final = 0x0400  # TASK: its child tells when it begins
 FIRST: Final = 0x0400  # FRAGMENT: a payload begins
-STREAM: Final = 0x7800  # FRAGMENT, FRAGMENTED: which of the payloads that one producer sends at the same time
-STREAM_SHIFT: Final = 11
+ARENA: Final = 0x0800  # SUBMIT, CHUNK, TASK, RANGE, DONE, ITEMS, RESULT, RESULTS: an envelope: `mpworker.ipc.arena`
+STREAM: Final = 0x7000  # FRAGMENT, FRAGMENTED: which of the payloads that one producer sends at the same time
+STREAM_SHIFT: Final = 12
 FRAGMENTED: Final = 0x8000  # the payload began in the FRAGMENT records before this one
 
 # Statuses of DONE, ITEMS, RESULT, RESULTS and RAN.
@@ -134,6 +142,10 @@ TASK_MASK: Final = (1 << JUDGE_SHIFT) - 1
 CRON_KEYS: Final = 1 << (JUDGE_SHIFT - 1)  # tasks from this number on the supervisor makes; a client counts from 1
 MAX_SLOTS: Final = 256
 MAX_STREAMS: Final = STREAM >> STREAM_SHIFT
+# What goes by way of an arena, if there is one.
+BUFFER_MIN: Final = 1 << 14  # bytes of a buffer that is not copied into its pickle
+PICKLE_MIN: Final = 1 << 16  # bytes of a pickle that does not go through a ring
+RANGES_MAX: Final = 1024  # buffers of one value; all others are copied into its pickle
 # What the text of a report is cut to, in characters of each field, and what a whole report may then take beyond
 # max_payload_bytes: a character is at most 12 bytes of JSON, and there are two such fields; in a pickle
 # there are three, of at most 4 bytes. What an exception says, told beside it or in its place, is cut to less.

@@ -19,6 +19,8 @@ import threading
 from collections.abc import Callable, Iterable
 from types import CodeType, FunctionType
 
+from mpworker.ipc.arena import Parcel
+from mpworker.ipc.codec import BUFFER_MIN, PICKLE_MIN, RANGES_MAX
 from mpworker.ipc.failures import brief
 
 TYPE_CHECKING = False
@@ -72,19 +74,24 @@ def names_of_globals(function: FunctionType) -> Iterable[str]:
     return names
 
 
-def dumps_by_value(value: object, pickler: Callable[[], Any] | None = None) -> bytes:
+def dumps_by_value(
+    value: object,
+    pickler: Callable[[], Any] | None = None,
+    buffer_callback: Callable[[pickle.PickleBuffer], bool] | None = None,
+) -> bytes:
     """Pickle with what is not importable written by value.
 
     Args:
         value: The value.
         pickler: Makes the class that pickles, on the base of `by_value_pickler`.
+        buffer_callback: As for `pickle.dumps`.
 
     Raises:
         Unserializable: It cannot be pickled at all.
     """
     file = io.BytesIO()
     try:
-        (pickler or by_value_pickler)()(file, PROTOCOL).dump(value)
+        (pickler or by_value_pickler)()(file, PROTOCOL, buffer_callback).dump(value)
     except (Exception, SystemExit) as error:  # a value's own __reduce__ may raise anything
         raise Unserializable(value, error) from error
     return file.getvalue()
@@ -199,6 +206,79 @@ def dumps(value: object) -> bytes:
     return dumps_by_value(value) if _UNDERSCORE in data and data.find(b"__main__") >= 0 else data
 
 
+class Parts:
+    """A pickle that is large, or has large buffers out of band: to be sent by way of an arena.
+
+    Args:
+        value: What was pickled.
+        pickle: Its pickle.
+        buffers: What of it is not in there: bytes, each in a row.
+    """
+
+    __slots__ = ("buffers", "pickle", "value")
+
+    def __init__(self, value: object, pickle: bytes, buffers: list[memoryview]) -> None:
+        self.value = value
+        self.pickle = pickle
+        self.buffers = buffers
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return len(self.pickle) + sum(map(len, self.buffers))
+
+
+class _HasBuffers(BaseException):
+    """A value has a large buffer; no Exception, so that no `__reduce__` that calls pickle eats it."""
+
+
+def _look(buffer: pickle.PickleBuffer) -> bool:
+    """Small buffers go in the pickle: True says so."""
+    with memoryview(buffer) as view:
+        if view.nbytes >= BUFFER_MIN and view.contiguous:
+            raise _HasBuffers
+    return True
+
+
+def dumps_parts(value: object) -> bytes | Parts:
+    """Pickle a value; what is large of it is not copied into a pickle, but told beside it.
+
+    Raises:
+        Unserializable: It cannot be pickled.
+    """
+    # The callback is not called for what has no buffers, so nearly all pay for its name alone. One that collects would
+    # cost a list and a closure each time, so what has large buffers is begun again.
+    try:
+        data = pickle.dumps(value, PROTOCOL, buffer_callback=_look)
+    except _HasBuffers:
+        return _apart(value)
+    except (Exception, SystemExit):  # noqa: BLE001  # as in `dumps`
+        return _apart(value)
+    if _UNDERSCORE in data and data.find(b"__main__") >= 0:
+        return _apart(value)
+    return data if len(data) < PICKLE_MIN else Parts(value, data, [])
+
+
+def _apart(value: object) -> bytes | Parts:
+    buffers: list[memoryview] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        with memoryview(buffer) as view:
+            large = view.nbytes >= BUFFER_MIN and view.contiguous and len(buffers) < RANGES_MAX
+        if large:
+            buffers.append(buffer.raw())
+        return not large
+
+    try:
+        data: bytes | None = pickle.dumps(value, PROTOCOL, buffer_callback=keep)
+    except (Exception, SystemExit):  # noqa: BLE001  # as in `dumps`
+        data = None
+    if data is None or (_UNDERSCORE in data and data.find(b"__main__") >= 0):
+        buffers.clear()
+        data = dumps_by_value(value, buffer_callback=keep)
+    return Parts(value, data, buffers) if buffers or len(data) >= PICKLE_MIN else data
+
+
 class _NotPlain(Exception):
     """A value is more than numbers, text, bytes and the built-in containers of these."""
 
@@ -208,10 +288,14 @@ class _PlainPickler(pickle.Pickler):
         raise _NotPlain
 
 
-def dumps_tried(value: object) -> bytes:
+def dumps_tried(value: object, dumps: Callable[[object], bytes | Parts] = dumps) -> bytes | Parts:
     """Pickle a value, and see that it can be unpickled: for results of several items, which share one pickle.
 
     The unpickling of plain data runs no code that could fail, so it is left out.
+
+    Args:
+        value: The value.
+        dumps: Pickles what is not plain data.
 
     Raises:
         Unserializable: It cannot be pickled, or not unpickled.
@@ -222,11 +306,15 @@ def dumps_tried(value: object) -> bytes:
     except _NotPlain:
         data = dumps(value)
         try:
-            loads_known(data)
+            if isinstance(data, bytes):
+                loads_known(data)
+            else:
+                loads_known(data.pickle, buffers=data.buffers)
         except (Exception, SystemExit) as error:
             raise Unserializable(value, error) from error
         return data
-    return file.getvalue()
+    data = file.getvalue()
+    return Parts(value, data, []) if dumps is dumps_parts and len(data) >= PICKLE_MIN else data
 
 
 loads = pickle.loads
@@ -244,8 +332,8 @@ class _KnownClasses(pickle.Unpickler):
     which are the same, so that none gets back half a class.
     """
 
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data))
+    def __init__(self, data: bytes, buffers: Iterable[Any] = ()) -> None:
+        super().__init__(io.BytesIO(data), buffers=buffers)
         self._made: list[tuple[type, str]] = []  # with its identity
 
     def find_class(self, module: str, name: str) -> Any:
@@ -280,12 +368,22 @@ def _set_state_if_made(set_state: Any, made: list[tuple[type, str]], kind: type,
     return kind
 
 
-def loads_known(data: bytes) -> Any:
-    """Unpickle where the classes come from, or where it is only tried: those that are here stay as they are."""
+def loads_known(data: bytes, buffers: Iterable[Any] = ()) -> Any:
+    """Unpickle where the classes come from, or where it is only tried: those that are here stay as they are.
+
+    Args:
+        data: The pickle.
+        buffers: What of it is out of band.
+    """
     if _UNDERSCORE in data and data.find(b"cloudpickle") >= 0:  # all that makes a class there has one in its name
         _cloudpickle()  # not by way of the pickle, in the main thread
-        return _KnownClasses(data).load()
-    return pickle.loads(data)  # noqa: S301  # what our own children sent
+        return _KnownClasses(data, buffers).load()
+    return pickle.loads(data, buffers=buffers)  # noqa: S301  # what our own children sent
+
+
+def loads_result(data: bytes | Parcel) -> Any:
+    """The same, whichever way it has come."""
+    return data.loads(loads_known) if isinstance(data, Parcel) else loads_known(data)
 
 
 # In a child: what the initializer has set, by the name of the module whose globals it set.
@@ -343,15 +441,15 @@ def loads_in_child(data: bytes) -> Any:
     return loader_in_child()(data)
 
 
-def loader_in_child() -> Callable[[bytes], Any]:
+def loader_in_child() -> Callable[..., Any]:
     """What unpickles calls in a child whose initializer has run."""
     return _loads_and_sees_initializer if _initialized else pickle.loads
 
 
-def _loads_and_sees_initializer(data: bytes) -> Any:
+def _loads_and_sees_initializer(data: bytes, buffers: Iterable[Any] = ()) -> Any:
     if b"cloudpickle" in data:
-        return _SeesInitializer(io.BytesIO(data)).load()
-    return pickle.loads(data)  # noqa: S301  # what the client sent is to be run: that is the point
+        return _SeesInitializer(io.BytesIO(data), buffers=buffers).load()
+    return pickle.loads(data, buffers=buffers)  # noqa: S301  # what the client sent is to be run: that is the point
 
 
 class _SeesInitializerHere(_KnownClasses):

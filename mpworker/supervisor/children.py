@@ -16,6 +16,7 @@ from mpworker.ipc.signals import signal
 from mpworker.ipc.stacks import StackView
 from mpworker.supervisor import spawning
 from mpworker.supervisor.burying import bury, ends, kill_and_reap, kill_strays
+from mpworker.supervisor.held import Blocks, Held, Lending, of_result
 from mpworker.supervisor.memory import anonymous_bytes
 from mpworker.supervisor.oom import OomKills
 from mpworker.supervisor.registry import READY, Death, Function, Seat, Task
@@ -103,12 +104,12 @@ class Children:
 
     Args:
         config: What the client sent; see `mpworker.client`.
-        blob_fd: The nursery's part of the configuration, passed on unread.
+        fds: What the nursery needs: its part of the configuration, passed on unread, and the arenas.
     """
 
-    def __init__(self, config: dict[str, Any], blob_fd: int) -> None:
-        self._config = config
-        self._blob_fd = blob_fd
+    def __init__(self, config: dict[str, Any], fds: list[int]) -> None:
+        self._config = config | {"fds": fds}
+        self.blocks = Blocks(Lending(config["arena_bytes"], self._taken_away))
         self._next_number = 0
         self._oom_kills = OomKills()
         self.by_number: dict[int, Child] = {}
@@ -164,7 +165,7 @@ class Children:
             import resource
 
             resource.prlimit(self.nursery_pid, resource.RLIMIT_NOFILE, self._own_limits)
-        nursery.send({"child": self._config["child"]}, [self._blob_fd])
+        nursery.send({"child": self._config["child"]}, self._config["fds"])
         return nursery
 
     def adopt(self, nursery: spawning.Started) -> None:
@@ -268,6 +269,7 @@ class Children:
 
     def remove(self, child: Child) -> None:
         """Forget a child that is dead."""
+        self.blocks.lending.died(child.seat.number)
         self.by_number.pop(child.seat.number, None)
         self.active.pop(child, None)
         self.backlog.discard(child)
@@ -335,6 +337,24 @@ class Children:
         for child in list(self.active):
             if child.seat.state == READY and not child.seat.offers and not child.outbox.waiting:
                 del self.active[child]
+
+    # ------------------------------------------------------------ the arena for results
+
+    def lend(self, child: Child, size: int) -> None:
+        """A child asks for room for a result of so many bytes."""
+        number, offset, size = self.blocks.lending.lend(child.seat.number, size)
+        self.tell(child, codec.LENT, 0, offset, size, number, b"")
+
+    def _taken_away(self, number: int, block: int) -> None:
+        child = self.by_number.get(number)
+        if child is not None:
+            self.tell(child, codec.FREE, 0, block, 0, 0, b"")
+
+    def result(self, child: Child, slot: int, generation: int, data: bytes) -> Held:
+        """What a child answers with an envelope, of what it has claimed in this slot."""
+        task = child.seat.offers.get(slot)
+        call = task.payload if task is not None and task.generation == generation else None
+        return of_result(data, child.seat.number, self.blocks.lending, call)
 
     def forget(self, function: Function) -> None:
         """No later task uses the function, unless it is sent again."""

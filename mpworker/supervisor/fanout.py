@@ -10,6 +10,7 @@ from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import RESULT, Record
 from mpworker.ipc.ring import Assembler, Outbox
 from mpworker.supervisor.backoff import Backoff
+from mpworker.supervisor.held import Blocks, Held, Lending, held, nobody
 from mpworker.supervisor.history import History
 from mpworker.supervisor.ids import Ids
 from mpworker.supervisor.registry import DetailedTask, Function, Task, TaskOptions
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 TOLD_MAX: Final = 1024
-_FLAGS: Final = {spread: spread | codec.DETAILED for spread in (0, codec.SPREAD)}  # one number for all: 32 bytes each
+# One number for all tasks with the same flags: 32 bytes each.
+_FLAGS: Final = {flags: flags | codec.DETAILED for flags in (0, codec.SPREAD, codec.ARENA, codec.SPREAD | codec.ARENA)}
+_OF_TASK: Final = codec.SPREAD | codec.ARENA
 _SAID_AGAIN: Final = ("name", "metadata", "concurrency", "options")  # not what was of the old one: a child goes by it
 
 
@@ -29,6 +32,7 @@ class ClientPort:
     Args:
         channel: The channel; the supervisor never blocks on it.
         max_payload_bytes: The largest payload that is put together from fragments.
+        blocks: Those of its arenas; None where it has none.
 
     Attributes:
         now_ns: When what is taken in now has come.
@@ -36,7 +40,7 @@ class ClientPort:
         ended_ns: When each task was accepted that has ended since this was counted last.
     """
 
-    def __init__(self, channel: Channel, max_payload_bytes: int) -> None:
+    def __init__(self, channel: Channel, max_payload_bytes: int, blocks: Blocks | None = None) -> None:
         self.channel = channel
         self.outbox = Outbox(channel.outbound)
         self.splits: dict[
@@ -51,6 +55,7 @@ class ClientPort:
         self.now_ns = 0
         self.ended_ns: list[int] = []
         self.ids = Ids(tuple)
+        self.blocks = Blocks(Lending(0, nobody)) if blocks is None else blocks
         self._told: dict[str, TaskOptions] = {}  # with single tasks, those used last at the end
 
     # ------------------------------------------------------------ in
@@ -67,7 +72,7 @@ class ClientPort:
     def chunk(self, flags: int, key: int, function: int, c: int, payload: bytes) -> Task:
         """The chunk that a CHUNK record asks for."""
         options = self._options[c & 0xFFFFFFFF]
-        return Task(key, self._functions[function], options, payload, c >> 32, flags & codec.SPREAD)
+        return Task(key, self._functions[function], options, payload, c >> 32, flags & _OF_TASK)
 
     def detailed(self, kind: int, flags: int, key: int, function: int, c: int, payload: bytes) -> DetailedTask:
         """The task or chunk of a record that says more than its options."""
@@ -77,7 +82,7 @@ class ClientPort:
         if own is not None:
             options = self._own_options(json.dumps(own), own)
         items = c >> 32 if kind == codec.CHUNK else 0
-        flags = _FLAGS[flags & codec.SPREAD]
+        flags = _FLAGS[flags & _OF_TASK]
         task = DetailedTask(key, self._functions[function] if function else None, options, payload, items, flags)
         task.call_at = details.end(payload)
         concurrency_key, task.concurrency = said.get("concurrency", ("", 1))
@@ -102,6 +107,8 @@ class ClientPort:
         retry_of = said.get("id", key)  # as the user knows it
         said = {name: said[name] for name in _SAID_AGAIN if name in said} | {"retry_of": retry_of}
         payload = details.pack(said, call)
+        if isinstance(kept[0], Held):
+            payload = held(payload, kept[0].own)
         task = DetailedTask(new_key, old.function, old.options, payload, 0, old.flags | codec.DETAILED)
         task.call_at = len(payload) - len(call)
         task.concurrency_key, task.concurrency = old.concurrency_key, old.concurrency
@@ -160,8 +167,10 @@ class ClientPort:
         self.channel.bell.want_room(True)
 
     def flush_client(self) -> None:
-        """Send what waits for room, as far as there is some by now."""
+        """Give back what is free of the arena, and send what waits for room, as far as there is some by now."""
         self.sent = True
+        for number in self.blocks.take_freed():
+            self.send(codec.FREE, 0, number, 0, 0, b"")
         if self.outbox.flush():
             self.channel.bell.want_room(False)
 
@@ -172,6 +181,8 @@ class ClientPort:
     def emit(self, task: Task, status: int, payload: bytes) -> None:
         """A task ended."""
         self.ended_ns.append(task.accepted_ns)
+        if payload.__class__ is not bytes:
+            status, payload = self._delivered(status, payload)
         # As `send` does, without a call more for each task.
         self.sent = True
         full = self.outbox.waiting or len(payload) > self._max_payload
@@ -193,6 +204,8 @@ class ClientPort:
 
     def emit_items(self, task: Task, start: int, stop: int, status: int, payload: bytes, duration_ns: int) -> None:
         """A run of a chunk's items ended."""
+        if payload.__class__ is not bytes:
+            status, payload = self._delivered(status, payload)
         self.send(codec.RESULTS, status, task.key, start | stop << 32, duration_ns, payload)
 
     def emit_report(self, task: Task, start: int, stop: int, status: int, report: dict[str, object]) -> None:
@@ -206,7 +219,14 @@ class ClientPort:
     def emit_again(self, key: int, status: int, outcome: bytes | dict[str, object]) -> None:
         """How a task ended, told once more, to whom it has under another number."""
         payload = outcome if isinstance(outcome, bytes) else json.dumps(outcome).encode() if outcome else b""
+        if payload.__class__ is not bytes:
+            status, payload = self._delivered(status, payload)
         self.send(codec.RESULT, status, key, 0, 0, payload)
+
+    def _delivered(self, status: int, payload: bytes) -> tuple[int, bytes]:
+        """The status and payload of a result that the client gets with its blocks."""
+        assert isinstance(payload, Held)
+        return status | codec.ARENA, self.blocks.deliver(payload)
 
     def split(self, task: Task, start: int, stop: int) -> None:
         """The client shall send these items one by one, and then say so: a drain waits for it."""

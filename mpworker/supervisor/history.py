@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
-from mpworker.supervisor.registry import Task
+from mpworker.supervisor.registry import Task, size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,13 +75,13 @@ class History:
         """What a task was called with, to run it again, and what has come of it."""
         if self.entries.maxlen:
             self._payloads[task.key] = (task.payload, outcome)
-            self._bytes += len(task.payload) + len(outcome)
+            self._bytes += size_of(task.payload) + size_of(outcome)
             self._trim()
 
     def _trim(self) -> None:
         while self._payloads and (self._bytes > self.max_bytes or len(self._payloads) > (self.entries.maxlen or 0)):
             _, (call, outcome) = self._payloads.popitem(last=False)
-            self._bytes -= len(call) + len(outcome)
+            self._bytes -= size_of(call) + size_of(outcome)
 
     def payloads(self, key: int) -> tuple[bytes, Outcome] | None:
         """The call of a task and its outcome, if they are kept."""
@@ -116,5 +116,5 @@ class History:
             del self._by_key[entry[0].key]
         kept = self._payloads.pop(entry[0].key, None)
         if kept is not None:
-            self._bytes -= len(kept[0]) + len(kept[1])
+            self._bytes -= size_of(kept[0]) + size_of(kept[1])
         return entry[0]

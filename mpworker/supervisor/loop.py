@@ -41,7 +41,7 @@ class Loop(Nursing):
         config: What the client sent.
         client: The socket to the client; its end is the client's.
         channel: The channel to the client.
-        blob_fd: The nursery's configuration.
+        fds: What the nursery needs: its configuration, and the arenas.
         client_pidfd: Readable when the client process is dead.
 
     Attributes:
@@ -50,9 +50,9 @@ class Loop(Nursing):
     """
 
     def __init__(
-        self, config: dict[str, Any], client: frames.Frames, channel: Channel, blob_fd: int, client_pidfd: int
+        self, config: dict[str, Any], client: frames.Frames, channel: Channel, fds: list[int], client_pidfd: int
     ) -> None:
-        super().__init__(config, channel, blob_fd)
+        super().__init__(config, channel, fds)
         self._client = client
         self._client_pidfd = client_pidfd
         self._client_batch: list[Record] = []
@@ -127,7 +127,7 @@ class Loop(Nursing):
             self.latency.take(world.ended_ns, int(now * 1e9))
             world.ended_ns.clear()
         self.requests.answer_later_ones()
-        if world.outbox.waiting:
+        if world.outbox.waiting or world.blocks.freed:
             world.flush_client()
         if world.backlog:
             world.flush()
@@ -172,7 +172,7 @@ class Loop(Nursing):
             count = self.world.channel.inbound.pop(batch, _CLIENT_BATCH)
             if not count:
                 return 0
-            world, scheduler = self.world, self.scheduler
+            world = self.world
             world.channel.peer_bell.ring_room()
             world.now_ns = time.monotonic_ns()
             submitted = self.submitted
@@ -180,28 +180,36 @@ class Loop(Nursing):
                 if kind == SUBMIT and not flags:  # nearly all of many
                     submitted(world.task(0, a, b, c, data))
                     continue
-                if flags & codec.FRAGMENTED:
-                    data = world.whole((kind, flags, a, b, c, data))  # noqa: PLW2901
-                if kind == codec.SUBMIT and not flags & codec.DETAILED:
-                    submitted(world.task(0, a, b, c, data))
-                elif kind == codec.CHUNK and not flags & codec.DETAILED:
-                    submitted(world.chunk(flags, a, b, c, data))
-                elif kind in (codec.SUBMIT, codec.CHUNK):
-                    scheduler.submitted_with_details(world.detailed(kind, flags, a, b, c, data))
-                elif kind == codec.OPTIONS:
-                    scheduler.options_known(world.note_options(a, data))
-                elif kind == codec.REQUEST:
-                    self.requests.take(a, data)
-                    submitted = self.submitted
-                else:
-                    forgotten = world.note(kind, flags, a, data)
-                    if forgotten is not None:
-                        world.forget(forgotten)
+                self._take_in(kind, flags, a, b, c, data)
+                submitted = self.submitted
         except (RingCorrupt, KeyError, ValueError, TypeError):
             # The client's memory is corrupt: it gets no service, and we have no other.
             self._stopping = NOW
         batch.clear()
         return count
+
+    def _take_in(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
+        world, scheduler = self.world, self.scheduler
+        if flags & codec.FRAGMENTED:
+            data = world.whole((kind, flags, a, b, c, data))
+        if flags & codec.ARENA:
+            data = world.blocks.held(data)
+        if kind == codec.SUBMIT and not flags & codec.DETAILED:
+            self.submitted(world.task(flags & codec.ARENA, a, b, c, data))
+        elif kind == codec.CHUNK and not flags & codec.DETAILED:
+            self.submitted(world.chunk(flags, a, b, c, data))
+        elif kind in (codec.SUBMIT, codec.CHUNK):
+            scheduler.submitted_with_details(world.detailed(kind, flags, a, b, c, data))
+        elif kind == codec.OPTIONS:
+            scheduler.options_known(world.note_options(a, data))
+        elif kind == codec.REQUEST:
+            self.requests.take(a, data)
+        elif kind == codec.FREE:
+            world.blocks.forget(a)
+        else:
+            forgotten = world.note(kind, flags, a, data)
+            if forgotten is not None:
+                world.forget(forgotten)
 
     def tell_of_tasks(self, on: bool) -> None:
         """The client watches from now on, or no longer."""

@@ -47,16 +47,23 @@ class Nursery:
         supervisor: The socket to the supervisor.
         settings: The "child" part of the configuration, handed to every child.
         initializer: The pickle of the user's initializer, or b"".
+        arenas: The descriptors of the arenas, that for calls and that for results; none where there are none.
         advance: What it imports when it has nothing to do.
     """
 
     def __init__(
-        self, supervisor: frames.Frames, settings: dict[str, Any], initializer: bytes, advance: InAdvance
+        self,
+        supervisor: frames.Frames,
+        settings: dict[str, Any],
+        initializer: bytes,
+        arenas: list[int],
+        advance: InAdvance,
     ) -> None:
         self._supervisor = supervisor
         self._settings = settings
         self._initializer = initializer
         self._advance = advance
+        self._arenas = arenas
         self._children: dict[int, tuple[int, int]] = {}  # pidfd: (pid, id)
         self._poller = select.poll()
         self._poller.register(supervisor, select.POLLIN)
@@ -146,14 +153,14 @@ class Nursery:
                 os.close(pidfd)
             _heed_signals()
             _set_oom_score()
-            segment, *rest = _move_high(fds)
-            *bells, claims_fd = rest
+            segment, one_bell, other_bell, claims_fd, *arenas = _move_high([*fds, *self._arenas])
+            bells = (one_bell, other_bell)
             channel = Channel([segment, *bells], capacities, 1)
             claims, stack_file = map_claims(claims_fd, slots)
             os.close(segment)
             from mpworker.child import main
 
-            main.run(channel, claims, stack_file, self._settings | {"cores": cores}, self._initializer)
+            main.run(channel, claims, stack_file, self._settings | {"cores": cores}, self._initializer, arenas)
         except BaseException:  # noqa: BLE001
             traceback.print_exc()
         finally:
@@ -274,7 +281,7 @@ def _live(supervisor: frames.Frames) -> None:
     first = supervisor.receive()
     if first is None:
         return
-    config, (blob_fd,) = first
+    config, (blob_fd, *arenas) = first
     with open(blob_fd, "rb") as file:
         file.seek(0)
         blob = json.loads(file.read())
@@ -306,7 +313,7 @@ def _live(supervisor: frames.Frames) -> None:
         return
     settings = config["child"] | {"nursery_pid": os.getpid(), "blas_threads": blas_threads}
     settings["middleware"] = bytes.fromhex(blob["middleware"])
-    nursery = Nursery(supervisor, settings, bytes.fromhex(blob["initializer"]), advance)
+    nursery = Nursery(supervisor, settings, bytes.fromhex(blob["initializer"]), arenas, advance)
     import gc
 
     gc.freeze()  # the collector of a child would otherwise touch, and so copy, every page of the preloaded modules

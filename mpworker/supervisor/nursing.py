@@ -35,11 +35,11 @@ class Nursing(Reading):
     Args:
         config: What the client sent.
         channel: The channel to the client.
-        blob_fd: The nursery's configuration.
+        fds: What the nursery needs: its configuration, and the arenas.
     """
 
-    def __init__(self, config: dict[str, Any], channel: Channel, blob_fd: int) -> None:
-        super().__init__(config, channel, blob_fd)
+    def __init__(self, config: dict[str, Any], channel: Channel, fds: list[int]) -> None:
+        super().__init__(config, channel, fds)
         self._children_wanted: int = config["n"]
         self._overlap: int = config["overlap"]  # children that may exit while others have their places already
         self._children_max: int = config["n"] + self._overlap  # that there are descriptors for

@@ -37,9 +37,9 @@ _CHILD_BATCH: Final = 64
 class World(Children, ClientPort):
     """Everything the scheduler can act on: the children and the client."""
 
-    def __init__(self, config: dict[str, Any], blob_fd: int, channel: Channel) -> None:
-        Children.__init__(self, config, blob_fd)
-        ClientPort.__init__(self, channel, config["child"]["max_payload_bytes"])
+    def __init__(self, config: dict[str, Any], fds: list[int], channel: Channel) -> None:
+        Children.__init__(self, config, fds)
+        ClientPort.__init__(self, channel, config["child"]["max_payload_bytes"], self.blocks)
 
 
 class Reading:
@@ -48,12 +48,12 @@ class Reading:
     Args:
         config: What the client sent.
         channel: The channel to the client.
-        blob_fd: The nursery's configuration.
+        fds: What the nursery needs: its configuration, and the arenas.
     """
 
-    def __init__(self, config: dict[str, Any], channel: Channel, blob_fd: int) -> None:
+    def __init__(self, config: dict[str, Any], channel: Channel, fds: list[int]) -> None:
         self._ring_records: int = config["child_ring_bytes"] // RECORD_HEADER_BYTES
-        self.world = World(config, blob_fd, channel)
+        self.world = World(config, fds, channel)
         recycling: dict[str, Any] = config["recycling"]
         make: Any = Recycling if recycling else Places
         folder = os.environ.get("MPWORKER_RECORD")
@@ -112,28 +112,42 @@ class Reading:
             if kind == DONE and not flags:  # nearly all of many: it is well, and whole
                 scheduler.done(seat, c & 0xFF, b, 0, c >> 8, data, False, a)
                 continue
-            if flags & codec.FRAGMENTED:
-                data = child.assembler.finish(flags, data)  # noqa: PLW2901
-            if kind == DONE:
-                scheduler.done(seat, c & 0xFF, b, flags & codec.LOW, c >> 8, data, bool(flags & codec.FINAL), a)
-            elif kind == codec.ITEMS:
-                last, final = bool(flags & codec.LAST), bool(flags & codec.FINAL)
-                start, stop = a & 0xFFFFFFFF, a >> 32
-                scheduler.items(seat, c & 0xFF, b, start, stop, flags & codec.LOW, last, c >> 8, data, final)
-            elif kind == codec.AFTER:
-                scheduler.asked_for_pause(seat, c & 0xFF, b, a / 1e6)
-            elif kind == codec.BEGUN:
-                scheduler.begun(seat, c, b, a / 1e9)
-            elif kind == codec.FRAGMENT:
-                child.assembler.add(flags, data)
-            elif kind == codec.NOTE:
-                self._note(child, c, data)
-            elif kind == codec.READY:
-                self._child_is_ready(child)
-            elif kind == codec.REFUSED:
-                child.refusal = _refusal(data)
-            else:
-                raise ProtocolViolation(f"record kind {kind}")
+            self._answer(child, kind, flags, a, b, c, data)
+
+    def _answer(self, child: Child, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
+        scheduler, seat = self.scheduler, child.seat
+        if flags & codec.FRAGMENTED:
+            data = child.assembler.finish(flags, data)
+        if flags & codec.ARENA:
+            data = self.world.result(child, c & 0xFF, b, data)
+        if kind == DONE:
+            scheduler.done(seat, c & 0xFF, b, flags & codec.LOW, c >> 8, data, bool(flags & codec.FINAL), a)
+        elif kind == codec.ITEMS:
+            last, final = bool(flags & codec.LAST), bool(flags & codec.FINAL)
+            start, stop = a & 0xFFFFFFFF, a >> 32
+            scheduler.items(seat, c & 0xFF, b, start, stop, flags & codec.LOW, last, c >> 8, data, final)
+        elif kind == codec.AFTER:
+            scheduler.asked_for_pause(seat, c & 0xFF, b, a / 1e6)
+        elif kind == codec.BEGUN:
+            scheduler.begun(seat, c, b, a / 1e9)
+        elif kind == codec.FRAGMENT:
+            child.assembler.add(flags, data)
+        else:
+            self._said(child, kind, a, c, data)
+
+    def _said(self, child: Child, kind: int, a: int, c: int, data: bytes) -> None:
+        if kind == codec.WANT:
+            self.world.lend(child, a)
+        elif kind == codec.FREE:
+            self.world.blocks.lending.unused(child.seat.number, a)
+        elif kind == codec.NOTE:
+            self._note(child, c, data)
+        elif kind == codec.READY:
+            self._child_is_ready(child)
+        elif kind == codec.REFUSED:
+            child.refusal = _refusal(data)
+        else:
+            raise ProtocolViolation(f"record kind {kind}")
 
     def _note(self, child: Child, slot: int, data: bytes) -> None:
         try:

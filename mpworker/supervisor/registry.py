@@ -23,6 +23,12 @@ CUT: Final = 1  # it waits in line again
 CLOSING: Final = 2  # it ends cancelled
 
 
+def size_of(payload: bytes | dict[str, object]) -> int:
+    """Bytes of memory that a payload stands for: its own, and those of the arena's blocks that it keeps."""
+    blocks: int = getattr(payload, "block_bytes", 0)
+    return len(payload) + blocks
+
+
 class TaskOptions:
     """What a client asked for, once for all tasks that share it.
 

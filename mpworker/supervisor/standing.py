@@ -41,7 +41,8 @@ def _stand(fd: int, client_pid: int, nursery: Started | None) -> Loop | None:
     hello = client.receive()
     if hello is None:
         return None
-    config, (segment, *pipes, blob_fd) = hello
+    config, (segment, one_bell, other_bell, *fds) = hello
+    pipes = (one_bell, other_bell)
     _own_stderr()
     become_subreaper()
     # A client could have kept what it sent, and make it block.
@@ -50,7 +51,7 @@ def _stand(fd: int, client_pid: int, nursery: Started | None) -> Loop | None:
     # Nothing here forms cycles; without a collector a million queued tasks cost no pause.
     gc.freeze()
     gc.disable()
-    loop = Loop(config | {"nursery_argv": sys.argv[1:]}, client, channel, blob_fd, client_pidfd)
+    loop = Loop(config | {"nursery_argv": sys.argv[1:]}, client, channel, fds, client_pidfd)
     if nursery is not None:
         loop.world.adopt(nursery)
     return loop

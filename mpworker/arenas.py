@@ -1,0 +1,217 @@
+"""The client's side of the arenas: it writes calls into the one, and maps results of the other.
+
+As everywhere in a client no lock is taken (`mpworker.reader`): what must be one step is one native call. A block of a
+call is given back by its number, which may be done twice; and a loan says that it is over by a number in a list, from
+wherever it ends.
+"""
+
+import mmap
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from mpworker.cgroups import usable_memory
+from mpworker.ipc import arena, codec
+from mpworker.ipc._native import Extents, Loan, detach_all, keep
+from mpworker.ipc.arena import NO_BLOCK, Block, Parcel
+
+if TYPE_CHECKING:
+    from mpworker.ipc.payload import Parts
+
+MEMORY_SHARE: Final = 8  # of the memory that this process may use, by default one part in so many is an arena's bound
+
+
+class Arenas:
+    """The arenas of one client.
+
+    Args:
+        capacity: The bound of each, in bytes.
+
+    Raises:
+        OSError: They cannot be had; nothing is left open.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._calls = arena.make_segment("mpworker-calls", capacity)
+        try:
+            self._view: memoryview | None = memoryview(arena.map_shared(self._calls, 0, capacity))
+            arena.seal(self._calls, alone=True)
+            self._results = arena.make_segment("mpworker-results", capacity)
+        except BaseException:
+            self._calls.close()
+            raise
+        arena.seal(self._results, alone=False)
+        self._extents = Extents(capacity)
+        self._backed = 0  # bytes of the calls' arena that have memory behind them, from its beginning
+        self._keys: dict[int, int] = {}  # of each block of a call that is taken: the task
+        self._returned: list[int] = []  # results that are needed no more, and that the supervisor is to be told of
+        self._returned_calls: list[int] = []  # so calls that results refer to
+        self._results_here: dict[int, Block] = {}  # that are not returned
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What the processes below need."""
+        return [self._calls.fd, self._results.fd]
+
+    @property
+    def taken(self) -> int:
+        """Bytes that calls take."""
+        return self._extents.taken
+
+    # ------------------------------------------------------------ calls
+
+    def place(self, parts: "Parts", key: int) -> bytes | None:
+        """Write a call into the arena.
+
+        Args:
+            parts: The call.
+            key: The number of its task.
+
+        Returns:
+            The payload of its record; None if there is no room for it now.
+
+        Raises:
+            OSError: There is no memory for it.
+        """
+        pieces, has_pickle = arena.pieces_of(parts)
+        sizes = [len(piece) for piece in pieces]
+        starts, size = arena.lay_out(sizes)
+        taken: list[tuple[int, int, int]] = []
+        written = False
+        try:
+            if self._view is None or not self._extents.take(size, taken):
+                return None
+            number, offset, size = taken[0]
+            if offset + size > self._backed:  # all below is
+                self._calls.back(self._backed, offset + size - self._backed)
+                self._backed = offset + size
+            arena.write(self._view[offset : offset + size], starts, pieces)
+            ranges = [(False, *each) for each in zip(starts, sizes, strict=True)]
+            data = arena.pack(b"" if has_pickle else parts.pickle, taken[0], NO_BLOCK, ranges, has_pickle)
+            self._keys[number] = key
+            written = True
+            return data
+        finally:
+            if taken and not written:
+                self.free(taken[0][0])
+
+    @staticmethod
+    def bytes_of(parts: "Parts") -> int:
+        """How large a block a call needs."""
+        return arena.lay_out([len(piece) for piece in arena.pieces_of(parts)[0]])[1]
+
+    def fits(self, size: int) -> bool:
+        """Is there room for a call of so many bytes?"""
+        return self._extents.largest >= size
+
+    def under_way(self, pending: dict[int, Any]) -> bool:
+        """Is there a call whose end gives back a block?
+
+        Args:
+            pending: The tasks that have not ended, by their numbers. What any others take is kept by who has results.
+        """
+        return any(key in pending for key in tuple(self._keys.values()))
+
+    def free(self, number: int) -> None:
+        """A call needs its block no more. It may be said twice."""
+        self._keys.pop(number, None)
+        self._extents.give(number)
+
+    def unsent(self, data: bytes) -> None:
+        """A payload that `place` has made will not be sent."""
+        self.free(arena.unpack(data).own[0])
+
+    # ------------------------------------------------------------ results
+
+    def parcel(self, data: bytes) -> Parcel:
+        """What a RESULT or RESULTS record brings.
+
+        Raises:
+            OSError: It cannot be mapped.
+        """
+        return Parcel(data, arena.unpack(data), self._lend)
+
+    def _lend(self, of_call: bool, block: Block) -> Loan:
+        number, offset, size = block
+        if of_call:
+            return Loan(self._calls.fd, offset, size, self._returned_calls, number)
+        self._results_here[number] = block
+        return Loan(self._results.fd, offset, size, self._returned, number)
+
+    def has_returns(self) -> bool:
+        """Is there something that the supervisor is to be told of?"""
+        return bool(self._returned or self._returned_calls)
+
+    def give_back(self, push: Callable[..., bool]) -> None:
+        """Tell the supervisor of what is needed no more, as far as there is room; it may be told twice."""
+        self._give_back(self._returned, push)
+        self._give_back(self._returned_calls, push)
+
+    def _give_back(self, returned: list[int], push: Callable[..., bool]) -> None:
+        while returned:
+            number = returned[0]
+            if not push(codec.FREE, 0, number, 0, 0, b""):
+                return
+            self._results_here.pop(number, None)
+            if returned and returned[0] == number:
+                del returned[0]  # no call since the look: another thread may do the same
+
+    # ------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        """Nothing more is sent or comes. Results live on, and of the arenas nothing but these."""
+        view, self._view = self._view, None
+        if view is not None:
+            view.release()
+            detach_all(
+                self._returned_calls
+            )  # a call that came back as it was: a mapping of it would keep all the others
+            self._drop_all_but_results()
+        self._calls.close()
+        self._results.close()
+
+    def _drop_all_but_results(self) -> None:
+        """Let go of the memory between the results: for any one of them the kernel keeps the whole file."""
+        self._give_back(self._returned, _anywhere)
+        kept = sorted((offset, offset + size) for _, offset, size in self._results_here.values())
+        if not kept:
+            return
+        try:
+            whole = arena.map_shared(self._results, 0, self.capacity)
+            ends = [0, *(end for _, end in kept)]
+            for start, end in zip(ends, [*(start for start, _ in kept), self.capacity], strict=True):
+                if start < end:
+                    whole.madvise(mmap.MADV_REMOVE, start, end - start)
+            whole.close()
+        except OSError:
+            pass  # no room in the address space: it is kept, and goes with the last of the results
+
+    def forked(self) -> None:
+        """This process is a fork: the mapping is not there, and the memory must not be kept by it."""
+        keep(self._view)  # whose end would unmap what has come to lie there
+        self._view = None
+        self._calls.close()
+        self._results.close()
+
+
+def _anywhere(*_: object) -> bool:
+    return True
+
+
+def make(capacity: int | None) -> Arenas | None:
+    """The arenas of a client.
+
+    Args:
+        capacity: The bound of each in bytes, 0 for no arenas; None for one part in MEMORY_SHARE of the memory that this
+            process may use.
+
+    Returns:
+        None for none; also where no descriptor is left for them, or no room in the address space.
+    """
+    try:
+        if capacity is None:
+            capacity = usable_memory() // MEMORY_SHARE
+        capacity = -(-capacity // arena.PAGE) * arena.PAGE
+        return Arenas(capacity) if capacity else None
+    except OSError:
+        return None
