@@ -6,6 +6,7 @@ wherever it ends.
 """
 
 import mmap
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,9 +16,33 @@ from mpworker.ipc._native import Extents, Loan, detach_all, keep
 from mpworker.ipc.arena import NO_BLOCK, Block, Parcel
 
 if TYPE_CHECKING:
+    from mpworker.ipc.arena import Lent
     from mpworker.ipc.payload import Parts
 
 MEMORY_SHARE: Final = 8  # of the memory that this process may use, by default one part in so many is an arena's bound
+
+
+class Copy(bytearray):
+    """What a block holds, where it cannot be mapped; the block is returned at once. The arguments are those of `Loan`.
+
+    Raises:
+        OSError: It cannot be read.
+        MemoryError: There is no memory for it.
+    """
+
+    def __init__(self, fd: int, offset: int, size: int, returned: list[int], number: int) -> None:
+        super().__init__(size)
+        at = 0
+        with memoryview(self) as view:
+            while at < size:  # one call reads 2 GiB at most
+                at += os.preadv(fd, [view[at:]], offset + at)
+        self._returned = returned
+        self._number = number
+
+    def arm(self) -> None:
+        """See `Loan`."""
+        if self._number not in self._returned:  # it may be told twice, and twice is as good as once
+            self._returned.append(self._number)
 
 
 class Arenas:
@@ -32,15 +57,15 @@ class Arenas:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._calls = arena.make_segment("mpworker-calls", capacity)
+        self._calls = arena.make_arena("mpworker-calls", capacity)
         try:
-            self._view: memoryview | None = memoryview(arena.map_shared(self._calls, 0, capacity))
-            arena.seal(self._calls, alone=True)
-            self._results = arena.make_segment("mpworker-results", capacity)
+            self._view: memoryview | None = memoryview(self._calls.map_shared(0, capacity))
+            self._calls.seal(alone=True)
+            self._results = arena.make_arena("mpworker-results", capacity)
         except BaseException:
             self._calls.close()
             raise
-        arena.seal(self._results, alone=False)
+        self._results.seal(alone=False)
         self._extents = Extents(capacity)
         self._backed = 0  # bytes of the calls' arena that have memory behind them, from its beginning
         self._keys: dict[int, int] = {}  # of each block of a call that is taken: the task
@@ -76,16 +101,17 @@ class Arenas:
         pieces, has_pickle = arena.pieces_of(parts)
         sizes = [len(piece) for piece in pieces]
         starts, size = arena.lay_out(sizes)
-        taken: list[tuple[int, int, int]] = []
+        taken: list[Block] = []
         written = False
+        view = self._view  # another thread may close all of it meanwhile
         try:
-            if self._view is None or not self._extents.take(size, taken):
+            if view is None or not self._extents.take(size, taken):
                 return None
             number, offset, size = taken[0]
             if offset + size > self._backed:  # all below is
                 self._calls.back(self._backed, offset + size - self._backed)
                 self._backed = offset + size
-            arena.write(self._view[offset : offset + size], starts, pieces)
+            arena.write(view[offset : offset + size], starts, pieces)
             ranges = [(False, *each) for each in zip(starts, sizes, strict=True)]
             data = arena.pack(b"" if has_pickle else parts.pickle, taken[0], NO_BLOCK, ranges, has_pickle)
             self._keys[number] = key
@@ -131,12 +157,17 @@ class Arenas:
         """
         return Parcel(data, arena.unpack(data), self._lend)
 
-    def _lend(self, of_call: bool, block: Block) -> Loan:
+    def _lend(self, of_call: bool, block: Block) -> "Lent":
         number, offset, size = block
-        if of_call:
-            return Loan(self._calls.fd, offset, size, self._returned_calls, number)
-        self._results_here[number] = block
-        return Loan(self._results.fd, offset, size, self._returned, number)
+        fd = (self._calls if of_call else self._results).fd
+        returned = self._returned_calls if of_call else self._returned
+        try:
+            loan = Loan(fd, offset, size, returned, number)
+        except OSError:  # a process may have so many mappings and no more: vm.max_map_count
+            return Copy(fd, offset, size, returned, number)
+        if not of_call:
+            self._results_here[number] = block
+        return loan
 
     def has_returns(self) -> bool:
         """Is there something that the supervisor is to be told of?"""
@@ -160,12 +191,10 @@ class Arenas:
 
     def close(self) -> None:
         """Nothing more is sent or comes. Results live on, and of the arenas nothing but these."""
-        view, self._view = self._view, None
-        if view is not None:
-            view.release()
-            detach_all(
-                self._returned_calls
-            )  # a call that came back as it was: a mapping of it would keep all the others
+        if self._view is not None:
+            self._view = None
+            # Of what came back as it was: a mapping of it would keep all other calls, too.
+            detach_all(self._returned_calls)
             self._drop_all_but_results()
         self._calls.close()
         self._results.close()
@@ -177,7 +206,7 @@ class Arenas:
         if not kept:
             return
         try:
-            whole = arena.map_shared(self._results, 0, self.capacity)
+            whole = self._results.map_shared(0, self.capacity)
             ends = [0, *(end for _, end in kept)]
             for start, end in zip(ends, [*(start for start, _ in kept), self.capacity], strict=True):
                 if start < end:

@@ -39,9 +39,7 @@ class Chunk(WaitedFor):
 
     def __init__(self, mapping: "Mapping", items: Sequence[Any]) -> None:
         self._map = mapping
-        self.items: Sequence[Any] = (
-            items  # until all are settled: a chunk that cannot be unpickled is sent again in pieces
-        )
+        self.items = items  # until all are settled: a chunk that cannot be unpickled is sent again in pieces
         self.stop = len(items)
         self.at = 0  # the next item to be taken
         self.key = 0

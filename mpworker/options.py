@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mpworker.checks import check_int, check_seconds, check_text
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.ipc.codec import MAX_SLOTS
+from mpworker.values import Value
 
 if TYPE_CHECKING:
     from mpworker.retry import RetryPolicy
@@ -34,7 +35,7 @@ TASK_OPTIONS: Final = (
 )
 
 
-class TaskDefaults:
+class TaskDefaults(Value):
     """What every task of a worker, or of one `options` view of it, has in common: a value, which never changes.
 
     No dataclass, as each of the client's own values is none: every start would wait for that import, and for what makes
@@ -56,7 +57,17 @@ class TaskDefaults:
         ConfigurationError: One is out of its bounds.
     """
 
-    __slots__ = TASK_OPTIONS
+    __slots__ = __match_args__ = TASK_OPTIONS
+
+    timeout: float | None
+    retries: int
+    crash_retries: int | None
+    retry_policy: "RetryPolicy | None"
+    queue: str
+    priority: int
+    weight: int
+    concurrency_key: str
+    concurrency: int
 
     def __init__(
         self,
@@ -70,21 +81,21 @@ class TaskDefaults:
         concurrency_key: str = "",
         concurrency: int = 1,
     ) -> None:
-        self.timeout = check_seconds("timeout", timeout, optional=True)
-        self.retries = check_int("retries", retries, 0, RETRIES_MAX)
-        self.crash_retries = crash_retries
-        if crash_retries is not None:
-            self.crash_retries = check_int("crash_retries", crash_retries, 0, RETRIES_MAX)
-        self.priority = check_int("priority", priority, -PRIORITY_MAX, PRIORITY_MAX)
-        self.weight = check_int("weight", weight, 1, TASK_WEIGHT_MAX)
-        self.concurrency = check_int("concurrency", concurrency, 1, CONCURRENCY_MAX)
-        self.concurrency_key = check_text("concurrency_key", concurrency_key, 0)
-        self.queue = queue
+        self._fill(
+            check_seconds("timeout", timeout, optional=True),
+            check_int("retries", retries, 0, RETRIES_MAX),
+            _check_optional("crash_retries", crash_retries, 0, RETRIES_MAX),
+            retry_policy,
+            queue,
+            check_int("priority", priority, -PRIORITY_MAX, PRIORITY_MAX),
+            check_int("weight", weight, 1, TASK_WEIGHT_MAX),
+            check_text("concurrency_key", concurrency_key, 0),
+            check_int("concurrency", concurrency, 1, CONCURRENCY_MAX),
+        )
         if queue != "default":
             from mpworker.queues import check_queue_name  # not before: no start shall wait for it
 
             check_queue_name(queue)
-        self.retry_policy = retry_policy
         if retry_policy is not None:
             from mpworker.retry import RetryPolicy  # not before: no start shall wait for it
 
@@ -99,15 +110,6 @@ class TaskDefaults:
             ConfigurationError: One is out of its bounds.
         """
         return TaskDefaults(**{name: getattr(self, name) for name in TASK_OPTIONS} | changes)
-
-    def _values(self) -> tuple[Any, ...]:
-        return tuple([getattr(self, name) for name in TASK_OPTIONS])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TaskDefaults) and self._values() == other._values()
-
-    def __hash__(self) -> int:
-        return hash(self._values())
 
     @property
     def limits_nothing(self) -> bool:

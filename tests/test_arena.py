@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from leaks import wait_until
 from pooljobs import Gate
 
-from mpworker import AsyncProcessWorker, ProcessWorker, Retention
+from mpworker import AsyncProcessWorker, ProcessWorker, Retention, arenas
 from mpworker.errors import ConfigurationError, QueueFull, SerializationError
 from mpworker.ipc import arena, payload
 from mpworker.ipc._native import Extents, Loan, detach_all
@@ -532,10 +532,22 @@ def test_where_there_is_no_memory_for_the_arena_it_is_not_used(monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     with ProcessWorker(n=1, arena_max_bytes=8 * MB) as w:
-        monkeypatch.setattr(arena.Segment, "back", refuse)
+        monkeypatch.setattr(arena.Arena, "back", refuse)
         values = numbers()
         assert (w.submit(tasks.double, values).result(LIMIT) == 2 * values).all()
         assert wait_until(lambda: nothing_is_held(w), LIMIT)
+
+
+def test_a_result_that_cannot_be_mapped_is_copied(w: ProcessWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(12, "Cannot allocate memory")  # as the kernel does where a process has vm.max_map_count mappings
+
+    monkeypatch.setattr(arenas, "Loan", refuse)
+    values = numbers()
+    results = [w.submit(task, values).result(LIMIT) for task in (tasks.echo, tasks.double)]
+    assert wait_until(lambda: nothing_is_held(w), LIMIT)
+    assert all((got == sent).all() for got, sent in zip(results, (values, 2 * values), strict=True))
+    assert all(got.flags.writeable for got in results)
 
 
 def test_bounds_of_the_option() -> None:

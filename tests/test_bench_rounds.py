@@ -1,5 +1,6 @@
 """Who has a turn when, and what becomes of turns that fail, hang or have nothing to offer."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,13 @@ def test_a_turn_is_taken_in_an_interpreter_of_its_own() -> None:
         Turn(failed="exit code 1: ValueError: it is broken"),
         Turn(not_offered="it has no such thing"),
     ]
+
+
+def test_turns_that_are_taken_at_once_begin_together(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    pair = [f"{side} {tmp_path}/fifo" for side in ("r", "w")]
+    turns = rounds.launch(FAKE, pair, Settings(), bench_fakes.BENCHMARK)
+    assert [turn.failed for turn in turns] == ["", ""]
 
 
 def test_a_turn_that_hangs_is_ended() -> None:

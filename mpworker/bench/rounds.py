@@ -72,7 +72,8 @@ def launch(place: str, contenders: Sequence[str | None], settings: Settings, ben
             asked = {"place": place, "contender": contender, "settings": asdict(settings)}
             assert process.stdin is not None
             process.stdin.write(json.dumps(asked))
-            process.stdin.flush()
+            process.stdin.close()  # now: it begins when it has read all, and all are to begin together
+            process.stdin = None
         return [_ended(process, benchmark.seconds_max) for process in started]
     finally:
         for process in started:

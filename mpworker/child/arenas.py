@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from mpworker.ipc import arena, codec, payload
 from mpworker.ipc._native import Loan
-from mpworker.ipc.arena import NO_BLOCK, Block, Parcel, Segment
+from mpworker.ipc.arena import NO_BLOCK, Arena, Block, Parcel
 from mpworker.ipc.payload import Parts
 
 TYPE_CHECKING = False
@@ -31,7 +31,7 @@ class Arenas:
     """The arenas of one child.
 
     Args:
-        calls: The descriptor of the one that calls come by, -1 for none.
+        calls: The descriptor of the one that calls come by.
         results: That of the one for results.
         ask: Sends a WANT for so many bytes, and returns the LENT that answers.
         push: Sends a record.
@@ -39,10 +39,10 @@ class Arenas:
 
     def __init__(self, calls: int, results: int, ask: Callable[[int], Record], push: Callable[..., None]) -> None:
         self._calls = calls
-        self._results = Segment(results, 0)
+        self._results = Arena(results)
         self._ask = ask
         self._push = push
-        self._parcel: Parcel | None = None  # the call of this attempt
+        self._call: Loan | None = None  # the call of this attempt
         self._block = NO_BLOCK  # and where that lies
         self._mapped: dict[int, mmap.mmap] = {}  # blocks that this child has written to, and has still
 
@@ -56,18 +56,18 @@ class Arenas:
         """
         envelope = arena.unpack(data)
         self._block = envelope.own
-        self._parcel = Parcel(data, envelope, self._lend)
-        return self._parcel
+        return Parcel(data, envelope, self._lend)
 
     def _lend(self, _of_call: bool, block: Block) -> Loan:
         _, offset, size = block
-        return Loan(self._calls, offset, size)
+        self._call = Loan(self._calls, offset, size)
+        return self._call
 
     def call_is_over(self) -> None:
         """Nothing of the attempt's call may be the arena's any more: before it is answered for good."""
-        parcel, self._parcel = self._parcel, None
-        if parcel is not None and parcel.own is not None and parcel.own.views:
-            parcel.own.detach()
+        call, self._call = self._call, None
+        if call is not None and call.views:
+            call.detach()
         self._block = NO_BLOCK
 
     # ------------------------------------------------------------ results
@@ -75,11 +75,12 @@ class Arenas:
     def place(self, parts: Parts) -> tuple[int, bytes]:
         """A result: the flag of its record, and its payload."""
         pieces, has_pickle = arena.pieces_of(parts)
-        own = self._parcel.own if self._parcel is not None else None
+        call = self._call
         # Of each piece where in the call's block it lies; -1: it is to be written.
-        found = [-1 if own is None else own.locate(piece) for piece in pieces]
-        starts, size = arena.lay_out([len(piece) for piece, at in zip(pieces, found, strict=True) if at < 0])
-        block = self._write(starts, size, [piece for piece, at in zip(pieces, found, strict=True) if at < 0])
+        found = [-1 if call is None else call.locate(piece) for piece in pieces]
+        fresh = [piece for piece, at in zip(pieces, found, strict=True) if at < 0]
+        starts, size = arena.lay_out([len(piece) for piece in fresh])
+        block = self._write(starts, size, fresh)
         if block is None:
             return 0, payload.dumps(parts.value) if parts.buffers else parts.pickle
         places = iter(starts)
@@ -87,8 +88,8 @@ class Arenas:
             (True, at, len(piece)) if at >= 0 else (False, next(places), len(piece))
             for piece, at in zip(pieces, found, strict=True)
         ]
-        call = self._block if any(at >= 0 for at in found) else NO_BLOCK
-        return codec.ARENA, arena.pack(b"" if has_pickle else parts.pickle, block, call, ranges, has_pickle)
+        refers = self._block if len(fresh) < len(pieces) else NO_BLOCK
+        return codec.ARENA, arena.pack(b"" if has_pickle else parts.pickle, block, refers, ranges, has_pickle)
 
     def _write(self, starts: list[int], size: int, pieces: list[Any]) -> Block | None:
         """Write pieces to a block of their own; None if there is no room for it, or no memory."""
@@ -104,7 +105,7 @@ class Arenas:
                 self._results.back(offset, size)
                 if len(self._mapped) >= _MAPPED_MAX:
                     del self._mapped[next(iter(self._mapped))]
-                mapping = self._mapped[number] = arena.map_shared(self._results, offset, size)
+                mapping = self._mapped[number] = self._results.map_shared(offset, size)
             with memoryview(mapping) as view:
                 arena.write(view, starts, pieces)
         except OSError:

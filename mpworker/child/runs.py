@@ -43,9 +43,8 @@ class Runs:
         Raises:
             OSError: That cannot be mapped.
         """
-        if isinstance(data, MemoryError) or self._arenas is None:
-            return data  # type: ignore[return-value]  # without arenas nothing comes by them
-        return self._arenas.received(data)
+        assert self._arenas is not None  # else nothing would come by them
+        return data if isinstance(data, MemoryError) else self._arenas.received(data)
 
     def _call_is_over(self) -> None:
         if self._arenas is not None:

@@ -22,27 +22,25 @@ never in the way: where there is no room in it, or no memory behind it, payloads
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import mmap
 import os
 import struct
 
-from mpworker.ipc._native import Loan, detach_all
+from mpworker.ipc._native import detach_all
+from mpworker.ipc.channel import SEALS, map_segment, open_memory
 from mpworker.ipc.codec import PICKLE_MIN, RANGES_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any, Final, TypeAlias
+    from typing import Any, Final, Protocol, TypeAlias
 
     from mpworker.ipc.payload import Parts
 
 PAGE: Final = 4096
 _ALIGNMENT: Final = 64  # of each range: a cache line, and all that a vector instruction asks for
 _F_SEAL_FUTURE_WRITE: Final = 0x0010  # Linux 5.1; not named by Python 3.11
-_MFD_NOEXEC_SEAL: Final = 0x0008  # Linux 6.3
-_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _RANGE = struct.Struct("<QQ")  # where it begins, and in the high bit whether in the call's block; its bytes
 _FOOTER = struct.Struct("<QQQQQQII")  # two blocks: number, offset, size; how many ranges; is the first the pickle?
 _OF_CALL: Final = 1 << 63
@@ -58,6 +56,18 @@ NO_BLOCK: Final = (0, 0, 0)
 
 # A fork shall see of its arrays what is there now, and not what is written there once they are gone here.
 os.register_at_fork(before=detach_all)
+
+
+if TYPE_CHECKING:
+
+    class Lent(Protocol):
+        """A block, as who reads it has it: `Loan`, or what stands in for one."""
+
+        def __buffer__(self, flags: int, /) -> memoryview:
+            """Let it be viewed."""
+
+        def arm(self) -> None:
+            """From now on its end gives the block back."""
 
 
 class Envelope:
@@ -138,17 +148,15 @@ def lay_out(sizes: Sequence[int]) -> tuple[list[int], int]:
     return starts, end
 
 
-class Segment:
+class Arena:
     """An arena's memory, as one process has it.
 
     Args:
         fd: Its descriptor, which belongs to this object from now on.
-        capacity: Its size in bytes.
     """
 
-    def __init__(self, fd: int, capacity: int) -> None:
+    def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.capacity = capacity
 
     def back(self, offset: int, size: int) -> None:
         """See to it that there is memory behind a part: without that an access would be a SIGBUS.
@@ -158,6 +166,18 @@ class Segment:
         """
         os.posix_fallocate(self.fd, offset, size)
 
+    def map_shared(self, offset: int, size: int) -> mmap.mmap:
+        """Map a part to write into; see `map_segment`."""
+        return map_segment(self.fd, size, offset)
+
+    def seal(self, alone: bool) -> None:
+        """Have its size never change.
+
+        Args:
+            alone: Whoever maps it from now on can do so only privately; this process must have mapped it before.
+        """
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, (_F_SEAL_FUTURE_WRITE if alone else 0) | SEALS)
+
     def close(self) -> None:
         """Close the descriptor; what is mapped stays so."""
         fd, self.fd = self.fd, -1
@@ -165,7 +185,7 @@ class Segment:
             os.close(fd)
 
 
-def make_segment(name: str, capacity: int) -> Segment:
+def make_arena(name: str, capacity: int) -> Arena:
     """A new arena, with no memory behind it yet.
 
     Args:
@@ -175,41 +195,13 @@ def make_segment(name: str, capacity: int) -> Segment:
     Raises:
         OSError: No descriptor is left, or the size is refused.
     """
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    arena = Arena(open_memory(name))
     try:
-        fd = os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        fd = os.memfd_create(name, flags)
-    try:
-        os.ftruncate(fd, capacity)
+        os.ftruncate(arena.fd, capacity)
     except OSError:
-        os.close(fd)
+        arena.close()
         raise
-    return Segment(fd, capacity)
-
-
-def seal(segment: Segment, alone: bool) -> None:
-    """Have its size never change.
-
-    Args:
-        segment: The arena.
-        alone: Whoever maps it from now on can do so only privately, and this process must have mapped it before.
-    """
-    fcntl.fcntl(segment.fd, fcntl.F_ADD_SEALS, (_F_SEAL_FUTURE_WRITE if alone else 0) | _SEALS)
-
-
-def map_shared(segment: Segment, offset: int, size: int) -> mmap.mmap:
-    """Map a part to write into: absent from forks and from core dumps.
-
-    Raises:
-        OSError: There is no room for it in this process's address space.
-    """
-    mapping = mmap.mmap(segment.fd, size, offset=offset)
-    mapping.madvise(mmap.MADV_DONTFORK)
-    mapping.madvise(mmap.MADV_DONTDUMP)
-    return mapping
+    return arena
 
 
 def write(view: memoryview, starts: Sequence[int], pieces: Sequence[Any]) -> None:
@@ -242,16 +234,11 @@ class Parcel:
 
     __slots__ = ("_data", "_envelope", "call", "own")
 
-    def __init__(self, data: bytes, envelope: Envelope, lend: Callable[[bool, Block], Loan]) -> None:
+    def __init__(self, data: bytes, envelope: Envelope, lend: Callable[[bool, Block], Lent]) -> None:
         self._data = data
         self._envelope = envelope
         self.own = lend(False, envelope.own) if envelope.own[2] else None
         self.call = lend(True, envelope.call) if envelope.call[2] else None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the pickle and its buffers."""
-        return self._envelope.end + sum(size for _, _, size in self._envelope.ranges)
 
     def arm(self) -> None:
         """From now on it is this object that gives the blocks back."""
@@ -259,16 +246,15 @@ class Parcel:
             if loan is not None:
                 loan.arm()
 
-    def loads(self, unpickle: Callable[..., Any], start: int = 0) -> Any:
+    def loads(self, unpickle: Callable[..., Any]) -> Any:
         """Unpickle it.
 
         Args:
             unpickle: Takes the pickle, and its buffers by keyword.
-            start: Where in the record the pickle begins.
         """
         envelope = self._envelope
         views = {of_call: memoryview(loan) for of_call, loan in ((False, self.own), (True, self.call)) if loan}
         parts = [views[of_call][begin : begin + size] for of_call, begin, size in envelope.ranges]
         # A copy: who looks for words in a pickle needs bytes, and it ends with the unpickling.
-        pickle = bytes(parts.pop(0)) if envelope.has_pickle else self._data[start : envelope.end]
+        pickle = bytes(parts.pop(0)) if envelope.has_pickle else self._data[: envelope.end]
         return unpickle(pickle, buffers=parts)

@@ -27,7 +27,25 @@ from mpworker.ipc.stacks import STACK_BYTES, StackFile, StackView
 
 _PAGE = 4096
 _MFD_NOEXEC_SEAL = 0x0008  # Linux 6.3; not named by Python 3.11
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def open_memory(name: str) -> int:
+    """An anonymous file in memory, empty and with no seal: its descriptor, close-on-exec.
+
+    Args:
+        name: Shown in /proc/PID/maps.
+
+    Raises:
+        OSError: No descriptor is left.
+    """
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.memfd_create(name, flags)
 
 
 def make_segment(name: str, size: int) -> int:
@@ -39,25 +57,28 @@ def make_segment(name: str, size: int) -> int:
     Raises:
         OSError: No memory or no descriptor is left; raised here, not by SIGBUS at a later access.
     """
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    try:
-        fd = os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        fd = os.memfd_create(name, flags)
+    fd = open_memory(name)
     try:
         os.posix_fallocate(fd, 0, size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     except OSError:
         os.close(fd)
         raise
     return fd
 
 
-def map_segment(fd: int, size: int) -> mmap.mmap:
-    """Map a segment: shared, absent from forks (they must not touch it) and from core dumps (it holds payloads)."""
-    mapping = mmap.mmap(fd, size)
+def map_segment(fd: int, size: int, offset: int = 0) -> mmap.mmap:
+    """Map a segment, or a part: shared, absent from forks (they must not touch it) and from core dumps (payloads).
+
+    Args:
+        fd: Its descriptor.
+        size: Bytes.
+        offset: Where the part begins: a whole number of pages.
+
+    Raises:
+        OSError: There is no room for it in this process's address space.
+    """
+    mapping = mmap.mmap(fd, size, offset=offset)
     mapping.madvise(mmap.MADV_DONTFORK)
     mapping.madvise(mmap.MADV_DONTDUMP)
     return mapping

@@ -44,6 +44,10 @@ def test_no_bytes_hurt_reader_or_writer(drive) -> None:
     passes(drive("fuzz", 4, SEED, flags=ASAN))
 
 
+def test_blocks_of_an_arena_never_overlap_and_no_memory_is_lost(drive) -> None:
+    passes(drive("extents", 30_000, SEED, flags=ASAN))
+
+
 def test_no_wake_up_is_lost(drive) -> None:
     passes(drive("dekker", 1_000_000, SEED))
     passes(drive("dekker", 1_000_000, SEED, "room"))
