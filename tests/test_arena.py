@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from leaks import wait_until
 from pooljobs import Gate
 
-from mpworker import AsyncProcessWorker, ProcessWorker, Retention, arenas
+from mpworker import AsyncProcessWorker, ProcessWorker, Retention, TaskStatus, arenas
 from mpworker.errors import ConfigurationError, QueueFull, SerializationError
 from mpworker.ipc import arena, payload
 from mpworker.ipc._native import Extents, Loan, detach_all
@@ -429,6 +429,31 @@ def test_a_failed_task_is_run_again_with_what_it_was_given() -> None:
         assert wait_until(lambda: nothing_is_held(w), LIMIT)
 
 
+def test_a_call_that_is_run_again_keeps_its_block_itself(gate: Gate) -> None:
+    with ProcessWorker(n=1, arena_max_bytes=4 * MB, retention=Retention(max_entries=1)) as w:
+        failed = w.submit(tasks.fail, numbers())
+        assert isinstance(failed.exception(LIMIT), ValueError)
+        holding = w.submit(pooljobs.hold, gate.folder)
+        gate.wait_begun()
+        again = w.retry_task(failed.task_id)
+        w.set_retention(Retention(max_entries=0))  # the first one's is let go
+        for _ in range(3):
+            w.submit(tasks.total, numbers(20_000)).cancel()
+            assert in_use(w)["calls"] >= numbers().nbytes
+        gate.release()
+        assert str(again.exception(LIMIT)) == str(len(numbers()))
+        holding.result(LIMIT)
+        assert wait_until(lambda: nothing_is_held(w), LIMIT)
+
+
+def test_blocks_count_in_what_is_remembered() -> None:
+    with ProcessWorker(n=1, arena_max_bytes=8 * MB, retention=Retention(max_bytes=numbers().nbytes)) as w:
+        failed = [w.submit(tasks.fail, values) for values in (numbers(10_000), numbers())]
+        assert all(isinstance(each.exception(LIMIT), ValueError) for each in failed)
+        assert wait_until(lambda: nothing_is_held(w), LIMIT)
+        assert w.get_task(failed[0].task_id).status is TaskStatus.FAILED
+
+
 def test_map_over_arrays(w: ProcessWorker) -> None:
     arrays = [numbers(20_000 + number) for number in range(40)]
     for got, sent in zip(w.map(tasks.echo, arrays), arrays, strict=True):
@@ -640,6 +665,41 @@ with ProcessWorker(n=1, arena_max_bytes=1 << 22) as w:
 
 def test_a_fork_of_the_program_keeps_its_results() -> None:
     done = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+MAPPING_AFTER_FORK = """
+import ctypes, os, sys
+import numpy as np
+
+FIXED_NOREPLACE, PRIVATE, ANONYMOUS = 0x100000, 2, 32
+mmap = ctypes.CDLL(None).mmap
+mmap.restype, mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+
+
+def take_the_place():
+    assert mmap(place, 1 << 22, 3, FIXED_NOREPLACE | PRIVATE | ANONYMOUS, -1, 0) == place
+
+
+os.register_at_fork(after_in_child=take_the_place)  # before mpworker has its own
+from mpworker import ProcessWorker
+
+with ProcessWorker(n=1, arena_max_bytes=1 << 22) as w:
+    w.submit(len, np.zeros(1 << 20, "u1")).result()
+    with open("/proc/self/maps") as maps:
+        [place] = [int(line.split("-")[0], 16) for line in maps if "mpworker-calls" in line]
+    pid = os.fork()
+    if pid == 0:
+        ctypes.memset(place, 1, 1 << 22)
+        os._exit(0)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_fork_of_the_program_unmaps_nothing_of_its_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MAPPING_AFTER_FORK], capture_output=True, text=True, timeout=LIMIT, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
