@@ -98,11 +98,6 @@ class AsyncTaskView(AsyncCronView):
         self._view = view
         self._client = cast(LoopClient, view._client)
 
-    if not TYPE_CHECKING:  # as in `TaskView`
-
-        def __getattr__(self, name: str) -> NoReturn:
-            raise no_attribute(self, name, "AsyncProcessWorker")
-
     def __reduce__(self) -> NoReturn:
         self._view.__reduce__()
 
@@ -275,7 +270,16 @@ class AsyncTaskView(AsyncCronView):
             4
         """
         self._client.check()
-        return AsyncTaskView(self._view.options(**options))
+        return _WithOptions(self._view.options(**options))
+
+
+class _WithOptions(AsyncTaskView):
+    """What `options` gives; see `mpworker.view`."""
+
+    if not TYPE_CHECKING:  # as there
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise no_attribute(self, name, AsyncTaskView, "AsyncProcessWorker")
 
 
 class AsyncProcessWorker(AsyncTaskView, AsyncTasks, AsyncControl, AsyncCronWorker):

@@ -50,11 +50,6 @@ class TaskView(CronView, Executor):
             # Not a method of this object's, which would keep it in a cycle: the supervisor ends when it is dropped.
             self.submit = partial(submit_as_task, client, defaults)  # type: ignore[method-assign]
 
-    if not TYPE_CHECKING:  # a checker would take every name for one that is there
-
-        def __getattr__(self, name: str) -> NoReturn:
-            raise no_attribute(self, name, "ProcessWorker")
-
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "a ProcessWorker cannot be sent to another process: where a method or a closure brings it along, "
@@ -247,27 +242,38 @@ class TaskView(CronView, Executor):
                 from mpworker.worker import unknown_option
 
                 raise unknown_option(name, "options()", TASK_OPTIONS)
-        return TaskView(self._client, self._defaults.but(**options), self._n)
+        return _WithOptions(self._client, self._defaults.but(**options), self._n)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Nothing: the worker owns the processes."""
+
+
+# Not in `TaskView` itself: CPython looks up each attribute of a class that has a `__getattr__` the slow way, and a
+# worker, which is one, pays for that in each `submit`.
+class _WithOptions(TaskView):
+    """What `options` gives; it says where to find what only the worker has."""
+
+    if not TYPE_CHECKING:  # a checker would take every name for one that is there
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise no_attribute(self, name, TaskView, "ProcessWorker")
 
 
 def _refuse_limit_of_nothing(defaults: TaskDefaults, *_: object, **__: object) -> Any:
     defaults.refuse_limit_of_nothing()
 
 
-def no_attribute(view: object, name: str, worker: str) -> AttributeError:
-    """The error of an attribute that a view of a worker, or the worker itself, does not have.
+def no_attribute(view: object, name: str, kind: type, worker: str) -> AttributeError:
+    """The error of an attribute that a view of a worker does not have.
 
     Args:
         view: Which.
         name: Of the attribute.
+        kind: The class of views, as users know it.
         worker: The name of the class of workers, which may have it.
     """
-    kind = type(view).__name__
-    text = f"{kind!r} object has no attribute {name!r}"
-    if kind != worker and not name.startswith("_"):
+    text = f"{kind.__name__!r} object has no attribute {name!r}"
+    if not name.startswith("_"):
         import mpworker
 
         if hasattr(getattr(mpworker, worker), name):

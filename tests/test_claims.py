@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from mpworker.ipc import _native
-from mpworker.ipc._native import CLAIMED, FREE, OFFERED, REVOKED, Claims
+from mpworker.ipc._native import CLAIMED, FREE, OFFERED, REVOKED, Claims, Ring
+from mpworker.ipc.codec import Record
 
 sys.path.append(str(Path(__file__).parent / "native"))
 import peer
@@ -114,6 +115,23 @@ def claimed() -> Claims:
     claims.offer(0, 7)
     assert claims.claim(0, 7)
     return claims
+
+
+def test_an_offer_is_open_before_its_record_can_be_seen() -> None:
+    claims, memory = Claims(mmap.mmap(-1, PAGE), SLOTS), mmap.mmap(-1, PAGE)
+    producer, consumer = (Ring(memory, 0, 128, 256) for _ in range(2))
+    assert claims.send_offer(2, 7, producer, 8, 1, 5, 2, b"call")
+    found: list[Record] = []
+    assert consumer.pop(found, 9) == 1
+    assert found == [(8, 1, 5, 7, 2, b"call")]
+    assert claims.peek(2)[:2] == (7, OFFERED)
+    generation = 8
+    for payload in (bytes(200), b""):  # that never fits, and that does until there is no room
+        while claims.send_offer(2, generation, producer, 8, 1, 5, 2, payload):
+            generation += 1
+        assert claims.peek(2)[:2] == (generation, OFFERED), "whoever sends it otherwise need not open it"
+    with pytest.raises(ValueError, match="generation that is not 0, and goes into a Ring"):
+        claims.send_offer(2, 0, producer, 8, 1, 5, 2, b"")
 
 
 def test_values_that_have_waited_are_handed_over_before_the_next_item_begins() -> None:

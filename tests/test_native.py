@@ -4,6 +4,7 @@ import gc
 import json
 import mmap
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -128,6 +129,14 @@ def calls(fd: int) -> Calls:
         _native.detach_all()
         assert lent.locate(memoryview(lent)) == -1
 
+    def send_offer() -> None:
+        assert claims.send_offer(3, next(generation), producer, 1, 0, large, 3, b"12")
+        assert consumer.pop([], 8) == 1
+
+    plain = (1, -2, 1 << 40, 2.5, "text", "h\xe9" * 200, b"bytes", bytes(300), (None, True, ((), {})))
+    plain_data = _native.dumps_plain(plain)
+    assert plain_data is not None
+
     def claim() -> None:
         now = next(generation)
         claims.offer(3, now)
@@ -225,6 +234,19 @@ def calls(fd: int) -> Calls:
             (TypeError, lambda: Claims(memory, slots=1)),  # type: ignore[call-arg]
         ],
         "Claims.offer": [(None, offer), (ValueError, lambda: claims.offer(0, 0))],
+        "Claims.send_offer": [
+            (None, send_offer),
+            (None, lambda: claims.send_offer(3, next(generation), full, 1, 0, 0, 3, b"1")),
+            (None, lambda: claims.send_offer(3, next(generation), producer, 1, 0, 0, 3, bytes(4096))),
+            (ValueError, lambda: claims.send_offer(3, 0, producer, 1, 0, 0, 3, b"1")),
+            (ValueError, lambda: claims.send_offer(3, 1, None, 1, 0, 0, 3, b"1")),  # type: ignore[arg-type]
+            (ValueError, lambda: claims.send_offer(3, 1, producer, 1 << 16, 0, 0, 3, b"1")),
+            (IndexError, lambda: claims.send_offer(4, 1, producer, 1, 0, 0, 3, b"1")),
+            (OverflowError, lambda: claims.send_offer(3, 1, producer, 1, 0, -1, 3, b"1")),
+            (TypeError, lambda: claims.send_offer(3, 1, producer, 1, 0, 0, 3, "1")),  # type: ignore[arg-type]
+            (TypeError, lambda: claims.send_offer(3)),  # type: ignore[call-arg]
+            (_native.RingCorrupt, lambda: claims.send_offer(3, next(generation), head_lies, 1, 0, 0, 3, b"1")),
+        ],
         "Claims.claim": [(None, claim), (None, lambda: claims.claim(0, 7)), (IndexError, lambda: claims.claim(4, 7))],
         "Claims.revoke": [(None, lambda: claims.revoke(0, 7)), (ValueError, lambda: claims.revoke(0, large))],
         "Claims.run": [
@@ -276,6 +298,20 @@ def calls(fd: int) -> Calls:
         ],
         "Loan.views": [(None, lambda: loan.views)],
         "keep": [(None, lambda: _native.keep(memory))],
+        "dumps_plain": [
+            (None, lambda: _native.dumps_plain(plain)),
+            (None, lambda: _native.dumps_plain((1, "\ud800"))),
+            (None, lambda: _native.dumps_plain(([],))),
+            (None, lambda: _native.dumps_plain(bytes(5000))),
+        ],
+        "loads_plain": [
+            (None, lambda: _native.loads_plain(plain_data, pickle.loads)),
+            (None, lambda: _native.loads_plain(plain_data[:-1], len)),  # ends in the middle, with values in hand
+            (None, lambda: _native.loads_plain(pickle.dumps([plain], 5), pickle.loads)),
+            (None, lambda: _native.loads_plain(memory, len)),
+            (TypeError, lambda: _native.loads_plain(b"", None)),  # type: ignore[arg-type]
+            (TypeError, lambda: _native.loads_plain(b"")),  # type: ignore[call-arg]
+        ],
         "detach_all": [
             (None, detach_all),
             (None, lambda: _native.detach_all([])),
@@ -386,6 +422,7 @@ calls = {
     "Bell.disarm": bell.disarm,
     "Bell.wait": lambda: bell.wait(ring, ring, 8, 0, -1, 0),
     "Claims.offer": lambda: claims.offer(0, 1),
+    "Claims.send_offer": lambda: claims.send_offer(0, 1, ring, 0, 0, 0, 0, b""),
     "Claims.claim": lambda: claims.claim(0, 1),
     "Claims.revoke": lambda: claims.revoke(0, 1),
     "Claims.run": lambda: claims.run(0, 1, abs, [1], [], 0, 1, False, 0),

@@ -32,12 +32,16 @@ class Answers:
 
     def push(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
         """Push one record, waiting for room: the supervisor always drains."""
-        if len(data) <= self._max_payload:
-            while not self._push(kind, flags, a, b, c, data):
-                self._wait_for_room(len(data))
-        else:
-            self._push_in_parts((kind, flags, a, b, c, data))
-        self._ring_supervisor()
+        try:
+            if len(data) > self._max_payload:
+                self._push_in_parts((kind, flags, a, b, c, data))
+            else:
+                while not self._push(kind, flags, a, b, c, data):
+                    self._wait_for_room(len(data))
+            # What was pushed is in shared memory: the supervisor reads it to the end if we die here.
+            self._ring()
+        except OSError:
+            os._exit(EXIT_CHANNEL_LOST)  # the task has closed our descriptors
 
     def _push_in_parts(self, record: Record) -> None:
         for part in split(record, self._max_payload // 2):
@@ -45,12 +49,5 @@ class Answers:
                 self._wait_for_room(len(part[5]))
 
     def _wait_for_room(self, need: int) -> None:
-        self._ring_supervisor()
+        self._ring()
         self._channel.bell.wait(None, self._channel.outbound, need, _FOREVER, -1, 0)
-
-    def _ring_supervisor(self) -> None:
-        """Have it look into the ring. What was pushed is in shared memory: it reads that to the end if we die here."""
-        try:
-            self._ring()
-        except OSError:
-            os._exit(EXIT_CHANNEL_LOST)  # the task has closed our descriptors

@@ -10,7 +10,9 @@ from mpworker.child.calls import UNREAD
 from mpworker.child.outcomes import unserializable
 from mpworker.child.runs import Runs
 from mpworker.ipc import codec
+from mpworker.ipc._native import loads_plain
 from mpworker.ipc.failures import full
+from mpworker.ipc.payload import NONE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,10 +46,10 @@ class TaskRunner(Runs):
                     data = self._received(data)  # type: ignore[assignment]  # for `loads`, which takes either
             function = c >> 8
             if function:
-                # As `function` and `loads` do, without two calls more for each task.
+                # As `function` does, without a call more for each task.
                 known = calls.received[function]
                 call = calls.function(function) if isinstance(known, UNREAD) else known
-                args, kwargs = calls.unpickle(data) if isinstance(data, bytes) else calls.loads(data)
+                args, kwargs = loads_plain(data, calls.loads)
             else:
                 call, args, kwargs = calls.loaded(data)
         except BaseException as error:  # noqa: BLE001
@@ -68,8 +70,13 @@ class TaskRunner(Runs):
             except BaseException as error:  # noqa: BLE001
                 status, out = outcomes.of_failure(error)
             else:
-                status, out = outcomes.of_value(value) if attempt.stack is None else outcomes.of_interrupt()
-                value = None  # not kept until the next task
+                if attempt.stack is not None:
+                    status, out = outcomes.of_interrupt()
+                elif value is None:  # as `of_value` does, without a call more for what many tasks return
+                    status, out = codec.OK, NONE
+                else:
+                    status, out = outcomes.of_value(value)
+                    value = None  # not kept until the next task
             args = kwargs = None
         attempt.number = 0
         if flags & codec.ARENA:

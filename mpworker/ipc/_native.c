@@ -169,6 +169,7 @@ static PyObject *native_prctl(PyObject *Py_UNUSED(module), PyObject *const *args
 }
 
 #include "arena.h"
+#include "plain.h"
 
 static PyObject *native_keep(PyObject *Py_UNUSED(module), PyObject *object)
 {
@@ -183,6 +184,10 @@ static PyMethodDef module_methods[] = {
      "detach_all(returns=...)\n\nDetach each loan of this process, or each that returns to this list: see arena.h."},
     {"prctl", (PyCFunction)(void (*)(void))native_prctl, METH_FASTCALL,
      "prctl(option, value)\n\nThe system call of that name, which the standard library reaches by ctypes alone: an import."},
+    {"dumps_plain", native_dumps_plain, METH_O,
+     "dumps_plain(value)\n\nThe pickle of a small plain value; None if it is none: see plain.h."},
+    {"loads_plain", (PyCFunction)(void (*)(void))native_loads_plain, METH_FASTCALL,
+     "loads_plain(data, loads)\n\nThe value of the pickle of a plain value; what loads(data) says of anything else."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -230,39 +235,51 @@ static bool ring_usable(PyObject *self)
     return false;
 }
 
+/* The kind, flags and size of a record from its arguments, and a view of its payload, which the caller releases. */
+static bool record_arguments(PyObject *kind, PyObject *flags, PyObject *payload, mpw_record_header *header, Py_buffer *view)
+{
+    uint64_t kind_number, flag_bits;
+    if (!get_u64(kind, &kind_number) || !get_u64(flags, &flag_bits))
+        return false;
+    if (kind_number > UINT16_MAX || flag_bits > UINT16_MAX) {
+        PyErr_SetString(PyExc_ValueError, "kind and flags are 16-bit numbers");
+        return false;
+    }
+    header->kind = (uint16_t)kind_number;
+    header->flags = (uint16_t)flag_bits;
+    return PyObject_GetBuffer(payload, view, PyBUF_SIMPLE) == 0;
+}
+
+/* Push a record with this payload, and release that. */
+static mpw_status push_view(mpw_ring *ring, mpw_record_header *header, Py_buffer *view)
+{
+    mpw_status status = MPW_TOO_LARGE;
+    if ((uint64_t)view->len <= mpw_ring_max_payload(ring->capacity)) {
+        header->size = (uint32_t)view->len;
+        status = mpw_ring_push(ring, *header, view->buf);
+    }
+    PyBuffer_Release(view);
+    return status;
+}
+
 static PyObject *ring_push(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    ring_object *object = (ring_object *)self;
-    uint64_t kind, flags;
+    mpw_ring *ring = &((ring_object *)self)->ring;
     mpw_record_header header;
     Py_buffer payload;
-    if (!argument_count(nargs, 6, "push") || !ring_usable(self) || !get_u64(args[0], &kind) ||
-        !get_u64(args[1], &flags) || !get_u64(args[2], &header.a) || !get_u64(args[3], &header.b) ||
-        !get_u64(args[4], &header.c))
+    if (!argument_count(nargs, 6, "push") || !ring_usable(self) || !get_u64(args[2], &header.a) ||
+        !get_u64(args[3], &header.b) || !get_u64(args[4], &header.c) ||
+        !record_arguments(args[0], args[1], args[5], &header, &payload))
         return NULL;
-    if (kind > UINT16_MAX || flags > UINT16_MAX) {
-        PyErr_SetString(PyExc_ValueError, "kind and flags are 16-bit numbers");
-        return NULL;
-    }
-    if (PyObject_GetBuffer(args[5], &payload, PyBUF_SIMPLE) < 0)
-        return NULL;
-    header.kind = (uint16_t)kind;
-    header.flags = (uint16_t)flags;
-    mpw_status status = MPW_TOO_LARGE;
     Py_ssize_t size = payload.len;
-    if ((uint64_t)size <= mpw_ring_max_payload(object->ring.capacity)) {
-        header.size = (uint32_t)size;
-        status = mpw_ring_push(&object->ring, header, payload.buf);
-    }
-    PyBuffer_Release(&payload);
-    switch (status) {
+    switch (push_view(ring, &header, &payload)) {
     case MPW_OK:
         return PyBool_FromLong(1);
     case MPW_FULL:
         return PyBool_FromLong(0);
     case MPW_TOO_LARGE:
         return PyErr_Format(PyExc_ValueError, "a payload of %zd bytes exceeds this ring's bound of %llu", size,
-                            (unsigned long long)mpw_ring_max_payload(object->ring.capacity));
+                            (unsigned long long)mpw_ring_max_payload(ring->capacity));
     default:
         return ring_condemn(self);
     }
@@ -665,6 +682,30 @@ static PyObject *claims_offer(PyObject *self, PyObject *const *args, Py_ssize_t 
     return none();
 }
 
+static PyObject *claims_send_offer(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t generation;
+    mpw_record_header header;
+    Py_buffer payload;
+    if (!argument_count(nargs, 8, "send_offer"))
+        return NULL;
+    mpw_slot *slot = slot_arguments(self, args, 2, 2, "send_offer", &generation);
+    if (!slot)
+        return NULL;
+    PyObject *ring = args[2];
+    if (!generation || Py_TYPE(ring) != state_of(self)->ring_type) {
+        PyErr_SetString(PyExc_ValueError, "an offer has a generation that is not 0, and goes into a Ring");
+        return NULL;
+    }
+    if (!ring_usable(ring) || !get_u64(args[5], &header.a) || !get_u64(args[6], &header.c) ||
+        !record_arguments(args[3], args[4], args[7], &header, &payload))
+        return NULL;
+    header.b = generation;
+    mpw_claim_offer(slot, generation); /* first: whoever finds the record may claim it at once */
+    mpw_status status = push_view(&((ring_object *)ring)->ring, &header, &payload);
+    return status == MPW_CORRUPT ? ring_condemn(ring) : PyBool_FromLong(status == MPW_OK);
+}
+
 static PyObject *claims_claim(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     uint64_t generation;
@@ -805,6 +846,10 @@ static PyObject *claims_start_heartbeat(PyObject *self, PyObject *interval)
 static PyMethodDef claims_methods[] = {
     {"offer", (PyCFunction)(void (*)(void))claims_offer, METH_FASTCALL,
      "offer(slot, generation)\n\nSupervisor: open the slot for this generation, before its record is pushed."},
+    {"send_offer", (PyCFunction)(void (*)(void))claims_send_offer, METH_FASTCALL,
+     "send_offer(slot, generation, ring, kind, flags, a, c, payload) -> bool\n\n"
+     "Supervisor: open the slot, and push its record, whose b is the generation. False: the ring has no room for it now, or "
+     "ever, and it is to be sent otherwise; the slot is open."},
     {"claim", (PyCFunction)(void (*)(void))claims_claim, METH_FASTCALL,
      "claim(slot, generation) -> int\n\nChild: take the offer. The monotonic time in ns, or 0: it was revoked."},
     {"revoke", (PyCFunction)(void (*)(void))claims_revoke, METH_FASTCALL,

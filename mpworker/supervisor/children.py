@@ -45,9 +45,11 @@ class Child:
         "push",
         "ready",
         "refusal",
+        "ring",
         "ring_bell",
         "ring_room",
         "seat",
+        "send_offer",
         "stack_view",
         "stopping",
     )
@@ -60,7 +62,9 @@ class Child:
         self.claims = claims
         self.stack_view = stack_view
         self.outbox = Outbox(channel.outbound)
+        self.ring = channel.outbound
         self.push = channel.outbound.push
+        self.send_offer = claims.send_offer
         self.pop = channel.inbound.pop
         self.ring_bell = channel.peer_bell.ring
         self.ring_room = channel.peer_bell.ring_room
@@ -369,7 +373,6 @@ class Children:
         """See `mpworker.supervisor.effects.Effects`, here and below."""
         child = self.by_number[seat.number]
         slot, generation = task.slot, task.generation
-        child.claims.offer(slot, generation)
         function = task.function
         key, name = 0, task.key
         if function is not None:
@@ -381,22 +384,20 @@ class Children:
             name |= judge.key << codec.JUDGE_SHIFT
             if judge.key not in child.known:
                 self._teach(child, judge)
-        payload = task.payload
         attempt = (task.attempts + 1 if task.attempts < LOW else LOW) | task.flags
+        kind, c = TASK, slot | key << 8
         if task.items:
-            c = codec.pack_range(slot, key, task.start, task.stop)
-            self.tell(child, codec.RANGE, attempt, name, generation, c, payload)
-            return
-        c = slot | key << 8
+            kind, c = codec.RANGE, codec.pack_range(slot, key, task.start, task.stop)
         try:
             # As `tell` does, without a call more for each task.
-            free = not child.outbox.waiting and len(payload) <= child.max_payload
-            if free and child.push(TASK, attempt, name, generation, c, payload):
+            if child.outbox.waiting:
+                child.claims.offer(slot, generation)
+            elif child.send_offer(slot, generation, child.ring, kind, attempt, name, c, task.payload):
                 self.told.add(child)
                 return
         except RingCorrupt:
             pass  # `tell` will find that again
-        self.tell(child, TASK, attempt, name, generation, c, payload)
+        self.tell(child, kind, attempt, name, generation, c, task.payload)
 
     def _teach(self, child: Child, function: Function) -> None:
         child.known.add(function.key)

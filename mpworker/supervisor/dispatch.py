@@ -65,10 +65,14 @@ class Dispatch(Order):
     def _fill(self, seat: Seat, share: int, now: float, budget_ns: int = BUDGET_NS) -> None:
         queue = self._queue
         offers, free = seat.offers, seat.free
+        function: object = self  # none's: a run of calls of one function costs one look at its estimate
+        cost_ns = 0
         while queue and share and free:
             task = queue[0]
             if task.state == QUEUED:
-                cost_ns = _cost_ns(task)
+                if task.items or task.function is not function:
+                    cost_ns = _cost_ns(task)
+                    function = task.function if not task.items else self
                 if offers and seat.load_ns + cost_ns > budget_ns:
                     return
                 self._offer(seat, task, cost_ns, now)

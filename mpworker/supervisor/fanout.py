@@ -35,6 +35,8 @@ class ClientPort:
         blocks: Those of its arenas; None where it has none.
 
     Attributes:
+        functions: Those that were sent once, by their numbers.
+        options: Those of tasks, by their numbers.
         now_ns: When what is taken in now has come.
         ids: Those of the user's own; whoever knows what is remembered sets another one.
         ended_ns: When each task was accepted that has ended since this was counted last.
@@ -50,8 +52,8 @@ class ClientPort:
         self._push = channel.outbound.push
         self._max_payload = channel.outbound.max_payload
         self._assembler = Assembler(max_payload_bytes)
-        self._functions: dict[int, Function] = {}
-        self._options: dict[int, TaskOptions] = {}
+        self.functions: dict[int, Function] = {}
+        self.options: dict[int, TaskOptions] = {}
         self.now_ns = 0
         self.ended_ns: list[int] = []
         self.ids = Ids(tuple)
@@ -66,24 +68,24 @@ class ClientPort:
 
     def task(self, flags: int, key: int, function: int, c: int, payload: bytes) -> Task:
         """The task that a SUBMIT record asks for."""
-        called = self._functions[function] if function else None
-        return Task(key, called, self._options[c], payload, 0, flags, self.now_ns)
+        called = self.functions[function] if function else None
+        return Task(key, called, self.options[c], payload, 0, flags, self.now_ns)
 
     def chunk(self, flags: int, key: int, function: int, c: int, payload: bytes) -> Task:
         """The chunk that a CHUNK record asks for."""
-        options = self._options[c & 0xFFFFFFFF]
-        return Task(key, self._functions[function], options, payload, c >> 32, flags & _OF_TASK)
+        options = self.options[c & 0xFFFFFFFF]
+        return Task(key, self.functions[function], options, payload, c >> 32, flags & _OF_TASK)
 
     def detailed(self, kind: int, flags: int, key: int, function: int, c: int, payload: bytes) -> DetailedTask:
         """The task or chunk of a record that says more than its options."""
         said = details.read(payload)
-        options = self._options[c & 0xFFFFFFFF]
+        options = self.options[c & 0xFFFFFFFF]
         own = said.get("options")
         if own is not None:
             options = self._own_options(json.dumps(own), own)
         items = c >> 32 if kind == codec.CHUNK else 0
         flags = _FLAGS[flags & _OF_TASK]
-        task = DetailedTask(key, self._functions[function] if function else None, options, payload, items, flags)
+        task = DetailedTask(key, self.functions[function] if function else None, options, payload, items, flags)
         task.call_at = details.end(payload)
         concurrency_key, task.concurrency = said.get("concurrency", ("", 1))
         task.concurrency_key = sys.intern(concurrency_key)  # many have the same, and each came with one of its own
@@ -128,21 +130,21 @@ class ClientPort:
     def note(self, kind: int, flags: int, a: int, payload: bytes) -> Function | None:
         """Keep a FUNCTION or a FRAGMENT; for FORGET, the function that is forgotten."""
         if kind == codec.FUNCTION:
-            self._functions[a] = Function(a, payload)
+            self.functions[a] = Function(a, payload)
         elif kind == codec.FRAGMENT:
             self._assembler.add(flags, payload)
         elif kind == codec.FORGET:
-            return self._functions.pop(a, None)
+            return self.functions.pop(a, None)
         return None
 
     def note_options(self, key: int, payload: bytes) -> TaskOptions:
         """Keep what an OPTIONS record says."""
-        options = self._options[key] = self._task_options(**json.loads(payload))
+        options = self.options[key] = self._task_options(**json.loads(payload))
         return options
 
     def _task_options(self, judge: int = 0, backoff: list[Any] | None = None, **plain: Any) -> TaskOptions:
         return TaskOptions(
-            judge=self._functions[judge] if judge else None,
+            judge=self.functions[judge] if judge else None,
             backoff=Backoff(*backoff) if backoff is not None else None,
             **plain,
         )

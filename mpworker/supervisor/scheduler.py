@@ -216,8 +216,9 @@ class Scheduler(Deaths):
         if status > INTERRUPTED:
             raise ProtocolViolation(f"status {status}")
         self._take_back(seat, task)
-        if task.function is not None:
-            task.function.observe(duration_ns)
+        function = task.function
+        if function is not None:
+            function.observe(duration_ns)
         if task.decided:
             self._note_attempt(
                 task, Attempt(task.decided, seat.pid, started_ns / 1e9, (started_ns + duration_ns) / 1e9)
@@ -248,7 +249,7 @@ class Scheduler(Deaths):
         task.attempts += 1
         del self._tasks[task.key]
         self._keep((task, status, seat.pid, started_ns, duration_ns))
-        if task.call_at:  # as of few
+        if task.flags:  # as of few
             task.forget_call()
         else:
             task.payload = b""
