@@ -222,15 +222,20 @@ class FunctionTable:
                 self._drop(id(function))
             return self._add(function)
 
-    def always(self, function: Any) -> int:
+    def always(self, function: Any, pinned: list[int]) -> None:
         """A key even for a function that cannot be sent once: for a `map`, which gives it back at its end by `drop`.
 
         It stays good until then, whatever happens to the function's entry.
+
+        Args:
+            function: The function.
+            pinned: The key is put here: what is returned might be lost to an interrupt.
         """
         with self.lock:
             key = self.key(function) or self._register(function, payload.dumps(function))
-            self._pins[key] = self._pins.get(key, 0) + 1
-            return key
+            pins = self._pins.get(key, 0) + 1
+            self._pins[key] = pins  # no call from here on until both are done
+            pinned.append(key)
 
     def drop(self, key: int) -> None:
         """A map that called `always` is over."""

@@ -78,7 +78,7 @@ class Mapping:
         client.refuse_if_closed()
         self._name = payload.name_of_callable(function)
         self._call = function
-        self._function = 0  # the key under which the children know it
+        self._pinned: list[int] = []  # the key under which the children know it, once they do
         self._spread = len(iterables) > 1
         hints = [operator.length_hint(each, -1) for each in iterables]
         self._remaining = -1 if min(hints) < 0 else min(hints)
@@ -104,7 +104,7 @@ class Mapping:
 
     def _begin(self) -> None:
         try:
-            self._function = self.client.functions.always(self._call)
+            self.client.functions.always(self._call, self._pinned)
         except payload.Unserializable as error:
             from mpworker import hints
 
@@ -171,7 +171,7 @@ class Mapping:
             size = len(data) if isinstance(data, bytes) else data.nbytes
             self._size = max(1, min(self._size, CHUNK_BYTES * count // (size or 1)))
         flags = codec.SPREAD if self._spread else 0
-        self.client.send_chunk(chunk, flags, self._function, self._options, count, data, self._said, again)
+        self.client.send_chunk(chunk, flags, self._pinned[0], self._options, count, data, self._said, again)
 
     def _send_each(self, items: Sequence[Any], into: deque[Chunk]) -> None:
         for item in items:
@@ -344,5 +344,5 @@ class Mapping:
                 self.client.abandon(each.key)
             self.client.resending.chunks.pop(chunk, None)
         self._chunks.clear()
-        if self._function and not self.client.is_fork():
-            self.client.functions.drop(self._function)
+        if self._pinned and not self.client.is_fork():
+            self.client.functions.drop(self._pinned[0])

@@ -157,7 +157,9 @@ class OptionTable:
         try:
             if judge is not None and not key:
                 # Kept as long as the worker, as the options are: a view may hold what was said of it.
-                key = self._judges[judge] = self._client.functions.always(judge)
+                pinned: list[int] = []
+                self._client.functions.always(judge, pinned)
+                key = self._judges[judge] = pinned[0]
         except payload.Unserializable as error:
             raise SerializationError(f"an exception of the retry_policy cannot be pickled: {error}") from error
         return {"judge": key, "backoff": [policy.base, policy.factor, policy.cap, policy.jitter]}

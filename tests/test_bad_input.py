@@ -443,7 +443,9 @@ def test_the_timeout_of_a_stop(pool: ProcessWorker) -> None:
 
 
 def test_the_id_of_a_task(pool: ProcessWorker) -> None:
-    for value in (None, 5, pool.submit(pow, 2, 3)):
+    ended = pool.submit(pow, 2, 3)
+    ended.result()  # how it is stands in its repr
+    for value in (None, 5, ended):
         refuse(pool.cancel_task, value, kind=InvalidArgument, says=["task id", "str", repr(value)])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.hops import PARTS, STEPS
 from benchmarks.queued import KINDS
 
 ROOT = Path(__file__).parent.parent
@@ -17,6 +18,7 @@ MEASURES = {
     "queued": {"memory": "B"},
     "depth": {"supervisor": "us", "time": "us"},
     "decide": {"cpu": "ns", "tasks": "/s"},
+    "hops": dict.fromkeys(("sum", *STEPS, *PARTS), "ns"),
     "many": {"submit": "us", "tasks": "/s"},
     "soak": {"supervisor": "kB", "client": "kB", "children": "kB"},
 }
@@ -26,6 +28,7 @@ BASES = {
     "queued": "submit",
     "depth": "1,000 wait",
     "decide": "no-op",
+    "hops": "no-op",
     "many": "submit",
     "soak": "default",
 }

@@ -249,7 +249,7 @@ class Scheduler(Deaths):
         task.attempts += 1
         del self._tasks[task.key]
         self._keep((task, status, seat.pid, started_ns, duration_ns))
-        if task.flags:  # as of few
+        if task.call_at:  # as of few
             task.forget_call()
         else:
             task.payload = b""
