@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mpworker.results import TaskResult as TaskResult
     from mpworker.retention import Retention as Retention
     from mpworker.retry import RetryPolicy as RetryPolicy
+    from mpworker.shared import Shared as Shared
     from mpworker.stopping import StopReport as StopReport
     from mpworker.task import AttemptInfo as AttemptInfo
     from mpworker.task import Task as Task
@@ -69,6 +70,7 @@ _HOMES = {
     "Retention": "mpworker.retention",
     "RetryPolicy": "mpworker.retry",
     "Subscription": "mpworker.results",
+    "Shared": "mpworker.shared",
     "StandardLogger": "mpworker.logs",
     "TaskEvent": "mpworker.hooks",
     "Tracer": "mpworker.hooks",
@@ -101,6 +103,7 @@ __all__ = [
     "QueueState",
     "Retention",
     "RetryPolicy",
+    "Shared",
     "StandardLogger",
     "StopReport",
     "Subscription",

@@ -1,7 +1,7 @@
 """The verbs of `mpworker.control` in an event loop."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mpworker.aiodocs import like
 from mpworker.checks import check_seconds
@@ -11,7 +11,10 @@ from mpworker.queues import QueueState
 if TYPE_CHECKING:
     from mpworker.aioresults import AsyncSubscription
     from mpworker.loopclient import LoopClient
+    from mpworker.shared import Shared
     from mpworker.worker import ProcessWorker
+
+T = TypeVar("T")
 
 
 class AsyncControl:
@@ -19,6 +22,26 @@ class AsyncControl:
 
     _client: "LoopClient"
     _pool: "ProcessWorker"
+
+    @like(Control.share)
+    async def share(self, obj: T) -> "Shared[T]":
+        """As `ProcessWorker.share`, whose wait for room lets the event loop go on; the write does not.
+
+        Example:
+            >>> import asyncio
+            >>> from mpworker import AsyncProcessWorker
+            >>> def look_up(table, key):
+            ...     return table.value[key]
+            >>> async def main():
+            ...     async with AsyncProcessWorker(n=1) as w:
+            ...         with await w.share({"a": 1, "b": 2}) as table:
+            ...             return await w.submit(look_up, table, "b")
+            >>> asyncio.run(main())
+            2
+        """
+        from mpworker.sharing import share_soon
+
+        return await share_soon(self._client, obj)
 
     @like(Control.queues)
     async def queues(self) -> dict[str, QueueState]:

@@ -5,13 +5,15 @@ call is given back by its number, which may be done twice; and a loan says that 
 wherever it ends.
 """
 
+import itertools
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 from mpworker.cgroups import usable_memory
-from mpworker.ipc import arena, codec
+from mpworker.ipc import arena, codec, shares
 from mpworker.ipc._native import Extents, Loan, detach_all, keep
 from mpworker.ipc.arena import NO_BLOCK, Block, Parcel
 
@@ -45,11 +47,31 @@ class Copy(bytearray):
             self._returned.append(self._number)
 
 
+class Kept:
+    """A shared object in the arena, as long as this lives.
+
+    Args:
+        pool: Whose arena that is.
+        block: Where in it.
+        token: Its end gives back the block.
+    """
+
+    __slots__ = ("_token", "block", "pool")
+
+    def __init__(self, pool: str, block: Block, token: Loan) -> None:
+        self.pool = pool
+        self.block = block
+        self._token = token
+
+
 class Arenas:
     """The arenas of one client.
 
     Args:
         capacity: The bound of each, in bytes.
+
+    Attributes:
+        handles: Of shared objects, to be told of the end.
 
     Raises:
         OSError: They cannot be had; nothing is left open.
@@ -72,6 +94,14 @@ class Arenas:
         self._returned: list[int] = []  # results that are needed no more, and that the supervisor is to be told of
         self._returned_calls: list[int] = []  # so calls that results refer to
         self._results_here: dict[int, Block] = {}  # that are not returned
+        self._returned_shares: list[int] = []  # so shared objects
+        self._leaving: set[int] = set()  # those of which the supervisor was told, until it gives back their room
+        self._returned_views: list[
+            int
+        ] = []  # mappings of them that are needed here no more, each by a number of its own
+        self._viewed: dict[int, Kept] = {}  # what these map
+        self._views = itertools.count(1)
+        self.handles: WeakSet[Any] = WeakSet()
 
     @property
     def descriptors(self) -> list[int]:
@@ -103,23 +133,37 @@ class Arenas:
         starts, size = arena.lay_out(sizes)
         taken: list[Block] = []
         written = False
-        view = self._view  # another thread may close all of it meanwhile
         try:
-            if view is None or not self._extents.take(size, taken):
+            if not self._write(pieces, starts, size, taken):
                 return None
-            number, offset, size = taken[0]
-            if offset + size > self._backed:  # all below is
-                self._calls.back(self._backed, offset + size - self._backed)
-                self._backed = offset + size
-            arena.write(view[offset : offset + size], starts, pieces)
             ranges = [(False, *each) for each in zip(starts, sizes, strict=True)]
-            data = arena.pack(b"" if has_pickle else parts.pickle, taken[0], NO_BLOCK, ranges, has_pickle)
-            self._keys[number] = key
+            shares = [share.block for share in parts.shares]
+            data = arena.pack(b"" if has_pickle else parts.pickle, taken[0], NO_BLOCK, ranges, has_pickle, shares)
+            self._keys[taken[0][0]] = key
             written = True
             return data
         finally:
             if taken and not written:
                 self.free(taken[0][0])
+
+    def _write(self, pieces: Sequence[Any], starts: Sequence[int], size: int, taken: list[Block]) -> bool:
+        """Write pieces to a block of their own; False if there is no room for it.
+
+        Args:
+            pieces: The pieces.
+            starts: Where each begins.
+            size: How large the block must be.
+            taken: It is put here, before anything can fail.
+        """
+        view = self._view  # another thread may close all of it meanwhile
+        if view is None or not self._extents.take(size, taken):
+            return False
+        _, offset, size = taken[0]
+        if offset + size > self._backed:  # all below is
+            self._calls.back(self._backed, offset + size - self._backed)
+            self._backed = offset + size
+        arena.write(view[offset : offset + size], starts, pieces)
+        return True
 
     @staticmethod
     def bytes_of(parts: "Parts") -> int:
@@ -139,13 +183,64 @@ class Arenas:
         return any(key in pending for key in tuple(self._keys.values()))
 
     def free(self, number: int) -> None:
-        """A call needs its block no more. It may be said twice."""
+        """A call, or a shared object, needs its block no more. It may be said twice."""
         self._keys.pop(number, None)
+        self._leaving.discard(number)
         self._extents.give(number)
 
     def unsent(self, data: bytes) -> None:
         """A payload that `place` has made will not be sent."""
         self.free(arena.unpack(data).own[0])
+
+    # ------------------------------------------------------------ shared objects
+
+    def share(self, parts: "Parts", pool: str, say: Callable[..., None]) -> "Kept | None":
+        """Write an object into the arena.
+
+        Args:
+            parts: The object.
+            pool: Whose arena this is.
+            say: Sends a record.
+
+        Returns:
+            What keeps it there; None if there is no room for it now.
+
+        Raises:
+            OSError: There is no memory for it.
+        """
+        taken: list[Block] = []
+        kept = False
+        try:
+            if not self._write(*shares.lay_out(parts), taken):
+                return None
+            number, offset, size = taken[0]
+            # Nothing is read by way of this one: of what lives as long as anybody needs the block, and then says so.
+            token = Loan(self._calls.fd, offset, arena.PAGE, self._returned_shares, number, True)
+            say(codec.SHARE, 0, number, offset, size, b"")
+            token.arm()
+            kept = True
+            return Kept(pool, taken[0], token)
+        finally:
+            if taken and not kept:
+                self.free(taken[0][0])
+
+    def open_share(self, kept: "Kept") -> memoryview:
+        """A view of a shared object, which is kept as long as anything views that.
+
+        Raises:
+            OSError: It cannot be mapped.
+        """
+        _, offset, size = kept.block
+        view = next(self._views)
+        loan = Loan(self._calls.fd, offset, size, self._returned_views, view, True)
+        self._viewed[view] = kept
+        loan.arm()
+        return memoryview(loan)
+
+    @property
+    def room_comes(self) -> bool:
+        """Has something been let go of whose room the supervisor will give back?"""
+        return bool(self._leaving or self._returned_shares)
 
     # ------------------------------------------------------------ results
 
@@ -171,17 +266,21 @@ class Arenas:
 
     def has_returns(self) -> bool:
         """Is there something that the supervisor is to be told of?"""
-        return bool(self._returned or self._returned_calls)
+        return bool(self._returned or self._returned_calls or self._returned_views or self._returned_shares)
 
     def give_back(self, push: Callable[..., bool]) -> None:
         """Tell the supervisor of what is needed no more, as far as there is room; it may be told twice."""
         self._give_back(self._returned, push)
         self._give_back(self._returned_calls, push)
+        while self._returned_views:
+            self._viewed.pop(self._returned_views.pop(), None)
+        self._leaving.update(self._returned_shares)
+        self._give_back(self._returned_shares, push, codec.UNSHARE)
 
-    def _give_back(self, returned: list[int], push: Callable[..., bool]) -> None:
+    def _give_back(self, returned: list[int], push: Callable[..., bool], kind: int = codec.FREE) -> None:
         while returned:
             number = returned[0]
-            if not push(codec.FREE, 0, number, 0, 0, b""):
+            if not push(kind, 0, number, 0, 0, b""):
                 return
             self._results_here.pop(number, None)
             if returned and returned[0] == number:
@@ -195,6 +294,10 @@ class Arenas:
             self._view = None
             # Of what came back as it was: a mapping of it would keep all other calls, too.
             detach_all(self._returned_calls)
+            for handle in list(self.handles):
+                handle.end()
+            detach_all(self._returned_views)
+            self._viewed.clear()
             self._drop_all_but_results()
         self._calls.close()
         self._results.close()

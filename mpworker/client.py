@@ -182,7 +182,8 @@ class Client(Reader):
             name = live.get(function_key) or payload.name_of_callable(function)
             future: TaskFuture[Any] = (make or self.make_future)(self, key, name)
             if data.__class__ is not bytes:  # as `isinstance` does, without a call for nearly all tasks
-                flags, data = self.sending.place(data, key)  # type: ignore[arg-type]
+                parts = data  # which keeps what is shared in it until it is sent
+                flags, data = self.sending.place(parts, key)  # type: ignore[arg-type]
             if said is not None:
                 flags |= codec.DETAILED
                 data = details.pack(said, data)
@@ -298,7 +299,7 @@ class Client(Reader):
         """
         key = next(self._keys)
         c = options | items << 32
-        if not isinstance(data, bytes):
+        if not isinstance(data, bytes):  # whoever calls this keeps what is shared in it until it is sent
             placed, data = self.sending.place(data, key, again)
             flags |= placed
         if said is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from mpworker.checks import check_seconds
 from mpworker.errors import ConfigurationError, InvalidArgument
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from mpworker.client import Client
     from mpworker.queues import QueueState
     from mpworker.results import Subscription, TaskResult
+    from mpworker.shared import Shared
+
+T = TypeVar("T")
 
 RESULTS_BUFFER: Final = 1024
 
@@ -21,6 +24,43 @@ class Control:
     """What a `ProcessWorker` can do besides taking tasks."""
 
     _client: Client
+
+    def share(self, obj: T) -> Shared[T]:
+        """Place an object in shared memory, once, for all tasks that are handed its handle.
+
+        For what many tasks read, such as a table or a model: each call takes along a few bytes instead of a copy, and
+        each child maps the object once. It is written when this is called: what is changed in `obj` later no task sees.
+
+        It takes room of `arena_max_bytes`, as a call does. If there is none, it waits until tasks that are under way
+        have ended, at most `submit_timeout` seconds.
+
+        Args:
+            obj: What can be pickled. What pickle takes out of band (NumPy arrays, Arrow, pandas) is not copied where it
+                is opened; all else is, once in each child.
+
+        Returns:
+            The handle. The object is there as long as that lives, or until `close()` or the end of a `with` block.
+
+        Raises:
+            SerializationError: It cannot be pickled.
+            ShareError: It is larger than `arena_max_bytes`, has the handle of another shared object in it, or there is
+                no memory for it.
+            QueueFull: There was no room, and no task was to give back any, or `submit_timeout` is over.
+            WorkerStopped: The worker was stopped, or made before this process was forked.
+
+        Example:
+            >>> from mpworker import ProcessWorker
+            >>> def look_up(table, key):
+            ...     return table.value[key]
+            >>> with ProcessWorker(n=2) as w:
+            ...     with w.share({"a": 1, "b": 2}) as table:
+            ...         futures = [w.submit(look_up, table, key) for key in "ab"]
+            ...     [future.result() for future in futures]
+            [1, 2]
+        """
+        from mpworker.sharing import share
+
+        return share(self._client, obj)
 
     def queues(self) -> dict[str, QueueState]:
         """How each queue is just now, by name: those that were configured or had a task. Empty after the stop.

@@ -3,7 +3,8 @@
 ============ ========================================================================================
 whose fault  errors
 ============ ========================================================================================
-the caller's `ConfigurationError`, `TaskNotFound`, `DuplicateTask`, `QueueFull`, `WorkerStopped`, `WrongEventLoop`
+the caller's `ConfigurationError`, `TaskNotFound`, `DuplicateTask`, `QueueFull`, `WorkerStopped`, `WrongEventLoop`,
+             `ShareError`
 the task's   `SerializationError`, `TaskTimeout`, `TaskCancelled`, `TaskExited`
 a child's    `WorkerCrashed`
 ours         `SupervisorLost`
@@ -46,6 +47,10 @@ class WorkerStopped(MPWorkerError, RuntimeError):
 
 class WrongEventLoop(MPWorkerError, RuntimeError):
     """An `AsyncProcessWorker` belongs to the event loop, and the thread, that used it first; this is not that one."""
+
+
+class ShareError(MPWorkerError):
+    """An object cannot be shared, or not be had by its handle: it was closed, or is of another worker or task."""
 
 
 class SerializationError(MPWorkerError):

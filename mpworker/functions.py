@@ -13,11 +13,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.errors import InvalidArgument, SerializationError
 from mpworker.ipc import payload
 from mpworker.ipc.codec import MAX_FUNCTIONS
+
+if TYPE_CHECKING:
+    from mpworker.ipc.shares import Share
 
 _CACHED_MAX: Final = 1024
 _REACH_MAX: Final = 64  # functions reached from one; more than that is not worth the guard
@@ -196,6 +199,7 @@ class FunctionTable:
     Attributes:
         live: The keys that a task may name, each with its function's name for messages; 0, which stands for a function
             that goes with its task, is always one and has none.
+        shares: By their keys, the shared objects that functions take along: each of their chunks must speak of them.
         find: Called with the `id` of a function: its entry, which holds if it has no guard. Else ask for its `key`.
     """
 
@@ -208,6 +212,7 @@ class FunctionTable:
         self.lock = threading.RLock()  # of all that changes; a look-up needs none
         self._pins: dict[int, int] = {}  # key: the maps that use it
         self.live = {0: ""}
+        self.shares: dict[int, tuple[Share, ...]] = {}
 
     def key(self, function: Any) -> int:
         """The key under which the children know this function, or 0: it must go with the task."""
@@ -232,7 +237,12 @@ class FunctionTable:
             pinned: The key is put here: what is returned might be lost to an interrupt.
         """
         with self.lock:
-            key = self.key(function) or self._register(function, payload.dumps(function))
+            key = self.key(function)
+            if not key:
+                blob, shares = payload.dumps_sharing(function)
+                key = self._register(function, blob)
+                if shares:
+                    self.shares[key] = shares
             pins = self._pins.get(key, 0) + 1
             self._pins[key] = pins  # no call from here on until both are done
             pinned.append(key)
@@ -292,4 +302,5 @@ class FunctionTable:
 
     def _end(self, key: int) -> None:
         self.live.pop(key, None)
+        self.shares.pop(key, None)
         self._forget(key)

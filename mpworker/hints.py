@@ -90,7 +90,7 @@ def _captured(function: FunctionType) -> Iterator[tuple[str, str, object]]:
 
 def _can_be_pickled(value: Any) -> bool:
     try:
-        payload.dumps(value)
+        payload.dumps_sharing(value)
     except payload.Unserializable:
         return False
     return True

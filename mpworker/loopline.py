@@ -2,7 +2,8 @@
 
 Nothing blocks on the ring: a record for which there is no room goes to `_outbox`, in order, and while it is there the
 bell wakes for room as well. A task above max_pending waits in `_line` with its pickle. Requests overtake the line, so
-that a cancel goes through; what must not (a function to be forgotten, the drain) stands in it.
+that a cancel goes through; what must not (a function to be forgotten, a shared object to be let go of, the drain)
+stands in it.
 
 The line is left in the order of priorities, weights and submissions, and nothing passes what keeps its place. A task
 whose deadline comes, or that is cancelled, leaves it at once: how it ends is the supervisor's to decide, so that it is
@@ -30,7 +31,7 @@ from mpworker.options import WorkerOptions
 from mpworker.starting import Start
 from mpworker.steps import Message
 
-_KEEPS_ITS_PLACE: Final = (codec.SUBMIT, codec.FORGET)
+_KEEPS_ITS_PLACE: Final = (codec.SUBMIT, codec.FORGET, codec.UNSHARE)
 _GONE_MAX: Final = 64  # ranks of what has left the line, beside twice as many as are in it
 
 

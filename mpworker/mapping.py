@@ -22,6 +22,7 @@ from mpworker.outcomes import make_error
 
 if TYPE_CHECKING:
     from mpworker.client import Client
+    from mpworker.ipc.shares import Share
 
 CHUNK_NS: Final = 2_000_000
 CHUNK_BYTES: Final = 128 << 10
@@ -79,6 +80,7 @@ class Mapping:
         self._name = payload.name_of_callable(function)
         self._call = function
         self._pinned: list[int] = []  # the key under which the children know it, once they do
+        self._shares: tuple[Share, ...] = ()  # that it takes along
         self._spread = len(iterables) > 1
         hints = [operator.length_hint(each, -1) for each in iterables]
         self._remaining = -1 if min(hints) < 0 else min(hints)
@@ -110,6 +112,7 @@ class Mapping:
 
             what = hints.culprit(self._call)
             raise SerializationError(f"the function {self._name!r} cannot be pickled: {error}{what}") from error
+        self._shares = self.client.functions.shares.get(self._pinned[0], ())
         self.fill()
 
     def fill(self) -> None:
@@ -166,6 +169,8 @@ class Mapping:
 
     def _send_chunk(self, chunk: Chunk, again: bool) -> None:
         data = payload.dumps_parts(chunk.items)
+        if self._shares:
+            data = payload.sharing_too(chunk.items, data, self._shares)
         count = len(chunk.items)
         if self._chunksize is None:
             size = len(data) if isinstance(data, bytes) else data.nbytes

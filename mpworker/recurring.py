@@ -112,7 +112,7 @@ class CronView:
         client.refuse_if_closed()
         bound = partial(task.fn, *task.args, **task.kwargs) if task.args or task.kwargs else task.fn
         try:
-            data = payload.dumps((call, (bound,), {}))
+            data, shares = payload.dumps_sharing((call, (bound,), {}))  # which are kept until the supervisor answers
         except payload.Unserializable as error:
             raise client.cannot_send(task.fn, task.args, task.kwargs, error) from error
         options, shared = client.option_table.say(self._defaults.but(**own))
@@ -127,7 +127,8 @@ class CronView:
             spec=spec,
             due=due,
             **zone,
-            call=binascii.b2a_base64(data, newline=False).decode(),
+            call=binascii.b2a_base64(client.sending.with_shares(data, shares), newline=False).decode(),
+            shares=len(shares),
             options=options,
             said=said,
             deadline=task.deadline,

@@ -19,7 +19,7 @@ from types import FunctionType
 from typing import Any, Final
 
 from mpworker.functions import is_importable
-from mpworker.ipc import payload
+from mpworker.ipc import payload, shares
 
 # What is shared is written anew each time: of twenty lists, each of them twice in the next, a million.
 PARTS_MAX: Final = 1 << 18
@@ -56,6 +56,11 @@ class _Large(Exception):
 
 
 def _written(value: object) -> bytes:
+    with shares.Collected():  # not to keep what is shared: a handle is its number
+        return _pickled(value)
+
+
+def _pickled(value: object) -> bytes:
     for by_value in (False, True):
         try:
             return b"u" + _Walk(by_value).write(value)

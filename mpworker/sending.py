@@ -7,11 +7,12 @@ function is forgotten, which it may name. Like `mpworker.reader` this takes no l
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mpworker.errors import QueueFull, SerializationError
-from mpworker.ipc import codec, payload
+from mpworker.ipc import arena, codec
+from mpworker.ipc.arena import NO_BLOCK, SHARES_MAX
 from mpworker.ipc.codec import Record
 from mpworker.ipc.payload import Parts
 from mpworker.ipc.ring import split
@@ -19,6 +20,7 @@ from mpworker.waiting import wake_all
 
 if TYPE_CHECKING:
     from mpworker.client import Client
+    from mpworker.ipc.shares import Share
 
 _NAMES_ONE = (codec.SUBMIT, codec.CHUNK)  # records that name a function
 
@@ -148,10 +150,32 @@ class Sending:
         size = parts.nbytes
         if size > self._max_payload_bytes:
             raise SerializationError(f"a pickle of {size} bytes exceeds max_payload_bytes={self._max_payload_bytes}")
-        data = self._placed(parts, key, until_end)
+        self._refuse_foreign(parts.shares)
+        data = self._placed(parts, key, until_end) if parts.is_large else None
         if data is not None:
             return codec.ARENA, data
-        return 0, payload.dumps(parts.value) if parts.buffers else parts.pickle
+        return codec.ARENA if self._needs_envelope(parts.shares) else 0, self.with_shares(parts.in_band(), parts.shares)
+
+    def _needs_envelope(self, shares: "Sequence[Share]") -> bool:
+        return bool(shares) and self._client.arenas is not None  # else they are in this process, as are the tasks
+
+    def with_shares(self, data: bytes, shares: "Sequence[Share]") -> bytes:
+        """A call, with an envelope that says which shared objects it speaks of; without one if there are none.
+
+        Raises:
+            SerializationError: One is of another worker, or there are too many.
+        """
+        self._refuse_foreign(shares)
+        if not self._needs_envelope(shares):
+            return data
+        return arena.pack(data, NO_BLOCK, NO_BLOCK, (), False, [share.block for share in shares])
+
+    def _refuse_foreign(self, shares: "Sequence[Share]") -> None:
+        for share in shares:
+            if share.pool != self._client.prefix:
+                raise SerializationError("a call takes along a shared object of another worker: share it with this one")
+        if len(shares) > SHARES_MAX:
+            raise SerializationError(f"a call takes along {len(shares)} shared objects, and can take {SHARES_MAX}")
 
     def _placed(self, parts: Parts, key: int, until_end: bool) -> bytes | None:
         client = self._client

@@ -385,7 +385,7 @@ class Tasks:
         client.make_room()
         future = awaiting(client, report)
         if not (yield from getting(client, future, report, "again", "again")):
-            raise TaskNotFound(f"the call of task {task_id} is no longer remembered")
+            raise TaskNotFound(f"the call of task {task_id} is no longer remembered, or an object shared in it is gone")
         return future
 
     def wait(self, timeout: float | None = None) -> bool:

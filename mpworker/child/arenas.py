@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mpworker.child.shares import Shares
 from mpworker.ipc import arena, codec, payload
 from mpworker.ipc._native import Loan
 from mpworker.ipc.arena import NO_BLOCK, Arena, Block, Parcel
@@ -35,9 +36,13 @@ class Arenas:
         results: That of the one for results.
         ask: Sends a WANT for so many bytes, and returns the LENT that answers.
         push: Sends a record.
+        shares: Opens the shared objects that calls speak of.
     """
 
-    def __init__(self, calls: int, results: int, ask: Callable[[int], Record], push: Callable[..., None]) -> None:
+    def __init__(
+        self, calls: int, results: int, ask: Callable[[int], Record], push: Callable[..., None], shares: Shares
+    ) -> None:
+        self.shares = shares
         self._calls = calls
         self._results = Arena(results)
         self._ask = ask
@@ -56,6 +61,8 @@ class Arenas:
         """
         envelope = arena.unpack(data)
         self._block = envelope.own
+        if envelope.shares:
+            self.shares.begin(envelope.shares)
         return Parcel(data, envelope, self._lend)
 
     def _lend(self, _of_call: bool, block: Block) -> Loan:
@@ -69,6 +76,7 @@ class Arenas:
         if call is not None and call.views:
             call.detach()
         self._block = NO_BLOCK
+        self.shares.call_is_over()
 
     # ------------------------------------------------------------ results
 

@@ -55,13 +55,16 @@ class Loop:
                 return found[0]
             self._batch += found
 
-    def serve(self, run_task: Run, run_range: Run, taken_away: Callable[[int], None]) -> None:
+    def serve(
+        self, run_task: Run, run_range: Run, taken_away: Callable[[int], None], let_go: Callable[[int], None]
+    ) -> None:
         """Run tasks until EXIT, or until a task has left what only the end of this process can clear away.
 
         Args:
             run_task: Called with what a TASK record says,
             run_range: with what a RANGE record says,
             taken_away: and with the number of a block that is another child's by now.
+            let_go: The same for that of a shared object that nobody needs here any more.
         """
         inbound, bell = self._channel.inbound, self._channel.bell
         peer_bell = self._channel.peer_bell
@@ -88,6 +91,8 @@ class Loop:
                     return
                 elif kind == codec.FREE:
                     taken_away(a)
+                elif kind == codec.UNSHARE:
+                    let_go(a)
                 if context._orphans:
                     return  # they die with this process; what it has not begun goes elsewhere
             batch.clear()

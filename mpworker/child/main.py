@@ -22,8 +22,9 @@ from mpworker.child.calls import Calls
 from mpworker.child.chunk import ChunkRunner
 from mpworker.child.loop import Loop, flush_streams
 from mpworker.child.outcomes import Outcomes
+from mpworker.child.shares import Shares
 from mpworker.child.task import TaskRunner
-from mpworker.ipc import codec, json, payload
+from mpworker.ipc import codec, json, payload, shares
 from mpworker.ipc._native import Claims, MadeBeforeFork
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import INTERRUPT_SIGNAL, STACK_SIGNAL
@@ -60,7 +61,10 @@ class Child:
         self.attempt = attempt = Attempt(claims, stack_file, settings["task_prefix"])
         self.calls = calls = Calls()
         self._loop = Loop(channel, answers, calls.received, max_bytes, settings["spin_ns"])
-        self._arenas = Arenas(arenas[0], arenas[1], self._loop.ask, answers.push) if arenas else None
+        self._arenas: Arenas | None = None
+        if arenas:
+            shares.opener = opener = Shares(arenas[0], settings["task_prefix"], lambda: calls.unpickle, answers.push)
+            self._arenas = Arenas(arenas[0], arenas[1], self._loop.ask, answers.push, opener)
         self.outcomes = outcomes = Outcomes(answers, attempt, calls, claims, max_bytes, self._arenas)
         self._tasks = TaskRunner(claims, attempt, calls, outcomes, answers, self._arenas)
         self._chunks = ChunkRunner(claims, attempt, calls, outcomes, answers, self._arenas)
@@ -69,7 +73,8 @@ class Child:
         """Run tasks until the end."""
         self.calls.unpickle = payload.loader_in_child()
         taken_away = self._arenas.taken_away if self._arenas is not None else _nothing
-        self._loop.serve(self._tasks.run_task, self._chunks.run_range, taken_away)
+        let_go = self._arenas.shares.let_go if self._arenas is not None else _nothing
+        self._loop.serve(self._tasks.run_task, self._chunks.run_range, taken_away, let_go)
 
     def initialize(self, initializer: bytes) -> bool:
         """Settle, start the heartbeat, run the user's initializer, and say whether this child is ready."""
@@ -126,7 +131,7 @@ def _settle_streams() -> None:
 
 
 def _nothing(_: int) -> None:
-    """A child without arenas is lent nothing, and so nothing is taken from it."""
+    """A child without arenas is lent nothing and opens nothing, and so nothing is taken from it."""
 
 
 def run(

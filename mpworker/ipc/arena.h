@@ -7,6 +7,8 @@
  * A private mapping is not a snapshot: a page that was only read still shows what the owner writes there later. So the
  * block goes back only when the mapping does, or when each of its pages was written ("detached").
  *
+ * A loan of a shared object is read-only: many tasks view it, and none may change what the others see.
+ *
  * A loan is returned by an entry in a list that somebody looks at, as it may end in any thread, in the middle of anything:
  * to append a number there runs no Python code, and so no signal handler whose exception would be lost.
  */
@@ -130,7 +132,7 @@ typedef struct loan_object {
     PyObject *returns; /* the list that its number goes to, or NULL */
     uint64_t number;
     Py_ssize_t views;
-    bool armed, detached;
+    bool armed, detached, read_only;
 } loan_object;
 
 static loan_object loans = {.previous = &loans, .next = &loans};
@@ -148,8 +150,9 @@ static PyObject *loan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     Py_ssize_t offset, size;
     PyObject *returns = NULL;
     unsigned long long number = 0;
-    static char *names[] = {"", "", "", "", "", NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "inn|OK:Loan", names, &fd, &offset, &size, &returns, &number))
+    int read_only = 0;
+    static char *names[] = {"", "", "", "", "", "", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "inn|OKp:Loan", names, &fd, &offset, &size, &returns, &number, &read_only))
         return NULL;
     if (size <= 0 || offset < 0 || offset % MPW_EXTENT_BYTES || size % MPW_EXTENT_BYTES)
         return PyErr_Format(PyExc_ValueError, "a loan of %zd bytes at %zd is not one of whole pages", size, offset);
@@ -162,7 +165,8 @@ static PyObject *loan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!loan)
         return NULL;
     loan->previous = loan->next = loan;
-    void *base = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, (off_t)offset);
+    int access = read_only ? PROT_READ : PROT_READ | PROT_WRITE;
+    void *base = mmap(NULL, (size_t)size, access, MAP_PRIVATE | MAP_NORESERVE, fd, (off_t)offset);
     if (base == MAP_FAILED) {
         int error = errno;
         Py_DECREF(loan);
@@ -172,6 +176,7 @@ static PyObject *loan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     loan->base = base;
     loan->size = (size_t)size;
     loan->number = number;
+    loan->read_only = read_only;
     Py_XINCREF(returns);
     loan->returns = returns;
     loan->next = loans.next;
@@ -210,22 +215,30 @@ static void loan_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
-static void loan_touch(loan_object *loan)
+/* Make each page a copy of its own; -1 with an exception if there is no memory for that. */
+static int loan_touch(loan_object *loan)
 {
     if (loan->detached)
-        return;
+        return 0;
+    if (loan->read_only && mprotect(loan->base, loan->size, PROT_READ | PROT_WRITE) < 0) {
+        os_error(errno, "mprotect of a loan");
+        return -1;
+    }
     for (size_t at = 0; at < loan->size; at += MPW_EXTENT_BYTES) {
         volatile char *page = loan->base + at;
         *page = *page;
     }
+    if (loan->read_only)
+        mprotect(loan->base, loan->size, PROT_READ); /* takes nothing, and so cannot fail for want of it */
     loan->detached = true;
     loan_leave(loan);
+    return 0;
 }
 
 static PyObject *loan_detach(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    loan_touch((loan_object *)self);
-    return loan_return((loan_object *)self) < 0 ? NULL : none();
+    loan_object *loan = (loan_object *)self;
+    return loan_touch(loan) < 0 || loan_return(loan) < 0 ? NULL : none();
 }
 
 static PyObject *loan_arm(PyObject *self, PyObject *Py_UNUSED(ignored))
@@ -278,7 +291,7 @@ static PyObject *loan_locate(PyObject *self, PyObject *buffer)
 static int loan_getbuffer(PyObject *self, Py_buffer *view, int flags)
 {
     loan_object *loan = (loan_object *)self;
-    int status = PyBuffer_FillInfo(view, self, loan->base, (Py_ssize_t)loan->size, 0, flags);
+    int status = PyBuffer_FillInfo(view, self, loan->base, (Py_ssize_t)loan->size, loan->read_only, flags);
     loan->views += status == 0;
     return status;
 }
@@ -308,7 +321,7 @@ static PyGetSetDef loan_getset[] = {
 };
 
 static PyType_Slot loan_slots[] = {
-    {Py_tp_doc, "Loan(fd, offset, size, returns=..., number=0)\n\nA private, writable view of a block of an arena; see arena.h."},
+    {Py_tp_doc, "Loan(fd, offset, size, returns=..., number=0, read_only=False)\n\nA private view of a block of an arena; see arena.h."},
     {Py_tp_new, loan_new},
     {Py_tp_dealloc, loan_dealloc},
     {Py_tp_methods, loan_methods},
@@ -331,8 +344,9 @@ static PyObject *native_detach_all(PyObject *Py_UNUSED(module), PyObject *const 
         next = loan->next;
         if (nargs && loan->returns != args[0])
             continue;
-        loan_touch(loan); /* which takes it out of the list */
-        if (loan_return(loan) < 0)
+        if (loan->read_only && !loan->views)
+            continue; /* a shared object that nobody has opened: nobody sees what it becomes */
+        if (loan_touch(loan) < 0 /* which takes it out of the list */ || loan_return(loan) < 0)
             return NULL;
     }
     return none();

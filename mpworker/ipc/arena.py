@@ -5,19 +5,23 @@ then on. In the one the client writes calls; whoever else maps it does so privat
 to. In the other children write results, each only where the supervisor has lent it a block.
 
 What travels through the rings then is an *envelope*: the details and the pickle as ever, and behind these, where no
-unpickler looks, which parts of which blocks belong to it (ranges) and a footer. A call has one block, a result one of
-its own and, for what it gives back of its call unchanged, ranges of the call's. A block holds a large pickle, then
-the out-of-band buffers of pickle protocol 5.
+unpickler looks, which parts of which blocks belong to it (ranges), which shared objects it speaks of, and a footer. A
+call has one block or none, a result one of its own and, for what it gives back of its call unchanged, ranges of the
+call's. A block holds a large pickle, then the out-of-band buffers of pickle protocol 5. A shared object
+(`mpworker.ipc.shares`) has a block for itself, among those of the calls.
 
 Whose a block is:
 
 - of a call: the client's, until the supervisor has no more use for the call (the task has ended and is not kept to be
   run again), and nobody has a result that refers to it; then the record FREE gives it back;
+- of a shared object: the client's, until nobody there has its handle (UNSHARE), no call that speaks of it is without
+  its outcome, and each child that has it open has let go of it;
 - of a result: the child's, which asks for it (WANT, LENT); then the supervisor's; then the client's, until the last
   array that views it is gone (FREE).
 
-Both rules are reference counts of the supervisor's: `mpworker.supervisor.held`. An arena speeds things up and is
-never in the way: where there is no room in it, or no memory behind it, payloads go in parts of a ring.
+These rules are reference counts of the supervisor's: `mpworker.supervisor.held` and `mpworker.supervisor.shares`. An
+arena speeds things up and is never in the way: where there is no room in it, or no memory behind it, payloads go in
+parts of a ring; only what is shared needs it.
 """
 
 from __future__ import annotations
@@ -39,10 +43,13 @@ if TYPE_CHECKING:
     from mpworker.ipc.payload import Parts
 
 PAGE: Final = 4096
+SHARES_MAX: Final = (1 << 16) - 1  # shared objects that one call can speak of
 _ALIGNMENT: Final = 64  # of each range: a cache line, and all that a vector instruction asks for
 _F_SEAL_FUTURE_WRITE: Final = 0x0010  # Linux 5.1; not named by Python 3.11
 _RANGE = struct.Struct("<QQ")  # where it begins, and in the high bit whether in the call's block; its bytes
-_FOOTER = struct.Struct("<QQQQQQII")  # two blocks: number, offset, size; how many ranges; is the first the pickle?
+_BLOCK = struct.Struct("<QQQ")  # number, offset, size
+# Two blocks; how many ranges; is the first the pickle? How many shared objects, whose blocks are before this.
+_FOOTER = struct.Struct("<QQQQQQIHH")
 _OF_CALL: Final = 1 << 63
 
 
@@ -79,11 +86,15 @@ class Envelope:
         ranges: Of the parts.
         has_pickle: The first of them is the pickle.
         end: Where the details and the pickle of the record end.
+        shares: The blocks of the shared objects that it speaks of.
     """
 
-    __slots__ = ("call", "end", "has_pickle", "own", "ranges")
+    __slots__ = ("call", "end", "has_pickle", "own", "ranges", "shares")
 
-    def __init__(self, own: Block, call: Block, ranges: list[Range], has_pickle: bool, end: int) -> None:
+    def __init__(
+        self, own: Block, call: Block, ranges: list[Range], has_pickle: bool, end: int, shares: list[Block]
+    ) -> None:
+        self.shares = shares
         self.own = own
         self.call = call
         self.ranges = ranges
@@ -91,7 +102,9 @@ class Envelope:
         self.end = end
 
 
-def pack(data: bytes, own: Block, call: Block, ranges: Sequence[Range], has_pickle: bool) -> bytes:
+def pack(
+    data: bytes, own: Block, call: Block, ranges: Sequence[Range], has_pickle: bool, shares: Sequence[Block] = ()
+) -> bytes:
     """The payload of a record whose rest is in blocks.
 
     Args:
@@ -100,9 +113,11 @@ def pack(data: bytes, own: Block, call: Block, ranges: Sequence[Range], has_pick
         call: That of the call.
         ranges: Of the parts.
         has_pickle: Is it the first of them?
+        shares: At most SHARES_MAX.
     """
     packed = [_RANGE.pack(start | _OF_CALL * of_call, size) for of_call, start, size in ranges]
-    return b"".join((data, *packed, _FOOTER.pack(*own, *call, len(ranges), has_pickle)))
+    packed += [_BLOCK.pack(*block) for block in shares]
+    return b"".join((data, *packed, _FOOTER.pack(*own, *call, len(ranges), has_pickle, len(shares))))
 
 
 def unpack(data: bytes) -> Envelope:
@@ -114,21 +129,23 @@ def unpack(data: bytes) -> Envelope:
     at = len(data) - _FOOTER.size
     if at < 0:
         raise ValueError(f"no envelope fits {len(data)} bytes")
-    *blocks, count, has_pickle = _FOOTER.unpack_from(data, at)
+    *blocks, count, has_pickle, shared = _FOOTER.unpack_from(data, at)
     own: Block = (blocks[0], blocks[1], blocks[2])
     call: Block = (blocks[3], blocks[4], blocks[5])
-    end = at - count * _RANGE.size
+    shares_at = at - shared * _BLOCK.size
+    end = shares_at - count * _RANGE.size
     if end < 0 or count > RANGES_MAX + 1 or has_pickle > (count > 0):
         raise ValueError(f"an envelope of {count} ranges in {len(data)} bytes")
+    shares = [_BLOCK.unpack_from(data, place) for place in range(shares_at, at, _BLOCK.size)]
     ranges = []
-    for place in range(end, at, _RANGE.size):
+    for place in range(end, shares_at, _RANGE.size):
         start, size = _RANGE.unpack_from(data, place)
         of_call, start = bool(start & _OF_CALL), start & ~_OF_CALL
         room = (call if of_call else own)[2]
         if start + size > room:
             raise ValueError(f"a range of {size} bytes at {start} in a block of {room}")
         ranges.append((of_call, start, size))
-    return Envelope(own, call, ranges, bool(has_pickle), end)
+    return Envelope(own, call, ranges, bool(has_pickle), end, shares)
 
 
 def renumber(data: bytes, own: int, call: int) -> bytes:

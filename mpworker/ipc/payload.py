@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable, Iterable
 from types import CodeType, FunctionType
 
+from mpworker.ipc import shares
 from mpworker.ipc._native import dumps_plain, loads_plain
 from mpworker.ipc.arena import Parcel
 from mpworker.ipc.codec import BUFFER_MIN, PICKLE_MIN, RANGES_MAX
@@ -29,6 +30,8 @@ from mpworker.ipc.failures import brief
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
+
+    from mpworker.ipc.shares import Share
 
 PROTOCOL = 5
 NONE: Final = pickle.dumps(None, PROTOCOL)  # what many tasks return: known by its looks
@@ -212,26 +215,60 @@ def dumps(value: object) -> bytes:
     return dumps_by_value(value) if _UNDERSCORE in data and data.find(b"__main__") >= 0 else data
 
 
+def dumps_sharing(value: object) -> tuple[bytes, tuple[Share, ...]]:
+    """Pickle a value, and say which shared objects are in it.
+
+    Raises:
+        Unserializable: It cannot be pickled.
+    """
+    with shares.Collected() as found:
+        return dumps(value), tuple(found.values())
+
+
 class Parts:
-    """A pickle that is large, or has large buffers out of band: to be sent by way of an arena.
+    """A pickle that is large, has large buffers out of band, or speaks of shared objects: it needs an envelope.
 
     Args:
         value: What was pickled.
         pickle: Its pickle.
         buffers: What of it is not in there: bytes, each in a row.
+        shares: The shared objects; they are kept as long as this is.
     """
 
-    __slots__ = ("buffers", "pickle", "value")
+    __slots__ = ("buffers", "pickle", "shares", "value")
 
-    def __init__(self, value: object, pickle: bytes, buffers: list[memoryview]) -> None:
+    def __init__(self, value: object, pickle: bytes, buffers: list[memoryview], shares: tuple[Share, ...] = ()) -> None:
         self.value = value
         self.pickle = pickle
         self.buffers = buffers
+        self.shares = shares
+
+    @property
+    def is_large(self) -> bool:
+        """Is there something of it that shall lie in an arena?"""
+        return bool(self.buffers) or len(self.pickle) >= PICKLE_MIN
+
+    def in_band(self) -> bytes:
+        """A pickle with all of it."""
+        return dumps_sharing(self.value)[0] if self.buffers else self.pickle
 
     @property
     def nbytes(self) -> int:
         """Bytes of all of it."""
         return len(self.pickle) + sum(map(len, self.buffers))
+
+
+def sharing_too(value: object, data: bytes | Parts, more: tuple[Share, ...]) -> Parts:
+    """A pickle that speaks of these shared objects as well.
+
+    Args:
+        value: What was pickled.
+        data: What came of that.
+        more: The objects.
+    """
+    parts = data if isinstance(data, Parts) else Parts(value, data, [])
+    parts.shares = tuple({share.block[0]: share for share in (*parts.shares, *more)}.values())
+    return parts
 
 
 class _HasBuffers(BaseException):
@@ -269,23 +306,40 @@ def dumps_parts(value: object) -> bytes | Parts:
 
 
 def _apart(value: object) -> bytes | Parts:
+    parts = dumps_apart(value, BUFFER_MIN, RANGES_MAX)
+    return parts if parts.is_large or parts.shares else parts.pickle
+
+
+def dumps_apart(value: object, least: int, most: int = sys.maxsize) -> Parts:
+    """Pickle a value, with its buffers beside the pickle.
+
+    Args:
+        value: The value.
+        least: Those of so many bytes.
+        most: At most so many of them; all others are in the pickle.
+
+    Raises:
+        Unserializable: It cannot be pickled.
+    """
     buffers: list[memoryview] = []
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
         with memoryview(buffer) as view:
-            large = view.nbytes >= BUFFER_MIN and view.contiguous and len(buffers) < RANGES_MAX
-        if large:
+            apart = view.nbytes >= least and view.contiguous and len(buffers) < most
+        if apart:
             buffers.append(buffer.raw())
-        return not large
+        return not apart
 
-    try:
-        data: bytes | None = pickle.dumps(value, PROTOCOL, buffer_callback=keep)
-    except (Exception, SystemExit):  # noqa: BLE001  # as in `dumps`
-        data = None
-    if data is None or (_UNDERSCORE in data and data.find(b"__main__") >= 0):
-        buffers.clear()
-        data = dumps_by_value(value, buffer_callback=keep)
-    return Parts(value, data, buffers) if buffers or len(data) >= PICKLE_MIN else data
+    with shares.Collected() as found:
+        try:
+            data: bytes | None = pickle.dumps(value, PROTOCOL, buffer_callback=keep)
+        except (Exception, SystemExit):  # noqa: BLE001  # as in `dumps`
+            data = None
+        if data is None or (_UNDERSCORE in data and data.find(b"__main__") >= 0):
+            buffers.clear()
+            found.clear()
+            data = dumps_by_value(value, buffer_callback=keep)
+    return Parts(value, data, buffers, tuple(found.values()))
 
 
 class _NotPlain(Exception):

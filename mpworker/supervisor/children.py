@@ -40,6 +40,7 @@ class Child:
         "known",
         "max_payload",
         "outbox",
+        "owes",
         "pidfd",
         "pop",
         "push",
@@ -71,6 +72,7 @@ class Child:
         self.max_payload = channel.outbound.max_payload
         self.assembler = Assembler(max_payload_bytes + codec.REPORT_BYTES_MAX)
         self.known: set[int] = set()  # functions that it has been sent and not told to forget
+        self.owes: set[int] = set()  # shared objects that it was asked to let go of, and has not
         self.pidfd = -1
         self.cores: list[int] = []  # that it is pinned to
         self.ready = False  # has been so in time
@@ -274,6 +276,7 @@ class Children:
     def remove(self, child: Child) -> None:
         """Forget a child that is dead."""
         self.blocks.lending.died(child.seat.number)
+        self.blocks.shares.died(child.seat.number)
         self.by_number.pop(child.seat.number, None)
         self.active.pop(child, None)
         self.backlog.discard(child)
@@ -339,7 +342,8 @@ class Children:
         They say nothing until they are offered something: a turn costs no more for their being there.
         """
         for child in list(self.active):
-            if child.seat.state == READY and not child.seat.offers and not child.outbox.waiting:
+            busy = child.seat.offers or child.outbox.waiting or child.owes
+            if child.seat.state == READY and not busy:
                 del self.active[child]
 
     # ------------------------------------------------------------ the arena for results
@@ -359,6 +363,30 @@ class Children:
         task = child.seat.offers.get(slot)
         call = task.payload if task is not None and task.generation == generation else None
         return of_result(data, child.seat.number, self.blocks.lending, call)
+
+    def share_opened(self, child: Child, number: int) -> None:
+        """A child has opened a shared object, for a call that it has.
+
+        Raises:
+            ProtocolViolation: No call that it has speaks of it.
+        """
+        calls = [task.payload for task in child.seat.offers.values()]
+        if not self.blocks.shares.opened(child.seat.number, number, calls):
+            self._ask_to_let_go(child, number)
+
+    def share_closed(self, child: Child, number: int) -> None:
+        """A child has let go of a shared object."""
+        child.owes.discard(number)
+        self.blocks.shares.closed(child.seat.number, number)
+
+    def unshare(self, number: int) -> None:
+        """The client has let go of a shared object: whoever has it open shall, too."""
+        for child in self.blocks.shares.let_go(number):
+            self._ask_to_let_go(self.by_number[child], number)
+
+    def _ask_to_let_go(self, child: Child, number: int) -> None:
+        child.owes.add(number)
+        self.tell(child, codec.UNSHARE, 0, number, 0, 0, b"")
 
     def forget(self, function: Function) -> None:
         """No later task uses the function, unless it is sent again."""

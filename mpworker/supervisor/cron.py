@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from mpworker.ipc import codec, details
 from mpworker.supervisor.fanout import ClientPort
+from mpworker.supervisor.held import Held, held
 from mpworker.supervisor.registry import DetailedTask, Task
 from mpworker.supervisor.schedule import Calendar, Every, Schedule
 from mpworker.supervisor.telling import Telling
@@ -27,7 +28,7 @@ class _Work:
     """What a recurring task runs, and what is told of it.
 
     Attributes:
-        call: The pickle of the call, as in a SUBMIT record without a function.
+        call: The pickle of the call, as in a SUBMIT record without a function; `Held` if it speaks of shared objects.
         options: The number of its options.
         said: What it says beyond them: see `mpworker.ipc.details`.
         deadline: Seconds from its start as a task; None for none.
@@ -77,7 +78,11 @@ class CronDesk:
                 assert isinstance(work, _Work)
                 said = work.said if work.deadline is None else work.said | {"deadline": now + work.deadline}
                 call = details.pack(said, work.call)
-                task = self._world.detailed(codec.SUBMIT, codec.DETAILED, start.key, 0, work.options, call)
+                flags = codec.DETAILED
+                if isinstance(work.call, Held):
+                    call = held(call, None, shares=work.call.shares)
+                    flags |= codec.ARENA
+                task = self._world.detailed(codec.SUBMIT, flags, start.key, 0, work.options, call)
                 self._telling.begins(task)
                 self._submit(task)
 
@@ -134,7 +139,10 @@ class CronDesk:
         due, zone = message["due"], _zone(message["tz"], message["tzif"])
         schedule: Schedule = Every(due["every"], now.monotonic) if "every" in due else _calendar(due, zone)
         what = {name: message[name] for name in ("options", "said", "deadline", "spec", "tz")}
-        work = _Work(base64.b64decode(message["call"]), **what)
+        call = base64.b64decode(message["call"])
+        if message["shares"]:
+            call = self._world.blocks.held(call)
+        work = _Work(call, **what)
         self._table.add(name, work, schedule, Rules(**message["rules"]), now)
         return {}
 

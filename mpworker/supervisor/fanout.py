@@ -10,7 +10,7 @@ from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import RESULT, Record
 from mpworker.ipc.ring import Assembler, Outbox
 from mpworker.supervisor.backoff import Backoff
-from mpworker.supervisor.held import Blocks, Held, Lending, held, nobody
+from mpworker.supervisor.held import Blocks, Held, Lending, nobody
 from mpworker.supervisor.history import History
 from mpworker.supervisor.ids import Ids
 from mpworker.supervisor.registry import DetailedTask, Function, Task, TaskOptions
@@ -98,7 +98,7 @@ class ClientPort:
         return task
 
     def again(self, history: History, key: int, new_key: int) -> DetailedTask | None:
-        """A task that has ended, and not well, as a new one; None if it is forgotten."""
+        """A task that has ended, and not well, as a new one; None if it, or something shared in it, is forgotten."""
         entry, kept = history.find(key), history.payloads(key)
         if entry is None or kept is None or not entry[1]:
             return None
@@ -110,7 +110,10 @@ class ClientPort:
         said = {name: said[name] for name in _SAID_AGAIN if name in said} | {"retry_of": retry_of}
         payload = details.pack(said, call)
         if isinstance(kept[0], Held):
-            payload = held(payload, kept[0].own)
+            again = self.blocks.again(payload, kept[0])
+            if again is None:
+                return None
+            payload = again
         task = DetailedTask(new_key, old.function, old.options, payload, 0, old.flags | codec.DETAILED)
         task.call_at = len(payload) - len(call)
         task.concurrency_key, task.concurrency = old.concurrency_key, old.concurrency

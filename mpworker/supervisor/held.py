@@ -14,6 +14,7 @@ from collections.abc import Callable
 from mpworker.ipc import arena
 from mpworker.ipc._native import Extents
 from mpworker.supervisor.effects import ProtocolViolation
+from mpworker.supervisor.shares import Holding, Shares
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,57 +25,34 @@ if TYPE_CHECKING:
 _FITS_TIMES: Final = 2  # a block that a child has still mapped is used again for at least one part in so many of it
 
 
-class Holding:
-    """A block that is in use.
-
-    Args:
-        block: Which.
-        give_back: Called with it when it is not any more.
-    """
-
-    __slots__ = ("_give_back", "block")
-
-    def __init__(self, block: Block, give_back: Callable[[Block], None]) -> None:
-        self.block = block
-        self._give_back = give_back
-
-    def __del__(self) -> None:
-        self._give_back(self.block)
-
-
 class Held(bytes):
     """The payload of a record with an envelope.
 
     Attributes:
         own: Its own block.
         call: The call's, which it refers to.
-        block_bytes: How large these are together: see `mpworker.supervisor.registry.size_of`.
+        shares: Those of the shared objects that it speaks of, until it has come to its end.
+        block_bytes: How large the first two are together: see `mpworker.supervisor.registry.size_of`.
     """
 
     own: Holding | None
     call: Holding | None
+    shares: tuple[Holding, ...]
     block_bytes: int
 
+    def over(self) -> None:
+        """It is not carried out any more: what is shared is not kept for one that is only remembered."""
+        self.shares = ()
 
-def held(data: bytes, own: Holding | None, call: Holding | None = None) -> Held:
+
+def held(data: bytes, own: Holding | None, call: Holding | None = None, shares: tuple[Holding, ...] = ()) -> Held:
     """A payload with these blocks."""
     made = Held(data)
     made.own = own
     made.call = call
+    made.shares = shares
     made.block_bytes = sum(holding.block[2] for holding in (own, call) if holding is not None)
     return made
-
-
-def of_call(data: bytes, give_back: Callable[[Block], None]) -> Held:
-    """What a client submits, with its block.
-
-    Raises:
-        ValueError: It has no envelope, or one of a result.
-    """
-    envelope = arena.unpack(data)
-    if envelope.call[2] or not envelope.own[2]:
-        raise ValueError("a call with the envelope of a result")
-    return held(data, Holding(envelope.own, give_back))
 
 
 class Lending:
@@ -171,22 +149,42 @@ class Blocks:
         lending: Who writes results where.
 
     Attributes:
-        freed: The numbers of calls' blocks that are needed no more, of which the client is to be told.
+        freed: The numbers of calls' and shared objects' blocks that are needed no more, of which the client is to be
+            told.
+        shares: The shared objects.
     """
 
     def __init__(self, lending: Lending) -> None:
         self.lending = lending
+        self.shares = Shares(self._free)
         self.freed: list[int] = []
         self._delivered: dict[int, Holding] = {}
         self._last = 0
 
     def held(self, payload: bytes) -> Held:
-        """A call with an envelope, which keeps its block as long as it lives.
+        """A call with an envelope, which keeps its blocks as long as it lives.
 
         Raises:
-            ValueError: It has none, or one of a result.
+            ValueError: It has none, or one of a result, or speaks of what is not shared.
         """
-        return of_call(payload, self._free)
+        envelope = arena.unpack(payload)
+        if envelope.call[2] or not (envelope.own[2] or envelope.shares):
+            raise ValueError("a call with the envelope of a result")
+        shares = self.shares.named(envelope.shares) if envelope.shares else ()
+        if shares is None:
+            raise ValueError("a call that speaks of what is not shared")
+        return held(payload, Holding(envelope.own, self._free) if envelope.own[2] else None, shares=shares)
+
+    def again(self, payload: bytes, call: Held) -> Held | None:
+        """A call that has come to its end, as another one; None if something that it speaks of is not shared any more.
+
+        Args:
+            payload: The other one's payload, which ends with the same envelope.
+            call: The one that has ended.
+        """
+        blocks = arena.unpack(payload).shares
+        shares = self.shares.named(blocks) if blocks else ()
+        return None if shares is None else held(payload, call.own, shares=shares)
 
     def _free(self, block: Block) -> None:
         self.freed.append(block[0])  # told later: here is nobody who could hear of a ring that is corrupt

@@ -74,8 +74,11 @@ class History:
     def keep(self, task: Task, outcome: Outcome) -> None:
         """What a task was called with, to run it again, and what has come of it."""
         if self.entries.maxlen:
-            self._payloads[task.key] = (task.payload, outcome)
-            self._bytes += size_of(task.payload) + size_of(outcome)
+            call = task.payload
+            if call.__class__ is not bytes:
+                call.over()  # type: ignore[attr-defined]  # a `Held`, which these files know no more of
+            self._payloads[task.key] = (call, outcome)
+            self._bytes += size_of(call) + size_of(outcome)
             self._trim()
 
     def _trim(self) -> None:

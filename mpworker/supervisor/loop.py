@@ -206,6 +206,10 @@ class Loop(Nursing):
             self.requests.take(a, data)
         elif kind == codec.FREE:
             world.blocks.forget(a)
+        elif kind == codec.SHARE:
+            world.blocks.shares.place((a, b, c))
+        elif kind == codec.UNSHARE:
+            world.unshare(a)
         else:
             forgotten = world.note(kind, flags, a, data)
             if forgotten is not None:

@@ -140,6 +140,10 @@ class Reading:
             self.world.lend(child, a)
         elif kind == codec.FREE:
             self.world.blocks.lending.unused(child.seat.number, a)
+        elif kind == codec.SHARE:
+            self.world.share_opened(child, a)
+        elif kind == codec.UNSHARE:
+            self.world.share_closed(child, a)
         elif kind == codec.NOTE:
             self._note(child, c, data)
         elif kind == codec.READY:

@@ -36,6 +36,8 @@ def _cancelled(loop: Loop, message: Message) -> Message:
     world, scheduler = loop.world, loop.scheduler
     key, flags, function, options = (message[name] for name in ("task", "flags", "function", "options"))
     call = binascii.a2b_base64(message["call"])
+    if flags & codec.ARENA:
+        call = world.blocks.held(call)
     if flags & codec.DETAILED:
         scheduler.submitted_with_details(world.detailed(codec.SUBMIT, flags, key, function, options, call))
     else:

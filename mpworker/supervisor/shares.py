@@ -1,0 +1,98 @@
+"""Shared objects, as the supervisor holds them: each as long as anybody may look at it.
+
+That is the client, as long as it has the handle; each call that speaks of it, until it has come to its end
+(`mpworker.supervisor.held`); and each child that has it open. A child keeps open what it has opened, for the next task:
+it says so before it answers the call, which is kept until then. When the client lets go of it, the children that have
+it open are asked to do the same, and do so between two tasks; what a task has kept of it becomes a copy there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from mpworker.supervisor.effects import ProtocolViolation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mpworker.ipc.arena import Block
+
+
+class Holding:
+    """A block that is in use.
+
+    Args:
+        block: Which.
+        give_back: Called with it when it is not any more.
+    """
+
+    __slots__ = ("_give_back", "block")
+
+    def __init__(self, block: Block, give_back: Callable[[Block], None]) -> None:
+        self.block = block
+        self._give_back = give_back
+
+    def __del__(self) -> None:
+        self._give_back(self.block)
+
+
+class Shares:
+    """The shared objects of one client.
+
+    Args:
+        give_back: Called with the block of each that nobody can look at any more.
+    """
+
+    def __init__(self, give_back: Callable[[Block], None]) -> None:
+        self._give_back = give_back
+        self._placed: dict[int, Holding] = {}  # that the client has, by number
+        self._open: dict[int, dict[int, Holding]] = {}  # by number: by child, who has it open
+
+    def place(self, block: Block) -> None:
+        """The client has placed an object."""
+        self._placed[block[0]] = Holding(block, self._give_back)
+
+    def named(self, blocks: Iterable[Block]) -> tuple[Holding, ...] | None:
+        """Those that a call speaks of; None if the client has one of them no more."""
+        found = []
+        for block in blocks:
+            holding = self._placed.get(block[0])
+            if holding is None or holding.block != block:
+                return None
+            found.append(holding)
+        return tuple(found)
+
+    def let_go(self, number: int) -> list[int]:
+        """Nobody in the client has its handle, which may be said twice. The children that have it open."""
+        self._placed.pop(number, None)
+        return list(self._open.get(number, ()))
+
+    def opened(self, child: int, number: int, calls: Iterable[bytes]) -> bool:
+        """A child has opened it; False if it is to let go of it at once.
+
+        Args:
+            child: Which.
+            number: What.
+            calls: What it has been offered.
+
+        Raises:
+            ProtocolViolation: It cannot have that, from none of its calls.
+        """
+        for call in calls:
+            for holding in getattr(call, "shares", ()):
+                if holding.block[0] == number:
+                    self._open.setdefault(number, {})[child] = holding
+                    return number in self._placed
+        raise ProtocolViolation(f"shared object {number} is open, and is in no call")
+
+    def closed(self, child: int, number: int) -> None:
+        """A child has let go of it."""
+        children = self._open.get(number)
+        if children is not None:
+            children.pop(child, None)
+            if not children:
+                del self._open[number]
+
+    def died(self, child: int) -> None:
+        """A child is dead."""
+        for number in [number for number, children in self._open.items() if child in children]:
+            self.closed(child, number)
