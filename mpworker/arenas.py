@@ -274,12 +274,13 @@ class Arenas:
         self._give_back(self._returned_calls, push)
         while self._returned_views:
             self._viewed.pop(self._returned_views.pop(), None)
-        self._leaving.update(self._returned_shares)
         self._give_back(self._returned_shares, push, codec.UNSHARE)
 
     def _give_back(self, returned: list[int], push: Callable[..., bool], kind: int = codec.FREE) -> None:
         while returned:
             number = returned[0]
+            if kind == codec.UNSHARE:
+                self._leaving.add(number)  # before it can be answered
             if not push(kind, 0, number, 0, 0, b""):
                 return
             self._results_here.pop(number, None)

@@ -66,6 +66,7 @@ class _InArena:
 
     def close(self) -> None:
         self._kept = self._value = None
+        self._over = False
         if not self._client.is_fork():
             self._client.give_back()
 
@@ -107,8 +108,7 @@ class _Here:
 
     def travels(self) -> None:
         self._still_there()
-        if not shares.note(self):
-            raise ShareError("the handle of a shared object is pickled by its worker alone: hand it to a task")
+        shares.note(self)
 
     def close(self) -> None:
         self._memory = self._value = None

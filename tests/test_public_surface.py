@@ -36,6 +36,7 @@ NAMES = {
     "Retention",
     "RetryPolicy",
     "Subscription",
+    "Shared",
     "StandardLogger",
     "TaskContext",
     "TaskEvent",
@@ -89,6 +90,7 @@ WORKER = VIEW | {
     "set_queue": "(self, name, **options)",
     "set_rate": "(self, rate, burst=None)",
     "set_retention": "(self, retention)",
+    "share": "(self, obj)",
     "wait": "(self, timeout=None)",
     "stop_graceful": "(self, timeout=None, *, cancel_queued=False, wait=True)",
     "stop_now": "(self)",
@@ -123,6 +125,7 @@ ERRORS: dict[str, tuple[str, str, set[str]]] = {
     "QueueFull": ("MPWorkerError", "", set()),
     "WorkerStopped": ("RuntimeError", "", set()),
     "WrongEventLoop": ("RuntimeError", "", set()),
+    "ShareError": ("MPWorkerError", "", set()),
     "SerializationError": ("MPWorkerError", "", set()),
     "TaskTimeout": ("TimeoutError", "(self, message='', stack='')", {"stack"}),
     "TaskCancelled": ("CancelledError", "", set()),
@@ -184,6 +187,12 @@ def test_the_future() -> None:
     found = methods(mpworker.TaskFuture)
     assert {name: found[name] for name in FUTURE} == FUTURE
     assert isinstance(inspect.getattr_static(mpworker.TaskFuture, "task_id"), property)
+
+
+def test_the_handle_of_a_shared_object() -> None:
+    assert methods(mpworker.Shared) == {"close": "(self)"}
+    for name in ("value", "nbytes"):
+        assert isinstance(inspect.getattr_static(mpworker.Shared, name), property)
 
 
 def test_what_a_task_may_ask() -> None:
