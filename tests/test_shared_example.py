@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "shared_model.py"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "shared_table.py"
 
 
 def test_it_finds_all_points_and_takes_room_once() -> None:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mpworker.bench.measure import Benchmark, Measure, NotOffered, Settings, Target, Values
-from mpworker.bench.peers import EXECUTOR, MPWORKER, Running, opened
+from mpworker.bench.peers import EXECUTOR, MPWORKER, Running
+from mpworker.bench.peers import opened as pool_of
 from mpworker.bench.processes import cpu_used
-from mpworker.bench.tasks import arrived, echo, made, noop, summed
+from mpworker.bench.tasks import arrived, echo, made, noop, opened, summed
 
 LARGE: Final = 64 << 20  # bytes
 MIDDLE: Final = 1 << 20
@@ -32,9 +33,9 @@ def run(contender: str, settings: Settings) -> Values:
     import numpy
 
     array: Any = numpy.arange(settings.count(LARGE) // 8, dtype=numpy.float64)
-    with opened(contender, 1) as pool:
+    with pool_of(contender, 1) as pool:
         pool.call(made, 8)  # NumPy is imported in the worker by now
-        values = _large(pool, array) | _small(pool, settings)
+        values = _large(pool, array) | _small(pool, settings) | _shared(pool, settings, array)
         middle = array[: max(1, settings.count(MIDDLE) // 8)].copy()
         values["1 MiB"] = _best(lambda: pool.call(echo, middle), settings.count(MANY)) * 1e3
         for name, value in _frames(settings):
@@ -82,18 +83,32 @@ def _large(pool: Running, array: Any) -> Values:
 
 def _small(pool: Running, settings: Settings) -> Values:
     """Microseconds of a task with 1 KiB and with nothing, in turns."""
-    data = bytes(range(256)) * (SMALL // 256)
+    return _beside_no_ops(pool, settings, "1 KiB", noop, bytes(range(256)) * (SMALL // 256))
+
+
+def _shared(pool: Running, settings: Settings, array: Any) -> Values:
+    """Microseconds of a task that opens the array, which was placed once for all of them, and of one with nothing."""
+    if pool.share is None:
+        return {}
+    with pool.share(array) as shared:
+        if pool.call(opened, shared) != array[-1]:
+            raise AssertionError("another array is shared")
+        return _beside_no_ops(pool, settings, "shared", opened, shared)
+
+
+def _beside_no_ops(pool: Running, settings: Settings, name: str, function: Callable[..., Any], value: Any) -> Values:
+    calls: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {name: (function, (value,)), "no-op": (noop, ())}
     first = time.perf_counter()
-    pool.gather(noop, settings.n, data)
-    pool.gather(noop, settings.n)
+    for call, args in calls.values():
+        pool.gather(call, settings.n, *args)
     tasks = settings.fit(TASKS, 2 * settings.n / (time.perf_counter() - first), SECONDS)
-    least = {"1 KiB": float("inf"), "no-op": float("inf")}
+    least = dict.fromkeys(calls, float("inf"))
     for _ in range(WARM_UP + TRIES):
-        for name, args in (("1 KiB", (data,)), ("no-op", ())):
+        for each, (call, args) in calls.items():
             begun = time.perf_counter()
-            pool.gather(noop, tasks, *args)
-            least[name] = min(least[name], (time.perf_counter() - begun) * 1e6 / tasks)
-    return {"1 KiB": least["1 KiB"], "1 KiB: no-ops": least["1 KiB"] / least["no-op"]}
+            pool.gather(call, tasks, *args)
+            least[each] = min(least[each], (time.perf_counter() - begun) * 1e6 / tasks)
+    return {name: least[name], f"{name}: no-ops": least[name] / least["no-op"]}
 
 
 def _frames(settings: Settings) -> list[tuple[str, Any]]:
@@ -115,7 +130,7 @@ def _frames(settings: Settings) -> list[tuple[str, Any]]:
 BENCHMARK = Benchmark(
     "a 64 MiB float64 array in, in and summed (beyond the sum), echoed, and made by the task (beyond the "
     "making), in ms and in warm copies of it; CPU time of an echo; 1 MiB, and a DataFrame and an Arrow table of 8 MB, "
-    "echoed; a 1 KiB argument",
+    "echoed; a 1 KiB argument; the large array shared, and opened by each of many tasks",
     (
         Measure("copy", "ms", fact=True),
         *(
@@ -132,6 +147,8 @@ BENCHMARK = Benchmark(
         Measure("Arrow", "ms", targets=(Target(MPWORKER, 0.1, EXECUTOR),)),
         Measure("1 KiB", "us"),
         Measure("1 KiB: no-ops", "x", targets=(Target(MPWORKER, 1.15),)),
+        Measure("shared", "us"),
+        Measure("shared: no-ops", "x"),
     ),
     run,
 )

@@ -35,6 +35,8 @@ class Running:
         batch: Takes a function and argument tuples; runs a task for each, and returns the results.
         submit_then: Takes a callable without arguments, a function and its arguments; has the first called when
             the task has ended.
+        share: Places an object that many tasks read, and returns what is handed to each: something with a `value`, and
+            a context; None if there is no such thing.
         chooses: Does it find the best size of chunks itself? `mapped` then gets None.
     """
 
@@ -44,6 +46,7 @@ class Running:
     plain: Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
     submit_then: Callable[..., Any]
     batch: Callable[[Callable[..., Any], Collection[tuple[Any, ...]]], list[Any]] | None = None
+    share: Callable[[Any], Any] | None = None
     chooses: bool = False
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -99,6 +102,7 @@ def _mpworker(n: int) -> Iterator[Running]:
             lambda function, items, _: worker.map(function, items),
             worker.map,
             partial(_then, worker.submit),
+            share=worker.share,
             chooses=True,
         )
 

@@ -84,6 +84,8 @@ class Shares:
 
     def call_is_over(self) -> None:
         """Nothing is opened any more, and the supervisor knows what was: before the call is answered for good."""
+        if not self._offered:
+            return
         with self._lock:
             self._offered = {}
             while self._unsaid:

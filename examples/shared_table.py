@@ -1,7 +1,7 @@
-"""A model and its data are placed once in shared memory, and every task reads them there: nothing is copied to it.
+"""A table is placed once in shared memory, and every task reads it there: nothing is copied to it.
 
-What is looked for are the points of a cloud that are nearest to each of some thousand queries. The cloud takes 32 MB and
-is placed once; a call takes along some 80 bytes in its place. Run it: python examples/shared_model.py (it needs NumPy)
+What is looked for is the point of a cloud that is nearest to each of some queries. The cloud takes 32 MB and is placed
+once; a call takes along its handle, some 130 bytes. Run it: python examples/shared_table.py (it needs NumPy)
 """
 
 import sys
