@@ -129,9 +129,9 @@ def unpack(data: bytes) -> Envelope:
     at = len(data) - _FOOTER.size
     if at < 0:
         raise ValueError(f"no envelope fits {len(data)} bytes")
-    *blocks, count, has_pickle, shared = _FOOTER.unpack_from(data, at)
-    own: Block = (blocks[0], blocks[1], blocks[2])
-    call: Block = (blocks[3], blocks[4], blocks[5])
+    first, offset, size, second, call_offset, call_size, count, has_pickle, shared = _FOOTER.unpack_from(data, at)
+    own: Block = (first, offset, size)
+    call: Block = (second, call_offset, call_size)
     shares_at = at - shared * _BLOCK.size
     end = shares_at - count * _RANGE.size
     if end < 0 or count > RANGES_MAX + 1 or has_pickle > (count > 0):

@@ -51,7 +51,7 @@ def held(data: bytes, own: Holding | None, call: Holding | None = None, shares: 
     made.own = own
     made.call = call
     made.shares = shares
-    made.block_bytes = sum(holding.block[2] for holding in (own, call) if holding is not None)
+    made.block_bytes = (own.block[2] if own is not None else 0) + (call.block[2] if call is not None else 0)
     return made
 
 
