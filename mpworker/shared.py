@@ -103,6 +103,12 @@ class Shared(Generic[T]):
         self.close()
         return False
 
+    def __copy__(self) -> Self:
+        return self  # it refers to what it refers to
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         self._place.travels()
         return _opened, (self._pool, self._number, self._nbytes)

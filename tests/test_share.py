@@ -1,6 +1,7 @@
 """Shared objects: placed once, opened by every task without a copy and read-only, and given back."""
 
 import asyncio
+import copy
 import gc
 import mmap
 import os
@@ -92,10 +93,11 @@ def test_a_loan_that_is_read_only(memory: tuple[int, mmap.mmap]) -> None:
     mapping[PAGE : PAGE + 1] = b"b"
     assert bytes(view[:2]) == b"aa"
     assert view.readonly
-    assert "r--p" in _access(view)
+    assert "r--p" in _where(view)
+    assert "memfd" not in _where(view)  # nothing of the file is kept
 
 
-def _access(view: memoryview) -> str:
+def _where(view: memoryview) -> str:
     at = np.frombuffer(view, "u1").ctypes.data
     for line in Path("/proc/self/maps").read_text().splitlines():
         start, end = (int(each, 16) for each in line.split()[0].split("-"))
@@ -209,6 +211,7 @@ def test_every_task_sees_it_and_none_has_a_copy(w: ProcessWorker) -> None:
         assert taken(w) == before
         assert (shared.value == values).all()
         assert shared.value is shared.value
+        assert copy.copy(shared) is copy.deepcopy([shared])[0] is shared
         assert not shared.value.flags.writeable
     assert nothing_is_held(w)
 
@@ -315,6 +318,18 @@ def test_handles_are_found_wherever_they_are(w: ProcessWorker) -> None:
         task = Task(tasks.total, (shared,), id="mine", metadata={"a": 1}, idempotency_key="key")
         assert w.register_task(task).result(LIMIT) == total
         assert w.register_task(Task(tasks.total, (shared,), idempotency_key="key")).result(LIMIT) == total
+    assert nothing_is_held(w)
+
+
+def test_a_function_of_a_map_takes_handles_along(w: ProcessWorker) -> None:
+    values = numbers(20_000)
+    for chunksize in (None, 1, 7):
+        with w.share(values) as shared:  # which no child has open by another call
+            found = w.map(lambda index: shared.value[index], range(300), chunksize=chunksize)
+            assert list(found) == list(values[:300])
+    with w.share(values) as shared:
+        found = w.map(lambda index: shared.value[index], range(300))
+    assert list(found) == list(values[:300])  # closed when all chunks were on their way
     assert nothing_is_held(w)
 
 
@@ -514,6 +529,7 @@ def test_it_goes_with_its_last_handle(w: ProcessWorker) -> None:
 
 
 def test_a_value_outlives_its_handle_and_the_pool() -> None:
+    before = Path("/proc/self/maps").read_text().count("mpworker-calls")
     with ProcessWorker(n=1, arena_max_bytes=4 * MB) as w:
         values = numbers()
         with w.share(values) as shared:
@@ -529,6 +545,7 @@ def test_a_value_outlives_its_handle_and_the_pool() -> None:
         assert (opened.value == values).all()
         closed.close()
     assert (opened.value == values).all()
+    assert Path("/proc/self/maps").read_text().count("mpworker-calls") == before  # the arena is not kept for that
     assert "stopped" in repr(opened)
     with pytest.raises(WorkerStopped, match="was not opened before"):
         unopened.value  # noqa: B018

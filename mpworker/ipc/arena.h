@@ -215,21 +215,36 @@ static void loan_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+/* Put a copy in the place of a read-only loan, which nobody writes meanwhile: then nothing keeps the arena's file, either. */
+static bool loan_replace(loan_object *loan)
+{
+    void *copy = mmap(NULL, loan->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (copy == MAP_FAILED)
+        return false;
+    memcpy(copy, loan->base, loan->size);
+    madvise(copy, loan->size, MADV_DONTDUMP);
+    if (mprotect(copy, loan->size, PROT_READ) == 0 &&
+        mremap(copy, loan->size, loan->size, MREMAP_MAYMOVE | MREMAP_FIXED, loan->base) != MAP_FAILED)
+        return true;
+    int error = errno;
+    munmap(copy, loan->size);
+    errno = error;
+    return false;
+}
+
 /* Make each page a copy of its own; -1 with an exception if there is no memory for that. */
 static int loan_touch(loan_object *loan)
 {
     if (loan->detached)
         return 0;
-    if (loan->read_only && mprotect(loan->base, loan->size, PROT_READ | PROT_WRITE) < 0) {
-        os_error(errno, "mprotect of a loan");
+    if (loan->read_only && !loan_replace(loan)) {
+        os_error(errno, "mmap of a copy");
         return -1;
     }
-    for (size_t at = 0; at < loan->size; at += MPW_EXTENT_BYTES) {
+    for (size_t at = 0; !loan->read_only && at < loan->size; at += MPW_EXTENT_BYTES) {
         volatile char *page = loan->base + at;
         *page = *page;
     }
-    if (loan->read_only)
-        mprotect(loan->base, loan->size, PROT_READ); /* takes nothing, and so cannot fail for want of it */
     loan->detached = true;
     loan_leave(loan);
     return 0;
