@@ -349,5 +349,6 @@ class Mapping:
                 self.client.abandon(each.key)
             self.client.resending.chunks.pop(chunk, None)
         self._chunks.clear()
+        self._shares = ()
         if self._pinned and not self.client.is_fork():
             self.client.functions.drop(self._pinned[0])
