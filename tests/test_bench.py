@@ -173,6 +173,31 @@ def test_windows_are_of_a_hundred_results_and_p99_by_rank() -> None:
     assert backlog.p99([3.0]) == 3.0
 
 
+def test_a_small_size_is_repeated_until_a_percentile_has_enough_windows() -> None:
+    def repeat(tasks: int, seconds: float, windows: int, scale: float = 1.0) -> tuple[list[int], dict[str, float]]:
+        taken: list[int] = []
+
+        def once() -> backlog.Sample:
+            taken.append(len(taken) + 1)
+            times = [1e-6 * len(taken)] * windows
+            return backlog.Sample(tasks, seconds, 2 * seconds, times, memory=10.0 * len(taken))
+
+        return taken, backlog.repeated(once, Settings(scale=scale), memory_of=0)
+
+    taken, found = repeat(1_000, 0.001, windows=10)
+    assert len(taken) == 100
+    assert found == {
+        "time": pytest.approx(1.0),
+        "cpu": pytest.approx(2.0),
+        "p99": pytest.approx(99.0),  # of the thousand windows, and not the longest of ten
+        "memory": 10.0,  # later ones use again what the first one has left
+    }
+    assert len(repeat(1_000, 0.001, windows=10, scale=0.1)[0]) == 10
+    assert len(repeat(1_000_000, 20.0, windows=10)[0]) == 1
+    assert len(repeat(1_000, 0.5, windows=10)[0]) == 10  # a slow pool has five seconds
+    assert repeat(50, 0.005, windows=0)[1]["p99"] == pytest.approx(100.0)  # of all together, being too few
+
+
 def test_growth_is_told_of_a_whole_curve_alone() -> None:
     points = [{"time": 4.0, "memory": 0.0}, {"time": 4.0, "memory": 100.0}, {"time": 6.0, "memory": 110.0}]
     assert backlog.grown(points, 3) == {"time, growth": 1.5, "memory, growth": pytest.approx(1.1)}

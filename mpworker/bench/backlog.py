@@ -2,6 +2,10 @@
 
 All workers are held at a named pipe while the tasks are submitted, so that all of these wait at the same time. Then
 the pipe is opened. A peer goes on to ten times as many as long as that is likely to be over in time.
+
+A small size is repeated. A thousand tasks are ten windows, and the 99th percentile of ten is the longest of them, above
+which a tenth of all such windows are; that of a million tasks is what it says. Between the two a curve would rise by
+itself.
 """
 
 import math
@@ -9,8 +13,9 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mpworker.bench.measure import Benchmark, Measure, NotOffered, Settings, Target, Values, growth
 from mpworker.bench.peers import MPWORKER, Running, opened
@@ -20,6 +25,8 @@ from mpworker.bench.tasks import gate, noop
 SIZES: Final = (1_000, 10_000, 100_000, 1_000_000)
 WARM_UP: Final = 2_000
 WINDOW: Final = 100  # results whose time is taken together
+ENOUGH: Final = 100_000  # tasks, for a percentile of their windows: fewer are repeated
+ENOUGH_SECONDS: Final = 5.0  # and for how long at the most
 SECONDS: Final = 15.0  # of a peer for the next size, as foreseen
 FLAT: Final = 1.5
 KINDS: Final = {"time": "us", "cpu": "us", "p99": "us", "memory": "B"}
@@ -43,8 +50,48 @@ def p99(times: list[float]) -> float:
     return sorted(times)[math.ceil(0.99 * len(times)) - 1]
 
 
-def point(pool: Running, n: int, tasks: int, fifo: str) -> Values:
-    """One size: what a task costs."""
+class Sample(NamedTuple):
+    """What some tasks came to.
+
+    Attributes:
+        tasks: How many.
+        seconds: For all of them.
+        cpu: Seconds of all processes.
+        times: Seconds for each task, of windows of them; those of all together if they are too few for one.
+        memory: As the benchmark counts it.
+    """
+
+    tasks: int
+    seconds: float
+    cpu: float
+    times: list[float]
+    memory: float
+
+
+def repeated(once: Callable[[], Sample], settings: Settings, memory_of: int) -> Values:
+    """One size: what a task costs, of as many repetitions as a percentile needs.
+
+    Args:
+        once: A repetition.
+        settings: Say by their scale how many tasks are enough.
+        memory_of: Which repetition's memory counts: 0 for the first one, for later ones use again what that has left;
+            -1 for the last one.
+    """
+    samples = [once()]
+    enough = settings.count(ENOUGH)
+    while sum(each.tasks for each in samples) < enough and sum(each.seconds for each in samples) < ENOUGH_SECONDS:
+        samples.append(once())
+    tasks = sum(each.tasks for each in samples)
+    return {
+        "time": sum(each.seconds for each in samples) * 1e6 / tasks,
+        "cpu": sum(each.cpu for each in samples) * 1e6 / tasks,
+        "p99": p99([time for each in samples for time in each.times or [each.seconds / each.tasks]]) * 1e6,
+        "memory": samples[memory_of].memory,
+    }
+
+
+def sample(pool: Running, n: int, tasks: int, fifo: str) -> Sample:
+    """So many tasks wait once, and end."""
     gates = [pool.submit(gate, fifo) for _ in range(n)]
     memory = pss_of_all()
     submit, result = pool.submit, pool.result
@@ -60,12 +107,7 @@ def point(pool: Running, n: int, tasks: int, fifo: str) -> Values:
         for each in gates:
             result(each)
         os.close(pipe)
-    return {
-        "time": seconds * 1e6 / tasks,
-        "cpu": cpu.seconds * 1e6 / tasks,
-        "p99": p99(times or [seconds / tasks]) * 1e6,
-        "memory": pool_memory / tasks,
-    }
+    return Sample(tasks, seconds, cpu.seconds, times, pool_memory / tasks)
 
 
 def run(contender: str, settings: Settings) -> Values:
@@ -81,7 +123,7 @@ def run(contender: str, settings: Settings) -> Values:
             tasks = settings.count(size)
             if contender != MPWORKER and points and points[-1]["time"] * tasks / 1e6 > SECONDS:
                 break
-            found = point(pool, settings.n, tasks, fifo)
+            found = repeated(partial(sample, pool, settings.n, tasks, fifo), settings, memory_of=0)
             points.append(found)
             values |= {f"{kind}, {size:,} wait": found[kind] for kind in KINDS}
     return values | grown(points, len(SIZES))
@@ -100,16 +142,17 @@ def grown(points: list[Values], wanted: int) -> Values:
     return found
 
 
-def curves(xs: Iterable[int], kinds: dict[str, str], said: str, x_is: str) -> tuple[Measure, ...]:
+def curves(
+    xs: Iterable[int], kinds: dict[str, str], said: str, x_is: str, contenders: Iterable[str] = (MPWORKER,)
+) -> tuple[Measure, ...]:
     """The measures of some costs at some sizes, and of their growth, which is to be FLAT at the most."""
     points = [
         Measure(f"{kind}, {x:,} {said}", unit, series=kind, x=float(x), x_is=x_is)
         for kind, unit in kinds.items()
         for x in xs
     ]
-    flat = [
-        Measure(f"{kind}, growth", "x", targets=() if kind == "cpu" else (Target(MPWORKER, FLAT),)) for kind in kinds
-    ]
+    goals = tuple(Target(contender, FLAT) for contender in contenders)
+    flat = [Measure(f"{kind}, growth", "x", targets=() if kind == "cpu" else goals) for kind in kinds]
     return (*points, *flat)
 
 

@@ -1,10 +1,14 @@
-"""What a task costs as a run gets longer: from a hundred tasks to ten million, a hundred under way at a time."""
+"""What a task costs as a run gets longer: from a hundred tasks to ten million, a hundred under way at a time.
+
+Short runs are repeated: see `mpworker.bench.backlog`.
+"""
 
 import time
 from collections import deque
+from functools import partial
 from typing import Any, Final
 
-from mpworker.bench.backlog import WINDOW, curves, grown, p99
+from mpworker.bench.backlog import WINDOW, Sample, curves, grown, repeated
 from mpworker.bench.measure import Benchmark, NotOffered, Settings, Values
 from mpworker.bench.peers import MPWORKER, Running, opened
 from mpworker.bench.processes import cpu_used, pss_of_all
@@ -17,8 +21,8 @@ SECONDS: Final = 60.0  # of a peer for the next size, as foreseen
 KINDS: Final = {"time": "us", "cpu": "us", "p99": "us", "memory": "MiB"}
 
 
-def point(pool: Running, tasks: int) -> Values:
-    """One length: what a task costs, and what memory all processes have in the end."""
+def sample(pool: Running, tasks: int) -> Sample:
+    """One run of that length, and what memory all processes have in the end."""
     submit, result, clock = pool.submit, pool.result, time.perf_counter
     under_way: deque[Any] = deque()
     times: list[float] = []
@@ -38,12 +42,7 @@ def point(pool: Running, tasks: int) -> Values:
         for each in under_way:
             result(each)
         seconds = clock() - begun
-    return {
-        "time": seconds * 1e6 / tasks,
-        "cpu": cpu.seconds * 1e6 / tasks,
-        "p99": p99(times or [seconds / tasks]) * 1e6,
-        "memory": pss_of_all() / (1 << 20),
-    }
+    return Sample(tasks, seconds, cpu.seconds, times, pss_of_all() / (1 << 20))
 
 
 def run(contender: str, settings: Settings) -> Values:
@@ -57,7 +56,7 @@ def run(contender: str, settings: Settings) -> Values:
             tasks = settings.count(size)
             if contender != MPWORKER and points and points[-1]["time"] * tasks / 1e6 > SECONDS:
                 break
-            found = point(pool, tasks)
+            found = repeated(partial(sample, pool, tasks), settings, memory_of=-1)
             points.append(found)
             values |= {f"{kind}, {size:,} tasks": found[kind] for kind in KINDS}
     return values | grown(points, len(SIZES))
