@@ -34,6 +34,15 @@ def gate(fifo: str) -> None:
     os.close(os.open(fifo, os.O_RDONLY))
 
 
+def meet(folder: str, workers: int, seconds: float) -> None:
+    """Wait until so many workers have begun this, or for so long: a pool may give it to one of them twice."""
+    end = time.monotonic() + seconds
+    with open(os.path.join(folder, str(os.getpid())), "w"):
+        pass
+    while len(os.listdir(folder)) < workers and time.monotonic() < end:
+        time.sleep(0.001)
+
+
 def arrived(value: Any) -> int:
     """Receive something, and answer with something small."""
     return int(getattr(value, "nbytes", 0)) or len(value)
