@@ -173,6 +173,16 @@ def test_windows_are_of_a_hundred_results_and_p99_by_rank() -> None:
     assert backlog.p99([3.0]) == 3.0
 
 
+def test_a_percentile_is_of_as_many_windows_however_many_there_are() -> None:
+    quiet, noisy = [1.0] * 1_000, [1.0] * 900 + [50.0] * 100
+    assert backlog.p99_of_stretches(noisy) == 50.0
+    assert backlog.p99_of_stretches([*quiet, *noisy, *quiet]) == 1.0  # a neighbour's burst
+    assert backlog.p99_of_stretches([*noisy, *quiet, *noisy]) == 50.0
+    assert backlog.p99_of_stretches([*quiet, *[9.0] * 999]) == 9.0  # one stretch, with what is left over
+    assert backlog.p99_of_stretches([*quiet, *[9.0] * 1_000]) == 5.0
+    assert backlog.p99_of_stretches([3.0]) == 3.0
+
+
 def test_a_small_size_is_repeated_until_a_percentile_has_enough_windows() -> None:
     def repeat(tasks: int, seconds: float, windows: int, scale: float = 1.0) -> tuple[list[int], dict[str, float]]:
         taken: list[int] = []

@@ -3,17 +3,20 @@
 All workers are held at a named pipe while the tasks are submitted, so that all of these wait at the same time. Then
 the pipe is opened. A peer goes on to ten times as many as long as that is likely to be over in time.
 
-A small size is repeated. A thousand tasks are ten windows, and the 99th percentile of ten is the longest of them, above
-which a tenth of all such windows are; that of a million tasks is what it says. Between the two a curve would rise by
-itself.
+A percentile is of a thousand windows at each size, and where there are more the median of such: so a small size is
+repeated. Otherwise a curve would rise by itself. Of ten windows the 99th percentile is the longest, above which a tenth
+of all such windows are. And where a neighbour takes a core for some seconds now and then, what is measured for minutes
+has that in it, and what is measured for one second has not.
 """
 
 import math
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -25,7 +28,8 @@ from mpworker.bench.tasks import gate, noop
 SIZES: Final = (1_000, 10_000, 100_000, 1_000_000)
 WARM_UP: Final = 2_000
 WINDOW: Final = 100  # results whose time is taken together
-ENOUGH: Final = 100_000  # tasks, for a percentile of their windows: fewer are repeated
+STRETCH: Final = 1_000  # windows of which a percentile is taken
+ENOUGH: Final = STRETCH * WINDOW  # tasks: fewer are repeated
 ENOUGH_SECONDS: Final = 5.0  # and for how long at the most
 SECONDS: Final = 15.0  # of a peer for the next size, as foreseen
 FLAT: Final = 1.5
@@ -48,6 +52,13 @@ def windows(handles: Iterable[Any], result: Callable[[Any], Any]) -> list[float]
 def p99(times: list[float]) -> float:
     """The 99th percentile, by nearest rank."""
     return sorted(times)[math.ceil(0.99 * len(times)) - 1]
+
+
+def p99_of_stretches(times: list[float]) -> float:
+    """The median of the 99th percentiles of stretches of STRETCH windows; what is left of one counts with the last."""
+    count = max(1, len(times) // STRETCH)
+    ends = [*range(STRETCH, count * STRETCH, STRETCH), len(times)]
+    return statistics.median(p99(times[begin:end]) for begin, end in pairwise([0, *ends]))
 
 
 class Sample(NamedTuple):
@@ -85,7 +96,7 @@ def repeated(once: Callable[[], Sample], settings: Settings, memory_of: int) -> 
     return {
         "time": sum(each.seconds for each in samples) * 1e6 / tasks,
         "cpu": sum(each.cpu for each in samples) * 1e6 / tasks,
-        "p99": p99([time for each in samples for time in each.times or [each.seconds / each.tasks]]) * 1e6,
+        "p99": p99_of_stretches([time for each in samples for time in each.times or [each.seconds / each.tasks]]) * 1e6,
         "memory": samples[memory_of].memory,
     }
 
