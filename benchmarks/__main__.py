@@ -9,6 +9,9 @@ from mpworker.cli.app import run
 
 DEVELOPERS: Final = {
     name: f"benchmarks.{name}:BENCHMARK" for name in ("features", "queued", "depth", "decide", "hops", "many", "soak")
+} | {
+    "simulated-children": "benchmarks.simulated:CHILDREN_BENCHMARK",
+    "simulated-backlog": "benchmarks.simulated:BACKLOG_BENCHMARK",
 }
 
 

@@ -4,13 +4,23 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import simulated
 from benchmarks.hops import PARTS, STEPS
 from benchmarks.queued import KINDS
+from mpworker.bench import backlog
+
+
+def curves(xs: Iterable[int], said: str) -> dict[str, str]:
+    """The measures of the benchmarks in virtual time."""
+    points = {f"{kind}, {x:,} {said}": unit for kind, unit in simulated.KINDS.items() for x in xs}
+    return points | {f"{kind}, growth": "x" for kind in simulated.KINDS}
+
 
 ROOT = Path(__file__).parent.parent
 MEASURES = {
@@ -20,6 +30,8 @@ MEASURES = {
     "decide": {"cpu": "ns", "tasks": "/s"},
     "hops": dict.fromkeys(("sum", *STEPS, *PARTS), "ns"),
     "many": {"submit": "us", "tasks": "/s"},
+    "simulated-children": curves(simulated.CHILDREN, "children"),
+    "simulated-backlog": curves(backlog.SIZES, "wait"),
     "soak": {"supervisor": "kB", "client": "kB", "children": "kB"},
 }
 # What mpworker is compared with where it is compared with itself.
@@ -30,6 +42,8 @@ BASES = {
     "decide": "no-op",
     "hops": "no-op",
     "many": "submit",
+    "simulated-children": simulated.FIFO,
+    "simulated-backlog": simulated.FIFO,
     "soak": "default",
 }
 ONCE = ("queued", "depth", "soak")
@@ -97,6 +111,14 @@ def test_the_machine_and_the_goals_are_told(tiny: tuple[str, dict[str, Any]]) ->
         ("depth", f"{figure} with {order}1,000,000 wait: at most 1.5 times {order}1,000 wait's")
         for figure in ("supervisor", "time")
         for order in ("", "in order, ")
+    } | {
+        (benchmark, f"{kind}, growth with {contender}: at most 1.5 x")
+        for benchmark, contenders in (
+            ("simulated-children", simulated.OPTIONS),
+            ("simulated-backlog", (simulated.FIFO, simulated.IN_ORDER)),
+        )
+        for kind in simulated.KINDS
+        for contender in contenders
     }
     assert table.count("at most 500 B") == len(KINDS)
     assert results["machine"]["kernel"] in table
