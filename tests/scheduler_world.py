@@ -28,6 +28,7 @@ from mpworker.supervisor.lifecycle import (
     SCHEDULED,
     TIMED_OUT,
 )
+from mpworker.supervisor.offers import BUDGET_NS
 from mpworker.supervisor.recycling import LOOK_SECONDS, Recycling
 from mpworker.supervisor.registry import (
     DYING,
@@ -604,6 +605,7 @@ class World:
         self.dispatching = False
         assert self.scheduler.serving() == self.wanted
         self._check_no_work_left()
+        self._check_room()
         self._check_overtaken()
         self.racing.clear()
 
@@ -987,6 +989,12 @@ class World:
             assert _rank(other) >= mine or not self.may_start(other), f"{task.key} starts before {other.key}"
             if _rank(other) == mine and _has_its_first_place(task) and _has_its_first_place(other):
                 assert other.key > task.key, f"{task.key} starts before {other.key}, which came first"
+
+    def _check_room(self) -> None:
+        """Who may have room for more is known, and nobody who is gone."""
+        seats = self.scheduler._seats.values()
+        roomy = {seat for seat in seats if seat.state == READY and seat.load_ns < BUDGET_NS}
+        assert roomy <= set(self.scheduler._roomy) <= set(seats)
 
     def _check_counts(self) -> None:
         """Each task is in one place, and counted there."""

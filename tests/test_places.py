@@ -203,6 +203,22 @@ def test_a_child_that_was_to_leave_and_still_works_stays() -> None:
     assert offered(world, 1)
 
 
+def test_a_child_that_stays_is_offered_tasks_ahead_again() -> None:
+    world = World(2, slots=16)
+    for _ in range(2):
+        world.submit(function(dispatch.WAKE_NS))
+    start(world, 0)
+    child = start(world, 1)
+    world.resize(1)
+    assert child.seat.state == LEAVING
+    world.scheduler._roomy.pop(child.seat)  # as a turn forgets it in which something waits
+    world.resize(2)
+    for _ in range(8):
+        world.submit(function(BRIEF))
+    world.turn()
+    assert [len(offered(world, number)) for number in range(2)] == [5, 3]
+
+
 def test_no_more_stay_than_there_are_places() -> None:
     world = World(3)
     for _ in range(3):

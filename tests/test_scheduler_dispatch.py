@@ -1,11 +1,14 @@
 """Who is offered what, and how far ahead: the scheduler under virtual time."""
 
+from collections.abc import Iterator
+
 import pytest
 from scheduler_steps import function, offered, outcome, start, wait
 from scheduler_world import World
 
-from mpworker.supervisor import dispatch
+from mpworker.supervisor import dispatch, offers
 from mpworker.supervisor import effects as rules
+from mpworker.supervisor.registry import Seat
 
 
 def test_idle_children_get_what_waits_in_the_order_of_its_submission() -> None:
@@ -26,7 +29,7 @@ def test_a_task_of_unknown_duration_is_offered_alone() -> None:
 
 def test_short_tasks_are_offered_ahead_up_to_the_budget() -> None:
     world = World(1, slots=16)
-    short = function(dispatch.BUDGET_NS // 4)
+    short = function(offers.BUDGET_NS // 4)
     for _ in range(8):
         world.submit(short)
     world.turn()
@@ -35,7 +38,7 @@ def test_short_tasks_are_offered_ahead_up_to_the_budget() -> None:
 
 def test_a_chunk_costs_what_all_its_items_cost() -> None:
     world = World(1, slots=16)
-    short = function(dispatch.BUDGET_NS // 4)
+    short = function(offers.BUDGET_NS // 4)
     world.submit(short, items=3)
     world.submit(short, items=2)
     world.submit(short)
@@ -86,6 +89,31 @@ def test_what_one_child_ends_before_another_could_begin_wakes_no_other() -> None
     world.turn()
     assert sorted(len(offered(world, number)) for number in range(4)) == [0, 0, 1, 4]
     assert offered(world, 3) == [task.key for task in tasks[:4]]
+
+
+@pytest.mark.parametrize("queue", ["default", "other"])
+def test_a_turn_looks_at_no_child_that_has_enough_to_do(queue: str) -> None:
+    world = World(64)
+    tasks = [world.submit(function(offers.BUDGET_NS), queue=queue) for _ in range(200)]
+    world.turn()
+    assert not world.scheduler._roomy
+    for number in (7, 40):
+        world.children[number].step()
+        world.children[number].step()
+    looked: list[int] = []
+
+    class Looked(dict[Seat, None]):
+        def __iter__(self) -> Iterator[Seat]:
+            for seat in super().__iter__():
+                looked.append(seat.number)
+                yield seat
+
+    world.scheduler._roomy = Looked()
+    world.turn()
+    assert looked == [7, 40]
+    assert not world.scheduler._roomy
+    assert len([task for number in (7, 40) for task in offered(world, number)]) == 2
+    assert [outcome(world, task) for task in tasks].count(rules.OK) == 2
 
 
 def test_a_child_that_works_is_given_nothing_more_while_another_is_idle() -> None:
@@ -179,7 +207,7 @@ def test_what_is_taken_goes_to_idle_children_alone_and_no_more_than_they_have_ro
     for _ in range(4):
         world.submit(function(1))
     victim, full, thief = start(world), world.spawn(), world.spawn()
-    world.submit(function(dispatch.BUDGET_NS))
+    world.submit(function(offers.BUDGET_NS))
     full.step()
     start(world, 1)
     thief.step()
@@ -197,7 +225,7 @@ def test_no_more_is_taken_than_an_idle_child_has_the_budget_for() -> None:
     made = function(1)
     tasks = [world.submit(made) for _ in range(9)]
     start(world)
-    made.estimate_ns = dispatch.BUDGET_NS // 2  # it was measured since
+    made.estimate_ns = offers.BUDGET_NS // 2  # it was measured since
     world.spawn().step()
     world.turn()
     world.log.clear()

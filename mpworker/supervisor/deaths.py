@@ -40,7 +40,7 @@ class Deaths(Chunks):
         if seat.state < READY:
             seat.state = READY
             seat.deadline_at = None
-            self._idle[seat] = None
+            self._idle[seat] = self._roomy[seat] = None
 
     def child_ended(self, seat: Seat) -> None:
         """A child is dead and has still to be reaped: it gets no more offers, and no deadline runs for it."""
@@ -73,6 +73,7 @@ class Deaths(Chunks):
                 self._decided(task, died_in=seat)
             else:
                 self._crashed(task, death, death.cause)
+        self._roomy.pop(seat, None)  # where what was taken back has put it
         of_itself = death.cause in ("signal", "exit", "oom") and not seat.kill_cause
         if unstarted and not claimed and of_itself and death.exit_code not in ORDERLY_EXITS:
             unstarted = self._died_unclaimed(unstarted, death)

@@ -6,15 +6,16 @@ from collections import deque
 
 from mpworker.supervisor.effects import Effects
 from mpworker.supervisor.lifecycle import COME_DUE, QUEUED, RETURN, SCHEDULED
+from mpworker.supervisor.offers import BUDGET_NS
 from mpworker.supervisor.order import Order
 from mpworker.supervisor.queues import Queues
 from mpworker.supervisor.registry import READY, DetailedTask, Seat, Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Final
 
-BUDGET_NS: Final = 200_000
 WAKE_NS: Final = 50_000  # until a child begins that sleeps, on another core: measured, 36 to 41 us
 STEAL_AFTER: Final = 0.0005
 RELIEVE_AFTER: Final = 0.002
@@ -54,13 +55,21 @@ class Dispatch(Order):
                 self._dead -= 1
         if queue:
             share = len(queue) // (len(self._seats) or 1) + 1
-            for seat in self._seats.values():
-                if seat.state == READY and seat.load_ns < BUDGET_NS:
-                    self._fill(seat, share, now)
-                    if not queue:
-                        break
+            for seat in self._with_room():
+                self._fill(seat, share, now)
+                if not queue:
+                    break
         elif self._idle and self._steal_at is None and self._crowded:
             self._steal_at = now + STEAL_AFTER
+
+    def _with_room(self) -> Iterable[Seat]:
+        """The children that may be offered more than they have; others are forgotten until they have room again."""
+        roomy = self._roomy
+        for seat in list(roomy):
+            if seat.state == READY and seat.load_ns < BUDGET_NS:
+                yield seat
+            else:
+                del roomy[seat]
 
     def _fill(self, seat: Seat, share: int, now: float, budget_ns: int = BUDGET_NS) -> None:
         queue = self._queue
@@ -100,18 +109,17 @@ class Dispatch(Order):
             self._offer_in_order(queues, next(reversed(self._idle)), task, now)  # the warmest, as above
         children = len(self._seats)
         share = len(queues) // (children or 1) + 1
-        for seat in self._seats.values():
-            if seat.state == READY and seat.load_ns < BUDGET_NS:
-                left = share
-                while left and seat.free and (task := queues.first(now)) is not None:
-                    if not queues.may_wait(task, children):
-                        break
-                    if seat.offers and seat.load_ns + _cost_ns(task) > BUDGET_NS:
-                        break
-                    queues.take()
-                    queues.offered(task)
-                    self._offer(seat, task, _cost_ns(task), now)
-                    left -= 1
+        for seat in self._with_room():
+            left = share
+            while left and seat.free and (task := queues.first(now)) is not None:
+                if not queues.may_wait(task, children):
+                    break
+                if seat.offers and seat.load_ns + _cost_ns(task) > BUDGET_NS:
+                    break
+                queues.take()
+                queues.offered(task)
+                self._offer(seat, task, _cost_ns(task), now)
+                left -= 1
 
     def _offer_in_order(self, queues: Queues, seat: Seat, task: Task, now: float) -> None:
         if task.stop - task.start > 1 and queues.is_rated(task):

@@ -24,6 +24,8 @@ from mpworker.supervisor.queues import DEAD_MAX, Queues
 from mpworker.supervisor.registry import LEAVING, READY, Seat, Task
 from mpworker.supervisor.timers import Timers
 
+BUDGET_NS = 200_000  # of expected work that is offered to a child ahead of need
+
 
 class Offers:
     """Tasks, children, and which child has which task.
@@ -46,6 +48,7 @@ class Offers:
         "_put",
         "_queue",
         "_queues",
+        "_roomy",
         "_scheduled",
         "_seats",
         "_tasks",
@@ -67,6 +70,9 @@ class Offers:
         self.scheduled = 0  # tasks, not parts of a map, that wait for their time
         self._seats: dict[int, Seat] = {}
         self._idle: dict[Seat, None] = {}  # an ordered set
+        # At least those that are ready and have less than BUDGET_NS to do: a turn that looked at all children for these
+        # would cost a task of a pool of 64 half as much again as one of 8.
+        self._roomy: dict[Seat, None] = {}
         self._generation = 0  # of the last offer
         self._crowded = 0  # children that hold an offer behind another
         self._next_at: float | None = None  # of all seats' own times; may be too early, never too late
@@ -194,7 +200,10 @@ class Offers:
         offers, slot = seat.offers, task.slot
         del offers[slot]
         seat.free.append(slot)
-        seat.load_ns -= task.cost_ns
+        load_ns = seat.load_ns
+        seat.load_ns = left_ns = load_ns - task.cost_ns
+        if load_ns >= BUDGET_NS > left_ns:
+            self._roomy[seat] = None
         task.seat = None
         if task.decided:
             self._no_kill_for(seat, slot)

@@ -51,6 +51,7 @@ class Places(Scheduler):
             working = [seat for seat in self._seats.values() if seat.state == LEAVING and seat.offers]
             for seat in [seat for seat in working if seat.recallable][:-surplus]:  # they may as well stay
                 seat.state = READY
+                self._roomy[seat] = None
                 seat.vacated = seat.recallable = False
                 seat.leaves = ""
 

@@ -126,6 +126,6 @@ class Recycling(Places):
         if suspect and not seat.vacated and self._effects.memory(seat) <= (self._soft or 0):
             seat.state = READY
             seat.leaves = ""
-            self._idle[seat] = None
+            self._idle[seat] = self._roomy[seat] = None
         else:
             super()._dismiss(seat)
