@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mpworker.bench import arrivals, backlog, comparing, metg, page, run, words
+from mpworker.bench import arrivals, backlog, comparing, metg, page, run, tasks, words
 from mpworker.bench.arrivals import Arrival
 from mpworker.bench.measure import Benchmark, Measure, Round, Settings, Target, growth, ratios_of, values_of
 from mpworker.bench.metg import Try
@@ -61,6 +61,12 @@ def test_each_goal_is_a_row_with_what_was_measured() -> None:
 
 
 # METG
+
+
+def test_the_speed_of_work_is_that_of_a_core_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0.0, 0.5)
+    monkeypatch.setattr(tasks.time, "thread_time", lambda: next(clock))
+    assert tasks.turns_per_second() == 200_000.0
 
 
 def machine(overhead: float, cores: int = 2) -> Callable[[float], Try]:
