@@ -123,13 +123,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    from importlib import import_module
-
-    if name == "errors":
-        return import_module("mpworker.errors")
-    home = _HOMES.get(name)
+    home = "mpworker.errors" if name == "errors" else _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'mpworker' has no attribute {name!r}")
+    from importlib import import_module  # not before: `from mpworker import context`, in a child, asks here first
+
+    if name == "errors":
+        return import_module(home)
     value: object = getattr(import_module(home), name)
     globals()[name] = value
     return value

@@ -38,6 +38,8 @@ SHADOWED = [
     *("select", "selectors", "signal", "site", "socket", "stat", "struct", "subprocess", "tempfile", "threading"),
     *(
         "time",
+        "textwrap",
+        "token",
         "tokenize",
         "traceback",
         "types",

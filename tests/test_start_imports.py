@@ -14,12 +14,11 @@ DEAR = {
     *("inspect", "importlib.metadata", "json", "multiprocessing", "platform", "queue", "random", "selectors", "socket"),
     *("ssl", "subprocess", "tempfile", "uuid", "zoneinfo", "click", "rich", "psutil", "cronsim"),
 }
-# Where a child unpickles and writes tracebacks, `re` and so `enum` are needed.
-OF_NURSERY = DEAR | {"concurrent", "logging", "signal", "string", "typing"}
-OF_SUPERVISOR = OF_NURSERY | {
-    *("contextlib", "enum", "linecache", "pickle", "re", "resource", "textwrap", "threading", "tokenize"),
-    *("traceback", "warnings"),
+OF_NURSERY = DEAR | {
+    *("array", "concurrent", "contextlib", "enum", "importlib", "linecache", "logging", "pickle", "re", "signal"),
+    *("string", "textwrap", "threading", "tokenize", "traceback", "typing", "warnings"),
 }
+OF_SUPERVISOR = OF_NURSERY | {"resource"}
 # What users make (a `Task`, `Hooks`) are dataclasses, which nobody has to import who makes none.
 OF_CLIENT = DEAR | {"hashlib", "hmac", "secrets", "mpworker.hooks", "mpworker.queues", "mpworker.task"}
 

@@ -7,12 +7,10 @@ hits nobody. `running` is set around the user's function alone: an interrupt can
 
 from __future__ import annotations
 
-import traceback
-from itertools import takewhile
 from types import CodeType, FrameType
 
 from mpworker.context import TaskContext
-from mpworker.ipc import codec, details
+from mpworker.ipc import codec, details, tracebacks
 from mpworker.ipc._native import Claims
 from mpworker.ipc.stacks import StackFile
 
@@ -113,9 +111,8 @@ class Attempt:
 
 def _stack_of_task(frame: FrameType | None) -> str:
     """The stack from the user's function on; "" if it has not begun, or has returned."""
-    frames = list(takewhile(_is_of_task, traceback.walk_stack(frame)))
-    return "".join(traceback.StackSummary.extract(reversed(frames)).format())
-
-
-def _is_of_task(place: tuple[FrameType, int]) -> bool:
-    return place[0].f_code not in _OURS
+    places = []
+    while frame is not None and frame.f_code not in _OURS:
+        places.append((frame, frame.f_lineno))
+        frame = frame.f_back
+    return tracebacks.of_stack(reversed(places))

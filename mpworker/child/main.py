@@ -10,8 +10,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import traceback
-import warnings
 
 from mpworker import context
 from mpworker.child import machine
@@ -24,7 +22,7 @@ from mpworker.child.loop import Loop, flush_streams
 from mpworker.child.outcomes import Outcomes
 from mpworker.child.shares import Shares
 from mpworker.child.task import TaskRunner
-from mpworker.ipc import codec, json, payload, shares
+from mpworker.ipc import codec, json, ownpath, payload, shares, tracebacks
 from mpworker.ipc._native import Claims, MadeBeforeFork
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import INTERRUPT_SIGNAL, STACK_SIGNAL
@@ -130,6 +128,17 @@ def _settle_streams() -> None:
             stream.reconfigure(line_buffering=True, write_through=False)
 
 
+def _allow_forks() -> None:
+    """CPython 3.12 and later warn when a process with threads forks.
+
+    Ours has one that holds no lock and runs no Python; the warning would come for every task that uses multiprocessing.
+    """
+    if sys.version_info >= (3, 12):
+        ownpath.imported("re")  # which `warnings` needs for a pattern, and no child of an older Python waits for
+        warnings = ownpath.imported("warnings")
+        warnings.filterwarnings("ignore", r".*use of fork\(\) may lead to deadlocks", DeprecationWarning)
+
+
 def _nothing(_: int) -> None:
     """A child without arenas is lent nothing and opens nothing, and so nothing is taken from it."""
 
@@ -152,9 +161,7 @@ def run(
         stack_file.dump_at(STACK_SIGNAL)
         _settle_streams()
         _reseed()
-        # CPython 3.12 and later warn when a process with threads forks. Ours has one that holds no lock and runs no
-        # Python; the warning would come for every task that uses multiprocessing.
-        warnings.filterwarnings("ignore", r".*use of fork\(\) may lead to deadlocks", DeprecationWarning)
+        _allow_forks()
         if child.initialize(initializer):
             child.serve()
             import atexit
@@ -163,8 +170,8 @@ def run(
         status = 0
     except MadeBeforeFork:
         status = 0  # a task forked and its fork returned from the task too: that process ends here
-    except BaseException:  # noqa: BLE001
-        traceback.print_exc()
+    except BaseException as error:  # noqa: BLE001
+        tracebacks.show(error)
     finally:
         flush_streams()
         os._exit(status)

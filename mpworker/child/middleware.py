@@ -9,14 +9,13 @@ and goes no further.
 What is no fault of theirs passes: the interrupt of a task that is late or cancelled, and Ctrl-C.
 """
 
-import traceback
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeAlias
 
 from mpworker.context import TaskContext
-from mpworker.ipc import payload
+from mpworker.ipc import payload, tracebacks
 from mpworker.ipc.failures import cut
 
 Layer: TypeAlias = Callable[[Callable[[], Any], TaskContext], object]
@@ -114,5 +113,5 @@ class _Attempt:
 def where(error: BaseException) -> str:
     """The type of an exception and the places that it has passed, but nothing that it says: that may be anything."""
     trace = error.__traceback__
-    lines = traceback.format_tb(trace.tb_next if trace is not None else None)  # without the frame that called it
-    return cut(f"{''.join(lines)}{type(error).__qualname__}")
+    places = tracebacks.of_trace(trace.tb_next if trace is not None else None)  # without the frame that called it
+    return cut(f"{places}{type(error).__qualname__}")

@@ -3,10 +3,9 @@
 An exception's own code may raise anything, and none of that leaves this file.
 """
 
-import traceback
 from types import TracebackType
 
-from mpworker.ipc import codec
+from mpworker.ipc import codec, tracebacks
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -40,7 +39,7 @@ def full(error: BaseException) -> str:
     """The traceback of an exception, which loses the frames of this package that it begins with."""
     trace = outer_frames_cut(error.__traceback__)
     try:
-        return "".join(traceback.format_exception(BaseException.with_traceback(error, trace)))
+        return tracebacks.of_exception(BaseException.with_traceback(error, trace))
     except BaseException as broken:  # noqa: BLE001
         return f"{type(error).__qualname__} (its traceback cannot be printed: {type(broken).__qualname__})\n"
 

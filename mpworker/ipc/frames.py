@@ -9,7 +9,6 @@ and a user's own `select.py` beside the script would be imported in their place.
 from __future__ import annotations
 
 import _socket
-import array
 import errno
 import os
 import struct
@@ -24,7 +23,8 @@ _HEADER = struct.Struct("<II")
 _MAX_FDS = 16
 _MAX_FRAME_BYTES = 64 << 20
 _READ_BYTES = 65536
-_CMSG_BYTES = _socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+_FD = struct.Struct("i")  # not of `array`, which imports `collections`
+_CMSG_BYTES = _socket.CMSG_SPACE(_MAX_FDS * _FD.size)
 
 
 class DescriptorsLost(OSError):
@@ -63,7 +63,7 @@ class Frames:
         """
         body = json.dumps(message).encode()
         data = memoryview(_HEADER.pack(len(body), len(fds)) + body)
-        control = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        control = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, b"".join(map(_FD.pack, fds)))] if fds else []
         sent = self._sock.sendmsg([data], control, _socket.MSG_NOSIGNAL)
         while sent < len(data):
             sent += self._sock.send(data[sent:], _socket.MSG_NOSIGNAL)
@@ -85,10 +85,10 @@ class Frames:
                 return frame
             flags = _socket.MSG_CMSG_CLOEXEC | (0 if wait else _socket.MSG_DONTWAIT)
             data, control, message_flags, _ = self._sock.recvmsg(_READ_BYTES, _CMSG_BYTES, flags)
-            received = array.array("i")
+            received: list[int] = []
             for level, kind, payload in control:
                 if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-                    received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
+                    received += [fd for (fd,) in _FD.iter_unpack(payload[: len(payload) - len(payload) % _FD.size])]
             if message_flags & _socket.MSG_CTRUNC:
                 # Those of the message that ends what was read: Linux returns before the next one that has any.
                 for fd in received:

@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import functools
 import io
-import pickle
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from types import CodeType, FunctionType
 
-from mpworker.ipc import shares
+from mpworker.ipc import ownpath, shares
 from mpworker.ipc._native import dumps_plain, loads_plain
 from mpworker.ipc.arena import Parcel
 from mpworker.ipc.codec import BUFFER_MIN, PICKLE_MIN, RANGES_MAX
 from mpworker.ipc.failures import brief
+from mpworker.ipc.pickles import pickle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,6 +108,7 @@ _IMPORT_SECONDS = 10.0  # for the case that the frame below a signal handler imp
 @functools.cache
 def _cloudpickle() -> Any:
     """The module, whole. A signal handler on top of an import of it in the main thread would get half of it."""
+    threading = ownpath.imported("threading")  # not before: no child shall wait for it
     if threading.current_thread() is threading.main_thread():
         importer = threading.Thread(target=_try_cloudpickle, name="mpworker-import", daemon=True)
         try:
@@ -441,7 +441,7 @@ def loads_known(data: bytes, buffers: Iterable[Any] = ()) -> Any:
     if _UNDERSCORE in data and data.find(b"cloudpickle") >= 0:  # all that makes a class there has one in its name
         _cloudpickle()  # not by way of the pickle, in the main thread
         return _KnownClasses(data, buffers).load()
-    return pickle.loads(data, buffers=buffers)  # noqa: S301  # what our own children sent
+    return pickle.loads(data, buffers=buffers)  # what our own children sent
 
 
 def loads_result(data: bytes | Parcel) -> Any:
@@ -516,7 +516,7 @@ def loader_in_child() -> Callable[..., Any]:
 def _loads_and_sees_initializer(data: bytes, buffers: Iterable[Any] = ()) -> Any:
     if b"cloudpickle" in data:
         return _SeesInitializer(io.BytesIO(data), buffers=buffers).load()
-    return pickle.loads(data, buffers=buffers)  # noqa: S301  # what the client sent is to be run: that is the point
+    return pickle.loads(data, buffers=buffers)  # what the client sent is to be run: that is the point
 
 
 class _SeesInitializerHere(_KnownClasses):
@@ -538,4 +538,4 @@ def loads_here(data: bytes, initialized: dict[str, dict[str, Any]]) -> Any:
     if b"cloudpickle" in data:
         _cloudpickle()
         return _SeesInitializerHere(data, initialized).load()
-    return pickle.loads(data)  # noqa: S301  # this very process made it
+    return pickle.loads(data)  # this very process made it

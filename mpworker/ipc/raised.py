@@ -23,12 +23,11 @@ from __future__ import annotations
 import copyreg
 import functools
 import io
-import pickle
 from collections import namedtuple
-from contextlib import suppress
 from types import BuiltinFunctionType, MemberDescriptorType, WrapperDescriptorType
 
 from mpworker.ipc import payload
+from mpworker.ipc.pickles import pickle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -166,9 +165,11 @@ def _fields(base: type, error: BaseException, made: BaseException) -> dict[str, 
             if type(member) is MemberDescriptorType and name != "obj":
                 value = member.__get__(error)
                 if value is not member.__get__(made):
-                    with suppress(AttributeError):  # a read-only one; it can only be what `args` made it
+                    try:
                         _set_field(made, name, value)
-                        found[name] = value
+                    except AttributeError:
+                        continue  # a read-only one; it can only be what `args` made it
+                    found[name] = value
     return found
 
 

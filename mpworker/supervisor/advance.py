@@ -17,6 +17,8 @@ import gc
 import sys
 import time
 
+from mpworker.ipc import ownpath
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -27,14 +29,9 @@ _DELAY: Final = 0.05  # seconds from the first fork, in which a start is over, o
 
 
 class InAdvance:
-    """Imports it, once: a finder of `sys.meta_path`, which is asked when cloudpickle itself is imported.
+    """Imports it, once: a finder of `sys.meta_path`, which is asked when cloudpickle itself is imported."""
 
-    Args:
-        path: Where it is to be found.
-    """
-
-    def __init__(self, path: list[str]) -> None:
-        self._path = path
+    def __init__(self) -> None:
         self._due_at: float | None = None
         sys.meta_path.insert(0, self)
 
@@ -56,14 +53,11 @@ class InAdvance:
 
     def load(self) -> None:
         """Import it here."""
-        path, sys.path = sys.path, self._path
         try:
             for name in _NEEDED:
-                __import__(name)
+                ownpath.imported(name)
         except (ImportError, OSError):
             pass  # no such module, or no descriptor is left: cloudpickle's own import says so, where somebody hears it
-        finally:
-            sys.path = path
         if self in sys.meta_path:
             sys.meta_path.remove(self)
 

@@ -19,15 +19,13 @@ from __future__ import annotations
 import os
 import select
 import sys
-import traceback
 
-from mpworker.ipc import frames, json
+from mpworker.ipc import frames, json, ownpath, tracebacks
 from mpworker.ipc._native import prctl
 from mpworker.ipc.channel import Channel, map_claims
 from mpworker.ipc.failures import brief, cut, full
 from mpworker.ipc.limits import explained
 from mpworker.ipc.signals import signal
-from mpworker.supervisor import blas
 from mpworker.supervisor.advance import InAdvance
 from mpworker.supervisor.burying import become_subreaper, bury, kill_strays
 from mpworker.supervisor.spawning import UNHEEDED
@@ -161,8 +159,8 @@ class Nursery:
             from mpworker.child import main
 
             main.run(channel, claims, stack_file, self._settings | {"cores": cores}, self._initializer, arenas)
-        except BaseException:  # noqa: BLE001
-            traceback.print_exc()
+        except BaseException as error:  # noqa: BLE001
+            tracebacks.show(error)
         finally:
             os._exit(1)
 
@@ -221,9 +219,12 @@ def _preload(modules: list[str], *, blas_asked: bool) -> None:
 
     context._loading = lambda: True
     try:
-        with blas.one_thread(asked=blas_asked):
-            for module in modules:
-                _preload_one(module)
+        if modules:
+            from mpworker.supervisor import blas
+
+            with blas.one_thread(asked=blas_asked):
+                for module in modules:
+                    _preload_one(module)
     finally:
         context._loading = None
         _flush_streams()  # what was printed shall not be printed by every fork again
@@ -246,6 +247,8 @@ def _blas_threads(settings: dict[str, Any], modules: list[str]) -> int:
     threads, asked = settings["blas_threads"], settings["blas_asked"]
     if not (modules or asked):
         return 0
+    from mpworker.supervisor import blas
+
     try:
         return blas.threads_to_set(threads, asked=asked)
     except ImportError as error:
@@ -264,8 +267,8 @@ def main(fd: int) -> None:
         pass  # the supervisor is gone: nobody is left to be told anything
     except OSError as error:
         _say_unable(supervisor, error)
-    except BaseException:  # noqa: BLE001
-        traceback.print_exc()
+    except BaseException as error:  # noqa: BLE001
+        tracebacks.show(error)
     finally:
         os._exit(status)  # nothing here needs an orderly end, and stopping should be quick
 
@@ -295,13 +298,18 @@ def _live(supervisor: frames.Frames) -> None:
     from mpworker.child import main as child_main
 
     del atexit, resource, child_main
+    if blob["preload"] or config["child"]["blas_asked"]:
+        from mpworker.supervisor import blas  # few pools need it
+
+        del blas
     os.environ.clear()
     os.environ.update(blob["environment"])
     sys.argv = blob["argv"]
     try:
         if blob["directory"] is not None:
             os.chdir(blob["directory"])
-        advance = InAdvance(sys.path[:])
+        ownpath.keep(sys.path[:])
+        advance = InAdvance()
         sys.path[:] = blob["path"]
         _preload(blob["preload"], blas_asked=config["child"]["blas_asked"])
         blas_threads = _blas_threads(config["child"], blob["preload"])
