@@ -202,6 +202,23 @@ def test_preload_finds_what_the_client_would(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_the_garbage_collector_is_on_for_what_is_preloaded_and_in_children(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import gc\nwas_on = gc.isenabled()\n")
+    done = programs.run_source(
+        """
+        import gc
+        from mpworker import ProcessWorker
+        def work():
+            import mine
+            return mine.was_on, gc.isenabled()
+        with ProcessWorker(n=1, preload=["mine"]) as w:
+            print(*w.submit(work).result())
+        """,
+        tmp_path,
+    )
+    assert done.stdout == "True True\n"
+
+
 def test_the_initializer_runs_once_in_each_child_before_its_first_task(tmp_path: Path, gate: Gate) -> None:
     path = str(tmp_path / "initialized")
 

@@ -16,6 +16,7 @@ everything is killed and the nursery exits.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import sys
@@ -256,12 +257,17 @@ def _blas_threads(settings: dict[str, Any], modules: list[str]) -> int:
         raise _PreloadFailed(why) from error
 
 
-def main(fd: int) -> None:
-    """The nursery's whole life, on the socket that it was started with; never returns."""
+def main(fd: int, collects: bool) -> None:
+    """The nursery's whole life; never returns.
+
+    Args:
+        fd: The socket to the supervisor.
+        collects: Was the garbage collector on, as in the client, before this process began to load itself?
+    """
     supervisor = frames.adopt(fd)
     status = 1
     try:
-        _live(supervisor)
+        _live(supervisor, collects)
         status = 0
     except ConnectionError:
         pass  # the supervisor is gone: nobody is left to be told anything
@@ -280,7 +286,7 @@ def _say_unable(supervisor: frames.Frames, error: OSError) -> None:
         pass  # the end of the socket says as much
 
 
-def _live(supervisor: frames.Frames) -> None:
+def _live(supervisor: frames.Frames, collects: bool) -> None:
     first = supervisor.receive()
     if first is None:
         return
@@ -302,6 +308,8 @@ def _live(supervisor: frames.Frames) -> None:
         from mpworker.supervisor import blas  # few pools need it
 
         del blas
+    if collects:
+        gc.enable()
     os.environ.clear()
     os.environ.update(blob["environment"])
     sys.argv = blob["argv"]
@@ -322,8 +330,6 @@ def _live(supervisor: frames.Frames) -> None:
     settings = config["child"] | {"nursery_pid": os.getpid(), "blas_threads": blas_threads}
     settings["middleware"] = bytes.fromhex(blob["middleware"])
     nursery = Nursery(supervisor, settings, bytes.fromhex(blob["initializer"]), arenas, advance)
-    import gc
-
     gc.freeze()  # the collector of a child would otherwise touch, and so copy, every page of the preloaded modules
     try:
         supervisor.send({"op": "ready"})
