@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-import mpworker
+from mpworker import programs
 from mpworker.arenas import Arenas
 from mpworker.arenas import make as make_arenas
 from mpworker.cgroups import available_cores
@@ -20,31 +20,6 @@ from mpworker.options import WorkerOptions
 
 _CLIENT_SPIN_NS: Final = 50_000
 _CHILD_SPIN_NS: Final = 20_000
-# The package is imported on a path of nothing but its folder, so that the processes run the very copy that the client
-# runs, and no other file of that folder can stand in for a module of the standard library.
-# No collector while they load: it finds nothing, and took a twentieth of that time.
-_BOOTSTRAP: Final = (
-    "import gc, sys; collects = gc.isenabled(); gc.disable(); "
-    "sys.path[:], sys.path_was = [{!r}], sys.path[:]; import mpworker; sys.path[:] = sys.path_was; "
-    "del sys.path_was, mpworker; main = __import__({!r}, fromlist=['main']).main"
-)
-# The same for a supervisor, which may run on an interpreter that cannot do it. What it then says: mpworker.ipc.codec.
-# Of another version it would crash: functions travel as byte code, and the children have the path of this process.
-_SUPERVISOR_BOOTSTRAP: Final = """
-try:
-    import sys
-    if sys.version_info[:2] != {!r}:
-        raise ImportError("it is a Python " + sys.version.split()[0])
-    {}
-except Exception as error:
-    import posix  # built in: no path leads to `os` here
-    word = {!r} if isinstance(error, OSError) else {!r}
-    try:
-        posix.write(3, word + (type(error).__name__ + ": " + str(error)).encode("utf-8", "replace"))
-    finally:
-        posix._exit(1)
-main(3)
-"""
 # What a supervisor has open: once, for each child, and while it makes the last one. tests/test_starts.py counts.
 _FDS_OWN: Final = 14
 _FDS_OF_A_CHILD: Final = 5
@@ -125,58 +100,6 @@ class Supervisor:
         pidfd, self.pidfd = self.pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
-
-
-def _interpreter_flags() -> list[str]:
-    """The options that start an interpreter like this one."""
-    flags = sys.flags
-    found = []
-    for letter, value in (
-        ("d", flags.debug),
-        ("O", flags.optimize),
-        ("B", flags.dont_write_bytecode),
-        ("s", flags.no_user_site),
-        ("v", flags.verbose),
-        ("b", flags.bytes_warning),
-    ):
-        if value:
-            found.append("-" + letter * value)
-    found += [f"-W{option}" for option in sys.warnoptions]
-    for name, value in sys._xoptions.items():
-        if name not in ("importtime", "showrefcount"):
-            found += ["-X", name if value is True else f"{name}={value}"]
-    if flags.no_site:
-        found.append("-S")
-    return found
-
-
-def _command(python: str) -> list[str]:
-    """The supervisor's command line. Its arguments are the nursery's, which is started before any message comes."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(mpworker.__file__)))
-    bootstrap = _BOOTSTRAP.format(root, "mpworker.supervisor.__main__")
-    words = (sys.version_info[:2], bootstrap, codec.CANNOT, codec.CANNOT_IMPORT)
-    # -P: no folder of the user's on the path until the nursery's own imports are done.
-    nursery = [python, "-P", *_interpreter_flags(), "-c"]
-    nursery.append(_BOOTSTRAP.format(root, "mpworker.supervisor.nursery") + "; main(3, collects)")
-    return [python, "-I", "-S", "-c", _SUPERVISOR_BOOTSTRAP.format(*words), *nursery]
-
-
-def _environment() -> dict[str, str]:
-    """What supervisor and nursery start with.
-
-    -I has the supervisor heed nothing that is Python's, and the nursery sets the client's path and environment after
-    its own imports.
-    """
-    environment = dict(os.environ)
-    for name in os.environ:
-        if name in ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONHOME") or (
-            sys.flags.ignore_environment and name.startswith("PYTHON")
-        ):
-            del environment[name]
-    seed = os.environ.get("PYTHONHASHSEED", "")
-    # Chosen here, so that a nursery that replaces another one has the same.
-    environment["PYTHONHASHSEED"] = str(int.from_bytes(os.urandom(4))) if seed in ("", "random") else seed
-    return environment
 
 
 def _start_failure(words: bytes, python: str, how: str) -> dict[str, str] | None:
@@ -354,7 +277,6 @@ def launch(
     try:
         channel, sock, pid, pidfd = _start(
             python,
-            _command(python),
             capacities,
             config,
             blob,
@@ -375,7 +297,6 @@ def launch(
 
 def _start(
     python: str,
-    command: list[str],
     capacities: tuple[int, int],
     config: dict[str, Any],
     blob: bytes,
@@ -388,15 +309,7 @@ def _start(
     try:
         sock, theirs = frames.pair()
         try:
-            pid = os.posix_spawn(
-                python,
-                command,
-                _environment(),
-                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
-                setpgroup=0,  # Ctrl-C in a terminal is for the client alone
-                setsigmask=[],
-                setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT],
-            )
+            pid = programs.start_both(python, theirs)
         except OSError as error:
             if error.errno in (errno.ENOEXEC, errno.ENOENT, errno.EACCES):
                 raise ConfigurationError(

@@ -297,6 +297,13 @@ def calls(fd: int) -> Calls:
             (TypeError, lambda: loan.locate(1)),  # type: ignore[arg-type]
         ],
         "Loan.views": [(None, lambda: loan.views)],
+        # That it starts is seen in test_native_start.py: here are the ways not to.
+        "start": [
+            (FileNotFoundError, lambda: _native.start(b"/no/such/program", [b"x", b"0"], 1, [], [], 0, 0, 0)),
+            (ValueError, lambda: _native.start(b"x", [b"x"], 1, [], [], 0, 0, 0)),
+            (ValueError, lambda: _native.start(b"x", [b"x", b"0"], 1, [], [b"a\0b"], 0, 0, 0)),
+            (TypeError, lambda: _native.start(b"x", [b"x", b"0"], 1, [small, "y"], [], 0, 0, 0)),  # type: ignore[list-item]
+        ],
         "keep": [(None, lambda: _native.keep(memory))],
         "dumps_plain": [
             (None, lambda: _native.dumps_plain(plain)),

@@ -8,6 +8,8 @@ import programs
 import pytest
 from test_isolation import SPY
 
+from mpworker import ProcessWorker
+
 # Dear, by themselves or by what they bring along: `dataclasses` has `inspect`, and so `ast` and `dis`.
 DEAR = {
     *("argparse", "ast", "asyncio", "base64", "cloudpickle", "ctypes", "dataclasses", "datetime", "decimal", "dis"),
@@ -91,7 +93,13 @@ def test_a_child_loads_nothing_for_a_first_task(imported: Spied) -> None:
     assert imported["child"] == []
 
 
-def test_the_first_nursery_is_started_before_the_supervisor_has_loaded_itself(imported: Spied) -> None:
+def test_the_first_nursery_is_started_together_with_the_supervisor() -> None:
+    with ProcessWorker(n=1) as pool:
+        pids = pool.processes()
+        assert Path(f"/proc/{pids['supervisor']}/cmdline").read_text().split("\0")[5] == str(pids["nursery"])
+
+
+def test_on_another_interpreter_it_is_started_before_the_supervisor_has_loaded_itself(imported: Spied) -> None:
     done = imported["supervisor"]
     assert done.index("os.posix_spawn") < done.index("mpworker.supervisor.standing")
     before = done[: done.index("os.posix_spawn")]

@@ -18,10 +18,11 @@ import pytest
 from leaks import alive, wait_until
 from test_loop import made
 
+import mpworker
 from mpworker import ProcessWorker, launch
 from mpworker.client import Client
 from mpworker.errors import ConfigurationError, StartFailed, SupervisorLost
-from mpworker.ipc import codec, frames
+from mpworker.ipc import _native, codec, frames
 from mpworker.ipc.codec import Record
 from mpworker.observing import Observing
 from mpworker.options import WorkerOptions
@@ -332,7 +333,7 @@ def refusal(number: int) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("call", "number", "says"),
     [
-        ("os.posix_spawn", errno.EAGAIN, "RLIMIT_NPROC"),
+        ("mpworker.ipc._native.start", errno.EAGAIN, "RLIMIT_NPROC"),
         ("os.pidfd_open", errno.EMFILE, "RLIMIT_NOFILE"),
         ("os.memfd_create", errno.ENFILE, "open files in system"),
         ("os.posix_fallocate", errno.ENOSPC, "space"),
@@ -431,7 +432,7 @@ def test_a_python_of_another_version(
 def test_a_python_that_cannot_import_the_package(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(launch.mpworker, "__file__", str(tmp_path / "mpworker" / "__init__.py"))
+    monkeypatch.setattr(mpworker, "__file__", str(tmp_path / "mpworker" / "__init__.py"))
     match = "ModuleNotFoundError: No module named 'mpworker'"
     with pytest.raises(ConfigurationError, match=match):  # noqa: PT012
         w = ProcessWorker(n=1)
@@ -469,12 +470,12 @@ def test_a_supervisor_that_is_dead_before_it_is_sent_anything_is_heard(
 ) -> None:
     python = executable(tmp_path / "python", f"#!/bin/sh\nprintf %s '{word.decode()}why not' >&3\n")
 
-    def spawn_and_wait(*arguments: Any, real: Callable[..., int] = os.posix_spawn, **options: Any) -> int:
-        pid = real(*arguments, **options)
+    def start_and_wait(*arguments: Any, real: Callable[..., int] = _native.start) -> int:
+        pid = real(*arguments)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         return pid
 
-    monkeypatch.setattr("os.posix_spawn", spawn_and_wait)
+    monkeypatch.setattr(_native, "start", start_and_wait)
     with pytest.raises(error, match=r"why not$"):
         ProcessWorker(n=1, python=python)
 

@@ -9,7 +9,7 @@ until it is asked to let go of it (UNSHARE) and has: between two tasks, when wha
 from __future__ import annotations
 
 import os
-import threading
+from _thread import RLock
 from collections.abc import Callable, Iterable
 
 from mpworker.ipc import codec, shares
@@ -45,7 +45,7 @@ class Shares:
         self._offered: dict[int, Block] = {}  # by number: what the call that runs speaks of
         self._open: dict[int, tuple[Loan, Any]] = {}
         self._unsaid: list[int] = []  # opened, and the supervisor does not know
-        self._lock = threading.RLock()  # a task may have threads, which may outlive it
+        self._lock = RLock()  # a task may have threads, which may outlive it
         self._pid = os.getpid()
 
     def begin(self, blocks: Iterable[Block]) -> None:

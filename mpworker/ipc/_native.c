@@ -25,6 +25,7 @@
 #include "clock.h"
 #include "heartbeat.h"
 #include "ring.h"
+#include "start.h"
 
 typedef struct {
     PyObject *ring_corrupt;
@@ -168,6 +169,55 @@ static PyObject *native_prctl(PyObject *Py_UNUSED(module), PyObject *const *args
     return none();
 }
 
+/* The pointers of a list of bytes, and NULL; NULL with an exception. They live as long as the list is left alone. */
+static char **strings_of(PyObject *list)
+{
+    Py_ssize_t count = PyList_Size(list);
+    char **strings = count < 0 ? NULL : PyMem_Malloc((size_t)(count + 1) * sizeof *strings);
+    if (!strings)
+        return count < 0 ? NULL : (char **)PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (PyBytes_AsStringAndSize(PyList_GetItem(list, i), &strings[i], NULL) < 0) { /* also for a NUL inside */
+            PyMem_Free(strings);
+            return NULL;
+        }
+    }
+    strings[count] = NULL;
+    return strings;
+}
+
+static PyObject *native_start(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    mpw_start start = {0};
+    PyObject *supervisor, *nursery, *environment;
+    Py_ssize_t pid_at;
+    if (!PyArg_ParseTuple(args, "yO!nO!O!iii:start", &start.path, &PyList_Type, &supervisor, &pid_at, &PyList_Type, &nursery,
+                          &PyList_Type, &environment, &start.client_end, &start.supervisor_end, &start.nursery_end))
+        return NULL;
+    if (pid_at < 0 || pid_at >= PyList_Size(supervisor))
+        return PyErr_Format(PyExc_ValueError, "there is no argument %zd", pid_at);
+    char text[MPW_START_PID_CHARS];
+    char **arguments[3] = {strings_of(supervisor), NULL, NULL};
+    if (arguments[0])
+        arguments[1] = strings_of(nursery);
+    if (arguments[1])
+        arguments[2] = strings_of(environment);
+    pid_t pid = -1;
+    if (arguments[2]) {
+        arguments[0][pid_at] = text;
+        start.supervisor = arguments[0];
+        start.pid_at = (size_t)pid_at;
+        start.nursery = PyList_Size(nursery) ? arguments[1] : NULL;
+        start.environment = arguments[2];
+        pid = mpw_start_both(&start);
+        if (pid < 0)
+            PyErr_SetFromErrno(PyExc_OSError);
+    }
+    for (int i = 0; i < 3; i++)
+        PyMem_Free(arguments[i]);
+    return pid < 0 ? NULL : PyLong_FromLong(pid);
+}
+
 #include "arena.h"
 #include "plain.h"
 
@@ -188,6 +238,9 @@ static PyMethodDef module_methods[] = {
      "dumps_plain(value)\n\nThe pickle of a small plain value; None if it is none: see plain.h."},
     {"loads_plain", (PyCFunction)(void (*)(void))native_loads_plain, METH_FASTCALL,
      "loads_plain(data, loads)\n\nThe value of the pickle of a plain value; what loads(data) says of anything else."},
+    {"start", native_start, METH_VARARGS,
+     "start(path, supervisor, pid_at, nursery, environment, client_end, supervisor_end, nursery_end) -> int\n\nStart a "
+     "supervisor and its first nursery, if that has arguments; the supervisor's process id: see start.h."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -12,7 +12,7 @@ refuses, and the call is pickled once more with one. Nothing that has no handle 
 from __future__ import annotations
 
 import struct
-import threading
+from _thread import _local
 from collections.abc import Callable
 
 from mpworker.ipc import arena
@@ -54,7 +54,7 @@ _PART: Final = struct.Struct("<QQ")  # where it begins in the block, and its byt
 opener: Opener | None = None  # of this process, if it is a child
 
 
-class _Collecting(threading.local):
+class _Collecting(_local):
     """What this thread pickles.
 
     Attributes:

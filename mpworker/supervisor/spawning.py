@@ -1,7 +1,8 @@
-"""The start of a nursery, with little but what is built into the interpreter.
+"""The start of a nursery by a supervisor that is there, with little but what is built into the interpreter.
 
-The first one is started before the supervisor has loaded its own modules, so that both come up at the same time; `os`
-alone would hold it up. One that replaces a dead one is started by the same lines.
+That is each one that replaces another. The first one is started together with the supervisor (mpworker/ipc/start.h).
+Where that runs on another interpreter than the client, it starts the first one by these lines as well, before it has
+loaded its own modules: `os` alone would hold it up.
 """
 
 import _socket
@@ -9,7 +10,8 @@ import posix
 
 from mpworker.ipc.signals import signal
 
-# What a supervisor ignores, and passes on ignored: the nursery does too, a child does not.
+# What a supervisor ignores from its start on (mpworker/ipc/start.h), and passes on ignored: the nursery does too, and a
+# child does not.
 UNHEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 Started = tuple[_socket.socket, int]  # our end of its socket, and its process id
 

@@ -51,7 +51,7 @@ def _stand(fd: int, client_pid: int, nursery: Started | None) -> Loop | None:
     # Nothing here forms cycles; without a collector a million queued tasks cost no pause.
     gc.freeze()
     gc.disable()
-    loop = Loop(config | {"nursery_argv": sys.argv[1:]}, client, channel, fds, client_pidfd)
+    loop = Loop(config | {"nursery_argv": sys.argv[2:]}, client, channel, fds, client_pidfd)
     if nursery is not None:
         loop.world.adopt(nursery)
     return loop
@@ -72,18 +72,15 @@ def _leave(nursery: Started | None, status: int) -> NoReturn:
     os._exit(status)
 
 
-def serve(fd: int, client_pid: int, nursery: Started | None, error: OSError | None) -> None:
+def serve(fd: int, client_pid: int, nursery: Started | None) -> None:
     """Be a supervisor until the client is gone; never returns.
 
     Args:
         fd: The socket to the client.
         client_pid: The client, which is our parent as long as it lives.
         nursery: The first one; None if it could not be started.
-        error: Why we cannot be a supervisor; None if nothing has failed so far.
     """
     try:
-        if error is not None:
-            raise error
         loop = _stand(fd, client_pid, nursery)
     except ConnectionError:
         loop = None  # the client is gone

@@ -1,0 +1,127 @@
+"""What the interpreters of supervisor and nursery are started with: their command lines and their environment."""
+
+import _socket
+import os
+import sys
+from typing import Final
+
+import mpworker
+from mpworker.ipc import _native, codec
+
+# The package is imported on a path of nothing but its folder, so that the processes run the very copy that the client
+# runs, and no other file of that folder can stand in for a module of the standard library.
+# No collector while they load: it finds nothing, and took a twentieth of that time.
+_BOOTSTRAP: Final = (
+    "import gc, sys; collects = gc.isenabled(); gc.disable(); "
+    "sys.path[:], sys.path_was = [{!r}], sys.path[:]; import mpworker; sys.path[:] = sys.path_was; "
+    "del sys.path_was, mpworker; main = __import__({!r}, fromlist=['main']).main"
+)
+# The same for a supervisor, which may run on an interpreter that cannot do it. What it then says: mpworker.ipc.codec.
+# Of another version it would crash: functions travel as byte code, and the children have the path of this process.
+_SUPERVISOR_BOOTSTRAP: Final = """
+try:
+    import sys
+    if sys.version_info[:2] != {!r}:
+        raise ImportError("it is a Python " + sys.version.split()[0])
+    {}
+except Exception as error:
+    import posix  # built in: no path leads to `os` here
+    word = {!r} if isinstance(error, OSError) else {!r}
+    try:
+        posix.write(3, word + (type(error).__name__ + ": " + str(error)).encode("utf-8", "replace"))
+    finally:
+        nursery = int(sys.argv[1])
+        if nursery:
+            posix.kill(nursery, 9)
+            posix.waitpid(nursery, 0)
+        posix._exit(1)
+main(3, 4)
+"""
+_PID_AT: Final = 5  # in the supervisor's command line: where the process id of the first nursery goes
+
+
+def _interpreter_flags() -> list[str]:
+    """The options that start an interpreter like this one."""
+    flags = sys.flags
+    found = []
+    for letter, value in (
+        ("d", flags.debug),
+        ("O", flags.optimize),
+        ("B", flags.dont_write_bytecode),
+        ("s", flags.no_user_site),
+        ("v", flags.verbose),
+        ("b", flags.bytes_warning),
+    ):
+        if value:
+            found.append("-" + letter * value)
+    found += [f"-W{option}" for option in sys.warnoptions]
+    for name, value in sys._xoptions.items():
+        if name not in ("importtime", "showrefcount"):
+            found += ["-X", name if value is True else f"{name}={value}"]
+    if flags.no_site:
+        found.append("-S")
+    return found
+
+
+def _commands(python: str) -> tuple[list[str], list[str]]:
+    """The command lines of supervisor and nursery. The former ends with the latter, by which it starts further ones."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(mpworker.__file__)))
+    bootstrap = _BOOTSTRAP.format(root, "mpworker.supervisor.__main__")
+    words = (sys.version_info[:2], bootstrap, codec.CANNOT, codec.CANNOT_IMPORT)
+    # -P: no folder of the user's on the path until the nursery's own imports are done.
+    nursery = [python, "-P", *_interpreter_flags(), "-c"]
+    nursery.append(_BOOTSTRAP.format(root, "mpworker.supervisor.nursery") + "; main(3, collects)")
+    return [python, "-I", "-S", "-c", _SUPERVISOR_BOOTSTRAP.format(*words), "0", *nursery], nursery
+
+
+def _environment() -> dict[str, str]:
+    """What supervisor and nursery start with.
+
+    -I has the supervisor heed nothing that is Python's, and the nursery sets the client's path and environment after
+    its own imports.
+    """
+    environment = dict(os.environ)
+    for name in os.environ:
+        if name in ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONHOME") or (
+            sys.flags.ignore_environment and name.startswith("PYTHON")
+        ):
+            del environment[name]
+    seed = os.environ.get("PYTHONHASHSEED", "")
+    # Chosen here, so that a nursery that replaces another one has the same.
+    environment["PYTHONHASHSEED"] = str(int.from_bytes(os.urandom(4))) if seed in ("", "random") else seed
+    return environment
+
+
+def start_both(python: str, client_end: _socket.socket) -> int:
+    """Start a supervisor, and its first nursery.
+
+    Another interpreter than this one may be none, or know nothing of the options. Then the supervisor, which
+    can say so, starts alone, and starts the nursery when it is up.
+
+    Args:
+        python: The interpreter.
+        client_end: The supervisor's end of its socket to the client.
+
+    Returns:
+        The supervisor's process id.
+
+    Raises:
+        OSError: There is no such program, or no memory, descriptor or process is left.
+    """
+    supervisor, nursery = _commands(python)
+    environment = [os.fsencode(f"{name}={value}") for name, value in _environment().items()]
+    supervisor_end, nursery_end = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        return _native.start(
+            os.fsencode(python),
+            [os.fsencode(word) for word in supervisor],
+            _PID_AT,
+            [os.fsencode(word) for word in nursery] if python == sys.executable else [],
+            environment,
+            client_end.fileno(),
+            supervisor_end.fileno(),
+            nursery_end.fileno(),
+        )
+    finally:
+        supervisor_end.close()
+        nursery_end.close()
