@@ -37,6 +37,18 @@ except Exception as error:
         posix._exit(1)
 main(3, 4)
 """
+# The same for a nursery. The first one is started together with a supervisor, and is silent where that says why the
+# package cannot be imported.
+_NURSERY_BOOTSTRAP: Final = """
+try:
+    {}
+except ImportError:
+    if sys.argv[1:]:
+        raise SystemExit(1)
+    raise
+main(3, collects)
+"""
+_FIRST: Final = "first"  # what such a one has as its argument
 _PID_AT: Final = 5  # in the supervisor's command line: where the process id of the first nursery goes
 
 
@@ -70,7 +82,7 @@ def _commands(python: str) -> tuple[list[str], list[str]]:
     words = (sys.version_info[:2], bootstrap, codec.CANNOT, codec.CANNOT_IMPORT)
     # -P: no folder of the user's on the path until the nursery's own imports are done.
     nursery = [python, "-P", *_interpreter_flags(), "-c"]
-    nursery.append(_BOOTSTRAP.format(root, "mpworker.supervisor.nursery") + "; main(3, collects)")
+    nursery.append(_NURSERY_BOOTSTRAP.format(_BOOTSTRAP.format(root, "mpworker.supervisor.nursery")))
     return [python, "-I", "-S", "-c", _SUPERVISOR_BOOTSTRAP.format(*words), "0", *nursery], nursery
 
 
@@ -116,7 +128,7 @@ def start_both(python: str, client_end: _socket.socket) -> int:
             os.fsencode(python),
             [os.fsencode(word) for word in supervisor],
             _PID_AT,
-            [os.fsencode(word) for word in nursery] if python == sys.executable else [],
+            [os.fsencode(word) for word in (*nursery, _FIRST)] if python == sys.executable else [],
             environment,
             client_end.fileno(),
             supervisor_end.fileno(),

@@ -287,6 +287,14 @@ def _say_unable(supervisor: frames.Frames, error: OSError) -> None:
 
 
 def _live(supervisor: frames.Frames, collects: bool) -> None:
+    # What the children import at run time is imported now, before the path is the user's; and while the supervisor,
+    # which was started in the same moment, still loads itself.
+    import atexit
+    import resource
+
+    from mpworker.child import main as child_main
+
+    del atexit, resource, child_main
     first = supervisor.receive()
     if first is None:
         return
@@ -297,13 +305,6 @@ def _live(supervisor: frames.Frames, collects: bool) -> None:
     become_subreaper()
     # Stopped, it could not see that its supervisor is gone; and a stopped one may get the SIGHUP of an orphaned group.
     prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
-    # What the children import at run time is imported now, before the path is the user's.
-    import atexit
-    import resource
-
-    from mpworker.child import main as child_main
-
-    del atexit, resource, child_main
     if blob["preload"] or config["child"]["blas_asked"]:
         from mpworker.supervisor import blas  # few pools need it
 
