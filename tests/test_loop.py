@@ -212,6 +212,7 @@ class _Sitting:
 
     seat: Seat
     outbox: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(waiting=[]))
+    owes: set[int] = field(default_factory=set)
     rung: int = 0
 
     def ring_bell(self) -> None:
@@ -221,18 +222,20 @@ class _Sitting:
 def test_the_loop_looks_at_those_children_alone_that_may_say_something() -> None:
     with made() as loop:
         world: Any = loop.world
-        starts, rests, works, leaves, stuffed = children = [
-            _Sitting(Seat(number, 8, state=state)) for number, state in enumerate((0, READY, READY, LEAVING, READY))
+        starts, rests, works, leaves, stuffed, owing = children = [
+            _Sitting(Seat(number, 8, state=state))
+            for number, state in enumerate((0, READY, READY, LEAVING, READY, READY))
         ]
         works.seat.offers[0] = SimpleNamespace()  # type: ignore[assignment]
         stuffed.outbox.waiting.append("a record")
+        owing.owes.add(7)
         world.active = dict.fromkeys(children)
         world.let_rest()
-        assert list(world.active) == [starts, works, leaves, stuffed]
+        assert list(world.active) == [starts, works, leaves, stuffed, owing]
         world.told.update((rests, works))
         assert world.ring_told() == 1
-        assert list(world.active) == [starts, works, leaves, stuffed, rests]
-        assert [child.rung for child in children] == [0, 1, 1, 0, 0]
+        assert list(world.active) == [starts, works, leaves, stuffed, owing, rests]
+        assert [child.rung for child in children] == [0, 1, 1, 0, 0, 0]
 
 
 def test_a_turn_that_gives_a_silent_child_something_is_followed_by_another_before_any_sleep() -> None:
