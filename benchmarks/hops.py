@@ -81,6 +81,7 @@ class Line:
         self.client._push, self.client._pop = client[1].outbound.push, client[1].inbound.pop
         self.client._fill = client[1].inbound.fill
         self.client._ring = self.client._ring_room = client[1].peer_bell.ring
+        self.client.submits_to(client[1])
         config: dict[str, Any] = {"child": {"max_payload_bytes": MAX_BYTES}, "descriptors": 0, "arena_bytes": 0}
         self.world = World(config, [], client[0])
         times = Times(lease_ttl=1e9, grace=1.0, start_timeout=1e9, kill_timeout=1e9)
@@ -129,12 +130,11 @@ class Line:
         self.world.told.clear()
 
     def run(self) -> None:
-        records: list[Record] = []
-        self.inbound.pop(records, 1 << 20)
-        run_task, received = self.runner._tasks.run_task, self.runner.calls.received
-        for _, flags, a, b, c, data in records:
+        tasks, received = self.runner.tasks, self.runner.calls.received
+        while record := tasks.run_tasks():
+            _, flags, a, b, c, data = record
             if b:
-                run_task(flags, a, b, c, data)
+                tasks.run_task(flags, a, b, c, data)  # the first of a function
             else:
                 received[a] = data
 

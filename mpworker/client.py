@@ -11,6 +11,8 @@ from mpworker.errors import QueueFull, SerializationError, StartFailed, Supervis
 from mpworker.functions import FunctionTable
 from mpworker.future import TaskFuture
 from mpworker.ipc import codec, details, json, payload
+from mpworker.ipc._native import Ring, Submit
+from mpworker.ipc.channel import Channel
 from mpworker.ipc.levels import INFO
 from mpworker.launch import descriptors_of, overlap, too_few_descriptors
 from mpworker.mapping import Mapping as Map
@@ -101,12 +103,29 @@ class Client(Reader):
         self.resending = Resending(self)
         self._half = options.client_ring_bytes // 2
         self.functions = FunctionTable(self.sending.function, self.sending.forget)
+        self.submits_to(start.supervisor.channel)
         clients.living.add(self)
         try:
             self._observe(observing)
         except BaseException:  # no thread is left, say
             self.ending.stop_now()  # whoever keeps the error keeps the client, too
             raise
+
+    def submits_to(self, channel: Channel) -> None:
+        """Have most tasks sent to this channel in one native call: see submit.h."""
+        if isinstance(channel.outbound, Ring):
+            self._submit_plain = Submit(
+                channel.outbound,
+                channel.inbound,
+                channel.peer_bell,
+                self.functions.entries,
+                self.functions.live,
+                self.pending,
+                self._keys,
+                self._options.max_pending,
+                self.sending.max_record,
+                self._half,
+            ).submit
 
     def _observe(self, observing: Observing) -> None:
         self.observer.post(INFO, "pool_started", supervisor=self.supervisor.pid, n=self._options.n)
@@ -162,6 +181,23 @@ class Client(Reader):
             said: What it says beyond them: see `mpworker.ipc.details`.
             make: Makes its future of this client, its key and the name of the function; None makes a plain one.
         """
+        if said is None and self._submit_plain is not None:
+            sent: TaskFuture[Any] | None = self._submit_plain(
+                self, function, args, kwargs, options, make or self.make_future
+            )
+            if sent is not None:
+                return sent
+        return self._submit_any(function, args, kwargs, options, said, make or self.make_future)
+
+    def _submit_any(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: int,
+        said: dict[str, Any] | None,
+        make: Callable[["Client", int, str], TaskFuture[Any]],
+    ) -> TaskFuture[Any]:
         pending = self.pending
         dumps = payload.dumps_parts
         functions = self.functions
@@ -171,7 +207,7 @@ class Client(Reader):
             if self._closed:
                 self._refuse()
             try:
-                entry = functions.find(id(function))  # as `key` does, without a call more for nearly all tasks
+                entry = functions.entries.get(id(function))  # as `key` does, without a call more for nearly all tasks
                 function_key = functions.key(function) if entry is None or entry.guard is not None else entry.key
                 data = dumps((args, kwargs) if function_key else (function, args, kwargs))
             except payload.Unserializable as error:
@@ -180,7 +216,7 @@ class Client(Reader):
             if len(pending) >= self._options.max_pending:
                 self._wait_until_there_is_room()
             name = live.get(function_key) or payload.name_of_callable(function)
-            future: TaskFuture[Any] = (make or self.make_future)(self, key, name)
+            future = make(self, key, name)
             if data.__class__ is not bytes:  # as `isinstance` does, without a call for nearly all tasks
                 parts = data  # which keeps what is shared in it until it is sent
                 flags, data = self.sending.place(parts, key)  # type: ignore[arg-type]
@@ -417,8 +453,8 @@ class Client(Reader):
 
     def _supervisor_died(self) -> None:
         super()._supervisor_died()
-        if self._closed == "lost":
-            context._orphans = True
+        if self._closed == "lost" and context._orphaned is not None:
+            context._orphaned()
         clients.living.discard(self)
 
     def forked(self) -> None:

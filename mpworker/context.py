@@ -48,9 +48,9 @@ class TaskContext(Value):
 _source: Callable[[], TaskContext | None] | None = None
 # Is this process importing what a task needs, rather than running one?
 _loading: Callable[[], bool] | None = None
-# A pool that a task of this process had opened was lost. If its nursery died as well, then what its tasks had started
-# has no keeper but this process, a subreaper, and cannot be told from what the task itself started.
-_orphans = False
+# Called when a pool that a task of this process had opened was lost. If its nursery died as well, then what its tasks
+# had started has no keeper but this process, a subreaper, and cannot be told from what the task itself started.
+_orphaned: Callable[[], None] | None = None
 
 
 def current() -> TaskContext:

@@ -200,14 +200,13 @@ class FunctionTable:
         live: The keys that a task may name, each with its function's name for messages; 0, which stands for a function
             that goes with its task, is always one and has none.
         shares: By their keys, the shared objects that functions take along: each of their chunks must speak of them.
-        find: Called with the `id` of a function: its entry, which holds if it has no guard. Else ask for its `key`.
+        entries: By the `id` of a function its entry, which holds if it has no guard. Else ask for its `key`.
     """
 
     def __init__(self, send: Callable[[int, bytes], None], forget: Callable[[int], None]) -> None:
         self._send = send
         self._forget = forget
-        self._entries: OrderedDict[int, _Entry] = OrderedDict()
-        self.find = self._entries.get
+        self.entries: OrderedDict[int, _Entry] = OrderedDict()
         self._keys = itertools.count(1)
         self.lock = threading.RLock()  # of all that changes; a look-up needs none
         self._pins: dict[int, int] = {}  # key: the maps that use it
@@ -216,11 +215,11 @@ class FunctionTable:
 
     def key(self, function: Any) -> int:
         """The key under which the children know this function, or 0: it must go with the task."""
-        entry = self._entries.get(id(function))
+        entry = self.entries.get(id(function))
         if entry is not None and (entry.guard is None or entry.guard.holds()):
             return entry.key
         with self.lock:
-            entry = self._entries.get(id(function))
+            entry = self.entries.get(id(function))
             if entry is not None:
                 if entry.guard is None or entry.guard.holds():
                     return entry.key  # another thread was faster
@@ -262,7 +261,7 @@ class FunctionTable:
 
     def _identity(self, key: int) -> int | None:
         """Under what the entry of this key is found: a function's id(), or less than 0 where only its map knows it."""
-        for identity, entry in list(self._entries.items()):  # a signal handler may add to it
+        for identity, entry in list(self.entries.items()):  # a signal handler may add to it
             if entry.key == key:
                 return identity
         return None
@@ -288,15 +287,15 @@ class FunctionTable:
             if identity:
                 return 0
             raise SerializationError(f"{MAX_FUNCTIONS} functions were sent through one worker; make a new one")
-        if len(self._entries) >= _CACHED_MAX:
-            self._drop(*list(self._entries)[:1])
+        if len(self.entries) >= _CACHED_MAX:
+            self._drop(*list(self.entries)[:1])
         self._send(key, blob)
         self.live[key] = payload.name_of_callable(function)
-        self._entries[identity or -key] = _Entry(function, key, guard)
+        self.entries[identity or -key] = _Entry(function, key, guard)
         return key
 
     def _drop(self, identity: int) -> None:
-        entry = self._entries.pop(identity, None)
+        entry = self.entries.pop(identity, None)
         if entry is not None and entry.key not in self._pins:
             self._end(entry.key)
 

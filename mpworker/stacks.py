@@ -6,7 +6,7 @@ from typing import Final
 
 _FRAME: Final = re.compile(r'  File "(.*)", line (\d+|\?\?\?) in (.*)')
 # In mpworker.child, with the ends of their files: what is above them is the task's.
-_OURS: Final = {"run_task": "/child/task.py", "run_range": "/child/chunk.py"}
+_OURS: Final = {"run_task": "/child/task.py", "run_tasks": "/child/task.py", "run_range": "/child/chunk.py"}
 
 
 def of_task(dump: str) -> str:

@@ -334,7 +334,7 @@ def test_many_functions_that_come_and_go(pool: ProcessWorker) -> None:
     futures = [pool.submit(_constant(number)) for number in range(3 * _CACHED_MAX)]
     assert [future.result() for future in futures] == list(range(3 * _CACHED_MAX))
     table = pool._client.functions
-    assert len(table._entries) <= _CACHED_MAX
+    assert len(table.entries) <= _CACHED_MAX
     assert len(table.live) <= _CACHED_MAX + 1
 
 

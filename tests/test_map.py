@@ -398,12 +398,12 @@ def test_no_function_stays_behind_after_a_map(pool: ProcessWorker) -> None:
     def uncacheable(number: int) -> int:
         return number + len(seen)
 
-    entries = len(pool._client.functions._entries)
+    entries = len(pool._client.functions.entries)
     for _ in range(5):
         assert list(pool.map(uncacheable, range(3))) == [0, 1, 2]
         pool.map(uncacheable, range(3)).close()
         pool.map(uncacheable, range(3))  # dropped
-    assert len(pool._client.functions._entries) == entries
+    assert len(pool._client.functions.entries) == entries
 
 
 def test_what_was_sent_can_be_taken_after_the_stop() -> None:

@@ -1,6 +1,7 @@
 """The C module as a guest of the interpreter: it leaks nothing, survives a fork, and is one binary for all versions."""
 
 import gc
+import itertools
 import json
 import mmap
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mpworker.ipc import _native
-from mpworker.ipc._native import Bell, Claims, Extents, Loan, Ring
+from mpworker.ipc._native import AttemptState, Bell, Claims, Extents, Loan, Ring, Submit, Tasks
 
 sys.path.append(str(Path(__file__).parent / "native"))
 import peer
@@ -142,7 +143,87 @@ def calls(fd: int) -> Calls:
         claims.offer(3, now)
         assert claims.claim(3, now)
 
+    task_memory = mmap.mmap(-1, 1 << 16)
+    to_child, from_child = Ring(task_memory, 0, 8192, 8192), Ring(task_memory, 128, 16384, 8192)
+    child_in, child_out = Ring(task_memory, 0, 8192, 8192), Ring(task_memory, 128, 16384, 8192)
+    attempt = AttemptState()
+    functions: dict[int, object] = {1: pow, 2: int, 3: list, 4: b"unread"}
+    told = (lambda value: (0, pickle.dumps(value)),) * 3
+    page = Claims(mmap.mmap(-1, 4096), 4)
+    parts = (page, attempt, child_in, child_out, closed, functions, pickle.loads, *told, child_out.push, 4096)
+    tasks = Tasks(*parts)  # type: ignore[arg-type]
+
+    def dumps(value: object) -> bytes:
+        return _native.dumps_plain(value) or pickle.dumps(value, 5)
+
+    def run(function: int, *args: object, flags: int = 1) -> None:
+        """Those that are claimed: a value, an exception, and, as it is in the arguments, what pickle must read."""
+        number = next(generation)
+        page.send_offer(0, number, to_child, _native.TASK, flags, 77, function << 8, dumps((args, {})))
+        unusual = flags != 1 or function == 4
+        assert (tasks.run() is None) is not unusual
+        assert from_child.pop([], 8) == (not unusual)
+
+    client_in, client_out = Ring(task_memory, 256, 24576, 8192), Ring(task_memory, 384, 32768, 8192)
+    taken = Ring(task_memory, 384, 32768, 8192)
+    client = type("Client", (), {"_closed": "", "_last_key": 0})()
+    entries = {id(abs): type("Entry", (), {"guard": None, "key": 1 << 20})}
+    pending: dict[int, object] = {}
+    live = {1 << 20: "abs"}
+    sends = (client_out, client_in, closed, entries, live, pending, itertools.count(1 << 20), 9, 4096, 4096)
+    submit = Submit(*sends)
+
+    def submitted(function: Callable[..., object], *args: object, kwargs: dict[str, object] | None = None) -> None:
+        future = submit.submit(client, function, args, kwargs or {}, 1 << 20, lambda *made: made)
+        assert (future is not None) == bool(pending) == bool(taken.pop([], 8))
+        pending.clear()
+
     return {
+        "AttemptState": [(None, AttemptState)],
+        **{
+            f"AttemptState.{name}": [
+                (None, lambda name=name, value=value: (setattr(attempt, name, value), getattr(attempt, name))),
+                (error, lambda name=name: setattr(attempt, name, "7")),
+            ]
+            for name, value, error in (
+                *(("running", large, TypeError), ("task", large, TypeError)),
+                *(("slot", 7, TypeError), ("number", 0, TypeError)),
+                *(("early", False, TypeError), ("itemwise", False, TypeError), ("orphans", False, TypeError)),
+                *(("details", small, None), ("stack", None, None)),
+            )
+        },
+        "Tasks": [
+            (None, lambda: Tasks(*parts)),  # type: ignore[arg-type]
+            (TypeError, lambda: Tasks(attempt, *parts[1:])),  # type: ignore[arg-type]
+            (TypeError, lambda: Tasks(*parts[:5], [], *parts[6:])),  # type: ignore[arg-type]
+            (TypeError, lambda: Tasks(*parts[:-1], "1")),  # type: ignore[arg-type]
+        ],
+        "Tasks.run": [
+            (None, tasks.run),
+            (None, lambda: run(1, 1000, 7)),
+            (None, lambda: run(1, 2**70, 7)),
+            (None, lambda: run(2, "no number")),
+            (None, lambda: run(3, [1000, 2000])),
+            (None, lambda: run(4)),
+            (None, lambda: run(1, 1000, 7, flags=1 << 9)),
+            (_native.RingCorrupt, Tasks(*parts[:2], condemned, *parts[3:]).run),  # type: ignore[arg-type]
+        ],
+        "Submit": [
+            (None, lambda: Submit(*sends)),
+            (TypeError, lambda: Submit(closed, *sends[1:])),  # type: ignore[arg-type]
+            (TypeError, lambda: Submit(*sends[:4], [], *sends[5:])),  # type: ignore[arg-type]
+            (TypeError, lambda: Submit(*sends[:6], [], *sends[7:])),  # type: ignore[arg-type]
+        ],
+        "Submit.submit": [
+            (None, lambda: submitted(abs, 1000)),
+            (None, lambda: submitted(abs, [])),
+            (None, lambda: submitted(abs, 1, kwargs={"a": 1})),
+            (None, lambda: submitted(len, 1)),
+            (TypeError, lambda: submit.submit(client, abs, (1,), {}, 0, len)),  # type: ignore[arg-type]
+            (OverflowError, lambda: submit.submit(client, abs, (1,), {}, -1, len)),  # type: ignore[arg-type]
+            (AttributeError, lambda: submit.submit(7, abs, (1,), {}, 0, lambda *made: made)),
+            (TypeError, lambda: submit.submit(client)),  # type: ignore[call-arg]
+        ],
         "Ring": [
             (None, lambda: Ring(memory, 0, 1024, 256)),
             (ValueError, lambda: Ring(memory, 0, 1024, 255)),

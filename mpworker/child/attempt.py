@@ -11,7 +11,7 @@ from types import CodeType, FrameType
 
 from mpworker.context import TaskContext
 from mpworker.ipc import codec, details, tracebacks
-from mpworker.ipc._native import Claims
+from mpworker.ipc._native import AttemptState, Claims
 from mpworker.ipc.stacks import StackFile
 
 TYPE_CHECKING = False
@@ -30,42 +30,23 @@ class TaskInterrupted(BaseException):
     """Raised in a task that timed out or was cancelled; no Exception, so that `except Exception` does not eat it."""
 
 
-class Attempt:
+class Attempt(AttemptState):
     """What the claimed task, or chunk, is; one object, for one after the other.
+
+    Its fields are those of `AttemptState`, where what runs most tasks sets them without Python.
 
     Args:
         claims: The child's claim page.
         stack_file: Where the stack of a late task goes.
         task_prefix: Of the ids of tasks that have none of the user's own.
-
-    Attributes:
-        running: The generation of the task that may be interrupted now, or 0; a generation is never 0.
-        slot: Where it is claimed.
-        task: Its number, and above it that of its judge.
-        number: Of the attempt, from 1; 0 while nothing is claimed.
-        early: An interrupt has come while nothing ran.
-        itemwise: A chunk is claimed, of which nothing runs between two items though `running` is set.
-        details: What it says beyond its call, and its call: read when somebody asks.
-        stack: Of the task that was interrupted, until that is told.
     """
 
-    __slots__ = (
-        *("_claims", "_stack_file", "_task_prefix"),
-        *("details", "early", "itemwise", "number", "running", "slot", "stack", "task"),
-    )
+    __slots__ = ("_claims", "_stack_file", "_task_prefix")
 
     def __init__(self, claims: Claims, stack_file: StackFile, task_prefix: str) -> None:
         self._claims = claims
         self._stack_file = stack_file
         self._task_prefix = task_prefix
-        self.running = 0
-        self.slot = 0
-        self.task = 0
-        self.number = 0
-        self.early = False
-        self.itemwise = False
-        self.details = b""
-        self.stack: str | None = None
 
     def on_interrupt(self, _signal: int, frame: FrameType | None) -> None:
         """The handler of INTERRUPT_SIGNAL."""
@@ -92,6 +73,10 @@ class Attempt:
     def is_loading(self) -> bool:
         """Is a task claimed whose call has not begun, or is over?"""
         return bool(self.number) and not self.running
+
+    def leave_orphans(self) -> None:
+        """A pool that a task of this process had opened was lost; see `mpworker.context`."""
+        self.orphans = True
 
     def take_details(self, data: bytes | MemoryError) -> bytes | MemoryError:
         """Keep what a task says beyond its call, for who asks; the call."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from mpworker import context
 from mpworker.child.answers import Answers
+from mpworker.child.attempt import Attempt
+from mpworker.child.task import TaskRunner
 from mpworker.ipc import codec
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import Record
@@ -16,7 +17,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, TypeAlias
 
-_BATCH: Final = 128
 _FOREVER: Final = -1.0
 Run: TypeAlias = Callable[[int, int, int, int, bytes | MemoryError], None]
 
@@ -27,20 +27,28 @@ class Loop:
     Args:
         channel: The channel to the supervisor.
         answers: The way out.
+        attempt: What runs.
         functions: What has come of them, by their numbers.
         max_payload_bytes: What a payload in parts may have.
         spin_ns: How long it looks for the next record before it sleeps.
     """
 
     def __init__(
-        self, channel: Channel, answers: Answers, functions: dict[int, Any], max_payload_bytes: int, spin_ns: int
+        self,
+        channel: Channel,
+        answers: Answers,
+        attempt: Attempt,
+        functions: dict[int, Any],
+        max_payload_bytes: int,
+        spin_ns: int,
     ) -> None:
         self._channel = channel
         self._answers = answers
+        self._attempt = attempt
         self._functions = functions
         self._assembler = Assembler(max_payload_bytes)
         self._spin_ns = spin_ns
-        self._batch: list[Record] = []
+        self._waiting: list[Record] = []
 
     def ask(self, size: int) -> Record:
         """Ask for room for a result of so many bytes; the answer. What comes before that waits for its turn."""
@@ -53,57 +61,54 @@ class Loop:
             ring_room()
             if found[0][0] == codec.LENT:
                 return found[0]
-            self._batch += found
+            self._waiting += found
 
     def serve(
-        self, run_task: Run, run_range: Run, taken_away: Callable[[int], None], let_go: Callable[[int], None]
+        self, tasks: TaskRunner, run_range: Run, taken_away: Callable[[int], None], let_go: Callable[[int], None]
     ) -> None:
         """Run tasks until EXIT, or until a task has left what only the end of this process can clear away.
 
         Args:
-            run_task: Called with what a TASK record says,
-            run_range: with what a RANGE record says,
+            tasks: Runs tasks.
+            run_range: Called with what a RANGE record says,
             taken_away: and with the number of a block that is another child's by now.
             let_go: The same for that of a shared object that nobody needs here any more.
         """
         inbound, bell = self._channel.inbound, self._channel.bell
-        peer_bell = self._channel.peer_bell
-        batch = self._batch  # to which `ask` adds while it is gone through
-        while True:
-            if not self._pop(batch):
-                flush_streams()
-                bell.wait(inbound, None, 0, _FOREVER, -1, self._spin_ns)
+        waiting, attempt = self._waiting, self._attempt
+        while not attempt.orphans:  # they die with this process; what it has not begun goes elsewhere
+            record = waiting.pop(0) if waiting else self._next(tasks)
+            if record is None:
+                if not attempt.orphans:
+                    flush_streams()
+                    bell.wait(inbound, None, 0, _FOREVER, -1, self._spin_ns)
                 continue
-            peer_bell.ring_room()
-            for kind, flags, a, b, c, part in batch:
-                data = self._whole(flags, part) if flags & codec.FRAGMENTED else part
-                if kind == codec.TASK:
-                    run_task(flags, a, b, c, data)
-                elif kind == codec.RANGE:
-                    run_range(flags, a, b, c, data)
-                elif kind == codec.FRAGMENT:
-                    self._assembler.add(flags, part)
-                elif kind == codec.FUNCTION:
-                    self._functions[a] = data
-                elif kind == codec.FORGET:
-                    self._functions.pop(a, None)
-                elif kind == codec.EXIT:
-                    return
-                elif kind == codec.FREE:
-                    taken_away(a)
-                elif kind == codec.UNSHARE:
-                    let_go(a)
-                if context._orphans:
-                    return  # they die with this process; what it has not begun goes elsewhere
-            batch.clear()
+            kind, flags, a, b, c, part = record
+            data = self._whole(flags, part) if flags & codec.FRAGMENTED else part
+            if kind == codec.TASK:
+                tasks.run_task(flags, a, b, c, data)
+            elif kind == codec.RANGE:
+                run_range(flags, a, b, c, data)
+            elif kind == codec.FRAGMENT:
+                self._assembler.add(flags, part)
+            elif kind == codec.FUNCTION:
+                self._functions[a] = data
+            elif kind == codec.FORGET:
+                self._functions.pop(a, None)
+            elif kind == codec.EXIT:
+                return
+            elif kind == codec.FREE:
+                taken_away(a)
+            elif kind == codec.UNSHARE:
+                let_go(a)
 
-    def _pop(self, batch: list[Record]) -> int:
+    def _next(self, tasks: TaskRunner) -> Record | None:
         try:
-            return self._channel.inbound.pop(batch, _BATCH)
+            return tasks.run_tasks()
         except MemoryError:
             if not self._assembler.give_up():
                 raise
-            return self._channel.inbound.pop(batch, _BATCH)
+            return tasks.run_tasks()
 
     def _whole(self, flags: int, last: bytes) -> bytes | MemoryError:
         """A payload that came in parts. Where memory is short of it, that is said of the task, once it is claimed."""

@@ -58,13 +58,14 @@ class Child:
         self.answers = answers = Answers(channel)
         self.attempt = attempt = Attempt(claims, stack_file, settings["task_prefix"])
         self.calls = calls = Calls()
-        self._loop = Loop(channel, answers, calls.received, max_bytes, settings["spin_ns"])
+        self._loop = Loop(channel, answers, attempt, calls.received, max_bytes, settings["spin_ns"])
         self._arenas: Arenas | None = None
         if arenas:
             shares.opener = opener = Shares(arenas[0], settings["task_prefix"], lambda: calls.unpickle, answers.push)
             self._arenas = Arenas(arenas[0], arenas[1], self._loop.ask, answers.push, opener)
         self.outcomes = outcomes = Outcomes(answers, attempt, calls, claims, max_bytes, self._arenas)
-        self._tasks = TaskRunner(claims, attempt, calls, outcomes, answers, self._arenas)
+        self.tasks = TaskRunner(claims, attempt, calls, outcomes, answers, self._arenas)
+        self.tasks.takes_from(channel, max_bytes)
         self._chunks = ChunkRunner(claims, attempt, calls, outcomes, answers, self._arenas)
 
     def serve(self) -> None:
@@ -72,7 +73,7 @@ class Child:
         self.calls.unpickle = payload.loader_in_child()
         taken_away = self._arenas.taken_away if self._arenas is not None else _nothing
         let_go = self._arenas.shares.let_go if self._arenas is not None else _nothing
-        self._loop.serve(self._tasks.run_task, self._chunks.run_range, taken_away, let_go)
+        self._loop.serve(self.tasks, self._chunks.run_range, taken_away, let_go)
 
     def initialize(self, initializer: bytes) -> bool:
         """Settle, start the heartbeat, run the user's initializer, and say whether this child is ready."""
@@ -157,6 +158,7 @@ def run(
         child = Child(channel, claims, stack_file, settings, arenas)
         context._source = child.attempt.context
         context._loading = child.attempt.is_loading
+        context._orphaned = child.attempt.leave_orphans
         signal.signal(INTERRUPT_SIGNAL, child.attempt.on_interrupt)
         stack_file.dump_at(STACK_SIGNAL)
         _settle_streams()

@@ -1,16 +1,20 @@
-"""How a child runs one task."""
+"""How a child runs tasks: those that have nothing unusual in C (tasks.h), and any one of them here."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
+from mpworker.child.answers import EXIT_CHANNEL_LOST
 from mpworker.child.attempt import TaskInterrupted, is_ours
 from mpworker.child.calls import UNREAD
 from mpworker.child.outcomes import unserializable
 from mpworker.child.runs import Runs
 from mpworker.ipc import codec
-from mpworker.ipc._native import loads_plain
+from mpworker.ipc._native import Tasks, loads_plain
+from mpworker.ipc.channel import Channel
+from mpworker.ipc.codec import Record
 from mpworker.ipc.failures import full
 from mpworker.ipc.payload import NONE
 
@@ -23,6 +27,40 @@ _UNUSUAL: Final = codec.DETAILED | codec.WATCHED | codec.ARENA
 
 class TaskRunner(Runs):
     """Runs tasks; the arguments are those of `Runs`."""
+
+    def takes_from(self, channel: Channel, max_payload_bytes: int) -> None:
+        """Have `run_tasks` take them from a channel.
+
+        Args:
+            channel: The channel to the supervisor.
+            max_payload_bytes: What a result may have.
+        """
+        outcomes, calls = self._outcomes, self._calls
+        self._tasks = Tasks(
+            self._claims,
+            self._attempt,
+            channel.inbound,
+            channel.outbound,
+            channel.peer_bell,
+            calls.received,
+            calls.loads,
+            outcomes.of_value,
+            outcomes.of_failure,
+            _of_unread,
+            self._answers.push,
+            max_payload_bytes,
+        )
+
+    def run_tasks(self) -> Record | None:
+        """Run what has come of tasks, up to the first record that is something else, or has something unusual.
+
+        Returns:
+            That record; None if nothing is left.
+        """
+        try:
+            return self._tasks.run()
+        except OSError:
+            os._exit(EXIT_CHANNEL_LOST)  # a task has closed our descriptors: see `Answers`
 
     def run_task(  # noqa: PLR0912, PLR0915  # nearly all tasks pass few of its branches, and each call costs them more
         self, flags: int, task: int, generation: int, c: int, data: bytes | MemoryError
@@ -53,7 +91,7 @@ class TaskRunner(Runs):
             else:
                 call, args, kwargs = calls.loaded(data)
         except BaseException as error:  # noqa: BLE001
-            status, out = unserializable("call", "arguments", error, full(error))
+            status, out = _of_unread(error)
         else:
             attempt.slot = slot
             try:
@@ -86,4 +124,9 @@ class TaskRunner(Runs):
         self._answers.push(codec.DONE, status, started, generation, slot | duration << 8, out)
 
 
+def _of_unread(error: BaseException) -> tuple[int, bytes]:
+    return unserializable("call", "arguments", error, full(error))
+
+
 is_ours(TaskRunner.run_task.__code__)
+is_ours(TaskRunner.run_tasks.__code__)

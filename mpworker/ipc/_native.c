@@ -16,6 +16,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <structmember.h>
+
 #include <limits.h>
 #include <pthread.h>
 #include <sys/prctl.h>
@@ -31,6 +33,9 @@ typedef struct {
     PyObject *ring_corrupt;
     PyObject *made_before_fork;
     PyTypeObject *ring_type;
+    PyTypeObject *bell_type;
+    PyTypeObject *claims_type;
+    PyTypeObject *attempt_type;
 } module_state;
 
 static unsigned fork_count; /* written only in a fresh fork, which has one thread */
@@ -938,6 +943,9 @@ static PyType_Slot claims_slots[] = {
 static PyType_Spec claims_spec = {"mpworker.ipc._native.Claims", sizeof(claims_object), 0,
                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, claims_slots};
 
+#include "submit.h"
+#include "tasks.h"
+
 /* ---------------------------------------------------------------- module */
 
 static int module_exec(PyObject *module)
@@ -950,13 +958,25 @@ static int module_exec(PyObject *module)
     if (!state->ring_corrupt || PyModule_AddObjectRef(module, "RingCorrupt", state->ring_corrupt) < 0 ||
         !state->made_before_fork || PyModule_AddObjectRef(module, "MadeBeforeFork", state->made_before_fork) < 0)
         return -1;
-    PyType_Spec *specs[] = {&ring_spec, &bell_spec, &claims_spec, &extents_spec, &loan_spec};
-    for (size_t i = 0; i < sizeof specs / sizeof *specs; i++) {
-        PyObject *type = PyType_FromModuleAndSpec(module, specs[i], NULL);
+    struct {
+        PyType_Spec *spec;
+        PyTypeObject **kept; /* by the state, which has the reference; NULL: by the module alone */
+    } types[] = {
+        {&ring_spec, &state->ring_type},
+        {&bell_spec, &state->bell_type},
+        {&claims_spec, &state->claims_type},
+        {&attempt_spec, &state->attempt_type},
+        {&tasks_spec, NULL},
+        {&submit_spec, NULL},
+        {&extents_spec, NULL},
+        {&loan_spec, NULL},
+    };
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        PyObject *type = PyType_FromModuleAndSpec(module, types[i].spec, NULL);
         if (!type || PyModule_AddType(module, (PyTypeObject *)type) < 0)
             return -1;
-        if (specs[i] == &ring_spec)
-            state->ring_type = (PyTypeObject *)type; /* the reference is the state's */
+        if (types[i].kept)
+            *types[i].kept = (PyTypeObject *)type;
         else
             Py_DECREF(type);
     }
@@ -971,6 +991,9 @@ static int module_exec(PyObject *module)
         {"BELL_BYTES", sizeof(mpw_bell_word)},
         {"CLAIMS_HEADER_BYTES", sizeof(mpw_claims)},
         {"CLAIM_SLOT_BYTES", sizeof(mpw_slot)},
+        {"SUBMIT", MPW_KIND_SUBMIT},
+        {"TASK", MPW_KIND_TASK},
+        {"DONE", MPW_KIND_DONE},
         {"FREE", MPW_FREE},
         {"OFFERED", MPW_OFFERED},
         {"CLAIMED", MPW_CLAIMED},
@@ -995,6 +1018,9 @@ static int module_clear(PyObject *module)
     Py_CLEAR(state->ring_corrupt);
     Py_CLEAR(state->made_before_fork);
     Py_CLEAR(state->ring_type);
+    Py_CLEAR(state->bell_type);
+    Py_CLEAR(state->claims_type);
+    Py_CLEAR(state->attempt_type);
     return 0;
 }
 
@@ -1004,6 +1030,9 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->ring_corrupt);
     Py_VISIT(state->made_before_fork);
     Py_VISIT(state->ring_type);
+    Py_VISIT(state->bell_type);
+    Py_VISIT(state->claims_type);
+    Py_VISIT(state->attempt_type);
     return 0;
 }
 
@@ -1020,7 +1049,7 @@ static PyModuleDef_Slot module_slots[] = {
 static struct PyModuleDef module_def = {
     PyModuleDef_HEAD_INIT,
     "_native",
-    "Rings, bells, claims, the heartbeat and arenas: what needs atomics, or must be one step; and a system call.",
+    "Rings, bells, claims, the heartbeat, arenas and tasks: what needs atomics, must be one step, or happens for each task.",
     sizeof(module_state),
     module_methods,
     module_slots,

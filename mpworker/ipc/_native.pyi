@@ -1,8 +1,9 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TypeVar, final
 
 from _typeshed import ReadableBuffer as Buffer
 
+_C = TypeVar("_C")
 _T = TypeVar("_T")
 
 RING_CTL_BYTES: Final[int]
@@ -12,6 +13,9 @@ RECORD_HEADER_BYTES: Final[int]
 BELL_BYTES: Final[int]
 CLAIMS_HEADER_BYTES: Final[int]
 CLAIM_SLOT_BYTES: Final[int]
+SUBMIT: Final[int]
+TASK: Final[int]
+DONE: Final[int]
 FREE: Final[int]
 OFFERED: Final[int]
 CLAIMED: Final[int]
@@ -93,6 +97,64 @@ class Claims:
     def peek(self, slot: int, /) -> tuple[int, int, int, int, int]: ...
     def beat(self) -> int: ...
     def start_heartbeat(self, interval_s: float, /) -> None: ...
+
+class AttemptState:
+    running: int
+    task: int
+    slot: int
+    number: int
+    early: bool
+    itemwise: bool
+    orphans: bool
+    details: bytes
+    stack: str | None
+
+@final
+class Tasks:
+    def __new__(
+        cls,
+        claims: Claims,
+        attempt: AttemptState,
+        inbound: Ring,
+        outbound: Ring,
+        peer_bell: Bell,
+        received: dict[int, Any],
+        loads: Callable[[bytes], Any],
+        of_value: Callable[[Any], tuple[int, bytes]],
+        of_failure: Callable[[BaseException], tuple[int, bytes]],
+        of_unread: Callable[[BaseException], tuple[int, bytes]],
+        push: Callable[[int, int, int, int, int, bytes], None],
+        plain_max: int,
+        /,
+    ) -> Tasks: ...
+    def run(self) -> tuple[int, int, int, int, int, bytes] | None: ...
+
+@final
+class Submit:
+    def __new__(
+        cls,
+        outbound: Ring,
+        inbound: Ring,
+        peer_bell: Bell,
+        entries: Mapping[int, Any],
+        live: Mapping[int, str],
+        pending: dict[int, Any],
+        keys: Iterator[int],
+        pending_max: int,
+        record_max: int,
+        look_at: int,
+        /,
+    ) -> Submit: ...
+    def submit(
+        self,
+        client: _C,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: int,
+        make: Callable[[_C, int, str], _T],
+        /,
+    ) -> _T | None: ...
 
 @final
 class Extents:

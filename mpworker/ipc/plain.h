@@ -259,22 +259,26 @@ static PyObject *plain_read(plain_reader *reader)
     return NULL;
 }
 
+/* The value of these bytes; NULL, without an error, if that is for the pickle module to say. */
+static PyObject *plain_loaded(const uint8_t *data, Py_ssize_t size)
+{
+    if (size <= (Py_ssize_t)sizeof plain_protocol || memcmp(data, plain_protocol, sizeof plain_protocol))
+        return NULL;
+    plain_reader reader = {.at = data + sizeof plain_protocol, .end = data + size};
+    PyObject *value = plain_read(&reader);
+    while (reader.count)
+        Py_DECREF(reader.items[--reader.count]);
+    if (!value)
+        PyErr_Clear();
+    return value;
+}
+
 static PyObject *native_loads_plain(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     if (!argument_count(nargs, 2, "loads_plain"))
         return NULL;
-    if (PyBytes_CheckExact(args[0])) {
-        const uint8_t *data = (const uint8_t *)PyBytes_AsString(args[0]);
-        Py_ssize_t size = PyBytes_Size(args[0]);
-        if (size > (Py_ssize_t)sizeof plain_protocol && !memcmp(data, plain_protocol, sizeof plain_protocol)) {
-            plain_reader reader = {.at = data + sizeof plain_protocol, .end = data + size};
-            PyObject *value = plain_read(&reader);
-            while (reader.count)
-                Py_DECREF(reader.items[--reader.count]);
-            if (value)
-                return value;
-            PyErr_Clear();
-        }
-    }
-    return PyObject_CallFunctionObjArgs(args[1], args[0], NULL);
+    PyObject *value = NULL;
+    if (PyBytes_CheckExact(args[0]))
+        value = plain_loaded((const uint8_t *)PyBytes_AsString(args[0]), PyBytes_Size(args[0]));
+    return value ? value : PyObject_CallFunctionObjArgs(args[1], args[0], NULL);
 }
