@@ -92,7 +92,7 @@ def _said() -> Iterator[Callable[[], int]]:
 
     def counted(said: dict[str, Any], call: bytes) -> bytes:
         nonlocal total
-        data = pack(said, call)
+        data = pack(said) + call
         total += len(data) - len(call)
         return data
 

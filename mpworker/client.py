@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 from mpworker import clients, context
 from mpworker.ending import Ending
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from mpworker.registering import Registration
 
 T = TypeVar("T")
+Make: TypeAlias = Callable[["Client", int, str], TaskFuture[Any]]
+# The arguments of `Client.submit`.
+Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], int, bytes, Make]
 
 
 def queue_full(bound: int, timeout: float) -> QueueFull:
@@ -114,7 +117,7 @@ class Client(Reader):
     def submits_to(self, channel: Channel) -> None:
         """Have most tasks sent to this channel in one native call: see submit.h."""
         if isinstance(channel.outbound, Ring):
-            self._submit_plain = Submit(
+            self._submit = Submit(
                 channel.outbound,
                 channel.inbound,
                 channel.peer_bell,
@@ -122,10 +125,11 @@ class Client(Reader):
                 self.functions.live,
                 self.pending,
                 self._keys,
+                payload.dumps_parts,
                 self._options.max_pending,
                 self.sending.max_record,
                 self._half,
-            ).submit
+            )
 
     def _observe(self, observing: Observing) -> None:
         self.observer.post(INFO, "pool_started", supervisor=self.supervisor.pid, n=self._options.n)
@@ -168,8 +172,8 @@ class Client(Reader):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: int,
-        said: dict[str, Any] | None = None,
-        make: Callable[["Client", int, str], TaskFuture[Any]] | None = None,
+        said: bytes = b"",
+        make: Make | None = None,
     ) -> TaskFuture[Any]:
         """Send one task.
 
@@ -178,26 +182,61 @@ class Client(Reader):
             args: Its arguments.
             kwargs: Its keyword arguments.
             options: The key of its options.
-            said: What it says beyond them: see `mpworker.ipc.details`.
+            said: What it says beyond them, packed: see `mpworker.ipc.details`.
             make: Makes its future of this client, its key and the name of the function; None makes a plain one.
         """
-        if said is None and self._submit_plain is not None:
-            sent: TaskFuture[Any] | None = self._submit_plain(
-                self, function, args, kwargs, options, make or self.make_future
-            )
-            if sent is not None:
-                return sent
-        return self._submit_any(function, args, kwargs, options, said, make or self.make_future)
+        if make is None:
+            make = self.make_future
+        if self._submit is None:
+            return self._submit_otherwise(function, args, kwargs, options, said, make)
+        try:
+            sent = self._submit.submit(self, function, args, kwargs, options, said, make)
+        except payload.Unserializable as error:
+            raise self.cannot_send(function, args, kwargs, error) from error
+        if isinstance(sent, TaskFuture):
+            return sent
+        return self._submit_otherwise(function, args, kwargs, options, said, make, sent)
 
-    def _submit_any(
+    def submit_all(self, calls: list[Call]) -> list[TaskFuture[Any]]:
+        """Send tasks in one go, as many as go together; if one raises, those before it are sent.
+
+        Args:
+            calls: The arguments of `submit` for each.
+        """
+        native = self._submit
+        if native is None:
+            return [self.submit(*call) for call in calls]
+        futures: list[TaskFuture[Any]] = []
+        while len(futures) < len(calls):
+            try:
+                left = native.submit_all(self, calls, futures)
+            except payload.Unserializable as error:
+                raise self.cannot_send(*calls[len(futures)][:3], error) from error
+            if len(futures) < len(calls):
+                futures.append(self._submit_otherwise(*calls[len(futures)], left))
+        return futures
+
+    def _submit_otherwise(
         self,
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: int,
-        said: dict[str, Any] | None,
-        make: Callable[["Client", int, str], TaskFuture[Any]],
+        said: bytes,
+        make: Make,
+        left: bytes | payload.Parts | None = None,
     ) -> TaskFuture[Any]:
+        """Send one task that does not go as most do.
+
+        Args:
+            function: See `submit`, here and below.
+            args: See there.
+            kwargs: See there.
+            options: See there.
+            said: See there.
+            make: See there.
+            left: The pickle of its arguments, if there is one already.
+        """
         pending = self.pending
         dumps = payload.dumps_parts
         functions = self.functions
@@ -209,7 +248,10 @@ class Client(Reader):
             try:
                 entry = functions.entries.get(id(function))  # as `key` does, without a call more for nearly all tasks
                 function_key = functions.key(function) if entry is None or entry.guard is not None else entry.key
-                data = dumps((args, kwargs) if function_key else (function, args, kwargs))
+                # Once: what shared objects are in what is left is there for one attempt to send it.
+                is_new = left is None or not function_key
+                data = dumps((args, kwargs) if function_key else (function, args, kwargs)) if is_new else left
+                left = None
             except payload.Unserializable as error:
                 raise self.cannot_send(function, args, kwargs, error) from error
             key = next(self._keys)
@@ -220,9 +262,9 @@ class Client(Reader):
             if data.__class__ is not bytes:  # as `isinstance` does, without a call for nearly all tasks
                 parts = data  # which keeps what is shared in it until it is sent
                 flags, data = self.sending.place(parts, key)  # type: ignore[arg-type]
-            if said is not None:
+            if said:
                 flags |= codec.DETAILED
-                data = details.pack(said, data)
+                data = said + data
             large = len(data) > self.sending.max_record
             pending[key] = future
             self._last_key = key
@@ -244,28 +286,6 @@ class Client(Reader):
         if not key & 63 and self._fill() > self._half:
             self.poll()
         return future
-
-    def push_many(self, kind: int, flags: int, keys: list[int], function: int, options: int, calls: list[bytes]) -> int:
-        """Push as many of these as there is room for; none if nothing more is accepted, or the function is dropped."""
-        push = self._push_many
-        if push is None or self._closed or function not in self.functions.live:
-            return 0
-        return push(kind, flags, keys, function, options, calls)  # no call since the looks, as in `submit`
-
-    def forget_pending(self, keys: list[int]) -> None:
-        """Tasks with these numbers were not sent."""
-        for key in keys:
-            self.pending.pop(key, None)
-
-    def wake_supervisor(self) -> None:
-        """Something was pushed for it; and what has come meanwhile is read, if that is much."""
-        self._ring()
-        if self._fill() > self._half:
-            self.poll()
-
-    def room(self) -> int:
-        """How many more tasks may be unfinished."""
-        return self._options.max_pending - len(self.pending)
 
     def stands_in_line(self) -> bool:
         """Would a task that is submitted now wait in this process?"""
@@ -338,9 +358,9 @@ class Client(Reader):
         if not isinstance(data, bytes):  # whoever calls this keeps what is shared in it until it is sent
             placed, data = self.sending.place(data, key, again)
             flags |= placed
-        if said is not None:
+        if said:
             flags |= codec.DETAILED
-            data = details.pack(said, data)
+            data = details.pack(said) + data
         large = len(data) > self.sending.max_record
         chunk.key = key
         self.pending[key] = chunk

@@ -75,7 +75,7 @@ class LineClient(Client):
         self._room_max = self.supervisor.channel.outbound.max_payload
         self._push_now = self._push
         self._push = self._send_or_keep
-        self._push_many = self._submit_plain = None
+        self._submit = None
         self.sending.max_record = options.max_payload_bytes  # the outbox cuts what is larger than the ring takes
 
     def _send_or_keep(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> bool:

@@ -49,6 +49,7 @@ from mpworker.waiting import Condition, Follower, Reply, Waitable, wake_all
 
 if TYPE_CHECKING:
     from mpworker.ending import Ending
+    from mpworker.ipc._native import Submit
     from mpworker.observer import Observer
     from mpworker.subscribers import Fanout
 
@@ -70,7 +71,7 @@ class Reader:
         *("_any_event", "_followers", "_leader", "_room", "_turn", "background"),
         *("_inbox", "_parts", "_replies", "_settled", "fanout", "farewell", "pending", "take_out"),
         *("_broken", "_closed", "_exited", "_forked", "_over", "ending", "supervisor"),
-        *("_bell", "_fill", "_fits", "_pop", "_push", "_push_many", "_ring", "_ring_room", "_submit_plain"),
+        *("_bell", "_fill", "_fits", "_pop", "_push", "_ring", "_ring_room", "_submit"),
         "arenas",
     )
     observer: "Observer"
@@ -98,8 +99,7 @@ class Reader:
         self._bell: Bell | None = channel.bell
         self._push: Callable[..., bool] = channel.outbound.push
         # None where that is no ring, or where a record that has no room is kept.
-        self._push_many: Callable[..., int] | None = getattr(channel.outbound, "push_many", None)
-        self._submit_plain: Callable[..., Any] | None = None  # likewise; see `mpworker.client`
+        self._submit: Submit | None = None
         self._pop: Callable[[list[Record], int], int] = channel.inbound.pop
         self._fill: Callable[[], int] = channel.inbound.fill
         self._fits: Callable[[int], bool] = channel.outbound.fits
@@ -445,7 +445,7 @@ class Reader:
         # The bells' numbers may be another file's from now on, and a future that is kept shall not keep the memory.
         self._bell = None
         self._push = self._fits = _always
-        self._push_many = self._submit_plain = None
+        self._submit = None
         self._pop = self._fill = _nothing
         self._ring = self._ring_room = _ring_nowhere
         self.supervisor.close()

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -10,10 +10,11 @@ from typing import Any, Final, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 from mpworker.checks import check_number, check_seconds
-from mpworker.client import Client
+from mpworker.client import Call, Client, Make
 from mpworker.errors import ConfigurationError, DuplicateTask, InvalidArgument
 from mpworker.future import TaskFuture, in_queue
 from mpworker.idempotency import Idempotency, Known, LookAgain
+from mpworker.ipc import details
 from mpworker.options import TaskDefaults
 from mpworker.outcomes import FINAL_STATUSES, final_status
 from mpworker.steps import Steps, answered
@@ -22,6 +23,7 @@ from mpworker.task import OR_A_DATETIME, Task, checked_metadata, monotonic_at
 T = TypeVar("T")
 
 EPOCH_MAX: Final = 1e11
+_TOGETHER: Final = 128  # calls, so that a supervisor begins with the first of many while the others are made
 
 
 class _Token:
@@ -205,7 +207,27 @@ def looking_up(client: Client, task_id: str | None) -> Steps[dict[str, Any] | No
     return found
 
 
-def _register(client: Client, defaults: TaskDefaults, task: Task[Any], look: Look) -> TaskFuture[Any]:
+def register_all(client: Client, defaults: TaskDefaults, tasks: Iterable[Task[Any]]) -> list[TaskFuture[Any]]:
+    """`register` for each, and most of them in one go; if one raises, those before it are registered."""
+    futures: list[TaskFuture[Any]] = []
+    calls: list[Call] = []
+    try:
+        for task in tasks:
+            check_task(task)
+            is_asked_for = task.id is not None or task.idempotency_key is not None
+            if is_asked_for or len(calls) == _TOGETHER:
+                calls, sent = [], calls
+                futures += client.submit_all(sent)
+            if is_asked_for:
+                futures.append(register(client, defaults, task))
+            else:
+                calls.append(_call_of(client, defaults, task))
+    finally:
+        futures += client.submit_all(calls)
+    return futures
+
+
+def _call_of(client: Client, defaults: TaskDefaults, task: Task[Any]) -> Call:
     if task.run_at is not None:
         task.refuse_to_begin_late()
     key, shared = client.option_table.say(defaults.but(**task.options()))
@@ -219,17 +241,18 @@ def _register(client: Client, defaults: TaskDefaults, task: Task[Any], look: Loo
         said["keyed"] = True
     if task.metadata:
         said["metadata"] = checked_metadata(task.metadata)
-    make: Callable[[Client, int, str], TaskFuture[Any]] = partial(in_queue, task.queue)
+    make: Make = partial(in_queue, task.queue)
     if task.name:
         make = lambda client, number, _: in_queue(task.queue, client, number, task.name)  # noqa: E731
-    if task.id is None:
-        return client.submit(task.fn, tuple(task.args), dict(task.kwargs), key, said or None, make)
-    return _register_named(client, task, task.id, key, said, look)
+    return task.fn, tuple(task.args), dict(task.kwargs), key, details.pack(said) if said else b"", make
 
 
-def _register_named(
-    client: Client, task: Task[Any], own: str, key: int, said: dict[str, Any], look: Look
-) -> TaskFuture[Any]:
+def _register(client: Client, defaults: TaskDefaults, task: Task[Any], look: Look) -> TaskFuture[Any]:
+    call = _call_of(client, defaults, task)
+    return client.submit(*call) if task.id is None else _register_named(client, task, task.id, call, look)
+
+
+def _register_named(client: Client, task: Task[Any], own: str, call: Call, look: Look) -> TaskFuture[Any]:
     registered = registration(client)
     number = own.removeprefix(client.prefix)
     if number != own and number.isdecimal():
@@ -254,7 +277,7 @@ def _register_named(
         return future
 
     try:
-        return client.submit(task.fn, tuple(task.args), dict(task.kwargs), key, said, make_named)
+        return client.submit(*call[:-1], make_named)
     except BaseException:
         for future in made:
             registered.give_back(own, future)

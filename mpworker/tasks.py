@@ -70,8 +70,15 @@ class Tasks:
         return registering.register(client, defaults, task)
 
     def register_tasks(self, *tasks: Task[T]) -> list[TaskFuture[T]]:
-        """`register_task` for each; if one raises, those before it are registered and run, and the rest is not."""
-        return [self.register_task(task) for task in tasks]
+        """`register_task` for each; if one raises, those before it are registered and run, and the rest is not.
+
+        Those that have neither an `id` nor an `idempotency_key` are sent together.
+        """
+        from mpworker import registering
+
+        if self._client.submission is not None:
+            return [self.register_task(task) for task in tasks]
+        return registering.register_all(self._client, self._defaults, tasks)
 
     def register_task_at(self, when: float | datetime, task: Task[T]) -> TaskFuture[T]:
         """`register_task` with `run_at`.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar, Un
 
 from mpworker.checks import check_bool, check_int, check_seconds
 from mpworker.errors import InvalidArgument
+from mpworker.ipc import details
 from mpworker.ipc.codec import MAX_CHUNK_ITEMS
 from mpworker.options import TASK_OPTIONS, TaskDefaults
 from mpworker.recurring import CronView
@@ -44,6 +45,7 @@ class TaskView(CronView, Executor):
             known = defaults.but(concurrency=1)
             self.submit = self.map = partial(_refuse_limit_of_nothing, defaults)  # type: ignore[method-assign]
         self._options_key, self._said = client.option_table.say(known)
+        self._packed = details.pack(self._said) if self._said else b""
         if client.submission is not None:
             from mpworker.registering import submit_as_task  # not before: no start shall wait for it
 
@@ -81,7 +83,7 @@ class TaskView(CronView, Executor):
         """
         if not callable(fn):
             raise InvalidArgument(f"submit needs a callable, not {fn!r}: write submit(f, x), not submit(f(x))")
-        return self._client.submit(fn, args, kwargs, self._options_key, self._said, self._make_future)
+        return self._client.submit(fn, args, kwargs, self._options_key, self._packed, self._make_future)
 
     def submit_many(self, fn: Callable[..., T], items: Iterable[Any], /) -> list[TaskFuture[T]]:
         """Have a child call `fn(item)` for each item: a task each, as `submit` makes them.
@@ -115,9 +117,8 @@ class TaskView(CronView, Executor):
             return [self.submit(fn, item) for item in items]
         if self._defaults.limits_nothing:
             self._defaults.refuse_limit_of_nothing()
-        from mpworker.submitting import Submitting  # not before: no start shall wait for it
-
-        return Submitting(self._client, fn, self._options_key, self._said, self._make_future).submit(list(items))
+        key, packed, make = self._options_key, self._packed, self._make_future
+        return self._client.submit_all([(fn, (item,), {}, key, packed, make) for item in items])
 
     @overload
     def map(

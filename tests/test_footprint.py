@@ -39,7 +39,7 @@ def bytes_of_each(said: dict[str, Any] | None, **options: Any) -> float:
     port, waiting = ClientPort(channel(), 1 << 20), scheduler()
     told = {"timeout": None, "retries": 0, "crash_retries": 0} | options
     waiting.options_known(port.note_options(1, as_json(told)))
-    payload = CALL if said is None else details.pack(said, CALL)
+    payload = CALL if said is None else details.pack(said) + CALL
     tracemalloc.start()
     try:
         for key in range(1000, 1000 + TASKS):
@@ -76,7 +76,7 @@ def test_a_task_that_waits_is_small(said: dict[str, Any] | None, options: dict[s
 def test_tasks_that_say_the_same_share_it() -> None:
     port = ClientPort(channel(), 1 << 20)
     port.note_options(1, as_json({"timeout": None}))
-    data = details.pack({"concurrency": ["one key", 2]}, CALL)
+    data = details.pack({"concurrency": ["one key", 2]}) + CALL
     one, other = (port.detailed(codec.SUBMIT, codec.DETAILED, key, 0, 1, data) for key in (1, 2))
     assert one.concurrency_key == "one key"
     assert one.concurrency_key is other.concurrency_key

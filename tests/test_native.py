@@ -170,12 +170,21 @@ def calls(fd: int) -> Calls:
     entries = {id(abs): type("Entry", (), {"guard": None, "key": 1 << 20})}
     pending: dict[int, object] = {}
     live = {1 << 20: "abs"}
-    sends = (client_out, client_in, closed, entries, live, pending, itertools.count(1 << 20), 9, 4096, 4096)
+    sends = (client_out, client_in, closed, entries, live, pending, itertools.count(1 << 20), len, 9, 4096, 4096)
     submit = Submit(*sends)
 
-    def submitted(function: Callable[..., object], *args: object, kwargs: dict[str, object] | None = None) -> None:
-        future = submit.submit(client, function, args, kwargs or {}, 1 << 20, lambda *made: made)
-        assert (future is not None) == bool(pending) == bool(taken.pop([], 8))
+    def make(*made: object) -> object:
+        return made
+
+    def submitted(function: Callable[..., object], *args: object, details: bytes = b"") -> None:
+        future = submit.submit(client, function, args, {}, 1 << 20, details, make)
+        assert bool(pending) == bool(taken.pop([], 8)) == (type(future) is tuple)
+        pending.clear()
+
+    def submitted_all(*functions: Callable[..., object], args: tuple[object, ...] = (1000,)) -> None:
+        futures: list[object] = []
+        submit.submit_all(client, [(function, args, {}, 1 << 20, b"", make) for function in functions], futures)
+        assert len(futures) == len(pending) == taken.pop([], 8)
         pending.clear()
 
     return {
@@ -216,13 +225,22 @@ def calls(fd: int) -> Calls:
         ],
         "Submit.submit": [
             (None, lambda: submitted(abs, 1000)),
+            (None, lambda: submitted(abs, 1000, details=small)),
             (None, lambda: submitted(abs, [])),
-            (None, lambda: submitted(abs, 1, kwargs={"a": 1})),
             (None, lambda: submitted(len, 1)),
-            (TypeError, lambda: submit.submit(client, abs, (1,), {}, 0, len)),  # type: ignore[arg-type]
-            (OverflowError, lambda: submit.submit(client, abs, (1,), {}, -1, len)),  # type: ignore[arg-type]
-            (AttributeError, lambda: submit.submit(7, abs, (1,), {}, 0, lambda *made: made)),
+            (TypeError, lambda: submit.submit(client, abs, (1,), {}, 0, b"", len)),  # type: ignore[arg-type]
+            (TypeError, lambda: submit.submit(client, abs, [], {}, 0, b"", make)),  # type: ignore[arg-type]
+            (OverflowError, lambda: submit.submit(client, abs, (1,), {}, -1, b"", make)),
+            (AttributeError, lambda: submit.submit(7, abs, (1,), {}, 0, b"", make)),
             (TypeError, lambda: submit.submit(client)),  # type: ignore[call-arg]
+        ],
+        "Submit.submit_all": [
+            (None, lambda: submitted_all(abs, abs)),
+            (None, lambda: submitted_all(abs, len)),
+            (None, lambda: submitted_all(abs, args=([],))),
+            (TypeError, lambda: submit.submit_all(client, (), [])),  # type: ignore[arg-type]
+            (TypeError, lambda: submit.submit_all(client, [7], [])),  # type: ignore[list-item]
+            (TypeError, lambda: submit.submit_all(client, [(abs, (1,), {}, 0, b"", len)], [])),  # type: ignore[list-item]
         ],
         "Ring": [
             (None, lambda: Ring(memory, 0, 1024, 256)),
@@ -232,17 +250,6 @@ def calls(fd: int) -> Calls:
             (BufferError, lambda: Ring(small, 0, 1024, 256)),
             (TypeError, lambda: Ring(memory)),  # type: ignore[call-arg]
             (TypeError, lambda: Ring(memory, 0, 1024, capacity=256)),  # type: ignore[call-arg]
-        ],
-        "Ring.push_many": [
-            (None, lambda: (producer.push_many(1, 0, [large, 2], 3, 4, [b"", b"12"]), consumer.pop([], 8))),
-            (None, lambda: full.push_many(1, 0, [1], 3, 4, [b"1"])),
-            (TypeError, lambda: producer.push_many(1, 0, [1], 3, 4, [])),
-            (TypeError, lambda: producer.push_many(1, 0, [1], 3, 4, [bytearray(b"1")])),  # type: ignore[list-item]
-            (TypeError, lambda: producer.push_many(1, 0, ["1"], 3, 4, [b"1"])),  # type: ignore[list-item]
-            (OverflowError, lambda: producer.push_many(1, 0, [1, -1], 3, 4, [b"1", b"2"])),
-            (ValueError, lambda: producer.push_many(1, 0, [1, 2], 3, 4, [b"1", bytes(4096)])),
-            (ValueError, lambda: producer.push_many(1 << 16, 0, [], 3, 4, [])),
-            (_native.RingCorrupt, lambda: condemned.push_many(1, 0, [1], 3, 4, [b"1"])),
         ],
         "Ring.push": [
             (None, push_and_pop),
@@ -496,7 +503,6 @@ address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 ring, bell, claims = Ring(memory, 0, 128, 256), Bell(memory, 1024, fd), Claims(claims_memory, 4)
 calls = {
     "Ring.push": lambda: ring.push(0, 0, 0, 0, 0, b""),
-    "Ring.push_many": lambda: ring.push_many(0, 0, [0], 0, 0, [b""]),
     "Ring.pop": lambda: ring.pop([], 1),
     "Ring.readable": ring.readable,
     "Ring.fits": lambda: ring.fits(8),

@@ -7,6 +7,7 @@ import mmap
 import os
 import pickle
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -379,38 +380,92 @@ class Sends:
         self.outbound = outbound
         self.client = SimpleNamespace(_closed="", _last_key=0, poll=lambda: self.polls.append(1))
         self.polls: list[int] = []
-        self.entries = {id(abs): SimpleNamespace(guard=None, key=FUNCTION)}
+        self.entry = SimpleNamespace(guard=None, key=FUNCTION)
+        self.entries = {id(abs): self.entry}
         self.live = {0: "", FUNCTION: "abs"}
         self.pending: dict[int, object] = {}
-        bell = Bell(memory, 512, -1)
-        self.bell = bell
+        self.bell_end, write_end = os.pipe()
+        os.set_blocking(self.bell_end, False)
+        self.bell = Bell(memory, 512, write_end)
         self.keys = itertools.count(1)
+        self.dumped: list[object] = []
         self.native = Submit(
-            *(outbound, inbound, bell, self.entries, self.live, self.pending, self.keys),
+            *(outbound, inbound, self.bell, self.entries, self.live, self.pending, self.keys, self.dumps),
             *(pending_max, record_max, look_at),
         )
+        self.close = lambda: (os.close(self.bell_end), os.close(write_end))
 
-    def submit(
-        self, *args: Any, function: Any = abs, make: Callable[..., Any] = lambda *made: made, **kwargs: Any
-    ) -> Any:
-        return self.native.submit(self.client, function, args, kwargs, 9, make)
+    def dumps(self, call: Any) -> object:
+        self.dumped.append(call)
+        return call if call == LARGE else pickle.dumps(call, 5)
+
+    def submit(self, *args: Any, function: Any = abs, details: bytes = b"", make: Any = None, **kwargs: Any) -> Any:
+        return self.native.submit(self.client, function, args, kwargs, 9, details, make or self.make)
+
+    def submit_all(self, *calls: tuple[Any, ...], function: Any = abs, make: Any = None) -> tuple[list[Any], Any]:
+        """The futures, and what is returned."""
+        futures: list[Any] = []
+        listed = [(function, args, {}, 9, b"", make or self.make) for args in calls]
+        return futures, self.native.submit_all(self.client, listed, futures)
+
+    @staticmethod
+    def make(*made: Any) -> Any:
+        return made
 
     def records(self) -> list[Record]:
         found: list[Record] = []
         self.sent.pop(found, 1000)
         return found
 
+    def calls(self) -> list[Any]:
+        """The calls in the records that were sent since."""
+        return [pickle.loads(data) for kind, *_, data in self.records() if kind == codec.SUBMIT]
 
-def test_what_is_submitted() -> None:
-    sends = Sends()
+
+LARGE = (([],), {"large": 1})  # a call that is no record's
+
+
+@pytest.fixture
+def sends() -> Iterator[Sends]:
+    made = Sends(pending_max=1000)
+    yield made
+    made.close()
+
+
+def test_what_is_submitted(sends: Sends) -> None:
     future = sends.submit(-1, "a", (2.5, None), b"b")
     assert future == (sends.client, 1, "abs")
     assert sends.pending == {1: future}
     assert sends.client._last_key == 1
     ((kind, flags, a, b, c, data),) = sends.records()
     assert (kind, flags, a, b, c) == (codec.SUBMIT, 0, 1, FUNCTION, 9)
-    assert pickle.loads(data) == ((-1, "a", (2.5, None), b"b"), {})
     assert data == _native.dumps_plain(((-1, "a", (2.5, None), b"b"), {}))
+    assert not sends.dumped
+
+
+def test_what_is_not_plain_is_pickled_by_python(sends: Sends) -> None:
+    assert sends.submit([1, 2], base=2) == (sends.client, 1, "abs")
+    assert sends.calls() == [(([1, 2],), {"base": 2})]
+    assert sends.dumped == [(([1, 2],), {"base": 2})]
+
+
+@pytest.mark.parametrize("args", [(7,), ([7],)])
+def test_details_go_before_the_pickle(sends: Sends, args: tuple[Any, ...]) -> None:
+    sends.submit(*args, details=b"details")
+    ((_, flags, _, _, _, data),) = sends.records()
+    assert flags == codec.DETAILED
+    assert data[:7] == b"details"
+    assert pickle.loads(data[7:]) == (args, {})
+
+
+def test_a_pickle_that_is_no_records_is_left_for_who_knows_what_to_do(sends: Sends) -> None:
+    assert sends.submit([], large=1) == LARGE
+    assert next(sends.keys) == 1, "no number is taken"
+    assert sends.submit(bytes(5000)) == pickle.dumps(((bytes(5000),), {}), 5), "it is too large for a record"
+    whole = bytes(3980)
+    assert type(sends.submit(whole, details=bytes(100))) is bytes
+    assert type(sends.submit([whole], details=bytes(100))) is bytes
+    assert sends.submit(whole) == sends.pending[2]
 
 
 def _close(sends: Sends) -> None:
@@ -418,7 +473,7 @@ def _close(sends: Sends) -> None:
 
 
 def _drop(sends: Sends) -> None:
-    del sends.live[FUNCTION]
+    sends.live.pop(FUNCTION, None)
 
 
 def _fill(sends: Sends) -> None:
@@ -427,80 +482,147 @@ def _fill(sends: Sends) -> None:
 
 
 def _reach_the_bound(sends: Sends) -> None:
-    sends.pending.update(dict.fromkeys(range(-100, 0)))
+    sends.pending.update(dict.fromkeys(range(-1000, 0)))
 
 
 def _guard(sends: Sends) -> None:
-    sends.entries[id(abs)].guard = object()
+    sends.entry.guard = SimpleNamespace(holds=lambda: False)
 
 
 @pytest.mark.parametrize("hinder", [_close, _drop, _fill, _reach_the_bound, _guard])
-@pytest.mark.parametrize("meanwhile", [False, True])
-def test_what_hinders_it_leaves_nothing_behind(hinder: Callable[[Sends], None], meanwhile: bool) -> None:
-    sends = Sends()
-
+@pytest.mark.parametrize("when", ["before", "while it is pickled", "while its future is made"])
+def test_what_hinders_it_leaves_nothing_behind(sends: Sends, hinder: Callable[[Sends], None], when: str) -> None:
     def make(*made: Any) -> Any:
-        if meanwhile:
+        if when == "while its future is made":
             hinder(sends)
         return made
 
-    if not meanwhile:
+    class Argument:
+        def __reduce__(self) -> Any:
+            if when == "while it is pickled":
+                hinder(sends)
+            return int, ()
+
+    if when == "before":
         hinder(sends)
-    future = sends.submit(1, make=make)
-    if meanwhile and hinder in (_guard, _reach_the_bound):
+    elif hinder in (_guard, _reach_the_bound):
         return  # each was right when it was looked at
-    assert future is None
-    assert not [record for record in sends.records() if record[0] == codec.SUBMIT]
-    assert set(sends.pending) <= set(range(-100, 0))
+    assert sends.submit(Argument(), make=make) is None
+    assert not sends.calls()
+    assert set(sends.pending) <= set(range(-1000, 0))
     assert sends.client._last_key == 0
 
 
-@pytest.mark.parametrize(
-    ("args", "kwargs"), [(([],), {}), ((1,), {"base": 2}), ((bytes(5000),), {}), ((2**70,), {}), ((bytes(3990),), {})]
-)
-def test_what_is_not_plain_or_too_large_is_left(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    sends = Sends()
-    assert sends.submit(*args, **kwargs) is None
-    assert next(sends.keys) == 1, "no number is taken"
+def test_a_function_by_value_goes_as_long_as_its_guard_holds(sends: Sends) -> None:
+    looks = iter([True, True, False])
+    sends.entry.guard = SimpleNamespace(holds=lambda: next(looks))
+    assert sends.submit(1)
+    assert sends.submit_all((2,), (3,))[0], "and is looked at once for all calls in a row"
+    assert sends.submit(4) is None
+    assert sends.calls() == [((number,), {}) for number in (1, 2, 3)]
 
 
-def test_a_function_that_is_not_known_is_left() -> None:
-    assert Sends().submit(1, function=len) is None
+def test_a_function_that_is_not_known_is_left(sends: Sends) -> None:
+    assert sends.submit(1, function=len) is None
+    assert sends.submit_all((1,), function=len) == ([], None)
 
 
-def test_what_making_the_future_raises_comes_out_and_nothing_is_sent() -> None:
-    sends = Sends()
-
+@pytest.mark.parametrize("of_many", [False, True])
+def test_what_making_the_future_raises_comes_out_and_nothing_is_sent(sends: Sends, of_many: bool) -> None:
     def make(*_: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sends.submit(1, make=make)
+        sends.submit_all((1,), make=make) if of_many else sends.submit(1, make=make)
     assert (sends.pending, sends.records()) == ({}, [])
 
 
-def test_it_looks_at_what_has_come_every_now_and_then() -> None:
-    sends = Sends(pending_max=1000)
-    for _ in range(64):
-        sends.submit(1)
+def test_what_cannot_be_pickled_is_told_by_dumps(sends: Sends) -> None:
+    with pytest.raises(TypeError, match="lock"):
+        sends.submit(threading.Lock())
+    assert not sends.records()
+
+
+def test_all_of_a_list_go_in_one_call_and_the_supervisor_is_woken_at_the_end(sends: Sends) -> None:
+    sends.bell.arm()
+    futures, left = sends.submit_all(*((number,) for number in range(50)))
+    assert left is None
+    assert [future[1] for future in futures] == list(range(1, 51))
+    assert sends.calls() == [((number,), {}) for number in range(50)]
+    assert len(os.read(sends.bell_end, 100)) == 1
+
+
+@pytest.mark.parametrize("of_many", [False, True])
+def test_a_supervisor_that_sleeps_is_woken(sends: Sends, of_many: bool) -> None:
+    sends.bell.arm()
+    sends.submit_all((1,)) if of_many else sends.submit(1)
+    assert os.read(sends.bell_end, 100)
+
+
+def test_of_many_it_is_woken_before_the_last_one(sends: Sends) -> None:
+    woken: list[bytes] = []
+
+    def make(*made: Any) -> Any:
+        if made[1] == 65:
+            woken.append(os.read(sends.bell_end, 100))
+        return made
+
+    sends.bell.arm()
+    sends.submit_all(*((number,) for number in range(100)), make=make)
+    assert woken
+
+
+def test_of_many_it_is_woken_for_those_before_one_that_raises(sends: Sends) -> None:
+    sends.bell.arm()
+    with pytest.raises(TypeError, match="lock"):
+        sends.submit_all((1,), (threading.Lock(),), (3,))
+    assert os.read(sends.bell_end, 100)
+    assert sends.calls() == [((1,), {})]
+
+
+def test_many_end_at_the_first_that_goes_otherwise_and_go_on_after_it(sends: Sends) -> None:
+    calls: list[Any] = [
+        (abs, args, kwargs, 9, b"", sends.make) for args, kwargs in [((1,), {}), LARGE, ((3,), {}), ((4,), {})]
+    ]
+    futures: list[Any] = []
+    assert sends.native.submit_all(sends.client, calls, futures) == LARGE
+    assert len(futures) == 1
+    futures.append("sent otherwise")
+    assert sends.native.submit_all(sends.client, calls, futures) is None
+    assert len(futures) == 4
+    assert sends.calls() == [((number,), {}) for number in (1, 3, 4)]
+
+
+def test_no_more_than_may_be_pending_are_sent() -> None:
+    sends = Sends(pending_max=3)
+    assert len(sends.submit_all(*((number,) for number in range(5)))[0]) == 3
+    assert len(sends.calls()) == 3
+    sends.close()
+
+
+@pytest.mark.parametrize("of_many", [False, True])
+def test_it_looks_at_what_has_come_every_now_and_then(sends: Sends, of_many: bool) -> None:
+    def submit_64() -> None:
+        if of_many:
+            sends.submit_all(*[(1,)] * 64)
+        else:
+            sends.submit(1)
+
+    submit_64()
     assert not sends.polls, "nothing has come"
     sends.records()
     sends.other_end.push(codec.RESULT, 0, 1, 0, 0, b"")
-    for _ in range(64):
-        sends.submit(1)
+    submit_64()
     assert sends.polls == [1]
 
 
-def test_a_sleeping_supervisor_is_woken() -> None:
-    sends = Sends()
-    sends.bell.arm()
-    with pytest.raises(OSError, match="write to a bell"):  # which has no pipe here
-        sends.submit(1)
-
-
-def test_in_a_fork_it_is_left_to_who_can_say_why() -> None:
-    sends = Sends()
+@pytest.mark.parametrize("of_many", [False, True])
+def test_in_a_fork_it_is_left_to_who_can_say_why(sends: Sends, of_many: bool) -> None:
     pid = os.fork()
     if not pid:
-        os._exit(sends.submit(1) is not None)
+        well = False
+        try:
+            well = sends.submit_all((1,)) == ([], None) if of_many else sends.submit(1) is None
+        finally:
+            os._exit(not well)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import gc
-import itertools
 import mmap
 import os
 import subprocess
@@ -65,18 +64,6 @@ class RingMachine(RuleBasedStateMachine):
         if fits:
             self.tail += need
             self.model.append((self.tail, (kind, flags, a, b, c, payload)))
-
-    @rule(kind=U16, flags=U16, first=U64, b=U64, c=U64, sizes=st.lists(st.integers(0, 96), max_size=12))
-    def push_many(self, kind: int, flags: int, first: int, b: int, c: int, sizes: list[int]) -> None:
-        keys = [(first + offset) % 2**64 for offset in range(len(sizes))]
-        payloads = [Random(size).randbytes(size) for size in sizes]
-        pushed = self.producer.push_many(kind, flags, keys, b, c, payloads)
-        for a, payload in itertools.islice(zip(keys, payloads, strict=True), pushed):
-            self.tail += self.need(len(payload))
-            assert self.tail - self.head <= self.capacity
-            self.model.append((self.tail, (kind, flags, a, b, c, payload)))
-        if pushed < len(sizes):
-            assert self.tail + self.need(sizes[pushed]) - self.head > self.capacity
 
     @rule(kind=U16, flags=U16, a=U64, b=U64, c=U64, data=st.data())
     def push_any(self, kind: int, flags: int, a: int, b: int, c: int, data: st.DataObject) -> None:

@@ -741,3 +741,28 @@ def test_after_the_stop() -> None:
             ask()
     assert w.metrics().completed == 1
     assert w.wait()
+
+
+def test_many_tasks_are_registered_in_their_order_whatever_they_say() -> None:
+    def run(number: int) -> tuple[int, str]:
+        return number, mpworker.current().task_id
+
+    said: list[dict[str, Any]] = [{}, {"id": "own"}, {"idempotency_key": "key"}, {"name": "named"}, {"queue": "other"}]
+    with ProcessWorker(n=1) as w:
+        tasks = [Task(run, (number,), **said[number % 5 if number < 5 else 0]) for number in range(300)]
+        futures = w.register_tasks(*tasks)
+        assert [future.result(GUARD) for future in futures] == [(n, futures[n].task_id) for n in range(300)]
+        assert futures[1].task_id == "own"
+        assert w.register_task(tasks[2]).task_id == futures[2].task_id
+        assert w.get_task(futures[3].task_id).name == "named"
+        assert w.get_task(futures[4].task_id).queue == "other"
+
+
+@pytest.mark.parametrize("at", [0, 1, 200])
+def test_those_before_a_task_that_cannot_be_registered_run(at: int) -> None:
+    with ProcessWorker(n=1) as w:
+        tasks: list[Any] = [Task(abs, (-number,)) for number in range(300)]
+        tasks[at] = 7
+        with pytest.raises(InvalidArgument, match="register_task needs a Task, not 7"):
+            w.register_tasks(*tasks)
+    assert w.metrics().completed == at

@@ -25,7 +25,7 @@ class Port:
 
 def a_run(key: int) -> DetailedTask:
     options = TaskOptions(queue="mail")
-    return DetailedTask(key, None, options, details.pack({"name": "it"}, b"call"), 0, codec.DETAILED)
+    return DetailedTask(key, None, options, details.pack({"name": "it"}) + b"call", 0, codec.DETAILED)
 
 
 class World:

@@ -343,51 +343,6 @@ static PyObject *ring_push(PyObject *self, PyObject *const *args, Py_ssize_t nar
     }
 }
 
-/* No Python runs between the first record and the last: whoever looks sees all of them or none that the caller did not
- * mean to send. So all that could fail is looked at first. */
-static PyObject *ring_push_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
-{
-    ring_object *object = (ring_object *)self;
-    uint64_t kind, flags, b, c, a;
-    if (!argument_count(nargs, 6, "push_many") || !ring_usable(self) || !get_u64(args[0], &kind) ||
-        !get_u64(args[1], &flags) || !get_u64(args[3], &b) || !get_u64(args[4], &c))
-        return NULL;
-    PyObject *keys = args[2], *payloads = args[5];
-    if (!PyList_Check(keys) || !PyList_Check(payloads) || PyList_Size(keys) != PyList_Size(payloads)) {
-        PyErr_SetString(PyExc_TypeError, "push_many() takes a list of numbers and one of as many bytes");
-        return NULL;
-    }
-    if (kind > UINT16_MAX || flags > UINT16_MAX) {
-        PyErr_SetString(PyExc_ValueError, "kind and flags are 16-bit numbers");
-        return NULL;
-    }
-    Py_ssize_t count = PyList_Size(payloads);
-    uint64_t largest = mpw_ring_max_payload(object->ring.capacity);
-    for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *payload = PyList_GetItem(payloads, i), *key = PyList_GetItem(keys, i);
-        if (!PyBytes_CheckExact(payload) || !PyLong_CheckExact(key)) {
-            PyErr_SetString(PyExc_TypeError, "push_many() takes a list of numbers and one of as many bytes");
-            return NULL;
-        }
-        if (!get_u64(key, &a))
-            return NULL;
-        if ((uint64_t)PyBytes_Size(payload) > largest)
-            return PyErr_Format(PyExc_ValueError, "a payload of %zd bytes exceeds this ring's bound of %llu",
-                                PyBytes_Size(payload), (unsigned long long)largest);
-    }
-    Py_ssize_t done = 0;
-    mpw_status status = MPW_OK;
-    while (done < count && status == MPW_OK) {
-        PyObject *payload = PyList_GetItem(payloads, done);
-        mpw_record_header header = {
-            .size = (uint32_t)PyBytes_Size(payload), .kind = (uint16_t)kind, .flags = (uint16_t)flags,
-            .a = PyLong_AsUnsignedLongLong(PyList_GetItem(keys, done)), .b = b, .c = c};
-        status = mpw_ring_push(&object->ring, header, PyBytes_AsString(payload));
-        done += status == MPW_OK;
-    }
-    return status == MPW_CORRUPT ? ring_condemn(self) : PyLong_FromSsize_t(done);
-}
-
 /* Fill an empty tuple of six; false if there is no memory. */
 static bool fill_tuple(PyObject *tuple, const mpw_record *record)
 {
@@ -477,9 +432,6 @@ static PyObject *ring_max_payload(PyObject *self, void *Py_UNUSED(closure))
 static PyMethodDef ring_methods[] = {
     {"push", (PyCFunction)(void (*)(void))ring_push, METH_FASTCALL,
      "push(kind, flags, a, b, c, payload) -> bool\n\nPublish one record; False when the ring is full."},
-    {"push_many", (PyCFunction)(void (*)(void))ring_push_many, METH_FASTCALL,
-     "push_many(kind, flags, a, b, c, payloads) -> int\n\nPublish a record for each number of the list a and the payload "
-     "at its place; how many there was room for."},
     {"pop", (PyCFunction)(void (*)(void))ring_pop, METH_FASTCALL,
      "pop(into, limit) -> int\n\nAppend up to limit records (kind, flags, a, b, c, payload) to the list; how many."},
     {"readable", ring_readable, METH_NOARGS, "readable() -> bool\n\nIs there a record to pop?"},

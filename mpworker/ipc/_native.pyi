@@ -45,7 +45,6 @@ class MadeBeforeFork(Exception): ...
 class Ring:
     def __new__(cls, buffer: Buffer, ctl_offset: int, data_offset: int, capacity: int, /) -> Ring: ...
     def push(self, kind: int, flags: int, a: int, b: int, c: int, payload: Buffer, /) -> bool: ...
-    def push_many(self, kind: int, flags: int, a: list[int], b: int, c: int, payloads: list[bytes], /) -> int: ...
     def pop(self, into: list[tuple[int, int, int, int, int, bytes]], limit: int, /) -> int: ...
     def readable(self) -> bool: ...
     def fits(self, payload_bytes: int, /) -> bool: ...
@@ -140,6 +139,7 @@ class Submit:
         live: Mapping[int, str],
         pending: dict[int, Any],
         keys: Iterator[int],
+        dumps: Callable[[tuple[tuple[Any, ...], dict[str, Any]]], object],
         pending_max: int,
         record_max: int,
         look_at: int,
@@ -152,9 +152,19 @@ class Submit:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: int,
-        make: Callable[[_C, int, str], _T],
+        details: bytes,
+        make: Callable[[_C, int, str], Any],
         /,
-    ) -> _T | None: ...
+    ) -> Any: ...
+    def submit_all(
+        self,
+        client: _C,
+        calls: list[
+            tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], int, bytes, Callable[[_C, int, str], Any]]
+        ],
+        futures: list[Any],
+        /,
+    ) -> Any: ...
 
 @final
 class Extents:

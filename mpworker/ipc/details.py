@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 _LENGTH_BYTES: Final = 4
 
 
-def pack(details: dict[str, Any], data: bytes) -> bytes:
-    """A payload with details."""
+def pack(details: dict[str, Any]) -> bytes:
+    """What goes before the pickle of a call: the length of the details, and these."""
     text = json.dumps(details).encode()
-    return b"".join((len(text).to_bytes(_LENGTH_BYTES, "little"), text, data))
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
 def end(data: bytes) -> int:

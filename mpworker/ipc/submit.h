@@ -1,17 +1,21 @@
 /* mpworker.ipc._native, the part that submits tasks: for `_native.c` to include.
  *
- * Nearly every task that a client submits is a call of a function that was sent before, with plain arguments, while there is
- * room. For these all that `mpworker.client.Client.submit` does is done here, in a third of the time. For any other, None
- * says that it is still to be done: nothing has been taken or sent by then but perhaps a number.
+ * Nearly every task that a client submits is a call of a function that was sent before, with arguments that make a small
+ * pickle, while there is room. For these all that `mpworker.client.Client.submit` does is done here, in a third of the time,
+ * for one call or for a list of them. Any other is left to Python: nothing has been taken or sent by then but perhaps a
+ * number.
  *
- * The future is made first, for that runs Python: other threads, signal handlers, the collector. From the looks that follow
- * (may anything still be sent, is the function still known?) to the push no Python runs, so they hold for it.
+ * What runs Python comes first: the pickle of what is not plain, the look whether a function by value is still the same, the
+ * future. Other threads, signal handlers, the collector may do anything meanwhile. From the looks that follow (may anything
+ * still be sent, is the function still known?) to the push no Python runs, so they hold for it.
  */
 
 enum { MPW_KIND_SUBMIT = 5 };       /* of a record: `mpworker.ipc.codec` */
 enum { MPW_SUBMITS_PER_LOOK = 64 }; /* a power of two: how often a client that only submits looks at what has come */
-enum { SUBMIT_GUARD, SUBMIT_KEY, SUBMIT_CLOSED, SUBMIT_LAST_KEY, SUBMIT_NAMES };
-static const char *const submit_names[SUBMIT_NAMES] = {"guard", "key", "_closed", "_last_key"};
+enum { SUBMIT_DETAILED = 0x0200 };  /* of its flags: details come before the pickle */
+enum { SUBMIT_CALL_PARTS = 6 };     /* function, args, kwargs, options, details, make */
+enum { SUBMIT_GUARD, SUBMIT_HOLDS, SUBMIT_KEY, SUBMIT_CLOSED, SUBMIT_LAST_KEY, SUBMIT_NAMES };
+static const char *const submit_names[SUBMIT_NAMES] = {"guard", "holds", "key", "_closed", "_last_key"};
 
 typedef struct {
     PyObject_HEAD
@@ -22,6 +26,7 @@ typedef struct {
     PyObject *live;    /* dict: names by the keys of functions that may be sent */
     PyObject *pending; /* dict: futures by their keys */
     PyObject *keys;    /* iterator */
+    PyObject *dumps;   /* (args, kwargs) -> bytes, or something else that is no record's */
     Py_ssize_t pending_max;
     Py_ssize_t record_max; /* bytes of a payload */
     uint64_t look_at;      /* bytes in `inbound` that are worth a look */
@@ -30,10 +35,11 @@ typedef struct {
 
 static PyObject *submit_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {
-    PyObject *parts[7];
+    PyObject *parts[8];
     Py_ssize_t pending_max, record_max, look_at;
-    if (!PyArg_ParseTuple(args, "OOOO!O!O!Onnn:Submit", &parts[0], &parts[1], &parts[2], &PyDict_Type, &parts[3],
-                          &PyDict_Type, &parts[4], &PyDict_Type, &parts[5], &parts[6], &pending_max, &record_max, &look_at))
+    if (!PyArg_ParseTuple(args, "OOOO!O!O!OOnnn:Submit", &parts[0], &parts[1], &parts[2], &PyDict_Type, &parts[3],
+                          &PyDict_Type, &parts[4], &PyDict_Type, &parts[5], &parts[6], &parts[7], &pending_max, &record_max,
+                          &look_at))
         return NULL;
     module_state *state = PyType_GetModuleState(type);
     if (Py_TYPE(parts[0]) != state->ring_type || Py_TYPE(parts[1]) != state->ring_type ||
@@ -45,9 +51,9 @@ static PyObject *submit_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNU
     submit_object *submit = (submit_object *)tp_alloc(type, 0);
     if (!submit)
         return NULL;
-    PyObject **fields[7] = {(PyObject **)&submit->outbound, (PyObject **)&submit->inbound, (PyObject **)&submit->peer_bell,
-                            &submit->entries, &submit->live, &submit->pending, &submit->keys};
-    for (int i = 0; i < 7; i++) {
+    PyObject **fields[8] = {(PyObject **)&submit->outbound, (PyObject **)&submit->inbound, (PyObject **)&submit->peer_bell,
+                            &submit->entries, &submit->live, &submit->pending, &submit->keys, &submit->dumps};
+    for (int i = 0; i < 8; i++) {
         Py_INCREF(parts[i]);
         *fields[i] = parts[i];
     }
@@ -67,9 +73,9 @@ static void submit_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     submit_object *submit = (submit_object *)self;
-    PyObject *parts[7] = {(PyObject *)submit->outbound, (PyObject *)submit->inbound, (PyObject *)submit->peer_bell,
-                          submit->entries, submit->live, submit->pending, submit->keys};
-    for (int i = 0; i < 7; i++)
+    PyObject *parts[8] = {(PyObject *)submit->outbound, (PyObject *)submit->inbound, (PyObject *)submit->peer_bell,
+                          submit->entries, submit->live, submit->pending, submit->keys, submit->dumps};
+    for (int i = 0; i < 8; i++)
         Py_XDECREF(parts[i]);
     for (int i = 0; i < SUBMIT_NAMES; i++)
         Py_XDECREF(submit->names[i]);
@@ -78,8 +84,8 @@ static void submit_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
-/* The key of a function that was sent, and may be sent for as long as its entry is there: a new reference. NULL, perhaps
- * with an error: it is not one of these. */
+/* The key of a function that was sent, and holds for a call that is sent now: a new reference. NULL, perhaps with an error:
+ * it is not one of these. */
 static PyObject *submit_function(submit_object *submit, PyObject *function)
 {
     PyObject *identity = PyLong_FromVoidPtr(function);
@@ -89,24 +95,50 @@ static PyObject *submit_function(submit_object *submit, PyObject *function)
         return NULL;
     Py_INCREF(entry);
     PyObject *guard = PyObject_GetAttr(entry, submit->names[SUBMIT_GUARD]);
-    PyObject *key = guard == Py_None ? PyObject_GetAttr(entry, submit->names[SUBMIT_KEY]) : NULL;
+    PyObject *holds = !guard             ? NULL
+                      : guard == Py_None ? PyBool_FromLong(1)
+                                         : PyObject_CallMethodObjArgs(guard, submit->names[SUBMIT_HOLDS], NULL);
+    PyObject *key = holds == Py_True ? PyObject_GetAttr(entry, submit->names[SUBMIT_KEY]) : NULL;
+    Py_XDECREF(holds);
     Py_XDECREF(guard);
     Py_DECREF(entry);
     return key;
 }
 
-/* The pickle of a call; its size, 0 if it is not plain, or too large. */
-static Py_ssize_t submit_pickle(PyObject *args, PyObject *kwargs, Py_ssize_t size_max, uint8_t *into)
+/* The payload of a call, with its details, as a record takes it. NULL, perhaps with an error: it is none; then `left` is its
+ * pickle, without them. */
+static PyObject *submit_payload(submit_object *submit, PyObject *args, PyObject *kwargs, PyObject *details, PyObject **left)
 {
     plain_writer writer = {.size = sizeof plain_protocol + 2};
-    if (!plain_write(&writer, args, 1) || !plain_write(&writer, kwargs, 1) || writer.size > size_max)
-        return 0;
-    writer = (plain_writer){.at = into};
-    plain_put(&writer, plain_protocol, sizeof plain_protocol);
-    plain_write(&writer, args, 1);
-    plain_write(&writer, kwargs, 1);
-    plain_put(&writer, "\x86.", 2); /* TUPLE2, STOP */
-    return writer.size;
+    Py_ssize_t before = PyBytes_Size(details);
+    Py_ssize_t plain_max = submit->record_max < MPW_PLAIN_BYTES_MAX ? submit->record_max : MPW_PLAIN_BYTES_MAX;
+    if (plain_write(&writer, args, 1) && plain_write(&writer, kwargs, 1) && writer.size <= plain_max - before) {
+        PyObject *payload = PyBytes_FromStringAndSize(NULL, before + writer.size);
+        if (!payload)
+            return NULL;
+        uint8_t *at = (uint8_t *)PyBytes_AsString(payload);
+        memcpy(at, PyBytes_AsString(details), (size_t)before);
+        writer = (plain_writer){.at = at + before};
+        plain_put(&writer, plain_protocol, sizeof plain_protocol);
+        plain_write(&writer, args, 1);
+        plain_write(&writer, kwargs, 1);
+        plain_put(&writer, "\x86.", 2); /* TUPLE2, STOP */
+        return payload;
+    }
+    PyObject *call = Py_BuildValue("(OO)", args, kwargs);
+    PyObject *payload = call ? PyObject_CallFunctionObjArgs(submit->dumps, call, NULL) : NULL;
+    Py_XDECREF(call);
+    if (!payload || !PyBytes_CheckExact(payload) || PyBytes_Size(payload) > submit->record_max - before) {
+        *left = payload;
+        return NULL;
+    }
+    if (before) {
+        PyObject *whole = PyBytes_FromObject(details);
+        PyBytes_Concat(&whole, payload); /* no whole, no concatenation */
+        Py_DECREF(payload);
+        payload = whole;
+    }
+    return payload;
 }
 
 /* May something be sent, and a call of this function? No Python runs in here, and none until the push. */
@@ -118,61 +150,146 @@ static bool submit_may(submit_object *submit, PyObject *client, PyObject *functi
     return open && PyDict_GetItemWithError(submit->live, function_key) && ring_usable((PyObject *)submit->outbound);
 }
 
-static PyObject *submit_submit(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+/* Make the future of a call and push it: the future, or NULL, perhaps with an error, if it was not sent. */
+static PyObject *submit_push(submit_object *submit, PyObject *client, PyObject *function_key, uint64_t options,
+                             PyObject *payload, bool detailed, PyObject *make)
 {
-    submit_object *submit = (submit_object *)self;
-    uint64_t options, function, number;
-    uint8_t pickle[MPW_PLAIN_BYTES_MAX + 64];
-    if (!argument_count(nargs, 6, "submit") || !get_u64(args[4], &options))
+    uint64_t function, number;
+    PyObject *name = PyDict_GetItemWithError(submit->live, function_key);
+    if (!name || !get_u64(function_key, &function))
         return NULL;
-    if (((mapped_object *)submit->outbound)->fork_count != fork_count || PyDict_Size(submit->pending) >= submit->pending_max)
-        return none();
-    Py_ssize_t size_max = submit->record_max < MPW_PLAIN_BYTES_MAX ? submit->record_max : MPW_PLAIN_BYTES_MAX;
-    Py_ssize_t size = submit_pickle(args[2], args[3], size_max, pickle);
-    PyObject *function_key = size ? submit_function(submit, args[1]) : NULL;
-    PyObject *name = function_key ? PyDict_GetItemWithError(submit->live, function_key) : NULL;
-    if (!name || !get_u64(function_key, &function)) {
-        Py_XDECREF(function_key);
-        return PyErr_Occurred() ? NULL : none();
-    }
     Py_INCREF(name);
     PyObject *key = PyIter_Next(submit->keys);
-    PyObject *future = key && get_u64(key, &number) ? PyObject_CallFunctionObjArgs(args[5], args[0], key, name, NULL) : NULL;
+    PyObject *future = key && get_u64(key, &number) ? PyObject_CallFunctionObjArgs(make, client, key, name, NULL) : NULL;
+    Py_DECREF(name);
     mpw_status status = MPW_FULL;
-    if (future && submit_may(submit, args[0], function_key) && PyDict_SetItem(submit->pending, key, future) == 0) {
-        mpw_record_header header = {.size = (uint32_t)size, .kind = MPW_KIND_SUBMIT, .a = number, .b = function, .c = options};
-        status = mpw_ring_push(&submit->outbound->ring, header, pickle);
+    if (future && submit_may(submit, client, function_key) && PyDict_SetItem(submit->pending, key, future) == 0) {
+        mpw_record_header header = {.size = (uint32_t)PyBytes_Size(payload), .kind = MPW_KIND_SUBMIT,
+                                    .flags = detailed ? SUBMIT_DETAILED : 0, .a = number, .b = function, .c = options};
+        status = mpw_ring_push(&submit->outbound->ring, header, PyBytes_AsString(payload));
         if (status != MPW_OK && PyDict_DelItem(submit->pending, key) == 0 && status == MPW_CORRUPT)
             ring_condemn((PyObject *)submit->outbound);
     }
-    if (status == MPW_OK) {
-        PyObject *rung = NULL;
-        if (PyObject_SetAttr(args[0], submit->names[SUBMIT_LAST_KEY], key) == 0)
-            rung = bell_ring((PyObject *)submit->peer_bell, NULL);
-        if (rung && !(number & (MPW_SUBMITS_PER_LOOK - 1)) && mpw_ring_fill(&submit->inbound->ring) > submit->look_at) {
-            Py_DECREF(rung);
-            rung = PyObject_CallMethod(args[0], "poll", NULL);
-        }
-        Py_XDECREF(rung);
-    }
-    Py_DECREF(function_key);
-    Py_DECREF(name);
+    if (status != MPW_OK || PyObject_SetAttr(client, submit->names[SUBMIT_LAST_KEY], key) < 0)
+        Py_CLEAR(future);
     Py_XDECREF(key);
-    if (status == MPW_OK && !PyErr_Occurred())
+    return future;
+}
+
+/* After some pushes, up to this key: wake the supervisor, and look at what has come if that may be much. */
+static bool submit_told(submit_object *submit, PyObject *client, bool looks)
+{
+    PyObject *done = bell_ring((PyObject *)submit->peer_bell, NULL);
+    if (done && looks && mpw_ring_fill(&submit->inbound->ring) > submit->look_at) {
+        Py_DECREF(done);
+        done = PyObject_CallMethod(client, "poll", NULL);
+    }
+    Py_XDECREF(done);
+    return done != NULL;
+}
+
+/* Is there room for one more task, and are the rings there? */
+static bool submit_has_room(submit_object *submit)
+{
+    return ((mapped_object *)submit->outbound)->fork_count == fork_count &&
+           PyDict_Size(submit->pending) < submit->pending_max;
+}
+
+/* Send a call; its future, or NULL, perhaps with an error, if it was not sent. `left` is its pickle, if that is why. */
+static PyObject *submit_one(submit_object *submit, PyObject *client, PyObject *const *call, PyObject *function_key,
+                            PyObject **left)
+{
+    uint64_t options;
+    PyObject *args = call[1], *kwargs = call[2], *details = call[4], *make = call[5], *future = NULL;
+    if (!PyTuple_CheckExact(args) || !PyDict_CheckExact(kwargs) || !PyBytes_CheckExact(details)) {
+        PyErr_SetString(PyExc_TypeError, "a call has a tuple, a dict, and details that are bytes");
+        return NULL;
+    }
+    if (!get_u64(call[3], &options))
+        return NULL;
+    PyObject *payload = submit_payload(submit, args, kwargs, details, left);
+    if (payload)
+        future = submit_push(submit, client, function_key, options, payload, PyBytes_Size(details) > 0, make);
+    Py_XDECREF(payload);
+    return future;
+}
+
+static PyObject *submit_submit(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    submit_object *submit = (submit_object *)self;
+    if (!argument_count(nargs, 1 + SUBMIT_CALL_PARTS, "submit"))
+        return NULL;
+    PyObject *client = args[0], *left = NULL, *future = NULL;
+    PyObject *function_key = submit_has_room(submit) ? submit_function(submit, args[1]) : NULL;
+    if (function_key) {
+        future = submit_one(submit, client, args + 1, function_key, &left);
+        Py_DECREF(function_key);
+    }
+    if (future && !submit_told(submit, client, true))
+        Py_CLEAR(future); /* an error, or what a handler has raised: the task is sent */
+    if (future || PyErr_Occurred())
         return future;
-    Py_XDECREF(future);
-    return PyErr_Occurred() ? NULL : none();
+    return left ? left : none();
+}
+
+static PyObject *submit_submit_all(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    submit_object *submit = (submit_object *)self;
+    if (!argument_count(nargs, 3, "submit_all"))
+        return NULL;
+    PyObject *client = args[0], *calls = args[1], *futures = args[2], *left = NULL;
+    if (!PyList_Check(calls) || !PyList_Check(futures)) {
+        PyErr_SetString(PyExc_TypeError, "submit_all() takes a list of calls and a list for their futures");
+        return NULL;
+    }
+    PyObject *function = NULL, *function_key = NULL; /* of the call before */
+    Py_ssize_t before = PyList_Size(futures);
+    bool well = true;
+    while (well && PyList_Size(futures) < PyList_Size(calls) && submit_has_room(submit)) {
+        PyObject *call = PyList_GetItem(calls, PyList_Size(futures)), *parts[SUBMIT_CALL_PARTS];
+        if (!PyTuple_Check(call)) {
+            PyErr_SetString(PyExc_TypeError, "a call is a tuple");
+            break;
+        }
+        if (!PyArg_ParseTuple(call, "OOOOOO", &parts[0], &parts[1], &parts[2], &parts[3], &parts[4], &parts[5]))
+            break;
+        if (parts[0] != function) {
+            Py_XDECREF(function_key);
+            function = parts[0];
+            function_key = submit_function(submit, function);
+        }
+        PyObject *future = function_key ? submit_one(submit, client, parts, function_key, &left) : NULL;
+        well = future && PyList_Append(futures, future) == 0 &&
+               (PyList_Size(futures) % MPW_SUBMITS_PER_LOOK || submit_told(submit, client, true));
+        Py_XDECREF(future);
+    }
+    Py_XDECREF(function_key);
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace); /* what was sent before is told of in any case */
+    bool told = PyList_Size(futures) == before || submit_told(submit, client, false);
+    if (type)
+        PyErr_Restore(type, value, trace);
+    if (!told || PyErr_Occurred()) {
+        Py_XDECREF(left);
+        return NULL;
+    }
+    return left ? left : none();
 }
 
 static PyMethodDef submit_methods[] = {
     {"submit", (PyCFunction)(void (*)(void))submit_submit, METH_FASTCALL,
-     "submit(client, function, args, kwargs, options, make) -> future or None\n\nSend a call that is as most are, and return "
-     "the future that make(client, key, name) has made. None: it is to be sent otherwise."},
+     "submit(client, function, args, kwargs, options, details, make) -> future, None or payload\n\nSend a call, and return "
+     "the future that make(client, key, name) has made. None: it is to be sent otherwise, and as this payload if its pickle "
+     "is what stands against it."},
+    {"submit_all", (PyCFunction)(void (*)(void))submit_submit_all, METH_FASTCALL,
+     "submit_all(client, calls, futures) -> None or payload\n\nSend of a list of calls (function, args, kwargs, options, "
+     "details, make) those that have no future yet, up to the first that is to be sent otherwise: as this payload, if its "
+     "pickle is what stands against it."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot submit_slots[] = {
-    {Py_tp_doc, "Submit(outbound, inbound, peer_bell, entries, live, pending, keys, pending_max, record_max, look_at)\n\n"
+    {Py_tp_doc, "Submit(outbound, inbound, peer_bell, entries, live, pending, keys, dumps, pending_max, record_max, look_at)\n\n"
                 "Submits tasks for a client: see submit.h."},
     {Py_tp_new, submit_new},
     {Py_tp_dealloc, submit_dealloc},

@@ -77,7 +77,7 @@ class CronDesk:
                 work = start.work
                 assert isinstance(work, _Work)
                 said = work.said if work.deadline is None else work.said | {"deadline": now + work.deadline}
-                call = details.pack(said, work.call)
+                call = details.pack(said) + work.call
                 flags = codec.DETAILED
                 if isinstance(work.call, Held):
                     call = held(call, None, shares=work.call.shares)

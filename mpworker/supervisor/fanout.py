@@ -108,7 +108,7 @@ class ClientPort:
             said, call = details.read(call), details.after(call)
         retry_of = said.get("id", key)  # as the user knows it
         said = {name: said[name] for name in _SAID_AGAIN if name in said} | {"retry_of": retry_of}
-        payload = details.pack(said, call)
+        payload = details.pack(said) + call
         if isinstance(kept[0], Held):
             again = self.blocks.again(payload, kept[0])
             if again is None:
