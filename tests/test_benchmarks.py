@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks import simulated
+from benchmarks.fragmentation import HOURS
+from benchmarks.fragmentation import KINDS as KINDS_OF_GAPS
 from benchmarks.hops import PARTS, STEPS
 from benchmarks.queued import KINDS
 from mpworker.bench import backlog
@@ -28,6 +30,8 @@ MEASURES = {
     "queued": {"memory": "B"},
     "depth": {"supervisor": "us", "time": "us"},
     "decide": {"cpu": "ns", "tasks": "/s"},
+    "fragmentation": {f"{kind}, hour {hour}": unit for kind, unit in KINDS_OF_GAPS.items() for hour in HOURS}
+    | {"time": "ns"},
     "hops": dict.fromkeys(("sum", *STEPS, *PARTS), "ns"),
     "many": {"submit": "us", "tasks": "/s"},
     "simulated-children": curves(simulated.CHILDREN, "children"),
@@ -40,13 +44,14 @@ BASES = {
     "queued": "submit",
     "depth": "1,000 wait",
     "decide": "no-op",
+    "fragmentation": "half full",
     "hops": "no-op",
     "many": "submit",
     "simulated-children": simulated.FIFO,
     "simulated-backlog": simulated.FIFO,
     "soak": "default",
 }
-ONCE = ("queued", "depth", "soak")
+ONCE = ("queued", "depth", "fragmentation", "soak")
 
 
 def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
