@@ -181,7 +181,7 @@ class Sending:
         client = self._client
         if client.arenas is None or client.stands_in_line():
             return None
-        client.give_back()
+        client.arenas.give_back(client._push)  # the bell is rung for the call
         timeout = client._options.submit_timeout
         try:
             return self._place_when_there_is_room(parts, key, until_end, None if until_end else timeout)
@@ -199,6 +199,7 @@ class Sending:
             data = arenas.place(parts, key)
             if data is not None or not client.may_wait or size > arenas.capacity:
                 return data
+            client._ring()  # for what was given back
             client.poll()
             if not arenas.under_way(client.pending):
                 return arenas.place(parts, key)
