@@ -8,6 +8,7 @@ wherever it ends.
 import itertools
 import mmap
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
@@ -304,8 +305,9 @@ class Arenas:
         """Nothing more is sent or comes. Results live on, and of the arenas nothing but these."""
         if self._view is not None:
             self._view = None
-            # Of what came back as it was: a mapping of it would keep all other calls, too.
-            detach_all(self._returned_calls)
+            # Of what came back as it was: a mapping of it keeps all other calls, too. So it goes, if this is the only
+            # thread: another one may be writing there, also without the GIL.
+            detach_all(self._returned_calls, len(sys._current_frames()) == 1)
             for handle in list(self.handles):
                 handle.end()
             detach_all(self._returned_views)
