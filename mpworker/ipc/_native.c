@@ -58,15 +58,7 @@ typedef struct {
     mpw_bell_word *word;
     int fd;
     bool waiting; /* under the GIL */
-    uint64_t lasted_ns; /* the wait before this one */
-    unsigned not_spun;  /* waits since one that spun */
 } bell_object;
-
-/* To spin is worth while for what comes soon; else it takes the core from those who are waited for. What comes is mostly
- * like what came: a wait does not spin after one that was so many times as long as a spin; but now and then one does, for
- * it is the spin that keeps the others away from this core, and makes the next wait short. */
-#define MPW_SPINS_LONG 4
-#define MPW_SPIN_ANYWAY 16
 
 typedef struct {
     mapped_object base;
@@ -639,15 +631,9 @@ static PyObject *bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nar
     if (timeout >= 0 && timeout < 1e9)
         deadline_ns = mpw_now_ns() + (uint64_t)(timeout * 1e9);
     int result;
-    if (bell->lasted_ns / MPW_SPINS_LONG > spin_ns && ++bell->not_spun < MPW_SPIN_ANYWAY)
-        spin_ns = 0;
-    else
-        bell->not_spun = 0;
     bell->waiting = true;
     Py_BEGIN_ALLOW_THREADS
-    uint64_t begun_ns = mpw_now_ns();
     result = mpw_bell_wait(bell->word, bell->fd, &watch, (int)also_fd, deadline_ns, spin_ns);
-    bell->lasted_ns = mpw_now_ns() - begun_ns;
     Py_END_ALLOW_THREADS
     bell->waiting = false;
     if (result >= 0)
