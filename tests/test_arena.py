@@ -546,6 +546,31 @@ def test_an_object_to_be_shared_hears_of_it_as_well(gate: Gate) -> None:
         assert [future.result(LIMIT) for future in holding] == [MB, MB]
 
 
+def test_who_waits_for_a_result_is_not_woken_by_what_it_gave_back(gate: Gate) -> None:
+    with ProcessWorker(n=1, arena_max_bytes=3 * MB) as w:
+        kept = w.submit(tasks.echo, np.ones(MB, "u1")).result(LIMIT)
+        supervisor = w.processes()["supervisor"]
+        os.kill(supervisor, signal.SIGSTOP)
+        try:
+            del kept
+            holding = w.submit(tasks.hold_and_count, gate.folder, np.ones(MB, "u1"))
+            waits = threading.Thread(target=holding.result, daemon=True)
+            waits.start()
+            client = w._client
+            bell = client._bell
+            assert bell is not None
+            asleep = Path(f"/proc/self/task/{waits.native_id}/stat")  # it looks at the ring for a while before it is
+            assert wait_until(lambda: bell.waiting and asleep.read_text().rsplit(")")[1].split()[0] == "S", LIMIT)
+            turns = client._turn
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+        gate.wait_begun()
+        assert client._turn == turns
+        gate.release()
+        assert holding.result(LIMIT) == MB
+        waits.join(LIMIT)
+
+
 @pytest.mark.parametrize(("quietly", "wakes"), [((True, True), False), ((True, False), True)])
 def test_what_nobody_waits_for_wakes_nobody(quietly: tuple[bool, bool], wakes: bool) -> None:
     blocks = Blocks(Lending(4 * PAGE, lambda *_: None))
