@@ -43,7 +43,7 @@ $(VENV)/.bench: $(VENV)/.core
 $(VENV)/.test: $(VENV)/.bench
 
 # One stamp per dependency group: a target waits for no other one's tools.
-$(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.core
+$(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.frames: $(VENV)/.%: $(VENV)/.core
 	@echo "Installing the tools for '$*' into $(VENV)"
 	@$(PIP) --group $*
 	@touch $@
@@ -106,7 +106,7 @@ format: $(VENV)/.lint ## rewrite the source in the house format
 	@$(BIN)/ruff check --fix-only --quiet .
 
 .PHONY: bench
-bench: $(VENV)/.bench $(NATIVE) ## measure
+bench: $(VENV)/.bench $(VENV)/.frames $(NATIVE) ## measure
 	@echo "Running the benchmarks"
 	@$(BIN)/python -m benchmarks $(ARGS)
 

@@ -8,6 +8,7 @@ wherever it ends.
 import itertools
 import mmap
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
@@ -72,6 +73,7 @@ class Arenas:
 
     Attributes:
         handles: Of shared objects, to be told of the end.
+        awaited: By whom room among the calls is waited for: see `give_back`.
 
     Raises:
         OSError: They cannot be had; nothing is left open.
@@ -102,6 +104,7 @@ class Arenas:
         self._viewed: dict[int, Kept] = {}  # what these map
         self._views = itertools.count(1)
         self.handles: WeakSet[Any] = WeakSet()
+        self.awaited: set[object] = set()
 
     @property
     def descriptors(self) -> list[int]:
@@ -268,20 +271,29 @@ class Arenas:
         """Is there something that the supervisor is to be told of?"""
         return bool(self._returned or self._returned_calls or self._returned_views or self._returned_shares)
 
-    def give_back(self, push: Callable[..., bool]) -> None:
-        """Tell the supervisor of what is needed no more, as far as there is room; it may be told twice."""
-        self._give_back(self._returned, push)
-        self._give_back(self._returned_calls, push)
+    def give_back(self, push: Callable[..., bool], quietly: bool = False) -> None:
+        """Tell the supervisor of what is needed no more, as far as there is room; it may be told twice.
+
+        Args:
+            push: Pushes a record.
+            quietly: If nobody waits for room here, the bell need not ring for what the supervisor answers: it is read
+                with what comes next, or when there is no room. Who waits later has to say so.
+        """
+        quiet = quietly and not self.awaited
+        self._give_back(self._returned, push, quiet=quiet)
+        self._give_back(self._returned_calls, push, quiet=quiet)
         while self._returned_views:
             self._viewed.pop(self._returned_views.pop(), None)
         self._give_back(self._returned_shares, push, codec.UNSHARE)
 
-    def _give_back(self, returned: list[int], push: Callable[..., bool], kind: int = codec.FREE) -> None:
+    def _give_back(
+        self, returned: list[int], push: Callable[..., bool], kind: int = codec.FREE, quiet: bool = False
+    ) -> None:
         while returned:
             number = returned[0]
             if kind == codec.UNSHARE:
                 self._leaving.add(number)  # before it can be answered
-            if not push(kind, 0, number, 0, 0, b""):
+            if not push(kind, 0, number, quiet, 0, b""):
                 return
             self._results_here.pop(number, None)
             if returned and returned[0] == number:
@@ -293,8 +305,9 @@ class Arenas:
         """Nothing more is sent or comes. Results live on, and of the arenas nothing but these."""
         if self._view is not None:
             self._view = None
-            # Of what came back as it was: a mapping of it would keep all other calls, too.
-            detach_all(self._returned_calls)
+            # Of what came back as it was: a mapping of it keeps all other calls, too. So it goes, if this is the only
+            # thread: another one may be writing there, also without the GIL.
+            detach_all(self._returned_calls, len(sys._current_frames()) == 1)
             for handle in list(self.handles):
                 handle.end()
             detach_all(self._returned_views)

@@ -19,6 +19,7 @@ from mpworker.ipc.ring import split
 from mpworker.waiting import wake_all
 
 if TYPE_CHECKING:
+    from mpworker.arenas import Arenas
     from mpworker.client import Client
     from mpworker.ipc.shares import Share
 
@@ -181,7 +182,7 @@ class Sending:
         client = self._client
         if client.arenas is None or client.stands_in_line():
             return None
-        client.give_back()
+        client.arenas.give_back(client._push, client.may_wait)  # the bell is rung for the call
         timeout = client._options.submit_timeout
         try:
             return self._place_when_there_is_room(parts, key, until_end, None if until_end else timeout)
@@ -189,16 +190,27 @@ class Sending:
             return None  # no memory for more of the arena
 
     def _place_when_there_is_room(self, parts: Parts, key: int, until_end: bool, timeout: float | None) -> bytes | None:
-        client = self._client
-        arenas = client.arenas
+        arenas = self._client.arenas
         assert arenas is not None
+        data = arenas.place(parts, key)
+        if data is not None or not self._client.may_wait or arenas.bytes_of(parts) > arenas.capacity:
+            return data
+        waiting = object()
+        arenas.awaited.add(waiting)
+        try:
+            return self._wait_and_place(arenas, parts, key, until_end, timeout)
+        finally:
+            arenas.awaited.discard(waiting)
+
+    def _wait_and_place(
+        self, arenas: "Arenas", parts: Parts, key: int, until_end: bool, timeout: float | None
+    ) -> bytes | None:
+        client = self._client
         by = None if timeout is None else time.monotonic() + timeout
         size = arenas.bytes_of(parts)
         room = client.when(lambda: arenas.fits(size) or not arenas.under_way(client.pending) or client.is_closed())
         while True:
-            data = arenas.place(parts, key)
-            if data is not None or not client.may_wait or size > arenas.capacity:
-                return data
+            self.awaits_room(until_end)
             client.poll()
             if not arenas.under_way(client.pending):
                 return arenas.place(parts, key)
@@ -209,6 +221,15 @@ class Sending:
                     f"arena_max_bytes={arenas.capacity} have no room for {size} bytes, and "
                     f"submit_timeout={timeout or 0.0:g} s is over"
                 )
+            data = arenas.place(parts, key)
+            if data is not None:
+                return data
+
+    def awaits_room(self, until_end: bool = False) -> None:
+        """Have the bell rung for what was given back quietly before this: see `Arenas.give_back`."""
+        if not self._client._push(codec.FREE, 0, 0, 0, 0, b""):
+            self._push_when_there_is_room((codec.FREE, 0, 0, 0, 0, b""), until_end)
+        self._client._ring()
 
     def unsent(self, data: bytes) -> None:
         """What `place` has put into the arena is not sent."""

@@ -222,13 +222,26 @@ class Placing:
 def share(client: Client, obj: T) -> Shared[T]:
     """Share an object, and wait for room."""
     placing = Placing(client, obj)
+    shared = placing.tried()
+    if shared is not None:
+        return shared
+    assert client.arenas is not None  # or it would not have been tried
+    client.arenas.awaited.add(placing)
+    try:
+        return _share_after_waiting(client, placing)
+    finally:
+        client.arenas.awaited.discard(placing)
+
+
+def _share_after_waiting(client: Client, placing: Placing) -> Shared[Any]:
     while True:
-        shared = placing.tried()
-        if shared is not None:
-            return shared
+        client.sending.awaits_room()
         client.poll()
         if not placing.fits:
             client.wait_for(client.when(placing.may_go_on), placing.patience())
+        shared = placing.tried()
+        if shared is not None:
+            return shared
 
 
 async def share_soon(client: LoopClient, obj: T) -> Shared[T]:

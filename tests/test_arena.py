@@ -501,6 +501,91 @@ def test_a_submit_waits_for_room_in_the_arena(gate: Gate) -> None:
             future.result(LIMIT)
 
 
+def test_who_waits_for_room_hears_of_what_was_given_back_just_before(gate: Gate) -> None:
+    with ProcessWorker(n=1, arena_max_bytes=3 * MB) as w:
+        kept = w.submit(tasks.echo, np.ones(MB, "u1")).result(LIMIT)
+        supervisor = w.processes()["supervisor"]
+        os.kill(supervisor, signal.SIGSTOP)
+        try:
+            del kept
+            holding = w.submit(tasks.hold_and_count, gate.folder, np.ones(MB, "u1"))  # gives back what was kept
+            other = w.submit(tasks.total, np.ones(MB, "u1"))
+            late: list[Any] = []
+            waits = threading.Thread(target=lambda: late.append(w.submit(tasks.total, np.ones(MB, "u1"))), daemon=True)
+            waits.start()
+            bell = w._client._bell
+            assert bell is not None
+            assert wait_until(lambda: w._client._leader == waits.ident and bell.waiting, LIMIT)
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+        waits.join(LIMIT)
+        assert late  # the task that has begun goes on
+        gate.release()
+        assert holding.result(LIMIT) == other.result(LIMIT) == late[0].result(LIMIT) == MB
+
+
+def test_an_object_to_be_shared_hears_of_it_as_well(gate: Gate) -> None:
+    with ProcessWorker(n=1, arena_max_bytes=3 * MB) as w:
+        kept = w.submit(tasks.echo, np.ones(MB, "u1")).result(LIMIT)
+        supervisor = w.processes()["supervisor"]
+        os.kill(supervisor, signal.SIGSTOP)
+        try:
+            del kept
+            holding = [w.submit(tasks.hold_and_count, gate.folder, np.ones(MB, "u1")) for _ in range(2)]
+            late: list[Any] = []
+            waits = threading.Thread(target=lambda: late.append(w.share(np.ones(MB // 2, "u1"))), daemon=True)
+            waits.start()
+            bell = w._client._bell
+            assert bell is not None
+            assert wait_until(lambda: w._client._leader == waits.ident and bell.waiting, LIMIT)
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+        waits.join(LIMIT)
+        assert late
+        gate.release(2)
+        assert [future.result(LIMIT) for future in holding] == [MB, MB]
+
+
+def test_who_waits_for_a_result_is_not_woken_by_what_it_gave_back(gate: Gate) -> None:
+    with ProcessWorker(n=1, arena_max_bytes=3 * MB) as w:
+        kept = w.submit(tasks.echo, np.ones(MB, "u1")).result(LIMIT)
+        supervisor = w.processes()["supervisor"]
+        os.kill(supervisor, signal.SIGSTOP)
+        try:
+            del kept
+            holding = w.submit(tasks.hold_and_count, gate.folder, np.ones(MB, "u1"))
+            waits = threading.Thread(target=holding.result, daemon=True)
+            waits.start()
+            client = w._client
+            bell = client._bell
+            assert bell is not None
+            asleep = Path(f"/proc/self/task/{waits.native_id}/stat")  # it looks at the ring for a while before it is
+            assert wait_until(lambda: bell.waiting and asleep.read_text().rsplit(")")[1].split()[0] == "S", LIMIT)
+            turns = client._turn
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+        gate.wait_begun()
+        assert client._turn == turns
+        gate.release()
+        assert holding.result(LIMIT) == MB
+        waits.join(LIMIT)
+
+
+@pytest.mark.parametrize(("quietly", "wakes"), [((True, True), False), ((True, False), True)])
+def test_what_nobody_waits_for_wakes_nobody(quietly: tuple[bool, bool], wakes: bool) -> None:
+    blocks = Blocks(Lending(4 * PAGE, lambda *_: None))
+    numbers = []
+    for number in (5, 6):
+        call = blocks.held(arena.pack(b"", (number, 0, PAGE), NO_BLOCK, [(False, 0, 1)], True))
+        refers = arena.pack(b"", NO_BLOCK, (number, 0, PAGE), [(True, 0, 1)], False)
+        numbers.append(arena.unpack(blocks.deliver(held(refers, None, call.own))).call[0])
+    del call
+    for number, quiet in zip(numbers, quietly, strict=True):
+        blocks.forget(number, quiet)
+    assert blocks.take_freed() == ([5, 6], wakes)
+    assert blocks.take_freed() == ([], False)
+
+
 def test_a_submit_without_patience_for_the_arena(gate: Gate) -> None:
     with ProcessWorker(n=1, arena_max_bytes=MB + PAGE, submit_timeout=0.0) as w:
         first = w.submit(pooljobs.hold, gate.folder, np.zeros(MB, "u1"))
@@ -619,6 +704,58 @@ def test_results_outlive_the_pool_and_of_the_arena_nothing_else() -> None:
         assert os.fstat(watched).st_blocks * 512 <= 2 * MB
     finally:
         os.close(watched)
+
+
+PART_OF_A_CALL = """
+import os, sys, threading
+import arena_tasks as tasks
+import numpy as np
+from mpworker import ProcessWorker
+
+
+def arenas():
+    with open("/proc/self/maps") as maps:
+        return [line for line in maps if "mpworker-calls" in line]
+
+
+go_on = threading.Event()
+if sys.argv[1] == "accompanied":
+    threading.Thread(target=go_on.wait, daemon=True).start()
+with ProcessWorker(n=1, arena_max_bytes=1 << 26) as w:
+    w.submit(tasks.total, np.ones(1 << 25, "u1")).result()
+    part = w.submit(tasks.part, np.arange(1 << 20, dtype="u1"), 256, 1 << 18).result()
+    unseen = w.submit(tasks.echo, np.arange(1 << 20, dtype="u1"))
+kept = len(arenas())
+go_on.set()
+part += 1
+assert (part == np.arange(257, (1 << 18) + 1).astype("u1")).all()
+assert (unseen.result() == np.arange(1 << 20, dtype="u1")).all()
+print(kept)
+"""
+
+
+@pytest.mark.parametrize(("company", "kept"), [("alone", 0), ("accompanied", 1)])
+def test_a_part_of_a_call_that_is_kept_does_not_keep_the_arena(company: str, kept: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PART_OF_A_CALL, company],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{kept}\n")
+
+
+def test_pandas_and_arrow(w: ProcessWorker) -> None:
+    pandas = pytest.importorskip("pandas")
+    pyarrow = pytest.importorskip("pyarrow")
+    frame = pandas.DataFrame({"a": numbers(MB // 8), "b": range(MB // 8), "c": ["x", "yz"] * (MB // 16)})
+    table = pyarrow.table({"a": frame["a"], "b": frame["b"]})
+    assert isinstance(payload.dumps_parts(frame), Parts)
+    assert w.submit(tasks.echo, frame).result(LIMIT).equals(frame)
+    assert w.submit(tasks.echo, table).result(LIMIT).equals(table)
+    assert wait_until(lambda: nothing_is_held(w), LIMIT)
 
 
 def test_results_outlive_a_supervisor_that_is_killed() -> None:

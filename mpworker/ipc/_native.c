@@ -236,7 +236,8 @@ static PyMethodDef module_methods[] = {
     {"keep", native_keep, METH_O,
      "keep(object)\n\nHave an object live as long as the process: also at its end nothing of it is undone."},
     {"detach_all", (PyCFunction)(void (*)(void))native_detach_all, METH_FASTCALL,
-     "detach_all(returns=...)\n\nDetach each loan of this process, or each that returns to this list: see arena.h."},
+     "detach_all(returns=..., alone=False)\n\nDetach each loan of this process, or each that returns to this list: see arena.h. "
+     "Alone: nobody writes to what they lend meanwhile, so that nothing of them keeps the arena."},
     {"prctl", (PyCFunction)(void (*)(void))native_prctl, METH_FASTCALL,
      "prctl(option, value)\n\nThe system call of that name, which the standard library reaches by ctypes alone: an import."},
     {"dumps_plain", native_dumps_plain, METH_O,

@@ -215,7 +215,7 @@ static void loan_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
-/* Put a copy in the place of a read-only loan, which nobody writes meanwhile: then nothing keeps the arena's file, either. */
+/* Put a copy in the place of a loan that nobody writes meanwhile: then nothing keeps the arena's file, either. */
 static bool loan_replace(loan_object *loan)
 {
     void *copy = mmap(NULL, loan->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -223,7 +223,7 @@ static bool loan_replace(loan_object *loan)
         return false;
     memcpy(copy, loan->base, loan->size);
     madvise(copy, loan->size, MADV_DONTDUMP);
-    if (mprotect(copy, loan->size, PROT_READ) == 0 &&
+    if ((!loan->read_only || mprotect(copy, loan->size, PROT_READ) == 0) &&
         mremap(copy, loan->size, loan->size, MREMAP_MAYMOVE | MREMAP_FIXED, loan->base) != MAP_FAILED)
         return true;
     int error = errno;
@@ -232,16 +232,20 @@ static bool loan_replace(loan_object *loan)
     return false;
 }
 
-/* Make each page a copy of its own; -1 with an exception if there is no memory for that. */
-static int loan_touch(loan_object *loan)
+/* Make each page a copy of its own; -1 with an exception if there is no memory for that.
+ *
+ * What may be written meanwhile, by another thread, keeps its mapping: a write between the copy and its putting in place
+ * would be lost. */
+static int loan_touch(loan_object *loan, bool alone)
 {
     if (loan->detached)
         return 0;
-    if (loan->read_only && !loan_replace(loan)) {
+    bool replaced = (alone || loan->read_only || !loan->views) && loan_replace(loan);
+    if (loan->read_only && !replaced) {
         os_error(errno, "mmap of a copy");
         return -1;
     }
-    for (size_t at = 0; !loan->read_only && at < loan->size; at += MPW_EXTENT_BYTES) {
+    for (size_t at = 0; !replaced && at < loan->size; at += MPW_EXTENT_BYTES) {
         volatile char *page = loan->base + at;
         *page = *page;
     }
@@ -253,7 +257,7 @@ static int loan_touch(loan_object *loan)
 static PyObject *loan_detach(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     loan_object *loan = (loan_object *)self;
-    return loan_touch(loan) < 0 || loan_return(loan) < 0 ? NULL : none();
+    return loan_touch(loan, false) < 0 || loan_return(loan) < 0 ? NULL : none();
 }
 
 static PyObject *loan_arm(PyObject *self, PyObject *Py_UNUSED(ignored))
@@ -351,8 +355,11 @@ static PyType_Spec loan_spec = {"mpworker.ipc._native.Loan", sizeof(loan_object)
 
 static PyObject *native_detach_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (nargs > 1)
-        return PyErr_Format(PyExc_TypeError, "detach_all() takes at most 1 argument (%zd given)", nargs);
+    if (nargs > 2)
+        return PyErr_Format(PyExc_TypeError, "detach_all() takes at most 2 arguments (%zd given)", nargs);
+    int alone = nargs > 1 ? PyObject_IsTrue(args[1]) : 0;
+    if (alone < 0)
+        return NULL;
     loan_object *next = loans.next;
     while (next != &loans) {
         loan_object *loan = next;
@@ -361,7 +368,7 @@ static PyObject *native_detach_all(PyObject *Py_UNUSED(module), PyObject *const 
             continue;
         if (loan->read_only && !loan->views)
             continue; /* a shared object that nobody has opened: nobody sees what it becomes */
-        if (loan_touch(loan) < 0 /* which takes it out of the list */ || loan_return(loan) < 0)
+        if (loan_touch(loan, alone) < 0 /* which takes it out of the list */ || loan_return(loan) < 0)
             return NULL;
     }
     return none();

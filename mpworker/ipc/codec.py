@@ -35,7 +35,7 @@ RUN      supervisor > client              task                  runs not told of
 RAN      supervisor > client              task                  0                       0
 WANT     child > supervisor               bytes                 0                       0
 LENT     supervisor > child               offset                bytes, 0 for none       block
-FREE     any                              block                 0                       0
+FREE     any                              block                 is it quiet?            0
 SHARE    client > supervisor              block                 offset                  bytes
 SHARE    child > supervisor               block                 0                       0
 UNSHARE  any but supervisor > client      block                 0                       0
@@ -43,14 +43,15 @@ UNSHARE  any but supervisor > client      block                 0               
 
 WANT asks for a block of the arena for results, and LENT answers. FREE, of the sender's or the receiver's: a client
 gives back what it got with a result, a supervisor what it got with a call, and a child what it does not need; a
-supervisor says to a child that a block is another's by now. SHARE, of a shared object: the client has placed it, a
-child has opened it. UNSHARE: nobody in the client needs it; a child shall let go of it, and has. FUNCTION, TASK,
-RANGE, SUBMIT and CHUNK carry a pickle, as do DONE, ITEMS, RESULT and RESULTS when their status says so. A judge is
-the number of a function that tells, for an exception, whether the task is not to be tried again; 0 for none. AFTER
-goes before the DONE or ITEMS of the attempt that raised Retry. REFUSED and BROKEN carry JSON: {"why", "traceback"}, a
-line and what a failed initializer or preload printed. BEGUN is sent of what is WATCHED, when it was claimed. NOTE
-carries JSON, of a middleware that raised: {"middleware", "traceback"}. FAREWELL carries JSON: the answer to "metrics"
-that holds from then on. EVENT and LOG are numbered together, those that were dropped included:
+supervisor says to a child that a block is another's by now. Quiet: a client that does so need not be woken for what it
+gets back by that; of block 0: from now on somebody there waits for room. SHARE, of a shared object: the client has
+placed it, a child has opened it. UNSHARE: nobody in the client needs it; a child shall let go of it, and has.
+FUNCTION, TASK, RANGE, SUBMIT and CHUNK carry a pickle, as do DONE, ITEMS, RESULT and RESULTS when their status says
+so. A judge is the number of a function that tells, for an exception, whether the task is not to be tried again; 0 for
+none. AFTER goes before the DONE or ITEMS of the attempt that raised Retry. REFUSED and BROKEN carry JSON: {"why",
+"traceback"}, a line and what a failed initializer or preload printed. BEGUN is sent of what is WATCHED, when it was
+claimed. NOTE carries JSON, of a middleware that raised: {"middleware", "traceback"}. FAREWELL carries JSON: the answer
+to "metrics" that holds from then on. EVENT and LOG are numbered together, those that were dropped included:
 `mpworker.supervisor.watching`. RUN and RAN are of runs of recurring tasks, and sent while the client listens: RUN
 carries JSON, {"name", "queue"}, and RAN, of what was announced by a RUN, is as RESULT: `mpworker.supervisor.telling`.
 """

@@ -271,18 +271,6 @@ def sharing_too(value: object, data: bytes | Parts, more: tuple[Share, ...]) -> 
     return parts
 
 
-class _HasBuffers(BaseException):
-    """A value has a large buffer; no Exception, so that no `__reduce__` that calls pickle eats it."""
-
-
-def _look(buffer: pickle.PickleBuffer) -> bool:
-    """Small buffers go in the pickle: True says so."""
-    with memoryview(buffer) as view:
-        if view.nbytes >= BUFFER_MIN and view.contiguous:
-            raise _HasBuffers
-    return True
-
-
 def dumps_parts(value: object) -> bytes | Parts:
     """Pickle a value; what is large of it is not copied into a pickle, but told beside it.
 
@@ -292,22 +280,35 @@ def dumps_parts(value: object) -> bytes | Parts:
     data = dumps_plain(value)
     if data is not None:
         return data
-    # The callback is not called for what has no buffers, so nearly all pay for its name alone. One that collects would
-    # cost a list and a closure each time, so what has large buffers is begun again.
+    buffers: list[memoryview] = []
     try:
-        data = pickle.dumps(value, PROTOCOL, buffer_callback=_look)
-    except _HasBuffers:
-        return _apart(value)
+        data = pickle.dumps(value, PROTOCOL, buffer_callback=_keeps(buffers, BUFFER_MIN, RANGES_MAX))
     except (Exception, SystemExit):  # noqa: BLE001  # as in `dumps`
         return _apart(value)
     if _UNDERSCORE in data and data.find(b"__main__") >= 0:
         return _apart(value)
-    return data if len(data) < PICKLE_MIN else Parts(value, data, [])
+    return data if not buffers and len(data) < PICKLE_MIN else Parts(value, data, buffers)
 
 
 def _apart(value: object) -> bytes | Parts:
     parts = dumps_apart(value, BUFFER_MIN, RANGES_MAX)
     return parts if parts.is_large or parts.shares else parts.pickle
+
+
+def _keeps(buffers: list[memoryview], least: int, most: int) -> Callable[[pickle.PickleBuffer], bool]:
+    """What puts large buffers beside a pickle: it returns True for those that go in there."""
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:
+            return True  # not in one row
+        if len(raw) < least or len(buffers) >= most:
+            return True
+        buffers.append(raw)
+        return False
+
+    return keep
 
 
 def dumps_apart(value: object, least: int, most: int = sys.maxsize) -> Parts:
@@ -322,14 +323,7 @@ def dumps_apart(value: object, least: int, most: int = sys.maxsize) -> Parts:
         Unserializable: It cannot be pickled.
     """
     buffers: list[memoryview] = []
-
-    def keep(buffer: pickle.PickleBuffer) -> bool:
-        with memoryview(buffer) as view:
-            apart = view.nbytes >= least and view.contiguous and len(buffers) < most
-        if apart:
-            buffers.append(buffer.raw())
-        return not apart
-
+    keep = _keeps(buffers, least, most)
     with shares.Collected() as found:
         try:
             data: bytes | None = pickle.dumps(value, PROTOCOL, buffer_callback=keep)

@@ -171,11 +171,19 @@ class ClientPort:
         self.outbox.send(kind, flags, a, b, c, payload)
         self.channel.bell.want_room(True)
 
+    def forget_block(self, number: int, quietly: bool) -> None:
+        """A FREE of the client's; that of no block says that from now on somebody waits there for room."""
+        self.blocks.forget(number, quietly)
+        if not number:
+            self.sent = True  # for what was sent without ringing the bell
+
     def flush_client(self) -> None:
         """Give back what is free of the arena, and send what waits for room, as far as there is some by now."""
-        self.sent = True
-        for number in self.blocks.take_freed():
+        freed, wanted = self.blocks.take_freed()
+        rings = self.sent or wanted or bool(self.outbox.waiting)
+        for number in freed:
             self.send(codec.FREE, 0, number, 0, 0, b"")
+        self.sent = rings
         if self.outbox.flush():
             self.channel.bell.want_room(False)
 

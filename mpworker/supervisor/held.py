@@ -158,6 +158,7 @@ class Blocks:
         self.lending = lending
         self.shares = Shares(self._free)
         self.freed: list[int] = []
+        self._quiet = 0
         self._delivered: dict[int, Holding] = {}
         self._last = 0
 
@@ -189,10 +190,11 @@ class Blocks:
     def _free(self, block: Block) -> None:
         self.freed.append(block[0])  # told later: here is nobody who could hear of a ring that is corrupt
 
-    def take_freed(self) -> list[int]:
-        """What the client is to be told now."""
+    def take_freed(self) -> tuple[list[int], bool]:
+        """What the client is to be told now; and is it to be woken for that?"""
         freed, self.freed = self.freed, []
-        return freed
+        quiet, self._quiet = self._quiet, 0
+        return freed, len(freed) > quiet
 
     def deliver(self, payload: Held) -> bytes:
         """What the client is to get of a result."""
@@ -205,9 +207,17 @@ class Blocks:
         self._delivered[self._last] = holding
         return self._last
 
-    def forget(self, number: int) -> None:
-        """The client has no use any more for what was delivered under this number."""
+    def forget(self, number: int, quietly: bool = False) -> None:
+        """The client has no use any more for what was delivered under this number.
+
+        Args:
+            number: The number.
+            quietly: Nor does it wait for the room.
+        """
+        freed = len(self.freed)
         self._delivered.pop(number, None)
+        if quietly:
+            self._quiet += len(self.freed) - freed
 
 
 def nobody(_child: int, _number: int) -> None:

@@ -205,7 +205,7 @@ class Loop(Nursing):
         elif kind == codec.REQUEST:
             self.requests.take(a, data)
         elif kind == codec.FREE:
-            world.blocks.forget(a)
+            world.forget_block(a, bool(b))
         elif kind == codec.SHARE:
             world.blocks.shares.place((a, b, c))
         elif kind == codec.UNSHARE:
