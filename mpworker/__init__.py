@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mpworker.hooks import Hooks as Hooks
     from mpworker.hooks import TaskEvent as TaskEvent
     from mpworker.hooks import Tracer as Tracer
-    from mpworker.logs import Logger as Logger
+    from mpworker.logger import Logger as Logger
     from mpworker.logs import StandardLogger as StandardLogger
     from mpworker.metrics import Latency as Latency
     from mpworker.metrics import Metrics as Metrics
@@ -61,7 +61,7 @@ _HOMES = {
     "CronRun": "mpworker.cron",
     "CronTask": "mpworker.cron",
     "Hooks": "mpworker.hooks",
-    "Logger": "mpworker.logs",
+    "Logger": "mpworker.logger",
     "Latency": "mpworker.metrics",
     "Metrics": "mpworker.metrics",
     "ProcessWorker": "mpworker.worker",

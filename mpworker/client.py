@@ -1,9 +1,10 @@
 """The client's end of a worker: tasks and requests go out here; `mpworker.reader` takes in what comes back."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mpworker import clients, context
 from mpworker.ending import Ending
@@ -26,11 +27,14 @@ from mpworker.starting import Start
 from mpworker.steps import Answer, Steps, asking
 from mpworker.waiting import Reply
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, NoReturn, TypeVar
+
     from mpworker.middleware import Submission
     from mpworker.registering import Registration
 
-T = TypeVar("T")
+    T = TypeVar("T")
 
 
 def queue_full(bound: int, timeout: float) -> QueueFull:
@@ -150,7 +154,7 @@ class Client(Reader):
         kwargs: dict[str, Any],
         options: int,
         said: dict[str, Any] | None = None,
-        make: Callable[["Client", int, str], TaskFuture[Any]] | None = None,
+        make: Callable[[Client, int, str], TaskFuture[Any]] | None = None,
     ) -> TaskFuture[Any]:
         """Send one task.
 

@@ -1,10 +1,11 @@
 """How a client starts its supervisor."""
 
+from __future__ import annotations
+
 import errno
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, Final
 
 from mpworker import programs
 from mpworker.arenas import Arenas
@@ -17,6 +18,10 @@ from mpworker.ipc.levels import WARNING
 from mpworker.ipc.limits import explained
 from mpworker.ipc.signals import signal
 from mpworker.options import WorkerOptions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _CLIENT_SPIN_NS: Final = 50_000
 _CHILD_SPIN_NS: Final = 20_000

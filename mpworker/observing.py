@@ -6,14 +6,16 @@ What it is checked by is loaded where there is something to check: no start shal
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
-from mpworker.logs import Logger, as_logger
+from mpworker.logs import as_logger
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import logging
+    from typing import Any
 
     from mpworker.hooks import Hooks, Tracer
+    from mpworker.logger import Logger
 
 
 class Observing:

@@ -1,12 +1,17 @@
 """What the interpreters of supervisor and nursery are started with: their command lines and their environment."""
 
+from __future__ import annotations
+
 import _socket
 import os
 import sys
-from typing import Final
 
 import mpworker
 from mpworker.ipc import _native, codec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 # The package is imported on a path of nothing but its folder, so that the processes run the very copy that the client
 # runs, and no other file of that folder can stand in for a module of the standard library.

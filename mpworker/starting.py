@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
 
 from mpworker import clients
 from mpworker.launch import Supervisor, launch
-from mpworker.logs import Logger, as_logger, level_of
+from mpworker.logs import as_logger, level_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Self
+
+    from mpworker.logger import Logger
     from mpworker.observing import Observing
     from mpworker.options import WorkerOptions
 

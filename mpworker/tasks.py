@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mpworker.checks import check_int, check_seconds
 from mpworker.errors import ConfigurationError, TaskNotFound
@@ -13,8 +12,10 @@ from mpworker.ipc.codec import CRON_KEYS
 from mpworker.options import TaskDefaults
 from mpworker.steps import Steps, answered
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from datetime import datetime
+    from typing import Any, Final, TypeVar
 
     from mpworker.client import Client
     from mpworker.future import TaskFuture
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from mpworker.retention import Retention
     from mpworker.task import Task, TaskInfo, TaskStatus
 
-T = TypeVar("T")
+    T = TypeVar("T")
+
 
 LIMIT_MAX: Final = 100_000
 

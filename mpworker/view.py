@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
 
 from mpworker.checks import check_bool, check_int, check_seconds
 from mpworker.errors import InvalidArgument
@@ -13,13 +12,17 @@ from mpworker.ipc.codec import MAX_CHUNK_ITEMS
 from mpworker.options import TASK_OPTIONS, TaskDefaults
 from mpworker.recurring import CronView
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
+
     from mpworker.client import Client
     from mpworker.future import TaskFuture
     from mpworker.optiontypes import TaskOptions
 
-P = ParamSpec("P")
-T = TypeVar("T")
+    P = ParamSpec("P")
+
+    T = TypeVar("T")
 
 
 class TaskView(CronView, Executor):
@@ -119,29 +122,31 @@ class TaskView(CronView, Executor):
 
         return Submitting(self._client, fn, self._options_key, self._said, self._make_future).submit(list(items))
 
-    @overload
-    def map(
-        self,
-        fn: Callable[..., T],
-        /,
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-        return_exceptions: Literal[False] = False,
-    ) -> Iterator[T]: ...
+    if TYPE_CHECKING:
 
-    @overload
-    def map(
-        self,
-        fn: Callable[..., T],
-        /,
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-        return_exceptions: bool,
-    ) -> Iterator[T | BaseException]: ...
+        @overload
+        def map(
+            self,
+            fn: Callable[..., T],
+            /,
+            *iterables: Iterable[Any],
+            timeout: float | None = None,
+            chunksize: int | None = None,
+            buffersize: int | None = None,
+            return_exceptions: Literal[False] = False,
+        ) -> Iterator[T]: ...
+
+        @overload
+        def map(
+            self,
+            fn: Callable[..., T],
+            /,
+            *iterables: Iterable[Any],
+            timeout: float | None = None,
+            chunksize: int | None = None,
+            buffersize: int | None = None,
+            return_exceptions: bool,
+        ) -> Iterator[T | BaseException]: ...
 
     def map(
         self,

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, cast
 
 from mpworker.cgroups import available_cores
 from mpworker.checks import check_bool, check_int, check_seconds, shown
@@ -26,20 +25,23 @@ from mpworker.steps import Steps
 from mpworker.tasks import Tasks
 from mpworker.view import TaskView
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import logging
+    from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack
 
     from mpworker.client import Client
     from mpworker.hooks import Hooks, Tracer
-    from mpworker.logs import Logger
+    from mpworker.logger import Logger
     from mpworker.optiontypes import SizeOptions
     from mpworker.queues import QueueOptions
     from mpworker.retention import Retention
     from mpworker.retry import RetryPolicy
     from mpworker.stopping import StopReport
 
-P = ParamSpec("P")
-T = TypeVar("T")
+    P = ParamSpec("P")
+
+    T = TypeVar("T")
 
 
 class ProcessWorker(TaskView, Tasks, Control, CronWorker):
@@ -238,8 +240,8 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             from mpworker.inline.client import InlineClient
             from mpworker.inline.supervisor import InlineSupervisor
 
-            here = Start(options, initializer, initargs, observing, cast("Any", InlineSupervisor))
-            return InlineClient(options, observing, here)
+            supervisor: Any = InlineSupervisor
+            return InlineClient(options, observing, Start(options, initializer, initargs, observing, supervisor))
         with Start(options, initializer, initargs, observing) as start:
             from mpworker.client import Client  # while the supervisor comes up
 

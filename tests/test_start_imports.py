@@ -22,7 +22,7 @@ OF_NURSERY = DEAR | {
 }
 OF_SUPERVISOR = OF_NURSERY | {"resource"}
 # What users make (a `Task`, `Hooks`) are dataclasses, which nobody has to import who makes none.
-OF_CLIENT = DEAR | {"hashlib", "hmac", "secrets", "mpworker.hooks", "mpworker.queues", "mpworker.task"}
+OF_CLIENT = DEAR | {"hashlib", "hmac", "secrets", "typing", "mpworker.hooks", "mpworker.queues", "mpworker.task"}
 
 Spied: TypeAlias = dict[str, list[str]]
 
