@@ -23,6 +23,7 @@ from mpworker.recurring import CronWorker
 from mpworker.starting import Start
 from mpworker.steps import Steps
 from mpworker.tasks import Tasks
+from mpworker.uncollected import Uncollected
 from mpworker.view import TaskView
 
 TYPE_CHECKING = False
@@ -243,7 +244,8 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             supervisor: Any = InlineSupervisor
             return InlineClient(options, observing, Start(options, initializer, initargs, observing, supervisor))
         with Start(options, initializer, initargs, observing) as start:
-            from mpworker.client import Client  # while the supervisor comes up
+            with Uncollected():
+                from mpworker.client import Client  # while the supervisor comes up
 
             return Client(options, observing, start)
 
