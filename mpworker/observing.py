@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mpworker.logs import as_logger
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import logging
@@ -41,7 +39,10 @@ class Observing:
 
             check_hooks(hooks)
             check_tracer(tracer)
-        as_logger(logger)
+        if logger is not None:
+            from mpworker.logs import as_logger
+
+            as_logger(logger)
         self.hooks = hooks
         self.tracer = tracer
         self.logger = logger

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
+import sys
 
-from mpworker import clients
-from mpworker.launch import Supervisor, launch
-from mpworker.logs import as_logger, level_of
+from mpworker import clients, programs
+from mpworker.errors import ConfigurationError
+from mpworker.uncollected import Uncollected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Self
 
+    from mpworker.launch import Supervisor
     from mpworker.logger import Logger
     from mpworker.observing import Observing
     from mpworker.options import WorkerOptions
@@ -26,7 +29,7 @@ class Start:
         initializer: Called in each child before its first task, with initargs.
         initargs: Its arguments.
         observing: What is beside and around the tasks.
-        how: Starts the supervisor; see `mpworker.launch.launch`.
+        inline: Makes what is in place of a supervisor; None for a process.
 
     Attributes:
         prefix: Of the ids of its tasks.
@@ -47,17 +50,34 @@ class Start:
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
         observing: Observing,
-        how: Callable[..., Supervisor] = launch,
+        inline: Callable[..., Supervisor] | None = None,
     ) -> None:
         clients.sweep()
         self.prefix = f"{os.urandom(4).hex()}-"
+        if inline is not None:
+            self.supervisor = inline(options, self.prefix, initializer, initargs, *self._said(observing))
+            return
+        begun = _begin(options.python)
+        try:
+            with Uncollected():  # all of this while it comes up
+                from mpworker.launch import launch
+            said = self._said(observing)
+            self.supervisor = launch(begun, options, self.prefix, initializer, initargs, *said)
+        except BaseException:
+            begun.abandon()
+            raise
+
+    def _said(self, observing: Observing) -> tuple[int, bytes]:
+        """What a supervisor is told of what is beside and around the tasks: the log's level, and a pickle."""
+        with Uncollected():
+            from mpworker.logs import as_logger, level_of
         self.logger: Logger = as_logger(observing.logger)
         middleware = b""
         if observing.execute_middleware:
             from mpworker.middleware import pickled  # not before: no start shall wait for it
 
             middleware = pickled(observing.execute_middleware)
-        self.supervisor = how(options, self.prefix, initializer, initargs, level_of(self.logger), middleware)
+        return level_of(self.logger), middleware
 
     def __enter__(self) -> Self:
         return self
@@ -68,3 +88,30 @@ class Start:
             self.supervisor.close()
             if self.supervisor.arenas is not None:
                 self.supervisor.arenas.close()
+
+
+def _begin(python: str) -> programs.Begun:
+    """Start the processes.
+
+    Args:
+        python: The interpreter, "" for this one.
+    """
+    if getattr(sys, "frozen", False) and not python:
+        raise ConfigurationError(
+            "this interpreter is frozen into a program: pass python=PATH of an interpreter to start"
+        )
+    python = python or sys.executable
+    if not os.path.isfile(python) or not os.access(python, os.X_OK):
+        raise ConfigurationError(f"no executable at {python!r}: pass python=PATH of an interpreter to start")
+    try:
+        return programs.Begun(python)
+    except OSError as error:
+        from mpworker.ipc.limits import explained
+
+        explanation = explained(error, "no supervisor can be started")
+        if explanation is not error:
+            raise explanation from error
+        if error.errno in (errno.ENOEXEC, errno.ENOENT, errno.EACCES):
+            why = f"{python!r} is no program ({error.strerror}): pass python=PATH of an interpreter"
+            raise ConfigurationError(why) from error
+        raise

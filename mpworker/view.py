@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
 from functools import partial
 
 from mpworker.checks import check_bool, check_int, check_seconds
@@ -14,6 +14,7 @@ from mpworker.recurring import CronView
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
     from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
 
     from mpworker.client import Client
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
 
     T = TypeVar("T")
+else:
+    # The real one brings `logging` along, half of what a program loads before its first result: `be_executors`.
+    Executor = getattr(sys.modules.get("concurrent.futures"), "Executor", object)
 
 
 class TaskView(CronView, Executor):
@@ -286,3 +290,15 @@ def no_attribute(view: object, name: str, kind: type, worker: str) -> AttributeE
             if name.startswith(("register_task", "execute_task")):
                 text += "; say the options in the Task"
     return AttributeError(text, name=name, obj=view)
+
+
+def be_executors() -> None:
+    """Make workers what they are for type checkers already: executors of `concurrent.futures`.
+
+    Where a program has imported that before this module, they are from the beginning. Else they become it with the
+    first worker, whose processes come up while it is imported; until then the class alone is none.
+    """
+    from concurrent.futures import Executor
+
+    if not issubclass(TaskView, Executor):
+        TaskView.__bases__ = (CronView, Executor)

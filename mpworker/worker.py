@@ -24,7 +24,7 @@ from mpworker.starting import Start
 from mpworker.steps import Steps
 from mpworker.tasks import Tasks
 from mpworker.uncollected import Uncollected
-from mpworker.view import TaskView
+from mpworker.view import TaskView, be_executors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -216,6 +216,7 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             trace = check_record(record)
         client = self._make_client(debug, options, initializer, given, observing)
         try:
+            be_executors()
             super().__init__(client, defaults, options.n)
             if trace is not None and not debug:
                 client.tell({"verb": "record", "path": trace})
@@ -244,8 +245,8 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             supervisor: Any = InlineSupervisor
             return InlineClient(options, observing, Start(options, initializer, initargs, observing, supervisor))
         with Start(options, initializer, initargs, observing) as start:
-            with Uncollected():
-                from mpworker.client import Client  # while the supervisor comes up
+            with Uncollected():  # while the supervisor comes up
+                from mpworker.client import Client
 
             return Client(options, observing, start)
 

@@ -277,7 +277,7 @@ def test_the_results() -> None:
 
 
 def test_the_errors() -> None:
-    ours = {name for name, value in vars(errors).items() if getattr(value, "__module__", "") == errors.__name__}
+    ours = {name for name in dir(errors) if getattr(getattr(errors, name), "__module__", "") == errors.__name__}
     assert ours == set(ERRORS)
 
 
