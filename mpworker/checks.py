@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+from _operator import index  # without the rest of `operator`
 
 from mpworker.errors import ConfigurationError, InvalidArgument
 
@@ -22,7 +22,7 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
         ConfigurationError: It is out of bounds.
     """
     try:
-        number = None if isinstance(value, bool) else operator.index(value)
+        number = None if isinstance(value, bool) else index(value)
     except TypeError:
         number = None
     if number is None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 from mpworker.checks import check_seconds
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.steps import Answer, Message, Steps, answered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from typing import Any, Final, Literal, TypeVar
 
     from mpworker.client import Client

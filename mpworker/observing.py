@@ -5,11 +5,10 @@ What it is checked by is loaded where there is something to check: no start shal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from mpworker.hooks import Hooks, Tracer

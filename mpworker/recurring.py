@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 from mpworker.checks import check_seconds
 from mpworker.errors import ConfigurationError, InvalidArgument, TaskNotFound
 from mpworker.options import TaskDefaults
@@ -12,6 +9,7 @@ from mpworker.steps import Steps, answered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import tzinfo
     from typing import Any, Final, Literal
 
@@ -113,6 +111,8 @@ class CronView:
         due, zone = cron.read_spec(spec), cron.read_zone(tz)
         client = self._client
         client.refuse_if_closed()
+        from functools import partial
+
         bound = partial(task.fn, *task.args, **task.kwargs) if task.args or task.kwargs else task.fn
         try:
             data, shares = payload.dumps_sharing((call, (bound,), {}))  # which are kept until the supervisor answers

@@ -6,7 +6,7 @@ that calls, `LoopClient.carry_out_soon` in an event loop. The answer is None whe
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from _collections_abc import Generator  # as `os` has it: `collections` comes later
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

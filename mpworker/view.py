@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from _collections_abc import Iterable  # as `os` has them: `collections` comes later
 
 from mpworker.checks import check_bool, check_int, check_seconds
 from mpworker.errors import InvalidArgument
@@ -14,6 +13,7 @@ from mpworker.recurring import CronView
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Executor
     from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
 
@@ -43,15 +43,21 @@ class TaskView(CronView, Executor):
         # A plain task's future pays nothing for what only those of other queues must know.
         self._make_future: Callable[..., TaskFuture[Any]] = client.make_future
         if defaults.queue != "default":
+            from functools import partial
+
             from mpworker.future import in_queue
 
             self._make_future = partial(in_queue, defaults.queue)
         known = defaults
         if defaults.limits_nothing:
+            from functools import partial
+
             known = defaults.but(concurrency=1)
             self.submit = self.map = partial(_refuse_limit_of_nothing, defaults)  # type: ignore[method-assign]
         self._options_key, self._said = client.option_table.say(known)
         if client.submission is not None:
+            from functools import partial
+
             from mpworker.registering import submit_as_task  # not before: no start shall wait for it
 
             # Not a method of this object's, which would keep it in a cycle: the supervisor ends when it is dropped.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from types import FrameType, TracebackType
+from _collections_abc import Iterable  # as `os` has them: `collections` comes later
 
 from mpworker.cgroups import available_cores
 from mpworker.checks import check_bool, check_int, check_seconds, shown
@@ -29,6 +28,8 @@ from mpworker.view import TaskView, be_executors
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from types import FrameType, TracebackType
     from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack
 
     from mpworker.client import Client
