@@ -8,6 +8,7 @@ import sys
 
 from mpworker import clients, programs
 from mpworker.errors import ConfigurationError
+from mpworker.ipc.levels import WARNING
 from mpworker.uncollected import Uncollected
 
 TYPE_CHECKING = False
@@ -33,7 +34,6 @@ class Start:
 
     Attributes:
         prefix: Of the ids of its tasks.
-        logger: Takes the client's records.
         supervisor: The process, which may still be on its way.
 
     Raises:
@@ -42,7 +42,7 @@ class Start:
         OSError: No memory, descriptor or process is left.
     """
 
-    __slots__ = ("logger", "prefix", "supervisor")
+    __slots__ = ("_logger", "prefix", "supervisor")
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class Start:
     ) -> None:
         clients.sweep()
         self.prefix = f"{os.urandom(4).hex()}-"
+        self._logger: Logger | None = None
         if inline is not None:
             self.supervisor = inline(options, self.prefix, initializer, initargs, *self._said(observing))
             return
@@ -69,15 +70,26 @@ class Start:
 
     def _said(self, observing: Observing) -> tuple[int, bytes]:
         """What a supervisor is told of what is beside and around the tasks: the log's level, and a pickle."""
-        with Uncollected():
-            from mpworker.logs import as_logger, level_of
-        self.logger: Logger = as_logger(observing.logger)
         middleware = b""
         if observing.execute_middleware:
             from mpworker.middleware import pickled  # not before: no start shall wait for it
 
             middleware = pickled(observing.execute_middleware)
-        return level_of(self.logger), middleware
+        if observing.logger is None and "logging" not in sys.modules:
+            return WARNING, middleware  # what it begins with: the supervisor need not wait until it is imported
+        from mpworker.logs import as_logger, level_of
+
+        self._logger = as_logger(observing.logger)
+        return level_of(self._logger), middleware
+
+    @property
+    def logger(self) -> Logger:
+        """Takes the client's records."""
+        if self._logger is None:
+            from mpworker.logs import as_logger
+
+            self._logger = as_logger(None)
+        return self._logger
 
     def __enter__(self) -> Self:
         return self
