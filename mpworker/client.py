@@ -14,7 +14,6 @@ from mpworker.future import TaskFuture
 from mpworker.ipc import codec, details, json, payload
 from mpworker.ipc.levels import INFO
 from mpworker.launch import descriptors_of, overlap, too_few_descriptors
-from mpworker.mapping import Mapping as Map
 from mpworker.observer import Observer
 from mpworker.observing import Observing
 from mpworker.options import WorkerOptions
@@ -276,6 +275,8 @@ class Client(Reader):
 
     def map(self, *args: Any) -> Any:
         """The results of a `map`; for the arguments see `Mapping`."""
+        from mpworker.mapping import Mapping as Map  # not before: no first result shall wait for it
+
         return Map(self, *args).results()
 
     def send_chunk(

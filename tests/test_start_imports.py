@@ -22,7 +22,10 @@ OF_NURSERY = DEAR | {
 }
 OF_SUPERVISOR = OF_NURSERY | {"collections", "functools", "operator", "resource", "types"}
 # What users make (a `Task`, `Hooks`) are dataclasses, which nobody has to import who makes none.
-OF_CLIENT = DEAR | {"hashlib", "hmac", "secrets", "typing", "mpworker.hooks", "mpworker.queues", "mpworker.task"}
+OF_CLIENT = DEAR | {
+    *("hashlib", "hmac", "secrets", "typing"),
+    *("mpworker.hooks", "mpworker.mapping", "mpworker.queues", "mpworker.task"),
+}
 WHILE_PROCESSES_COME_UP = {
     *("collections", "concurrent", "functools", "logging", "operator", "pickle", "re", "struct", "threading"),
     *("mpworker.client", "mpworker.future", "mpworker.launch", "mpworker.logs"),
@@ -204,3 +207,22 @@ def test_no_collection_while_the_client_is_loaded_and_the_collector_is_afterward
     )
     after = str(switch == "enable")
     assert done.stdout.split() == ["False", "0", after, after]
+
+
+def test_the_supervisor_has_its_configuration_before_the_client_imports_logging(tmp_path: Path) -> None:
+    done = programs.run_source(
+        """
+        import sys
+        from mpworker import ProcessWorker
+        from mpworker.ipc import frames
+        send = frames.Frames.send
+        def spy(*args):
+            print("logging" in sys.modules)
+            return send(*args)
+        frames.Frames.send = spy
+        with ProcessWorker(n=1) as pool:
+            print(pool.submit(abs, -1).result())
+        """,
+        tmp_path,
+    )
+    assert done.stdout.split() == ["False", "1"]
