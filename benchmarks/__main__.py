@@ -8,7 +8,8 @@ from mpworker.cli import bench
 from mpworker.cli.app import run
 
 DEVELOPERS: Final = {
-    name: f"benchmarks.{name}:BENCHMARK" for name in ("features", "queued", "depth", "decide", "fragmentation", "hops", "many", "soak")
+    name: f"benchmarks.{name}:BENCHMARK"
+    for name in ("features", "queued", "depth", "decide", "fragmentation", "hops", "many", "soak")
 } | {
     "simulated-children": "benchmarks.simulated:CHILDREN_BENCHMARK",
     "simulated-backlog": "benchmarks.simulated:BACKLOG_BENCHMARK",

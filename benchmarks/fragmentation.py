@@ -2,9 +2,9 @@
 
 Blocks are as large as payloads that go by way of an arena are: lognormal, 256 KiB in the middle and 32 MiB at the 95th
 percentile, from 16 KiB to a sixteenth of the arena. Most are given back after a second or so, as those of short calls
-are; of a hundred one stays for an hour, as a result does that somebody keeps. So there are always some that hold a place
-while all around them changes: that is what fragments a memory. Whenever a block comes back new ones are taken, up to
-the part of the arena that is meant to be full.
+are; of a hundred one stays for an hour, as a result does that somebody keeps. So there are always some that hold a
+place while all around them changes: that is what fragments a memory. Whenever a block comes back new ones are taken, up
+to the part of the arena that is meant to be full.
 
 A block that is refused although so many bytes are free in all is what fragmentation costs: its task waits until a gap
 is large enough. All is the same in each run but the time.
@@ -78,8 +78,8 @@ def run(contender: str, settings: Settings) -> Values:
 
 
 BENCHMARK = Benchmark(
-    f"a day of blocks in an arena of {CAPACITY >> 30} GiB: how many are refused although their bytes are free, how much of "
-    "what is free is one gap, and what it takes to take a block and give it back",
+    f"a day of blocks in an arena of {CAPACITY >> 30} GiB: how many are refused though their bytes are free, how much "
+    "of what is free is one gap, and what it takes to take a block and give it back",
     (
         *(
             Measure(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mpworker.hooks import Hooks as Hooks
     from mpworker.hooks import TaskEvent as TaskEvent
     from mpworker.hooks import Tracer as Tracer
-    from mpworker.logs import Logger as Logger
+    from mpworker.logger import Logger as Logger
     from mpworker.logs import StandardLogger as StandardLogger
     from mpworker.metrics import Latency as Latency
     from mpworker.metrics import Metrics as Metrics
@@ -61,7 +61,7 @@ _HOMES = {
     "CronRun": "mpworker.cron",
     "CronTask": "mpworker.cron",
     "Hooks": "mpworker.hooks",
-    "Logger": "mpworker.logs",
+    "Logger": "mpworker.logger",
     "Latency": "mpworker.metrics",
     "Metrics": "mpworker.metrics",
     "ProcessWorker": "mpworker.worker",
@@ -126,11 +126,13 @@ def __getattr__(name: str) -> object:
     home = "mpworker.errors" if name == "errors" else _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'mpworker' has no attribute {name!r}")
-    from importlib import import_module  # not before: `from mpworker import context`, in a child, asks here first
+    from mpworker.uncollected import Uncollected  # not before: `from mpworker import context`, in a child, asks first
 
+    with Uncollected():
+        __import__(home)
     if name == "errors":
-        return import_module(home)
-    value: object = getattr(import_module(home), name)
+        return sys.modules[home]
+    value: object = getattr(sys.modules[home], name)
     globals()[name] = value
     return value
 

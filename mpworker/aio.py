@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from mpworker.client import Client
     from mpworker.hooks import Hooks, Tracer
-    from mpworker.logs import Logger
+    from mpworker.logger import Logger
     from mpworker.queues import QueueOptions
     from mpworker.retention import Retention
     from mpworker.retry import RetryPolicy

@@ -1,24 +1,27 @@
 """The verbs of `mpworker.recurring` in an event loop."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from datetime import tzinfo
 from typing import TYPE_CHECKING, Any
 
 from mpworker.aiodocs import like
-from mpworker.recurring import CronView, CronWorker, Misfire, Overlap, asking_cron
+from mpworker.recurring import CronView, CronWorker, asking_cron
 from mpworker.task import Task
 
 if TYPE_CHECKING:
     from mpworker.cron import CronRun, CronTask
     from mpworker.loopclient import LoopClient
+    from mpworker.recurring import Misfire, Overlap
     from mpworker.view import TaskView
 
 
 class AsyncCronView:
     """The verb that goes by task options."""
 
-    _client: "LoopClient"
-    _view: "TaskView"
+    _client: LoopClient
+    _view: TaskView
 
     @like(CronView.register_cron_task)
     async def register_cron_task(
@@ -52,10 +55,10 @@ class AsyncCronView:
 class AsyncCronWorker:
     """The verbs that are a worker's alone."""
 
-    _client: "LoopClient"
+    _client: LoopClient
 
     @like(CronWorker.cron_tasks)
-    async def cron_tasks(self) -> "list[CronTask]":
+    async def cron_tasks(self) -> list[CronTask]:
         """As `ProcessWorker.cron_tasks`."""
         from mpworker import cron
 
@@ -82,7 +85,7 @@ class AsyncCronWorker:
         await self._ask_cron("remove", name)
 
     @like(CronWorker.cron_history)
-    async def cron_history(self, name: str) -> "list[CronRun]":
+    async def cron_history(self, name: str) -> list[CronRun]:
         """As `ProcessWorker.cron_history`."""
         from mpworker import cron
 

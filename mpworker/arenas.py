@@ -5,12 +5,13 @@ call is given back by its number, which may be done twice; and a loan says that 
 wherever it ends.
 """
 
+from __future__ import annotations
+
 import itertools
 import mmap
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from mpworker.cgroups import usable_memory
@@ -18,7 +19,10 @@ from mpworker.ipc import arena, codec, shares
 from mpworker.ipc._native import Extents, Loan, detach_all, keep
 from mpworker.ipc.arena import NO_BLOCK, Block, Parcel
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from mpworker.ipc.arena import Lent
     from mpworker.ipc.payload import Parts
 
@@ -118,7 +122,7 @@ class Arenas:
 
     # ------------------------------------------------------------ calls
 
-    def place(self, parts: "Parts", key: int) -> bytes | None:
+    def place(self, parts: Parts, key: int) -> bytes | None:
         """Write a call into the arena.
 
         Args:
@@ -169,7 +173,7 @@ class Arenas:
         return True
 
     @staticmethod
-    def bytes_of(parts: "Parts") -> int:
+    def bytes_of(parts: Parts) -> int:
         """How large a block a call needs."""
         return arena.lay_out([len(piece) for piece in arena.pieces_of(parts)[0]])[1]
 
@@ -197,7 +201,7 @@ class Arenas:
 
     # ------------------------------------------------------------ shared objects
 
-    def share(self, parts: "Parts", pool: str, say: Callable[..., None]) -> "Kept | None":
+    def share(self, parts: Parts, pool: str, say: Callable[..., None]) -> Kept | None:
         """Write an object into the arena.
 
         Args:
@@ -227,7 +231,7 @@ class Arenas:
             if taken and not kept:
                 self.free(taken[0][0])
 
-    def open_share(self, kept: "Kept") -> memoryview:
+    def open_share(self, kept: Kept) -> memoryview:
         """A view of a shared object, which is kept as long as anything views that.
 
         Raises:
@@ -255,7 +259,7 @@ class Arenas:
         """
         return Parcel(data, arena.unpack(data), self._lend)
 
-    def _lend(self, of_call: bool, block: Block) -> "Lent":
+    def _lend(self, of_call: bool, block: Block) -> Lent:
         number, offset, size = block
         fd = (self._calls if of_call else self._results).fd
         returned = self._returned_calls if of_call else self._returned

@@ -17,15 +17,19 @@ held by `as_completed` for three lines, on top of which a signal handler may run
 becomes one that the teller can take first, or give up and come back later.
 """
 
+from __future__ import annotations
+
 import threading
 from _thread import LockType
 from collections import deque
 from concurrent.futures._base import PENDING
-from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mpworker.ipc import codec
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final, Literal
+
     from mpworker.future import TaskFuture
 
 
@@ -69,7 +73,7 @@ class Look:
 
     __slots__ = ("_future",)
 
-    def __init__(self, future: "TaskFuture[Any]") -> None:
+    def __init__(self, future: TaskFuture[Any]) -> None:
         self._future = future
 
     def acquire(self) -> Literal[True]:
@@ -96,7 +100,7 @@ class Look:
         self.release()
 
 
-def state_seen(future: "TaskFuture[Any]") -> str:
+def state_seen(future: TaskFuture[Any]) -> str:
     """The future's state as this thread's library code is to see it."""
     notes = future.__dict__.get("_notes")
     stack = notes.get(threading.get_ident()) if notes else None
@@ -112,7 +116,7 @@ class Waiters:
 
     __slots__ = ("_future",)
 
-    def __init__(self, future: "TaskFuture[Any]") -> None:
+    def __init__(self, future: TaskFuture[Any]) -> None:
         self._future = future
 
     def append(self, waiter: Any) -> None:
@@ -134,7 +138,7 @@ class Waiters:
             pass
 
 
-def tell(waiter: Any, future: "TaskFuture[Any]") -> bool:
+def tell(waiter: Any, future: TaskFuture[Any]) -> bool:
     """Tell a waiter that a future has ended; False if somebody holds its lock just now. Never in the main thread."""
     lock = getattr(waiter, "lock", None)
     if lock is None:
@@ -147,7 +151,7 @@ def tell(waiter: Any, future: "TaskFuture[Any]") -> bool:
     return True
 
 
-def _tell(waiter: Any, future: "TaskFuture[Any]") -> None:
+def _tell(waiter: Any, future: TaskFuture[Any]) -> None:
     if future.status == codec.CANCELLED:
         waiter.add_cancelled(future)
     elif future.status == codec.OK:

@@ -10,14 +10,18 @@ The thread is started when it is first needed and lives until the worker is over
 `mpworker.reader`; this thread itself handles no signals.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.clientthread import ClientThread
 from mpworker.waiting import taken, wake_all
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from mpworker.reader import Reader
 
 _FOREVER: Final = -1.0
@@ -37,7 +41,7 @@ class Background(ClientThread):
 
     _name = "mpworker-reader"
 
-    def __init__(self, reader: "Reader") -> None:
+    def __init__(self, reader: Reader) -> None:
         super().__init__()
         self._reader = reader
         self.watched = 0

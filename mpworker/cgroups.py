@@ -1,8 +1,12 @@
 """What this process may use of its machine: cores and memory, as its cgroup allows, of version 2 or 1."""
 
-import math
+from __future__ import annotations
+
 import os
-from collections.abc import Iterator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _ROOT = "/sys/fs/cgroup"
 
@@ -11,7 +15,7 @@ def available_cores() -> int:
     """Cores this process may use: the affinity mask, or the cgroup's CPU quota if that is less."""
     cores = len(os.sched_getaffinity(0))
     quota = _cpu_quota()
-    return max(1, min(cores, math.floor(quota))) if quota is not None else cores
+    return max(1, min(cores, int(quota))) if quota is not None else cores
 
 
 def usable_memory() -> int:

@@ -1,9 +1,14 @@
 """Arguments of the public face: each is checked where it is given, by one clear error."""
 
-import operator
-from typing import Any, Final, Literal, overload
+from __future__ import annotations
+
+from _operator import index  # without the rest of `operator`
 
 from mpworker.errors import ConfigurationError, InvalidArgument
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, Literal, overload
 
 TEXT_MAX: Final = 200
 _SECONDS_MAX: Final = 1e9
@@ -17,7 +22,7 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
         ConfigurationError: It is out of bounds.
     """
     try:
-        number = None if isinstance(value, bool) else operator.index(value)
+        number = None if isinstance(value, bool) else index(value)
     except TypeError:
         number = None
     if number is None:
@@ -29,14 +34,15 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
     return number
 
 
-@overload
-def check_seconds(name: str, value: Any, *, zero: bool = False, instead: str = "") -> float: ...
+if TYPE_CHECKING:
 
+    @overload
+    def check_seconds(name: str, value: Any, *, zero: bool = False, instead: str = "") -> float: ...
 
-@overload
-def check_seconds(
-    name: str, value: Any, *, optional: Literal[True], zero: bool = False, instead: str = ""
-) -> float | None: ...
+    @overload
+    def check_seconds(
+        name: str, value: Any, *, optional: Literal[True], zero: bool = False, instead: str = ""
+    ) -> float | None: ...
 
 
 def check_seconds(

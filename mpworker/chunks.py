@@ -1,13 +1,17 @@
 """A chunk of a `map` on its way: what has come of its items, and who waits for them."""
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from mpworker.ipc import codec
 from mpworker.waiting import WaitedFor, wake_all
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from mpworker.mapping import Mapping
 
 
@@ -37,7 +41,7 @@ class Chunk(WaitedFor):
     )
     _slow = False
 
-    def __init__(self, mapping: "Mapping", items: Sequence[Any]) -> None:
+    def __init__(self, mapping: Mapping, items: Sequence[Any]) -> None:
         self._map = mapping
         self.items = items  # until all are settled: a chunk that cannot be unpickled is sent again in pieces
         self.stop = len(items)
@@ -80,7 +84,7 @@ class Chunk(WaitedFor):
             self._map.client.resending.chunks[self] = self._map
         self._settled()
 
-    def begin_to_send(self, start: int, singles: "list[Chunk]", taken: list[int]) -> None:
+    def begin_to_send(self, start: int, singles: list[Chunk], taken: list[int]) -> None:
         """Take the items from `start` on to be sent again as `singles`; nothing if another thread has.
 
         Args:

@@ -1,9 +1,10 @@
 """The client's end of a worker: tasks and requests go out here; `mpworker.reader` takes in what comes back."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 from mpworker import clients, context
 from mpworker.ending import Ending
@@ -15,7 +16,6 @@ from mpworker.ipc._native import Ring, Submit
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.levels import INFO
 from mpworker.launch import descriptors_of, overlap, too_few_descriptors
-from mpworker.mapping import Mapping as Map
 from mpworker.observer import Observer
 from mpworker.observing import Observing
 from mpworker.options import WorkerOptions
@@ -28,14 +28,17 @@ from mpworker.starting import Start
 from mpworker.steps import Answer, Steps, asking
 from mpworker.waiting import Reply
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, NoReturn, TypeAlias, TypeVar
+
     from mpworker.middleware import Submission
     from mpworker.registering import Registration
 
-T = TypeVar("T")
-Make: TypeAlias = Callable[["Client", int, str], TaskFuture[Any]]
-# The arguments of `Client.submit`.
-Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], int, bytes, Make]
+    T = TypeVar("T")
+    Make: TypeAlias = Callable[["Client", int, str], TaskFuture[Any]]
+    # The arguments of `Client.submit`.
+    Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], int, bytes, Make]
 
 
 def queue_full(bound: int, timeout: float) -> QueueFull:
@@ -328,6 +331,8 @@ class Client(Reader):
 
     def map(self, *args: Any) -> Any:
         """The results of a `map`; for the arguments see `Mapping`."""
+        from mpworker.mapping import Mapping as Map  # not before: no first result shall wait for it
+
         return Map(self, *args).results()
 
     def send_chunk(

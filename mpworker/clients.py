@@ -1,14 +1,16 @@
 """Every client of this process whose supervisor runs: what becomes of them in a fork, and when the interpreter ends."""
 
+from __future__ import annotations
+
 import atexit
 import os
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mpworker.client import Client
 
 # Strong references: a worker that is dropped with tasks under way finishes them.
-living: "set[Client]" = set()
+living: set[Client] = set()
 
 
 def sweep() -> None:
@@ -32,12 +34,12 @@ def _at_exit() -> None:
         _stop_all(clients)
 
 
-def _drain_all(clients: "list[Client]") -> None:
+def _drain_all(clients: list[Client]) -> None:
     for client in clients:
         client.ending.finish(None)
 
 
-def _stop_all(clients: "list[Client]") -> None:
+def _stop_all(clients: list[Client]) -> None:
     for client in clients:
         client.ending.stop_now()
 

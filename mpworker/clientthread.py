@@ -3,12 +3,17 @@
 It is started without a lock, under the rules of `mpworker.reader`, and handles no signals.
 """
 
+from __future__ import annotations
+
 import _thread
 import threading
 import time
-from typing import Final
 
 from mpworker.waiting import Follower
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _LOOK_SECONDS: Final = 0.5  # after so long, who joins asks whether there is any progress
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
-
 from mpworker.checks import check_seconds
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.steps import Answer, Message, Steps, answered
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any, Final, Literal, TypeVar
+
     from mpworker.client import Client
     from mpworker.queues import QueueState
     from mpworker.results import Subscription, TaskResult
     from mpworker.shared import Shared
 
-T = TypeVar("T")
+    T = TypeVar("T")
 
 RESULTS_BUFFER: Final = 1024
 

@@ -1,16 +1,20 @@
 """How a client comes to its end: it is stopped or dropped, or its supervisor dies."""
 
+from __future__ import annotations
+
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.future import TaskFuture
 from mpworker.ipc import codec, json
 from mpworker.ipc.levels import ERROR, INFO
 from mpworker.outcomes import BROKEN, LOST
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from mpworker.client import Client
     from mpworker.stopping import StopReport
     from mpworker.waiting import Waitable
@@ -44,7 +48,7 @@ class Ending:
         outcome: What became of all that was pending at the end; None before it.
     """
 
-    def __init__(self, client: "Client") -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
         self.asked = False
         self._at_once = False
@@ -75,7 +79,7 @@ class Ending:
         if not self._client._forked:
             self._client.request({"verb": "cancel_unstarted"}, timeout)
 
-    def stop_graceful(self, timeout: float | None, cancel_queued: bool = False) -> "StopReport":
+    def stop_graceful(self, timeout: float | None, cancel_queued: bool = False) -> StopReport:
         """Finish what was accepted, then end everything; when the time is over first the rest is cancelled."""
         self.finish(timeout, cancel_queued)
         return self._report(self._client._forked or self._all_finished())
@@ -105,7 +109,7 @@ class Ending:
             self._note_runs(client.request(RUNS, _ANSWER_SECONDS) if client.recurs else None)
             self._end_now(_ORDERLY_SECONDS, _OVERTIME_SECONDS)
 
-    def begin_to_stop(self, timeout: float | None, cancel_queued: bool = False) -> "StopReport":
+    def begin_to_stop(self, timeout: float | None, cancel_queued: bool = False) -> StopReport:
         """`stop_graceful` in a thread of its own, if it has a time; what is left now."""
         if not (self._client._forked or self._client._over):
             if timeout is None and not cancel_queued:
@@ -131,7 +135,7 @@ class Ending:
         """How long until a stop's time has been over for `more` seconds; None without a stop or time."""
         return None if self._by is None else max(0.0, self._by + more - time.monotonic())
 
-    def wait_for_room(self, room: "Waitable", size: int) -> None:
+    def wait_for_room(self, room: Waitable, size: int) -> None:
         """Wait for so much room in the ring to the supervisor, but no longer than a stop may take."""
         client = self._client
         ready = client.wait_for(room, self._time_left(_ORDERLY_SECONDS), size)
@@ -219,7 +223,7 @@ class Ending:
         """All that has not begun is about to be cancelled."""
         self._unwanted, self._cancelled_before = list(self._client.pending.values()), self.cancelled_items
 
-    def _report(self, finished: bool) -> "StopReport":
+    def _report(self, finished: bool) -> StopReport:
         from mpworker.stopping import report_on
 
         tasks, items = self._left if self._client._over else self._what_is_left()

@@ -11,7 +11,30 @@ ours         `SupervisorLost`
 ============ ========================================================================================
 """
 
-from concurrent.futures import BrokenExecutor, CancelledError
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mpworker.executorerrors import StartFailed as StartFailed
+    from mpworker.executorerrors import SupervisorLost as SupervisorLost
+    from mpworker.executorerrors import TaskCancelled as TaskCancelled
+    from mpworker.executorerrors import WorkerCrashed as WorkerCrashed
+
+# They are errors of `concurrent.futures`, too, which no start and no child shall wait for.
+_LOADED_LATER = frozenset({"StartFailed", "SupervisorLost", "TaskCancelled", "WorkerCrashed"})
+
+
+if not TYPE_CHECKING:  # which would take any name then
+
+    def __getattr__(name: str) -> object:
+        if name not in _LOADED_LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from mpworker import executorerrors
+
+        globals().update({each: getattr(executorerrors, each) for each in _LOADED_LATER})
+        return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | _LOADED_LATER)
 
 
 class MPWorkerError(Exception):
@@ -81,10 +104,6 @@ class TaskTimeout(MPWorkerError, TimeoutError):
         return type(self), (str(self), self.stack)
 
 
-class TaskCancelled(MPWorkerError, CancelledError):
-    """The task was cancelled before it ended."""
-
-
 class TaskExited(MPWorkerError):
     """The task raised SystemExit (as `sys.exit` does) or KeyboardInterrupt.
 
@@ -119,52 +138,6 @@ class Retry(MPWorkerError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.after,)
-
-
-class WorkerCrashed(MPWorkerError, BrokenExecutor):
-    """A child process died while it ran the task. The pool goes on.
-
-    Attributes:
-        pid: The child's process id.
-        signal: The number of the signal that killed it, or 0.
-        exit_code: Its exit code, or None if a signal killed it.
-        cause: "signal", "exit", "oom" (the kernel's out-of-memory kill), "memory" (more than `memory_limit_hard`),
-            "lease" (no heartbeat), "grace" (it was interrupted, for a timeout or a cancel, and did not end within
-            `grace`), "nursery" (the process that forks the children died), "corrupt" (it wrote nonsense into the
-            memory it shares with the supervisor), "lost" (a chunk's item ended, its result died with the child) or
-            "unkillable" (the child survived SIGKILL).
-        attempt: The attempt that this death ended, from 1.
-    """
-
-    def __init__(
-        self,
-        message: str = "",
-        pid: int = 0,
-        signal: int = 0,
-        exit_code: int | None = None,
-        cause: str = "",
-        attempt: int = 0,
-    ) -> None:
-        super().__init__(message)
-        self.pid = pid
-        self.signal = signal
-        self.exit_code = exit_code
-        self.cause = cause
-        self.attempt = attempt
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (str(self), self.pid, self.signal, self.exit_code, self.cause, self.attempt)
-
-
-class StartFailed(WorkerCrashed):
-    """The children die before they can run anything: a bad preload or initializer, or a start that takes too long.
-
-    If a preload or the initializer raised, the cause is a `RemoteTraceback` that shows where.
-    """
-
-
-class SupervisorLost(MPWorkerError, BrokenExecutor):
-    """The supervisor process died; what was pending is unknown to this client."""
 
 
 class RemoteTraceback(Exception):

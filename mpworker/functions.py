@@ -7,19 +7,23 @@ each submit compares, by identity, what the function reached when it was pickled
 changed global or closure means a new pickle. Whatever fits neither is pickled with each task.
 """
 
+from __future__ import annotations
+
 import itertools
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.errors import InvalidArgument, SerializationError
 from mpworker.ipc import payload
 from mpworker.ipc.codec import MAX_FUNCTIONS
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from mpworker.ipc.shares import Share
 
 _CACHED_MAX: Final = 1024

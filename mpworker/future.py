@@ -12,11 +12,12 @@ A condition that is made lazily for each future would not do: a setter that is p
 look-up of the condition lets `wait(ALL_COMPLETED)` return early.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from mpworker.audience import Look, Waiters, state_seen, tell
 from mpworker.checks import check_wait, in_a_line
@@ -26,15 +27,19 @@ from mpworker.ipc.failures import brief
 from mpworker.outcomes import make_error
 from mpworker.waiting import taken, wake_all
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final, NoReturn, TypeVar
+
     from mpworker.client import Client
 
-T = TypeVar("T")
+    T = TypeVar("T")
+
 
 _UNSETTLED: Final = -1
 
 
-class TaskFuture(Future[T]):
+class TaskFuture(Future["T"]):  # in quotes: `typing`, which makes a TypeVar, costs a start 2 ms
     """The result to come of one task.
 
     Made by `ProcessWorker.submit`. All of `concurrent.futures.Future` works, with these differences: `cancel` also
@@ -53,7 +58,7 @@ class TaskFuture(Future[T]):
     _watched = False  # and somebody needs the background reader for it
     _id = ""  # of the user's own
 
-    def __init__(self, client: "Client", key: int, name: str) -> None:
+    def __init__(self, client: Client, key: int, name: str) -> None:
         # Not Future.__init__, on purpose: see the module's docstring.
         self._client = client
         self._key = key
@@ -278,7 +283,7 @@ class TaskFuture(Future[T]):
         return taken(self.__dict__.get("_callbacks", deque()))
 
 
-def in_queue(queue: str, client: "Client", key: int, name: str) -> TaskFuture[Any]:
+def in_queue(queue: str, client: Client, key: int, name: str) -> TaskFuture[Any]:
     """The future of a task in a queue of this name."""
     future: TaskFuture[Any] = client.make_future(client, key, name)
     if queue != future.queue:

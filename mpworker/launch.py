@@ -1,22 +1,28 @@
-"""How a client starts its supervisor."""
+"""How a client configures its supervisor, once that is on its way, and holds it."""
+
+from __future__ import annotations
 
 import errno
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, Final
 
-from mpworker import programs
 from mpworker.arenas import Arenas
 from mpworker.arenas import make as make_arenas
 from mpworker.cgroups import available_cores
-from mpworker.errors import ConfigurationError, InvalidArgument, SerializationError
+from mpworker.errors import InvalidArgument, SerializationError
 from mpworker.ipc import codec, frames, json
 from mpworker.ipc.channel import Channel, close_all, make_channel, make_segment
 from mpworker.ipc.levels import WARNING
 from mpworker.ipc.limits import explained
 from mpworker.ipc.signals import signal
-from mpworker.options import WorkerOptions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from mpworker.options import WorkerOptions
+    from mpworker.programs import Begun
 
 _CLIENT_SPIN_NS: Final = 50_000
 _CHILD_SPIN_NS: Final = 20_000
@@ -162,17 +168,6 @@ def too_few_descriptors(n: int, needed: int, hard: int) -> OSError:
     )
 
 
-def _interpreter(options: WorkerOptions) -> str:
-    python = options.python or sys.executable
-    if getattr(sys, "frozen", False) and not options.python:
-        raise ConfigurationError(
-            "this interpreter is frozen into a program: pass python=PATH of an interpreter to start"
-        )
-    if not os.path.isfile(python) or not os.access(python, os.X_OK):
-        raise ConfigurationError(f"no executable at {python!r}: pass python=PATH of an interpreter to start")
-    return python
-
-
 def pickle_initializer(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bytes:
     """The initializer and its arguments as a pickle; empty if there is none.
 
@@ -217,6 +212,7 @@ def _blob(options: WorkerOptions, initializer: bytes, middleware: bytes) -> byte
 
 
 def launch(
+    begun: Begun,
     options: WorkerOptions,
     prefix: str,
     initializer: Callable[..., object] | None,
@@ -224,9 +220,10 @@ def launch(
     log_level: int = WARNING,
     middleware: bytes = b"",
 ) -> Supervisor:
-    """Start a supervisor.
+    """Tell a supervisor what it is to be.
 
     Args:
+        begun: The supervisor, on its way. Where this fails it is the caller's to end.
         options: The worker's options.
         prefix: What task ids begin with.
         initializer: Called in each child before its first task.
@@ -235,19 +232,46 @@ def launch(
         middleware: The pickle of what is around the execution of every task, b"" for nothing.
 
     Raises:
-        ConfigurationError: There is no interpreter to start, or it ends at once. Nobody waits here for one that ends a
+        ConfigurationError: It has ended at once. Nobody waits here for one that ends a
             little later: `Supervisor.start_failure` tells.
         SerializationError: The initializer cannot be pickled.
-        OSError: No memory, descriptor or process is left. Nothing is left behind.
+        OSError: No memory or descriptor is left.
     """
-    python = _interpreter(options)
-    descriptors = _descriptors(options.n, overlap(options))
-    blob = _blob(options, pickle_initializer(initializer, initargs), middleware)
-    cores = available_cores()
+    arenas = channel = None
+    fds: list[int] = []
+    try:
+        descriptors = _descriptors(options.n, overlap(options))
+        blob = _blob(options, pickle_initializer(initializer, initargs), middleware)
+        cores = available_cores()
+        arenas = make_arenas(options.arena_max_bytes)
+        capacities = (options.client_ring_bytes, options.client_ring_bytes)
+        fds, channel = make_channel("mpworker-client", capacities)
+        sock = frames.Frames(begun.sock)
+        config = _config(options, prefix, log_level, descriptors, cores, arenas.capacity if arenas is not None else 0)
+        _send(sock, config, blob, fds, arenas.descriptors if arenas is not None else [], begun.python)
+        # Who waits in the client spins, for it has nothing else to do; with one core there is somebody else who has.
+        spin_ns = _CLIENT_SPIN_NS if cores > 1 else 0
+        return Supervisor(begun.python, channel, sock, begun.pid, begun.pidfd, spin_ns, arenas)
+    except BaseException as error:
+        if channel is not None:
+            channel.close()
+        if arenas is not None:
+            arenas.close()
+        if not isinstance(error, OSError):
+            raise
+        explanation = explained(error, "no supervisor can be started")
+        if explanation is error:
+            raise
+        raise explanation from error
+    finally:
+        close_all(fds)
+
+
+def _config(
+    options: WorkerOptions, prefix: str, log_level: int, descriptors: int, cores: int, arena_bytes: int
+) -> dict[str, Any]:
     spread = options.cpu_affinity == "spread"
-    capacities = (options.client_ring_bytes, options.client_ring_bytes)
-    arenas = make_arenas(options.arena_max_bytes)
-    config = {
+    return {
         "n": options.n,
         "descriptors": descriptors,
         "overlap": overlap(options),
@@ -260,9 +284,9 @@ def launch(
         "grace": options.grace,
         "start_timeout": options.start_timeout,
         "kill_timeout": options.kill_timeout,
-        "arena_bytes": arenas.capacity if arenas is not None else 0,
+        "arena_bytes": arena_bytes,
         "child_ring_bytes": options.child_ring_bytes,
-        "client_ring_bytes": capacities,
+        "client_ring_bytes": (options.client_ring_bytes, options.client_ring_bytes),
         "child": {
             "max_payload_bytes": options.max_payload_bytes,
             "task_prefix": prefix,
@@ -274,74 +298,22 @@ def launch(
             "spin_ns": _CHILD_SPIN_NS if cores > options.n + 1 else 0,
         },
     }
+
+
+def _send(
+    sock: frames.Frames, config: dict[str, Any], blob: bytes, fds: list[int], arenas: list[int], python: str
+) -> None:
+    """Send a supervisor its configuration; what it says instead of reading that is raised."""
+    blob_fd = make_segment("mpworker-config", len(blob))
     try:
-        channel, sock, pid, pidfd = _start(
-            python,
-            capacities,
-            config,
-            blob,
-            arenas.descriptors if arenas is not None else [],
-        )
-    except BaseException as error:
-        if arenas is not None:
-            arenas.close()
-        if not isinstance(error, OSError):
-            raise
-        explanation = explained(error, "no supervisor can be started")
-        if explanation is error:
-            raise
-        raise explanation from error
-    # Who waits in the client spins, for it has nothing else to do; with one core there is somebody else who has.
-    return Supervisor(python, channel, sock, pid, pidfd, _CLIENT_SPIN_NS if cores > 1 else 0, arenas)
+        os.pwrite(blob_fd, blob, 0)
+        sock.send(config, [*fds, blob_fd, *arenas])
+    except ConnectionError as error:
+        report = _start_failure(sock.words(), python, "it ended at once")
+        if report is None:
+            raise  # it stood, and was killed
+        from mpworker.outcomes import start_failed
 
-
-def _start(
-    python: str,
-    capacities: tuple[int, int],
-    config: dict[str, Any],
-    blob: bytes,
-    arenas: list[int],
-) -> tuple[Channel, frames.Frames, int, int]:
-    """Start the process and send it its configuration; nothing is left behind if that fails."""
-    fds, channel = make_channel("mpworker-client", capacities)
-    sock: frames.Frames | None = None
-    pid = pidfd = -1
-    try:
-        sock, theirs = frames.pair()
-        try:
-            pid = programs.start_both(python, theirs)
-        except OSError as error:
-            if error.errno in (errno.ENOEXEC, errno.ENOENT, errno.EACCES):
-                raise ConfigurationError(
-                    f"{python!r} is no program ({error.strerror}): pass python=PATH of an interpreter"
-                ) from error
-            raise
-        finally:
-            theirs.close()
-        pidfd = os.pidfd_open(pid)
-        blob_fd = make_segment("mpworker-config", len(blob))
-        try:
-            os.pwrite(blob_fd, blob, 0)
-            sock.send(config, [*fds, blob_fd, *arenas])
-        except ConnectionError as error:
-            report = _start_failure(sock.words(), python, "it ended at once")
-            if report is None:
-                raise  # it stood, and was killed
-            from mpworker.outcomes import start_failed
-
-            raise start_failed(report) from error
-        finally:
-            os.close(blob_fd)
-    except BaseException:
-        # Its socket closes, so a supervisor that was started ends by itself.
-        if sock is not None:
-            sock.close()
-        channel.close()
-        if pid > 0:
-            os.waitpid(pid, 0)
-        if pidfd >= 0:
-            os.close(pidfd)
-        raise
+        raise start_failed(report) from error
     finally:
-        close_all(fds)
-    return channel, sock, pid, pidfd
+        os.close(blob_fd)

@@ -1,28 +1,19 @@
 """Where the records of a worker go: what `logger=` takes."""
 
+from __future__ import annotations
+
 import logging
-from typing import Any, Final, Protocol
 
 from mpworker.checks import in_a_line
 from mpworker.errors import InvalidArgument
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from mpworker.logger import Logger
+
 _NAME: Final = "mpworker"
-
-
-class Logger(Protocol):
-    """Something that takes records: an event and its fields. A logger of `structlog` is one.
-
-    It may have an attribute `level`, an int: records below it are not made. It is read when the worker is made.
-    """
-
-    def log(self, level: int, event: str, /, **fields: Any) -> object:
-        """Take a record.
-
-        Args:
-            level: As in the standard library: 10 for debugging to 40 for errors.
-            event: What happened, such as "child_crashed".
-            **fields: What is to be said of it: numbers and short texts.
-        """
 
 
 class StandardLogger:

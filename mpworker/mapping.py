@@ -6,13 +6,14 @@ memory. The size of a chunk follows what was measured: about CHUNK_NS of work, s
 small beside it.
 """
 
+from __future__ import annotations
+
 import functools
 import itertools
 import operator
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.chunks import Chunk
 from mpworker.errors import SerializationError
@@ -20,7 +21,10 @@ from mpworker.ipc import codec, json, payload
 from mpworker.ipc.failures import brief
 from mpworker.outcomes import make_error
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from mpworker.client import Client
     from mpworker.ipc.shares import Share
 
@@ -33,7 +37,7 @@ WINDOW_PER_CHILD: Final = 8
 WINDOW_MIN: Final = 32
 
 
-class Results(itertools.chain[Any]):
+class Results(itertools.chain["Any"]):
     """The results of a `map`, one after the other, by no byte code of ours for each of them.
 
     Dropping it ends the map, as `close` does.
@@ -64,7 +68,7 @@ class Mapping:
 
     def __init__(
         self,
-        client: "Client",
+        client: Client,
         function: Callable[..., Any],
         iterables: Sequence[Any],
         options: int,

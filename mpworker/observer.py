@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.clientthread import ClientThread
 from mpworker.ipc import codec, json
 from mpworker.ipc.failures import cut
 from mpworker.ipc.levels import ERROR
-from mpworker.logs import Logger, level_of
+from mpworker.logs import level_of
 from mpworker.waiting import wake_all
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from mpworker.client import Client
     from mpworker.hooks import Hooks, TaskEvent, Tracer
+    from mpworker.logger import Logger
     from mpworker.task import TaskStatus
 
 EVENTS_MAX: Final = 100_000

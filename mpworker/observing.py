@@ -5,15 +5,14 @@ What it is checked by is loaded where there is something to check: no start shal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
-
-from mpworker.logs import Logger, as_logger
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
     from mpworker.hooks import Hooks, Tracer
+    from mpworker.logger import Logger
 
 
 class Observing:
@@ -39,7 +38,10 @@ class Observing:
 
             check_hooks(hooks)
             check_tracer(tracer)
-        as_logger(logger)
+        if logger is not None:
+            from mpworker.logs import as_logger
+
+            as_logger(logger)
         self.hooks = hooks
         self.tracer = tracer
         self.logger = logger

@@ -1,15 +1,20 @@
 """The options of a worker, checked once, at the edge."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from _collections_abc import Iterable  # as `os` has them: `collections` comes later
 
 from mpworker.checks import check_int, check_seconds, check_text
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.ipc.codec import MAX_SLOTS
 from mpworker.values import Value
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
+    from typing import Any, Final
+
     from mpworker.retry import RetryPolicy
 
 RETRIES_MAX: Final = 1_000_000
@@ -62,7 +67,7 @@ class TaskDefaults(Value):
     timeout: float | None
     retries: int
     crash_retries: int | None
-    retry_policy: "RetryPolicy | None"
+    retry_policy: RetryPolicy | None
     queue: str
     priority: int
     weight: int
@@ -74,7 +79,7 @@ class TaskDefaults(Value):
         timeout: float | None = None,
         retries: int = 0,
         crash_retries: int | None = None,
-        retry_policy: "RetryPolicy | None" = None,
+        retry_policy: RetryPolicy | None = None,
         queue: str = "default",
         priority: int = 0,
         weight: int = 1,
@@ -102,7 +107,7 @@ class TaskDefaults(Value):
             if not isinstance(retry_policy, RetryPolicy):
                 raise InvalidArgument(f"retry_policy must be a RetryPolicy or None, not {retry_policy!r}")
 
-    def but(self, **changes: Any) -> "TaskDefaults":
+    def but(self, **changes: Any) -> TaskDefaults:
         """The same with other values for these.
 
         Raises:

@@ -1,14 +1,18 @@
 """What the supervisor is told once of options and queues, and knows from then on by a number or a name."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.errors import ConfigurationError, SerializationError
 from mpworker.ipc import codec, json, payload
 from mpworker.options import QUEUES_MAX, TaskDefaults
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from mpworker.client import Client
     from mpworker.queues import QueueOptions
     from mpworker.retry import Judge, RetryPolicy
@@ -31,7 +35,7 @@ class QueueTable:
         refuses: Is a name that nobody has configured an error?
     """
 
-    def __init__(self, client: "Client", n: int, most: int) -> None:
+    def __init__(self, client: Client, n: int, most: int) -> None:
         self._client = client
         self._n = n
         self._burst_max = most
@@ -64,7 +68,7 @@ class QueueTable:
             known = ", ".join(map(repr, sorted(self._names)))
             raise ConfigurationError(f"there is no queue {name!r}, and unknown_queues is 'refuse'; there are {known}")
 
-    def configure(self, name: str, options: "QueueOptions") -> None:
+    def configure(self, name: str, options: QueueOptions) -> None:
         """Make a queue, or change one."""
         self.use(name, made=True)
         told: dict[str, Any] = {"weight": options.weight, "max_running": options.max_running, "rate": options.rate}
@@ -72,7 +76,7 @@ class QueueTable:
         self._client.tell({"verb": "queue", "name": name, "options": told})
         self.configured[name] = options
 
-    def configure_all(self, queues: "Mapping[str, QueueOptions]") -> None:
+    def configure_all(self, queues: Mapping[str, QueueOptions]) -> None:
         """Make several queues, or change them."""
         for name, options in queues.items():
             self.configure(name, options)
@@ -102,7 +106,7 @@ class OptionTable:
         client: Of which client.
     """
 
-    def __init__(self, client: "Client") -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
         self._keys: dict[TaskDefaults, int] = {}
         self._sets: dict[int, TaskDefaults] = {}
@@ -151,7 +155,7 @@ class OptionTable:
         self._client.queues.use(options.queue)
         return report | {name: each for name in _ORDER if (each := getattr(options, name)) != getattr(_PLAIN, name)}
 
-    def _retry_report(self, policy: "RetryPolicy") -> dict[str, Any]:
+    def _retry_report(self, policy: RetryPolicy) -> dict[str, Any]:
         judge = policy.judge()
         key = self._judges.get(judge, 0) if judge is not None else 0
         try:

@@ -1,8 +1,9 @@
 """What became of a task, as the exception that its caller gets; one table from the outcomes to their makers."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable
-from typing import Any
 
 from mpworker.errors import (
     ConfigurationError,
@@ -17,6 +18,10 @@ from mpworker.errors import (
 )
 from mpworker.ipc import codec, json, payload, raised
 from mpworker.ipc.failures import brief
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # Outcomes that the client decides; the others are codec's.
 LOST = 100

@@ -1,12 +1,17 @@
 """What the interpreters of supervisor and nursery are started with: their command lines and their environment."""
 
+from __future__ import annotations
+
 import _socket
 import os
 import sys
-from typing import Final
 
 import mpworker
 from mpworker.ipc import _native, codec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 # The package is imported on a path of nothing but its folder, so that the processes run the very copy that the client
 # runs, and no other file of that folder can stand in for a module of the standard library.
@@ -104,22 +109,52 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def start_both(python: str, client_end: _socket.socket) -> int:
-    """Start a supervisor, and its first nursery.
+class Begun:
+    """A supervisor that is on its way, with its first nursery: it waits for its configuration.
 
     Another interpreter than this one may be none, or know nothing of the options. Then the supervisor, which
     can say so, starts alone, and starts the nursery when it is up.
 
     Args:
         python: The interpreter.
-        client_end: The supervisor's end of its socket to the client.
 
-    Returns:
-        The supervisor's process id.
+    Attributes:
+        python: The interpreter.
+        sock: Our end of the socket to it.
+        pid: Its process id.
+        pidfd: Readable when it is dead.
 
     Raises:
-        OSError: There is no such program, or no memory, descriptor or process is left.
+        OSError: There is no such program, or no memory, descriptor or process is left. Nothing is left behind.
     """
+
+    __slots__ = ("pid", "pidfd", "python", "sock")
+
+    def __init__(self, python: str) -> None:
+        self.python = python
+        self.pid = self.pidfd = -1
+        self.sock, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        try:
+            try:
+                self.pid = _start_both(python, theirs)
+            finally:
+                theirs.close()
+            self.pidfd = os.pidfd_open(self.pid)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """End it: it ends by itself when its socket closes."""
+        self.sock.close()
+        if self.pid > 0:
+            os.waitpid(self.pid, 0)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+
+
+def _start_both(python: str, client_end: _socket.socket) -> int:
+    """The process id of a supervisor, which has the other end of our socket to it."""
     supervisor, nursery = _commands(python)
     environment = [os.fsencode(f"{name}={value}") for name, value in _environment().items()]
     supervisor_end, nursery_end = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)

@@ -33,10 +33,11 @@ for as long as the second takes. So nothing here takes one:
 No user code runs here but such handlers: results are unpickled by whoever asks for them.
 """
 
+from __future__ import annotations
+
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
 
 from mpworker.arenas import Arenas
 from mpworker.background import Background
@@ -45,13 +46,17 @@ from mpworker.ipc._native import RECORD_HEADER_BYTES, Bell
 from mpworker.ipc.arena import Parcel
 from mpworker.ipc.codec import Record
 from mpworker.launch import Supervisor
-from mpworker.waiting import Condition, Follower, Reply, Waitable, wake_all
+from mpworker.waiting import Condition, Follower, Reply, wake_all
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from mpworker.ending import Ending
     from mpworker.ipc._native import Submit
     from mpworker.observer import Observer
     from mpworker.subscribers import Fanout
+    from mpworker.waiting import Waitable
 
 _BATCH: Final = 512
 _FOREVER: Final = -1.0
@@ -74,9 +79,9 @@ class Reader:
         *("_bell", "_fill", "_fits", "_pop", "_push", "_ring", "_ring_room", "_submit"),
         "arenas",
     )
-    observer: "Observer"
+    observer: Observer
 
-    def __init__(self, supervisor: Supervisor, ending: "Ending") -> None:
+    def __init__(self, supervisor: Supervisor, ending: Ending) -> None:
         self.supervisor = supervisor
         self.ending = ending
         self._forget_threads()

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
-
 from mpworker.checks import check_seconds
 from mpworker.errors import ConfigurationError, InvalidArgument, TaskNotFound
 from mpworker.options import TaskDefaults
 from mpworker.steps import Steps, answered
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import tzinfo
+    from typing import Any, Final, Literal
 
     from mpworker.client import Client
     from mpworker.cron import CronRun, CronTask
     from mpworker.task import Task
 
-Overlap = Literal["skip", "queue"]
-Misfire = Literal["skip", "once", "all"]
+    Overlap = Literal["skip", "queue"]
+    Misfire = Literal["skip", "once", "all"]
+
+_OVERLAPS: Final = ("skip", "queue")
+_MISFIRES: Final = ("skip", "once", "all")
 
 
 class CronView:
@@ -104,12 +105,14 @@ class CronView:
         own = task.options_said() if isinstance(task, Task) else {}
         task = _each_run(task)
         refuse_asynchronous(task.fn)
-        _check_choice("overlap", rules["overlap"], get_args(Overlap))
-        _check_choice("misfire", rules["misfire"], get_args(Misfire))
+        _check_choice("overlap", rules["overlap"], _OVERLAPS)
+        _check_choice("misfire", rules["misfire"], _MISFIRES)
         rules["grace"] = check_seconds("misfire_grace", rules.pop("misfire_grace"), zero=True)
         due, zone = cron.read_spec(spec), cron.read_zone(tz)
         client = self._client
         client.refuse_if_closed()
+        from functools import partial
+
         bound = partial(task.fn, *task.args, **task.kwargs) if task.args or task.kwargs else task.fn
         try:
             data, shares = payload.dumps_sharing((call, (bound,), {}))  # which are kept until the supervisor answers
@@ -135,8 +138,10 @@ class CronView:
             rules=rules,
         )
         if client.fanout is not None:
-            with suppress(RuntimeError):  # no thread is left: then whoever takes results reads them
+            try:
                 client.fanout.watch_all()
+            except RuntimeError:
+                pass  # no thread is left: then whoever takes results reads them
 
 
 class CronWorker:

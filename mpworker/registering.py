@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 from mpworker.checks import check_number, check_seconds
-from mpworker.client import Call, Client, Make
+from mpworker.client import Client
 from mpworker.errors import ConfigurationError, DuplicateTask, InvalidArgument
 from mpworker.future import TaskFuture, in_queue
 from mpworker.idempotency import Idempotency, Known, LookAgain
@@ -19,6 +19,9 @@ from mpworker.options import TaskDefaults
 from mpworker.outcomes import FINAL_STATUSES, final_status
 from mpworker.steps import Steps, answered
 from mpworker.task import OR_A_DATETIME, Task, checked_metadata, monotonic_at
+
+if TYPE_CHECKING:
+    from mpworker.client import Call, Make
 
 T = TypeVar("T")
 
@@ -227,7 +230,7 @@ def register_all(client: Client, defaults: TaskDefaults, tasks: Iterable[Task[An
     return futures
 
 
-def _call_of(client: Client, defaults: TaskDefaults, task: Task[Any]) -> Call:
+def _call_of(client: Client, defaults: TaskDefaults, task: Task[Any]) -> "Call":
     if task.run_at is not None:
         task.refuse_to_begin_late()
     key, shared = client.option_table.say(defaults.but(**task.options()))
@@ -252,7 +255,7 @@ def _register(client: Client, defaults: TaskDefaults, task: Task[Any], look: Loo
     return client.submit(*call) if task.id is None else _register_named(client, task, task.id, call, look)
 
 
-def _register_named(client: Client, task: Task[Any], own: str, call: Call, look: Look) -> TaskFuture[Any]:
+def _register_named(client: Client, task: Task[Any], own: str, call: "Call", look: Look) -> TaskFuture[Any]:
     registered = registration(client)
     number = own.removeprefix(client.prefix)
     if number != own and number.isdecimal():

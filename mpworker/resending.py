@@ -1,13 +1,17 @@
 """Items of a `map` that children could not unpickle together, and which the client therefore sends one by one."""
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 from mpworker.ipc import codec, json
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from mpworker.client import Client
 
 
@@ -21,7 +25,7 @@ class Resending:
         chunks: Each with its map; a drain waits until their items are sent.
     """
 
-    def __init__(self, client: "Client") -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
         self.chunks: dict[Any, Any] = {}
         self._under_way: list[tuple[int, int]] = []  # (thread, chunk) of those who send

@@ -4,11 +4,12 @@ A record that is larger than the ring takes goes in parts, of several streams at
 function is forgotten, which it may name. Like `mpworker.reader` this takes no lock; the same rules hold.
 """
 
+from __future__ import annotations
+
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from mpworker.errors import QueueFull, SerializationError
 from mpworker.ipc import arena, codec
@@ -18,6 +19,7 @@ from mpworker.ipc.payload import Parts
 from mpworker.ipc.ring import split
 from mpworker.waiting import wake_all
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mpworker.arenas import Arenas
     from mpworker.client import Client
@@ -39,7 +41,7 @@ class Sending:
         max_record: Bytes of a payload that goes as one record.
     """
 
-    def __init__(self, client: "Client", max_payload_bytes: int) -> None:
+    def __init__(self, client: Client, max_payload_bytes: int) -> None:
         self._client = client
         self._max_payload_bytes = max_payload_bytes
         self.max_record = min(client.supervisor.channel.outbound.max_payload, max_payload_bytes)
@@ -157,10 +159,10 @@ class Sending:
             return codec.ARENA, data
         return codec.ARENA if self._needs_envelope(parts.shares) else 0, self.with_shares(parts.in_band(), parts.shares)
 
-    def _needs_envelope(self, shares: "Sequence[Share]") -> bool:
+    def _needs_envelope(self, shares: Sequence[Share]) -> bool:
         return bool(shares) and self._client.arenas is not None  # else they are in this process, as are the tasks
 
-    def with_shares(self, data: bytes, shares: "Sequence[Share]") -> bytes:
+    def with_shares(self, data: bytes, shares: Sequence[Share]) -> bytes:
         """A call, with an envelope that says which shared objects it speaks of; without one if there are none.
 
         Raises:
@@ -171,7 +173,7 @@ class Sending:
             return data
         return arena.pack(data, NO_BLOCK, NO_BLOCK, (), False, [share.block for share in shares])
 
-    def _refuse_foreign(self, shares: "Sequence[Share]") -> None:
+    def _refuse_foreign(self, shares: Sequence[Share]) -> None:
         for share in shares:
             if share.pool != self._client.prefix:
                 raise SerializationError("a call takes along a shared object of another worker: share it with this one")
@@ -203,7 +205,7 @@ class Sending:
             arenas.awaited.discard(waiting)
 
     def _wait_and_place(
-        self, arenas: "Arenas", parts: Parts, key: int, until_end: bool, timeout: float | None
+        self, arenas: Arenas, parts: Parts, key: int, until_end: bool, timeout: float | None
     ) -> bytes | None:
         client = self._client
         by = None if timeout is None else time.monotonic() + timeout

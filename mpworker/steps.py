@@ -4,17 +4,24 @@ A verb is written once, as a generator that yields its requests. `Client.carry_o
 that calls, `LoopClient.carry_out_soon` in an event loop. The answer is None when the supervisor is gone.
 """
 
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from __future__ import annotations
 
+from _collections_abc import Generator  # as `os` has it: `collections` comes later
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, TypeAlias, TypeVar
+
     from mpworker.client import Client
 
-T = TypeVar("T")
+    T = TypeVar("T")
 
-Message: TypeAlias = dict[str, Any]
-Answer: TypeAlias = dict[str, Any] | None
-Steps: TypeAlias = Generator[Message, Answer, T]
+    Message: TypeAlias = dict[str, Any]
+    Answer: TypeAlias = dict[str, Any] | None
+    Steps: TypeAlias = Generator[Message, Answer, T]
+else:
+    Message = Answer = dict  # what is found by who imports these names
+    Steps = Generator
 
 
 def asking(message: Message) -> Steps[Answer]:
@@ -22,7 +29,7 @@ def asking(message: Message) -> Steps[Answer]:
     return (yield message)
 
 
-def answered(client: "Client", message: Message) -> Steps[Message]:
+def answered(client: Client, message: Message) -> Steps[Message]:
     """The same for a verb that is nothing without an answer.
 
     Raises:

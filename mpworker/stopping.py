@@ -1,10 +1,15 @@
 """What a stop tells of its end."""
 
+from __future__ import annotations
+
 from itertools import islice
-from typing import Any, Final
 
 from mpworker.future import TaskFuture
 from mpworker.values import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 NAMED_MAX: Final = 1_000
 

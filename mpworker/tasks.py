@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mpworker.checks import check_int, check_seconds
 from mpworker.errors import ConfigurationError, TaskNotFound
-from mpworker.ipc import json
 from mpworker.ipc.codec import CRON_KEYS
 from mpworker.options import TaskDefaults
 from mpworker.steps import Steps, answered
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
+    from typing import Any, Final, TypeVar
 
     from mpworker.client import Client
     from mpworker.future import TaskFuture
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from mpworker.retention import Retention
     from mpworker.task import Task, TaskInfo, TaskStatus
 
-T = TypeVar("T")
+    T = TypeVar("T")
+
 
 LIMIT_MAX: Final = 100_000
 
@@ -253,6 +254,8 @@ class Tasks:
         told = yield {"verb": "metrics"}
         if told is None:
             client.refuse_unless_stopped()
+            from mpworker.ipc import json
+
             told = json.loads(client.farewell or b"{}")  # there was no room for it in the ring of who read nothing
         if client.fanout is not None:
             told["results_dropped"] = client.fanout.dropped

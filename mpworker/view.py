@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
+import sys
+from _collections_abc import Iterable  # as `os` has them: `collections` comes later
 
 from mpworker.checks import check_bool, check_int, check_seconds
 from mpworker.errors import InvalidArgument
@@ -14,13 +12,22 @@ from mpworker.ipc.codec import MAX_CHUNK_ITEMS
 from mpworker.options import TASK_OPTIONS, TaskDefaults
 from mpworker.recurring import CronView
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Executor
+    from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
+
     from mpworker.client import Client
     from mpworker.future import TaskFuture
     from mpworker.optiontypes import TaskOptions
 
-P = ParamSpec("P")
-T = TypeVar("T")
+    P = ParamSpec("P")
+
+    T = TypeVar("T")
+else:
+    # The real one brings `logging` along, half of what a program loads before its first result: `be_executors`.
+    Executor = getattr(sys.modules.get("concurrent.futures"), "Executor", object)
 
 
 class TaskView(CronView, Executor):
@@ -37,16 +44,22 @@ class TaskView(CronView, Executor):
         # A plain task's future pays nothing for what only those of other queues must know.
         self._make_future: Callable[..., TaskFuture[Any]] = client.make_future
         if defaults.queue != "default":
+            from functools import partial
+
             from mpworker.future import in_queue
 
             self._make_future = partial(in_queue, defaults.queue)
         known = defaults
         if defaults.limits_nothing:
+            from functools import partial
+
             known = defaults.but(concurrency=1)
             self.submit = self.map = partial(_refuse_limit_of_nothing, defaults)  # type: ignore[method-assign]
         self._options_key, self._said = client.option_table.say(known)
         self._packed = details.pack(self._said) if self._said else b""
         if client.submission is not None:
+            from functools import partial
+
             from mpworker.registering import submit_as_task  # not before: no start shall wait for it
 
             # Not a method of this object's, which would keep it in a cycle: the supervisor ends when it is dropped.
@@ -120,29 +133,31 @@ class TaskView(CronView, Executor):
         key, packed, make = self._options_key, self._packed, self._make_future
         return self._client.submit_all([(fn, (item,), {}, key, packed, make) for item in items])
 
-    @overload
-    def map(
-        self,
-        fn: Callable[..., T],
-        /,
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-        return_exceptions: Literal[False] = False,
-    ) -> Iterator[T]: ...
+    if TYPE_CHECKING:
 
-    @overload
-    def map(
-        self,
-        fn: Callable[..., T],
-        /,
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-        return_exceptions: bool,
-    ) -> Iterator[T | BaseException]: ...
+        @overload
+        def map(
+            self,
+            fn: Callable[..., T],
+            /,
+            *iterables: Iterable[Any],
+            timeout: float | None = None,
+            chunksize: int | None = None,
+            buffersize: int | None = None,
+            return_exceptions: Literal[False] = False,
+        ) -> Iterator[T]: ...
+
+        @overload
+        def map(
+            self,
+            fn: Callable[..., T],
+            /,
+            *iterables: Iterable[Any],
+            timeout: float | None = None,
+            chunksize: int | None = None,
+            buffersize: int | None = None,
+            return_exceptions: bool,
+        ) -> Iterator[T | BaseException]: ...
 
     def map(
         self,
@@ -282,3 +297,15 @@ def no_attribute(view: object, name: str, kind: type, worker: str) -> AttributeE
             if name.startswith(("register_task", "execute_task")):
                 text += "; say the options in the Task"
     return AttributeError(text, name=name, obj=view)
+
+
+def be_executors() -> None:
+    """Make workers what they are for type checkers already: executors of `concurrent.futures`.
+
+    Where a program has imported that before this module, they are from the beginning. Else they become it with the
+    first worker, whose processes come up while it is imported; until then the class alone is none.
+    """
+    from concurrent.futures import Executor
+
+    if not issubclass(TaskView, Executor):
+        TaskView.__bases__ = (CronView, Executor)

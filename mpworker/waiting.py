@@ -1,25 +1,29 @@
 """Things a client's thread can wait for, and how it sleeps while another thread reads the events."""
 
+from __future__ import annotations
+
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol, TypeVar
 
+    T = TypeVar("T")
 
-class Waitable(Protocol):
-    """What a thread can wait for."""
+    class Waitable(Protocol):
+        """What a thread can wait for."""
 
-    @property
-    def ready(self) -> bool:
-        """Is it there?"""
+        @property
+        def ready(self) -> bool:
+            """Is it there?"""
 
-    def add_waiter(self, waiter: Any) -> None:
-        """Call the waiter when it is."""
+        def add_waiter(self, waiter: Any) -> None:
+            """Call the waiter when it is."""
 
-    def remove_waiter(self, waiter: Any) -> None:
-        """Do not."""
+        def remove_waiter(self, waiter: Any) -> None:
+            """Do not."""
 
 
 class Follower:
@@ -49,7 +53,7 @@ def wake_all(followers: Iterable[Follower]) -> None:
         follower.wake()
 
 
-def taken(line: "deque[T]") -> Iterator[T]:
+def taken(line: deque[T]) -> Iterator[T]:
     """Take out what is in line, one by one; other threads may add to it and take from it meanwhile."""
     while line:
         try:
@@ -79,7 +83,7 @@ class WaitedFor:
 class Condition(WaitedFor):
     """A thing to wait for that any event may bring about."""
 
-    def __init__(self, any_event: "list[Follower]", test: Callable[[], bool]) -> None:
+    def __init__(self, any_event: list[Follower], test: Callable[[], bool]) -> None:
         self._waiters = any_event
         self._test = test
 

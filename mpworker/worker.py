@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, cast
+from _collections_abc import Iterable  # as `os` has them: `collections` comes later
 
 from mpworker.cgroups import available_cores
 from mpworker.checks import check_bool, check_int, check_seconds, shown
@@ -24,22 +22,28 @@ from mpworker.recurring import CronWorker
 from mpworker.starting import Start
 from mpworker.steps import Steps
 from mpworker.tasks import Tasks
-from mpworker.view import TaskView
+from mpworker.uncollected import Uncollected
+from mpworker.view import TaskView, be_executors
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from types import FrameType, TracebackType
+    from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack
 
     from mpworker.client import Client
     from mpworker.hooks import Hooks, Tracer
-    from mpworker.logs import Logger
+    from mpworker.logger import Logger
     from mpworker.optiontypes import SizeOptions
     from mpworker.queues import QueueOptions
     from mpworker.retention import Retention
     from mpworker.retry import RetryPolicy
     from mpworker.stopping import StopReport
 
-P = ParamSpec("P")
-T = TypeVar("T")
+    P = ParamSpec("P")
+
+    T = TypeVar("T")
 
 
 class ProcessWorker(TaskView, Tasks, Control, CronWorker):
@@ -213,6 +217,7 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             trace = check_record(record)
         client = self._make_client(debug, options, initializer, given, observing)
         try:
+            be_executors()
             super().__init__(client, defaults, options.n)
             if trace is not None and not debug:
                 client.tell({"verb": "record", "path": trace})
@@ -238,10 +243,11 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             from mpworker.inline.client import InlineClient
             from mpworker.inline.supervisor import InlineSupervisor
 
-            here = Start(options, initializer, initargs, observing, cast("Any", InlineSupervisor))
-            return InlineClient(options, observing, here)
+            supervisor: Any = InlineSupervisor
+            return InlineClient(options, observing, Start(options, initializer, initargs, observing, supervisor))
         with Start(options, initializer, initargs, observing) as start:
-            from mpworker.client import Client  # while the supervisor comes up
+            with Uncollected():  # while the supervisor comes up
+                from mpworker.client import Client
 
             return Client(options, observing, start)
 

@@ -48,7 +48,9 @@ class Replay:
         self._lines = iter(lines)
         kind, self._slots, figures = next(self._lines)
         world: Any = _World(self)
-        self.scheduler = SCHEDULERS[kind](world, uniform=world.uniform, **figures | {"times": Times(*figures["times"])})
+        self.scheduler = SCHEDULERS[kind](
+            world, uniform=world.uniform, **figures | {"times": Times(**figures["times"])}
+        )
         self._encoder = Encoder(lambda number, told: self._new_options(number))
         self._seats: dict[int, Seat] = {}
         self._shared: dict[int, object] = {}

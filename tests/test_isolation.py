@@ -135,7 +135,7 @@ def test_nothing_of_theirs_breaks_when_such_a_file_is_broken(tmp_path: Path) -> 
         (folder / f"{name}.py").write_text("raise SystemError(f'{__name__} of the user was imported')\n")
     source = f"""
         import sys
-        import mpworker.worker, cloudpickle, signal, os
+        import mpworker.worker, mpworker.launch, mpworker.client, cloudpickle, signal, os
         sys.path.insert(0, {str(folder)!r})
         os.chdir({str(folder)!r})
         os.environ["PYTHONPATH"] = {str(folder)!r} + os.pathsep + os.environ.get("PYTHONPATH", "")

@@ -277,7 +277,8 @@ def test_the_results() -> None:
 
 
 def test_the_errors() -> None:
-    ours = {name for name, value in vars(errors).items() if getattr(value, "__module__", "") == errors.__name__}
+    named = {name: getattr(errors, name) for name in dir(errors)}
+    ours = {name for name, value in named.items() if isinstance(value, type) and value.__module__ == errors.__name__}
     assert ours == set(ERRORS)
 
 

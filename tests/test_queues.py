@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from mpworker.supervisor import wheel
 from mpworker.supervisor.lifecycle import CANCELLED, OFFERED, QUEUED
 from mpworker.supervisor.limiter import Bucket
 from mpworker.supervisor.queues import DEAD_MAX, LANES_MAX, Queues
@@ -27,6 +28,15 @@ from mpworker.supervisor.wheel import MostBehind, turns
 WEIGHTS = st.lists(st.integers(1, 20), min_size=1, max_size=8)
 # The same sets each time: one in 23,000 is known to miss the bound, see the wheel.
 unhurried = settings(deadline=None, max_examples=200, derandomize=True)
+
+
+def test_so_many_rules_are_kept_and_no_more() -> None:
+    for weight in range(1, wheel._RULES_MAX + 10):
+        turns({"a": 1, "b": weight}, {})
+        assert 0 < len(wheel._rules) <= wheel._RULES_MAX
+    known = len(wheel._rules)
+    turns({"a": weight, "b": 1}, {})
+    assert len(wheel._rules) == known  # the same weights, whoever has them
 
 
 def bounds(weights: dict[int, int]) -> dict[int, int]:

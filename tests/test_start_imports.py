@@ -20,9 +20,16 @@ OF_NURSERY = DEAR | {
     *("array", "concurrent", "contextlib", "enum", "importlib", "linecache", "logging", "pickle", "re", "signal"),
     *("string", "textwrap", "threading", "tokenize", "traceback", "typing", "warnings"),
 }
-OF_SUPERVISOR = OF_NURSERY | {"resource"}
+OF_SUPERVISOR = OF_NURSERY | {"collections", "functools", "operator", "resource", "types"}
 # What users make (a `Task`, `Hooks`) are dataclasses, which nobody has to import who makes none.
-OF_CLIENT = DEAR | {"hashlib", "hmac", "secrets", "mpworker.hooks", "mpworker.queues", "mpworker.task"}
+OF_CLIENT = DEAR | {
+    *("hashlib", "hmac", "secrets", "typing"),
+    *("mpworker.hooks", "mpworker.mapping", "mpworker.queues", "mpworker.task"),
+}
+WHILE_PROCESSES_COME_UP = {
+    *("collections", "concurrent", "functools", "logging", "operator", "pickle", "re", "struct", "threading"),
+    *("mpworker.client", "mpworker.future", "mpworker.launch", "mpworker.logs"),
+}
 
 Spied: TypeAlias = dict[str, list[str]]
 
@@ -120,7 +127,102 @@ def test_what_the_client_loads(tmp_path: Path) -> None:
         tmp_path,
     )
     imported, started, stopped = (set(line.split()) for line in done.stdout.splitlines())
-    assert {"mpworker.launch", "mpworker.worker"} <= imported
-    assert {"mpworker.client", "mpworker.future", "pickle"}.isdisjoint(imported), "loaded while the supervisor comes up"
+    assert {"mpworker.starting", "mpworker.worker"} <= imported
+    assert WHILE_PROCESSES_COME_UP.isdisjoint(imported)
     assert "mpworker.client" in started
     assert OF_CLIENT.isdisjoint(stopped)
+
+
+@pytest.mark.parametrize("before", ["", "import concurrent.futures"])
+def test_a_worker_is_an_executor_whichever_is_imported_first(before: str, tmp_path: Path) -> None:
+    done = programs.run_source(
+        f"""
+        {before}
+        from mpworker import ProcessWorker
+        class Mine(ProcessWorker):
+            pass
+        with Mine(n=1) as pool:
+            from concurrent.futures import Executor
+            print(isinstance(pool, Executor), isinstance(pool.options(retries=1), Executor))
+            print(issubclass(ProcessWorker, Executor), issubclass(Mine, Executor))
+        """,
+        tmp_path,
+    )
+    assert done.stdout.split() == ["True"] * 4
+
+
+def test_the_class_is_an_executor_at_once_where_those_are_known(tmp_path: Path) -> None:
+    done = programs.run_source(
+        """
+        from concurrent.futures import Executor
+        from mpworker import ProcessWorker
+        print(issubclass(ProcessWorker, Executor))
+        """,
+        tmp_path,
+    )
+    assert done.stdout == "True\n"
+
+
+def test_a_pool_that_fails_when_its_processes_are_on_their_way_leaves_none(tmp_path: Path) -> None:
+    done = programs.run_source(
+        """
+        import os, threading
+        from mpworker import ProcessWorker
+        from mpworker.errors import SerializationError
+        before = os.listdir("/proc/self/fd")
+        try:
+            ProcessWorker(n=1, initializer=print, initargs=[threading.Lock()])
+        except SerializationError:
+            print(before == os.listdir("/proc/self/fd"))
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            print("none")
+        """,
+        tmp_path,
+    )
+    assert done.stdout.split() == ["True", "none"]
+
+
+@pytest.mark.parametrize("switch", ["enable", "disable"])
+def test_no_collection_while_the_client_is_loaded_and_the_collector_is_afterwards_as_it_was(
+    switch: str, tmp_path: Path
+) -> None:
+    done = programs.run_source(
+        f"""
+        import gc, sys
+        from mpworker.uncollected import Uncollected
+        with Uncollected():
+            print(gc.isenabled())
+        gc.{switch}()
+        found = []
+        gc.callbacks.append(lambda phase, _: found.append(phase))
+        from mpworker import ProcessWorker
+        print(len(found), gc.isenabled())
+        with ProcessWorker(n=1) as pool:
+            pool.submit(abs, -1).result()
+        print(gc.isenabled())
+        """,
+        tmp_path,
+    )
+    after = str(switch == "enable")
+    assert done.stdout.split() == ["False", "0", after, after]
+
+
+def test_the_supervisor_has_its_configuration_before_the_client_imports_logging(tmp_path: Path) -> None:
+    done = programs.run_source(
+        """
+        import sys
+        from mpworker import ProcessWorker
+        from mpworker.ipc import frames
+        send = frames.Frames.send
+        def spy(*args):
+            print("logging" in sys.modules)
+            return send(*args)
+        frames.Frames.send = spy
+        with ProcessWorker(n=1) as pool:
+            print(pool.submit(abs, -1).result())
+        """,
+        tmp_path,
+    )
+    assert done.stdout.split() == ["False", "1"]

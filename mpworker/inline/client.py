@@ -1,7 +1,9 @@
 """The client of a worker with `debug=True`."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mpworker.client import Client
 from mpworker.ending import Ending
@@ -9,7 +11,10 @@ from mpworker.future import TaskFuture
 from mpworker.inline.runner import here
 from mpworker.ipc import codec
 from mpworker.mapping import Mapping
-from mpworker.waiting import Condition, Waitable
+from mpworker.waiting import Condition
+
+if TYPE_CHECKING:
+    from mpworker.waiting import Waitable
 
 
 class _InlineMapping(Mapping):
@@ -35,7 +40,7 @@ def _show_failure(future: TaskFuture[Any]) -> None:
 
 
 class _InlineEnding(Ending):
-    _client: "InlineClient"
+    _client: InlineClient
 
     def ask_drain(self) -> None:
         """Accept no more; what is accepted is run when it is asked for."""

@@ -15,15 +15,20 @@ once for itself and once for the other side, and closes what it has sent. The su
 do so: it opens what it is sent once more.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Sequence
 
 from mpworker.ipc import _native
 from mpworker.ipc._native import Bell, Claims, Ring
 from mpworker.ipc.stacks import STACK_BYTES, StackFile, StackView
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _PAGE = 4096
 _MFD_NOEXEC_SEAL = 0x0008  # Linux 6.3; not named by Python 3.11

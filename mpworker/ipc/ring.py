@@ -5,11 +5,15 @@ but the last goes ahead as a FRAGMENT record, and the record proper carries the 
 client can be interrupted in the middle by a signal handler that sends a large payload too: each of the two is a stream.
 """
 
-from collections import deque
-from collections.abc import Iterator
+from __future__ import annotations
 
+from mpworker.containers import deque
 from mpworker.ipc._native import Ring, RingCorrupt
 from mpworker.ipc.codec import FIRST, FRAGMENT, FRAGMENTED, STREAM, STREAM_SHIFT, Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Assembler", "Outbox", "Ring", "RingCorrupt", "split"]
 

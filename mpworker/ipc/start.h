@@ -103,8 +103,10 @@ static void mpw_start_leave_terminal(void)
 static int mpw_start_settle_streams(void)
 {
     int opened = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (opened < 0)
+        return -1;
     int null = fcntl(opened, F_DUPFD_CLOEXEC, MPW_START_NURSERY_FD + 1);
-    if (opened < 0 || null < 0)
+    if (null < 0)
         return -1;
     if (opened > STDERR_FILENO)
         close(opened);

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
 
 from mpworker.ipc import codec, frames
 from mpworker.ipc._native import Claims
@@ -23,6 +22,7 @@ from mpworker.supervisor.registry import READY, Death, Function, Seat, Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _KILLED_SECONDS = 5.0  # in which a killed nursery and its children are gone, or hang in the kernel

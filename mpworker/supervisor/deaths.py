@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-
+from mpworker.containers import Tally
 from mpworker.supervisor.chunks import Chunks
 from mpworker.supervisor.effects import CANCELLED, CLAIM_OFFERED, CLAIM_REVOKED, CRASHED, Effects
 from mpworker.supervisor.lifecycle import SETTLE
@@ -12,6 +10,7 @@ from mpworker.supervisor.registry import CLOSING, DYING, GONE, LEAVING, READY, A
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
 UNCLAIMED_DEATHS: Final = 5
@@ -28,7 +27,7 @@ class Deaths(Chunks):
 
     def __init__(self, effects: Effects, times: Times, uniform: Callable[[], float]) -> None:
         super().__init__(effects, times, uniform)
-        self.crashes: Counter[str] = Counter()  # attempts by the cause of the death
+        self.crashes = Tally()  # attempts by the cause of the death
 
     def child_starting(self, seat: Seat, now: float) -> None:
         """A child was ordered."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from mpworker.ipc import details
@@ -17,6 +16,7 @@ from mpworker.supervisor.scheduler import Scheduler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from typing import Any, Final, TypeAlias
 
     Report: TypeAlias = dict[str, Any]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-
+from mpworker.containers import deque
 from mpworker.supervisor.effects import Effects
 from mpworker.supervisor.lifecycle import COME_DUE, QUEUED, RETURN, SCHEDULED
 from mpworker.supervisor.offers import BUDGET_NS

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-
+from mpworker.containers import Tally
 from mpworker.supervisor.effects import CANCELLED, END_BY, TIMED_OUT, Effects, Watcher
 from mpworker.supervisor.history import Ended, History
 from mpworker.supervisor.interrupts import Interrupts
@@ -13,6 +11,7 @@ from mpworker.supervisor.registry import Attempt, Seat, Task, Times
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
 HISTORY_MAX: Final = 1000
@@ -55,7 +54,7 @@ class Ends(Interrupts):
         self._clean_every = 0.0
         self._clean_at: float | None = None
         self.retries = 0
-        self.ended: Counter[int] = Counter()  # tasks by their final state, but for those that were completed
+        self.ended = Tally()  # tasks by their final state, but for those that were completed
 
     # ------------------------------------------------------------ who looks on, and what is remembered
 
@@ -109,10 +108,10 @@ class Ends(Interrupts):
         if not task.items:
             past = task.set_back().past
             if len(attempt.report) > REPORT_BYTES_MAX:
-                attempt = attempt._replace(report=b"")
+                attempt = attempt.without_report()
             past.append(attempt)
             if len(past) > REPORTS_MAX:
-                past[-REPORTS_MAX - 1] = past[-REPORTS_MAX - 1]._replace(report=b"")
+                past[-REPORTS_MAX - 1] = past[-REPORTS_MAX - 1].without_report()
             if len(past) > ATTEMPTS_MAX:
                 del past[1]  # the first one and the last ones tell most
 

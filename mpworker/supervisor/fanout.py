@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
 from mpworker.ipc import codec, details, json
 from mpworker.ipc.channel import Channel
@@ -17,6 +16,7 @@ from mpworker.supervisor.registry import DetailedTask, Function, Task, TaskOptio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Final
 
 TOLD_MAX: Final = 1024

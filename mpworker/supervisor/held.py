@@ -8,9 +8,7 @@ of these lets go, the block goes back to whom it is of. This process has no cycl
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
-
+from mpworker.containers import OrderedDict
 from mpworker.ipc import arena
 from mpworker.ipc._native import Extents
 from mpworker.supervisor.effects import ProtocolViolation
@@ -18,6 +16,7 @@ from mpworker.supervisor.shares import Holding, Shares
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
     from mpworker.ipc.arena import Block, Envelope

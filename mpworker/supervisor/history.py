@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable
-
+from mpworker.containers import OrderedDict, deque
 from mpworker.supervisor.registry import Task, size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final, TypeAlias
 
 # What came of it: a payload, or what was decided here.

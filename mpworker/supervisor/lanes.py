@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections import deque
 
+from mpworker.containers import deque
 from mpworker.supervisor.lifecycle import QUEUED
 from mpworker.supervisor.limiter import Bucket
 from mpworker.supervisor.registry import Task, TaskOptions

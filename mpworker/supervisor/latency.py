@@ -1,9 +1,7 @@
 """How long tasks take from their acceptance to their outcome: a histogram with a bucket for each power of two."""
 
-from collections import Counter
-
 _BUCKETS = 64  # bits of nanoseconds: more than two centuries
-_FEW = 4  # a Counter costs as much as it takes to go that often through the times of a batch
+_FEW = 4  # so often to go through the times of a batch costs no more than to count each of them by hand
 
 
 class Latency:
@@ -29,7 +27,12 @@ class Latency:
         counted by C, and this no more than one of them where it is called for each few tasks.
         """
         times = set(begun_ns)
-        counts = Counter(begun_ns) if len(times) > _FEW else {at_ns: begun_ns.count(at_ns) for at_ns in times}
+        if len(times) > _FEW:
+            counts: dict[int, int] = {}
+            for at_ns in begun_ns:
+                counts[at_ns] = counts.get(at_ns, 0) + 1
+        else:
+            counts = {at_ns: begun_ns.count(at_ns) for at_ns in times}
         for at_ns, count in counts.items():
             took_ns = max(0, now_ns - at_ns)
             self.buckets[took_ns.bit_length()] += count

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from functools import partial
 
 from mpworker.ipc import codec, frames, json
 from mpworker.ipc.channel import Channel
@@ -175,7 +174,7 @@ class Nursing(Reading):
                 self.watch.log(INFO, "child_ready", pid=child.pid)
             try:
                 self._watch_bell(child.channel)
-                self._watch(child.pidfd, partial(self._child_ended, child))
+                self._watch(child.pidfd, lambda: self._child_ended(child))
             except OSError as error:
                 self._unwatched(child.seat.number, error)
                 return

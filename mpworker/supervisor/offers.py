@@ -14,15 +14,20 @@ The scheduler is built in layers, a class and a file each, and each knows only t
 All of them are one object: a call from one layer to another costs what a call of a method does.
 """
 
-import heapq
-from collections import deque
-from collections.abc import Callable, Iterable
+from __future__ import annotations
 
+import heapq
+
+from mpworker.containers import deque
 from mpworker.supervisor.effects import CLAIM_OFFERED, CLAIM_REVOKED, Effects
 from mpworker.supervisor.lifecycle import OFFER, QUEUED, RETURN, SCHEDULED, Event
 from mpworker.supervisor.queues import DEAD_MAX, Queues
 from mpworker.supervisor.registry import LEAVING, READY, Seat, Task
 from mpworker.supervisor.timers import Timers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 BUDGET_NS = 200_000  # of expected work that is offered to a child ahead of need
 

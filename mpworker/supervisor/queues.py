@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
-from collections.abc import Iterable
 
+from mpworker.containers import deque
 from mpworker.supervisor.lanes import Key, Lane, Queue, Rank, rank_of
 from mpworker.supervisor.lifecycle import QUEUED
 from mpworker.supervisor.limiter import Bucket
@@ -29,6 +28,7 @@ from mpworker.supervisor.wheel import turns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Final
 
     from mpworker.supervisor.wheel import Turns

@@ -64,7 +64,7 @@ class Reading:
         self.scheduler: Places = make(
             self.world,
             **recycling,
-            times=Times(**{name: config[name] for name in Times._fields}),
+            times=Times(**{name: config[name] for name in Times.__slots__}),
             uniform=_uniform,
         )
         self.world.ids = Ids(self.scheduler.keys)

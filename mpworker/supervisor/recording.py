@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.effects import Effects
-from mpworker.supervisor.registry import GONE, Death, DetailedTask, Function, Seat, Setbacks, Task, TaskOptions
+from mpworker.supervisor.registry import GONE, Death, DetailedTask, Function, Seat, Setbacks, Task, TaskOptions, Times
 from mpworker.supervisor.scheduler import Scheduler
 
 # What only looks, or has somebody look on: these change nothing, and what they ask the effects is no part of what the
@@ -212,7 +212,8 @@ def recorded(
         uniform: As for `Scheduler`.
         figures: All else that it is made with.
     """
-    write([make.__name__, slots, figures])
+    times = {name: getattr(figures["times"], name) for name in Times.__slots__}
+    write([make.__name__, slots, figures | {"times": times}])
     recorder = Recorder(write)
     world: Any = _Wrapped(effects, recorder.effect)
     world.record(EFFECTS)

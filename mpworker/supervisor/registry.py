@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
-
 from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.lifecycle import QUEUED
 
@@ -97,8 +95,7 @@ class Function:
             self.estimate_ns = estimate - ((estimate - duration_ns) >> 2)
 
 
-# `typing.NamedTuple` would cost an import of `typing`, which nothing else here needs.
-class Times(namedtuple("Times", ("lease_ttl", "grace", "start_timeout", "kill_timeout"))):  # noqa: PYI024
+class Times:
     """How long the scheduler waits for a child, in seconds.
 
     Attributes:
@@ -108,18 +105,16 @@ class Times(namedtuple("Times", ("lease_ttl", "grace", "start_timeout", "kill_ti
         kill_timeout: After SIGKILL, until it counts as unkillable.
     """
 
-    __slots__ = ()
-    lease_ttl: float
-    grace: float
-    start_timeout: float
-    kill_timeout: float
+    __slots__ = ("grace", "kill_timeout", "lease_ttl", "start_timeout")
+
+    def __init__(self, lease_ttl: float, grace: float, start_timeout: float, kill_timeout: float) -> None:
+        self.lease_ttl = lease_ttl
+        self.grace = grace
+        self.start_timeout = start_timeout
+        self.kill_timeout = kill_timeout
 
 
-class Attempt(
-    namedtuple(  # noqa: PYI024
-        "Attempt", ("status", "pid", "started_at", "ended_at", "cause", "report"), defaults=("", b"")
-    )
-):
+class Attempt:
     """One attempt of a task that did not end it, or whose end was decided here.
 
     Attributes:
@@ -131,13 +126,21 @@ class Attempt(
         report: What the child reported of it, of the latest attempts.
     """
 
-    __slots__ = ()
-    status: int
-    pid: int
-    started_at: float
-    ended_at: float
-    cause: str
-    report: bytes
+    __slots__ = ("cause", "ended_at", "pid", "report", "started_at", "status")
+
+    def __init__(
+        self, status: int, pid: int, started_at: float, ended_at: float, cause: str = "", report: bytes = b""
+    ) -> None:
+        self.status = status
+        self.pid = pid
+        self.started_at = started_at
+        self.ended_at = ended_at
+        self.cause = cause
+        self.report = report
+
+    def without_report(self) -> Attempt:
+        """The same of an attempt that is no longer one of the latest."""
+        return Attempt(self.status, self.pid, self.started_at, self.ended_at, self.cause)
 
 
 class Setbacks:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import binascii
 import os
 import time
-from collections.abc import Callable
 
 from mpworker.ipc import codec, json
 from mpworker.ipc.levels import INFO, WARNING
@@ -13,6 +12,7 @@ from mpworker.supervisor.registry import READY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, TypeAlias
 
     from mpworker.supervisor.loop import Loop

@@ -31,7 +31,7 @@ A chunk of `map` is an envelope. Its items are answered in order; `Task.start` i
 that fails, times out or kills its child is treated alone, as a range of its own; the rest of the chunk goes on.
 """
 
-from collections.abc import Callable, Iterable
+from __future__ import annotations
 
 from mpworker.supervisor.deaths import Deaths
 from mpworker.supervisor.effects import (
@@ -48,6 +48,10 @@ from mpworker.supervisor.effects import (
 from mpworker.supervisor.lifecycle import COMPLETE, FIRST_FINAL, POSTPONE
 from mpworker.supervisor.registry import CLOSING, Attempt, DetailedTask, Seat, Task, Times
 from mpworker.supervisor.timers import Timers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 
 class Scheduler(Deaths):

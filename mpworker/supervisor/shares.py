@@ -8,12 +8,12 @@ it open are asked to do the same, and do so between two tasks; what a task has k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 from mpworker.supervisor.effects import ProtocolViolation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from mpworker.ipc.arena import Block
 
 

@@ -95,7 +95,8 @@ class Watch:
             attempt = Attempt(0, *began, time.monotonic())
         if attempt is not None and began is None:
             task.attempts -= 1
-            self._event(codec.STARTED, task, attempt._replace(ended_at=0.0, cause=""), 0, None, attempt.started_at)
+            start = Attempt(attempt.status, attempt.pid, attempt.started_at, 0.0)
+            self._event(codec.STARTED, task, start, 0, None, attempt.started_at)
             task.attempts += 1
         return attempt
 

@@ -23,12 +23,11 @@ skipped, which only brings the others' turns nearer.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
-from functools import lru_cache
 from itertools import islice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
     from typing import Final, Generic, TypeAlias, TypeVar
 
     K = TypeVar("K", bound=Hashable)
@@ -46,6 +45,10 @@ else:
 _KEPT_MAX: Final = 1 << 14  # slots; a longer turn is not kept until it repeats
 _TRIAL_STEPS_MAX: Final = 1 << 15  # some 20 ms, once for each set of weights
 _BIASES: Final = (0.5, 0.25, 0.75, 0.0, 1.0)  # of a divisor method; the first one is Webster's
+
+
+_RULES_MAX: Final = 256
+_rules: dict[tuple[int, ...], tuple[int, float] | None] = {}  # that were found, by the weights
 
 
 class _Class(Generic[K]):
@@ -150,9 +153,16 @@ def _keeps_for(weights: Mapping[K, int], horizon: int, bias: float, turn: int, s
     return slots
 
 
-@lru_cache(maxsize=256)
 def _rule(weights: tuple[int, ...]) -> tuple[int, float] | None:
     """How far to look ahead, and with which bias, so that the promise is kept; None if nothing is found."""
+    if weights not in _rules:
+        if len(_rules) == _RULES_MAX:
+            _rules.clear()
+        _rules[weights] = _found_rule(weights)
+    return _rules[weights]
+
+
+def _found_rule(weights: tuple[int, ...]) -> tuple[int, float] | None:
     count = len(weights)
     turn = sum(weights) // math.gcd(*weights)
     if len(set(weights)) == 1:
