@@ -94,6 +94,7 @@ class Line:
         self.scheduler.child_ready(self.seat)
         settings = {"max_payload_bytes": MAX_BYTES, "task_prefix": "", "spin_ns": 0}
         self.runner = Runner(child[1], child_claims, stack_file, settings, [])
+        self.runner.tasks.takes_from(child[1], MAX_BYTES)
         self.inbound = child[1].inbound
         self.options: dict[int, TaskOptions] = {}
         self.futures: list[Any] = []

@@ -52,6 +52,7 @@ class Child:
     def __init__(
         self, channel: Channel, claims: Claims, stack_file: StackFile, settings: dict[str, Any], arenas: list[int]
     ) -> None:
+        self._channel = channel
         self._claims = claims
         self._settings = settings
         max_bytes = settings["max_payload_bytes"]
@@ -65,12 +66,12 @@ class Child:
             self._arenas = Arenas(arenas[0], arenas[1], self._loop.ask, answers.push, opener)
         self.outcomes = outcomes = Outcomes(answers, attempt, calls, claims, max_bytes, self._arenas)
         self.tasks = TaskRunner(claims, attempt, calls, outcomes, answers, self._arenas)
-        self.tasks.takes_from(channel, max_bytes)
         self._chunks = ChunkRunner(claims, attempt, calls, outcomes, answers, self._arenas)
 
     def serve(self) -> None:
         """Run tasks until the end."""
         self.calls.unpickle = payload.loader_in_child()
+        self.tasks.takes_from(self._channel, self._settings["max_payload_bytes"])
         taken_away = self._arenas.taken_away if self._arenas is not None else _nothing
         let_go = self._arenas.shares.let_go if self._arenas is not None else _nothing
         self._loop.serve(self.tasks, self._chunks.run_range, taken_away, let_go)
