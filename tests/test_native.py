@@ -410,7 +410,8 @@ def calls(fd: int) -> Calls:
         "detach_all": [
             (None, detach_all),
             (None, lambda: _native.detach_all([])),
-            (TypeError, lambda: _native.detach_all([], [])),  # type: ignore[call-arg]
+            (None, lambda: _native.detach_all([], True)),
+            (TypeError, lambda: _native.detach_all([], True, 1)),  # type: ignore[call-arg]
         ],
         # That it starts is seen in test_claims.py: it starts once, and then its page is kept on purpose.
         "Claims.start_heartbeat": [
