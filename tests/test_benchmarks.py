@@ -112,7 +112,7 @@ def test_the_machine_and_the_goals_are_told(tiny: tuple[str, dict[str, Any]]) ->
     assert results["settings"] == {"n": 2, "scale": 0.001, "idle_seconds": 60.0}
     assert {(goal["benchmark"], goal["text"]) for goal in results["goals"]} == {
         ("queued", f"memory with {kind}: at most 500 B") for kind in KINDS
-    } | {
+    } | {("fragmentation", "refused, hour 24 with 80 % full: at most 1 %")} | {
         ("depth", f"{figure} with {order}1,000,000 wait: at most 1.5 times {order}1,000 wait's")
         for figure in ("supervisor", "time")
         for order in ("", "in order, ")
