@@ -110,14 +110,15 @@ class Line:
         self.futures = [submit(noop, *args) for _ in range(BATCH)]
 
     def take_in(self) -> None:
-        world, submitted = self.world, self.scheduler.submitted
+        world, tasks = self.world, list[Task]()
         records: list[Record] = []
         world.channel.inbound.pop(records, 1 << 20)
         for kind, flags, a, b, c, data in records:
             if kind == SUBMIT and not flags:  # as the loop does
-                submitted(Task(a, world.functions[b] if b else None, world.options[c], data, 0, 0, 1))
+                tasks.append(Task(a, world.functions[b] if b else None, world.options[c], data, 0, 0, 1))
             else:
                 self.learn(kind, flags, a, data)
+        self.scheduler.submitted_all(tasks)
 
     def learn(self, kind: int, flags: int, a: int, data: bytes) -> None:
         """The first batch brings the function with it."""
@@ -142,9 +143,7 @@ class Line:
     def answer(self) -> None:
         found = self.found
         self.child.pop(found, 1 << 20)
-        scheduler, seat = self.scheduler, self.seat
-        for _, _, a, b, c, data in found:
-            scheduler.done(seat, c & 0xFF, b, 0, c >> 8, data, False, a)
+        assert self.scheduler.well(self.seat, found, 0) == len(found)
         found.clear()
         self.world.ended_ns.clear()
 

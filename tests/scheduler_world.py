@@ -9,6 +9,7 @@ The world keeps its own record of what happened and fails at once when the sched
 attempt, a start of what was cancelled, a second outcome, an outcome that nothing explains, a kill without cause.
 """
 
+import itertools
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -569,6 +570,10 @@ class World:
     def read(self, child: Child, limit: int | None = None) -> None:
         """The supervisor takes in answers."""
         while child.ring and limit != 0:
+            taken = self.read_well(child, limit)
+            if taken:
+                limit = limit if limit is None else limit - taken
+                continue
             kind, *rest = child.ring.popleft()
             if kind == "ready":
                 self.scheduler.child_ready(child.seat)
@@ -579,6 +584,19 @@ class World:
             else:
                 self.scheduler.items(child.seat, *rest)  # type: ignore[arg-type]
             limit = limit if limit is None else limit - 1
+
+    def read_well(self, child: Child, limit: int | None) -> int:
+        """It takes in those that all is well with, together; how many."""
+        answers: list[rules.Answer] = []
+        for kind, *rest in itertools.islice(child.ring, limit):
+            if kind != "done":
+                break
+            slot, generation, status, duration_ns, payload, final = rest
+            answers.append((rules.WELL, status | final << 8, 0, generation, slot | duration_ns << 8, payload))  # type: ignore[operator, arg-type]
+        taken = self.scheduler.well(child.seat, answers, 0)
+        for _ in range(taken):
+            child.ring.popleft()
+        return taken
 
     def turn(self) -> None:
         """One turn of the supervisor's loop."""

@@ -46,6 +46,8 @@ def test_a_fault_of_the_scheduler_cannot_end_a_task_twice() -> None:
 def test_the_statuses_are_those_of_the_wire() -> None:
     names = ["OK", "ERROR", "UNSERIALIZABLE", "EXITED", "INTERRUPTED", "CRASHED", "TIMED_OUT", "CANCELLED"]
     assert [getattr(rules, name) for name in names] == [getattr(codec, name) for name in names]
+    assert rules.WELL == codec.DONE
+    assert rules.SLOT_MAX == codec.MAX_SLOTS - 1
 
 
 def test_a_child_can_say_the_first_five_statuses_and_no_others() -> None:

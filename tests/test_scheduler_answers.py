@@ -1,13 +1,15 @@
 """What becomes of a task by what its child answers, retries among it: the scheduler under virtual time."""
 
+from typing import Any
+
 import pytest
-from scheduler_steps import function, offered, outcome, outcomes, start, wait
-from scheduler_world import SPLIT, START_TIMEOUT, World
+from scheduler_steps import dismissed, function, offered, outcome, outcomes, start, wait
+from scheduler_world import SPLIT, START_TIMEOUT, Child, World
 
 from mpworker.supervisor import effects as rules
 from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.effects import ProtocolViolation
-from mpworker.supervisor.registry import Task
+from mpworker.supervisor.registry import LEAVING, Seat, Task
 from mpworker.supervisor.timers import DEAD_MAX
 
 
@@ -267,3 +269,80 @@ def test_a_chunk_that_cannot_be_unpickled_is_handed_back() -> None:
     world.turn()
     assert outcomes(world, single) == [rules.UNSERIALIZABLE]
     assert world.scheduler.unfinished() == 0
+
+
+def answers_of(child: Child, count: int) -> list[rules.Answer]:
+    """A child does so many of its offers, and its answers are here and not in its ring."""
+    for number in range(count):
+        child.step()
+        child.step(duration_ns=900 + number)
+    answers = []
+    while child.ring:
+        _, slot, generation, status, duration_ns, payload, _ = child.ring.popleft()
+        answers.append((rules.WELL, status, 5, generation, slot | duration_ns << 8, payload))
+    return answers
+
+
+def state(world: World, seat: Seat) -> list[Any]:
+    """What is left of answers, as far as it is the same however they are told."""
+    scheduler = world.scheduler
+    ended = [(task.key, task.state, task.attempts, task.payload, *rest) for task, *rest in scheduler.history.entries]
+    places = [seat.load_ns, list(seat.free), list(seat.offers), scheduler._crowded, seat in scheduler._idle]
+    return [*places, seat in scheduler._roomy, sorted(scheduler._tasks), ended, scheduler.ended]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+@pytest.mark.parametrize("held", [0, 1, 3])
+@pytest.mark.parametrize("leaves", [False, True])
+def test_many_answers_that_are_well_come_to_what_each_does(count: int, held: int, leaves: bool) -> None:
+    found = []
+    for together in (False, True):
+        world = World(1, slots=64)
+        functions = [function(1_000), function(2_000)]
+        for number in range(count + held):
+            world.submit(functions[number // 3 % 2])
+        world.turn()
+        child = world.children[0]
+        assert len(child.seat.offers) == count + held
+        answers = answers_of(child, count)
+        if leaves:
+            child.seat.state = LEAVING
+        if together:
+            assert world.scheduler.well(child.seat, answers, 0) == count
+        else:
+            for _, status, started_ns, generation, c, payload in answers:
+                world.scheduler.done(child.seat, c & 0xFF, generation, status, c >> 8, payload, False, started_ns)
+        estimates = [each.estimate_ns for each in functions]
+        others = [entry for entry in world.log if entry[0] != "dismiss"]  # which comes a little earlier or later
+        found.append([state(world, child.seat), estimates, dismissed(world), others])
+    assert found[0] == found[1]
+
+
+def test_what_is_not_well_or_not_expected_is_left_to_who_looks_closer() -> None:
+    world = World(1, slots=8)
+    tasks = [world.submit(function(1_000)) for _ in range(5)]
+    world.turn()
+    child = world.children[0]
+    first, second, third, fourth, fifth = answers_of(child, 5)
+    seat, well = child.seat, world.scheduler.well
+    assert well(seat, [(rules.WELL + 1, *first[1:]), first], 0) == 0, "another kind"
+    assert well(seat, [(rules.WELL, 1, *first[2:])], 0) == 0, "a status, or another flag"
+    assert well(seat, [(*first[:3], tasks[0].generation + 1, *first[4:])], 0) == 0, "another generation"
+    assert well(seat, [(*first[:4], 77, b"")], 0) == 0, "another slot"
+    tasks[1].decided = rules.CANCELLED
+    assert well(seat, [first, second, third], 0) == 1, "a task that was decided on"
+    assert well(seat, [first, second, third], 2) == 3
+    tasks[3].items = 1
+    assert well(seat, [fourth], 0) == 0, "a chunk"
+    world.scheduler.history.any_results = True
+    assert well(seat, [fifth], 0) == 0, "whose result may be kept"
+    assert [outcome(world, task) for task in tasks] == [rules.OK, None, rules.OK, None, None]
+
+
+def test_each_task_of_a_child_that_may_do_so_many_counts() -> None:
+    world = World(1, slots=8, max_tasks=3)
+    for _ in range(5):
+        world.submit(function(1_000))
+    world.turn()
+    child = world.children[0]
+    assert world.scheduler.well(child.seat, answers_of(child, 2), 0) == 0

@@ -8,7 +8,7 @@ from mpworker.supervisor.registry import Attempt, Seat, Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final, Protocol
+    from typing import Final, Protocol, TypeAlias
 else:
     Protocol = object
 
@@ -21,6 +21,12 @@ INTERRUPTED: Final = 4
 CRASHED: Final = 5
 TIMED_OUT: Final = 6
 CANCELLED: Final = 7
+
+# A child's answer as it comes: kind, flags, started_ns, generation, slot | duration_ns << SLOT_BITS, payload.
+Answer: TypeAlias = tuple[int, int, int, int, int, bytes]
+WELL: Final = 13  # the kind of one that a task has ended, and has no flags if all is well
+SLOT_BITS: Final = 8
+SLOT_MAX: Final = (1 << SLOT_BITS) - 1
 
 # What a last attempt with this status does to the task.
 END_BY: Final = {

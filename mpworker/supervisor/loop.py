@@ -57,6 +57,7 @@ class Loop(Nursing):
         self._client_pidfd = client_pidfd
         self._client_batch: list[Record] = []
         self.submitted = self.scheduler.submitted
+        self._is_watched = False
         self._turned_at = 0.0
         self._exit_grace: float = config["grace"]
         self.requests = Requests(self)
@@ -175,18 +176,29 @@ class Loop(Nursing):
             world = self.world
             world.channel.peer_bell.ring_room()
             world.now_ns = time.monotonic_ns()
-            submitted, functions, options, now_ns = self.submitted, world.functions, world.options, world.now_ns
+            functions, options, now_ns = world.functions, world.options, world.now_ns
+            tasks: list[Task] = []
             for kind, flags, a, b, c, data in batch:
                 if kind == SUBMIT and not flags:  # nearly all of many: as `_take_in` does, without two calls for each
-                    submitted(Task(a, functions[b] if b else None, options[c], data, 0, 0, now_ns))
+                    tasks.append(Task(a, functions[b] if b else None, options[c], data, 0, 0, now_ns))
                     continue
+                if tasks:
+                    self._accept(tasks)
+                    tasks = []
                 self._take_in(kind, flags, a, b, c, data)
-                submitted = self.submitted
+            self._accept(tasks)
         except (RingCorrupt, KeyError, ValueError, TypeError):
             # The client's memory is corrupt: it gets no service, and we have no other.
             self._stopping = NOW
         batch.clear()
         return count
+
+    def _accept(self, tasks: list[Task]) -> None:
+        if self._is_watched:
+            for task in tasks:
+                self.submitted(task)
+        else:
+            self.scheduler.submitted_all(tasks)
 
     def _take_in(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
         world, scheduler = self.world, self.scheduler
@@ -219,6 +231,7 @@ class Loop(Nursing):
         """The client watches from now on, or no longer."""
         self.watch.tell(on, self.scheduler)
         self.submitted = self.scheduler.submitted_watched if on else self.scheduler.submitted
+        self._is_watched = on
 
     # ------------------------------------------------------------ the end
 

@@ -202,20 +202,23 @@ class Offers:
         if self._queues is not None:
             self._tell_claims(self._queues)
             self._queues.over(task)
-        offers, slot = seat.offers, task.slot
-        del offers[slot]
-        seat.free.append(slot)
-        load_ns = seat.load_ns
-        seat.load_ns = left_ns = load_ns - task.cost_ns
-        if load_ns >= BUDGET_NS > left_ns:
-            self._roomy[seat] = None
+        held, was_full = len(seat.offers), seat.load_ns >= BUDGET_NS
+        del seat.offers[task.slot]
+        seat.free.append(task.slot)
+        seat.load_ns -= task.cost_ns
         task.seat = None
         if task.decided:
-            self._no_kill_for(seat, slot)
-        left = len(offers)
-        if left == 1:
+            self._no_kill_for(seat, task.slot)
+        self._freed(seat, held, was_full)
+
+    def _freed(self, seat: Seat, held: int, was_full: bool) -> None:
+        """Of a child's offers, which were so many and perhaps all that it may have, some are over."""
+        if was_full and seat.load_ns < BUDGET_NS:
+            self._roomy[seat] = None
+        left = len(seat.offers)
+        if left <= 1 < held:
             self._crowded -= 1
-        elif not left:
+        if not left and held:
             if seat.state == READY:
                 self._idle[seat] = None
             elif seat.state == LEAVING:

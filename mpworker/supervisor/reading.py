@@ -107,12 +107,12 @@ class Reading:
         return found
 
     def _answers(self, child: Child, batch: list[Record]) -> None:
-        scheduler, seat = self.scheduler, child.seat
-        for kind, flags, a, b, c, data in batch:
-            if kind == DONE and not flags:  # nearly all of many: it is well, and whole
-                scheduler.done(seat, c & 0xFF, b, 0, c >> 8, data, False, a)
-                continue
-            self._answer(child, kind, flags, a, b, c, data)
+        well, at, count = self.scheduler.well, 0, len(batch)
+        while at < count:
+            at = well(child.seat, batch, at)
+            if at < count:
+                self._answer(child, *batch[at])
+                at += 1
 
     def _answer(self, child: Child, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
         scheduler, seat = self.scheduler, child.seat

@@ -43,6 +43,8 @@ LOOKS: Final = frozenset(
         "unfinished_tasks",
     )
 )
+# What does the same for many as another one does for each, and is recorded as that.
+MANY: Final = frozenset(("submitted_all", "well"))
 EFFECTS: Final = tuple(name for name in vars(Effects) if not name.startswith("_"))
 UNIFORM: Final = "uniform"  # is no effect, and has an answer all the same
 _TEXTS: Final = ("interrupted", "dumped")  # of a report: stacks, which are the user's
@@ -51,7 +53,8 @@ _TEXTS: Final = ("interrupted", "dumped")  # of a report: stacks, which are the 
 def calls_of(scheduler: type[Scheduler]) -> list[str]:
     """The names of what is recorded."""
     public = (name for name in dir(scheduler) if not name.startswith("_"))
-    return [name for name in public if callable(getattr(scheduler, name)) and name not in LOOKS]
+    unrecorded = LOOKS | MANY
+    return [name for name in public if callable(getattr(scheduler, name)) and name not in unrecorded]
 
 
 def slots_of(kind: type) -> list[str]:
@@ -219,6 +222,8 @@ def recorded(
     world.record(EFFECTS)
     scheduler = _Wrapped(make(world, uniform=recorder.effect(UNIFORM, uniform), **figures), recorder.call)
     scheduler.record(calls_of(make))
+    scheduler.__dict__["submitted_all"] = lambda tasks: [scheduler.submitted(task) for task in tasks]
+    scheduler.__dict__["well"] = lambda _seat, _answers, at: at
     return scheduler
 
 

@@ -13,6 +13,7 @@ looked at again when it has ended what it runs; if that has freed enough, it sta
 
 from __future__ import annotations
 
+from mpworker.supervisor.effects import Answer
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.registry import LEAVING, READY, Seat, Task
 
@@ -54,6 +55,9 @@ class Recycling(Places):
         super().child_starting(seat, now)
         if self._max_tasks is not None:
             del seat.free[: -self._max_tasks]  # what is offered comes from the end
+
+    def well(self, seat: Seat, answers: list[Answer], at: int) -> int:
+        return super().well(seat, answers, at) if self._max_tasks is None else at  # for `done`, which counts each
 
     def done(self, seat: Seat, *answer: Any) -> None:
         held = len(seat.offers)

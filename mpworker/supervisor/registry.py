@@ -78,21 +78,23 @@ class Function:
         self.blob = blob
         self.estimate_ns = 0
 
-    def observe(self, duration_ns: int) -> None:
-        """Move the estimate towards a measured call.
+    def observe(self, *durations_ns: int) -> None:
+        """Move the estimate towards measured calls.
 
         Up slowly and by a bounded step (a preempted call says nothing about the next), down fast: an estimate that is
         too low is put right by stealing, one that is too high starves the children.
         """
         estimate = self.estimate_ns
-        if not estimate:
-            self.estimate_ns = duration_ns or 1
-        elif duration_ns > estimate:
-            more = duration_ns - estimate
-            bound = 7 * estimate
-            self.estimate_ns = estimate + ((more if more < bound else bound) >> 4) + 1
-        else:
-            self.estimate_ns = estimate - ((estimate - duration_ns) >> 2)
+        for duration_ns in durations_ns:
+            if not estimate:
+                estimate = duration_ns or 1
+            elif duration_ns > estimate:
+                more = duration_ns - estimate
+                bound = 7 * estimate
+                estimate += ((more if more < bound else bound) >> 4) + 1
+            else:
+                estimate -= (estimate - duration_ns) >> 2
+        self.estimate_ns = estimate
 
 
 class Times:

@@ -33,6 +33,8 @@ that fails, times out or kills its child is treated alone, as a range of its own
 
 from __future__ import annotations
 
+from itertools import islice
+
 from mpworker.supervisor.deaths import Deaths
 from mpworker.supervisor.effects import (
     CANCELLED,
@@ -41,11 +43,16 @@ from mpworker.supervisor.effects import (
     EXITED,
     INTERRUPTED,
     OK,
+    SLOT_BITS,
+    SLOT_MAX,
     TIMED_OUT,
+    WELL,
+    Answer,
     Effects,
     ProtocolViolation,
 )
 from mpworker.supervisor.lifecycle import COMPLETE, FIRST_FINAL, POSTPONE
+from mpworker.supervisor.offers import BUDGET_NS
 from mpworker.supervisor.registry import CLOSING, Attempt, DetailedTask, Seat, Task, Times
 from mpworker.supervisor.timers import Timers
 
@@ -80,6 +87,18 @@ class Scheduler(Deaths):
             self._tasks[task.key] = task
             self.accepted += 1
         self._put(task)
+
+    def submitted_all(self, tasks: list[Task]) -> None:
+        """New tasks were accepted, none of which is a chunk: as `submitted` of each."""
+        if self._queues is not None:
+            for task in tasks:
+                self.submitted(task)
+            return
+        known = self._tasks
+        for task in tasks:
+            known[task.key] = task
+        self._queue.extend(tasks)
+        self.accepted += len(tasks)
 
     def submitted_watched(self, task: Task) -> None:
         """The same where somebody watches; see `watch`."""
@@ -201,6 +220,56 @@ class Scheduler(Deaths):
         task = seat.offers.get(slot)
         if self._watched and self.watcher is not None and task is not None and task.generation == generation:
             self.watcher.begun(task, seat.pid, started_at)
+
+    def well(self, seat: Seat, answers: list[Answer], at: int) -> int:
+        """A child has answered, and all is well with these tasks: what `done` comes to for each, at half its cost.
+
+        Nearly all answers are such, and come in batches: a call for each, or a look at what is the same for all, would
+        cost more than what is done here.
+
+        Args:
+            seat: The child.
+            answers: What it has answered, in its order; of other kinds, too.
+            at: The first of them that is looked at.
+
+        Returns:
+            Where the first is that is for `done`, or of another kind.
+        """
+        if self._queues is not None or self.history.any_results:
+            return at
+        offers, free, tasks, keep, emit = seat.offers, seat.free, self._tasks, self._keep, self._effects.emit
+        pid, held, was_full = seat.pid, len(seat.offers), seat.load_ns >= BUDGET_NS
+        function, took_ns = None, list[int]()  # of a run of calls of one function
+        try:
+            for kind, flags, started_ns, generation, c, payload in islice(answers, at, None):
+                slot = c & SLOT_MAX
+                task = offers.get(slot)
+                if kind != WELL or flags or task is None or task.generation != generation:
+                    break
+                if task.items or task.decided or task.call_at:
+                    break
+                at += 1
+                del offers[slot]
+                free.append(slot)
+                seat.load_ns -= task.cost_ns
+                task.seat = None
+                if task.function is not function:
+                    if function is not None:
+                        function.observe(*took_ns)
+                    function, took_ns = task.function, []
+                duration_ns = c >> SLOT_BITS
+                took_ns.append(duration_ns)
+                task.state = COMPLETE[task.state]
+                task.attempts += 1
+                del tasks[task.key]
+                keep((task, OK, pid, started_ns, duration_ns))
+                task.payload = b""
+                emit(task, OK, payload)
+        finally:
+            if function is not None:
+                function.observe(*took_ns)
+            self._freed(seat, held, was_full)
+        return at
 
     def done(
         self,
