@@ -9,7 +9,7 @@ from scheduler_world import SPLIT, START_TIMEOUT, Child, World
 from mpworker.supervisor import effects as rules
 from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.effects import ProtocolViolation
-from mpworker.supervisor.registry import LEAVING, Seat, Task
+from mpworker.supervisor.registry import LEAVING, Seat, Task, TaskOptions
 from mpworker.supervisor.timers import DEAD_MAX
 
 
@@ -336,6 +336,9 @@ def test_what_is_not_well_or_not_expected_is_left_to_who_looks_closer() -> None:
     assert well(seat, [fourth], 0) == 0, "a chunk"
     world.scheduler.history.any_results = True
     assert well(seat, [fifth], 0) == 0, "whose result may be kept"
+    world.scheduler.history.any_results = False
+    world.scheduler.options_known(TaskOptions(priority=1))
+    assert well(seat, [fifth], 0) == 0, "that queues are to hear of"
     assert [outcome(world, task) for task in tasks] == [rules.OK, None, rules.OK, None, None]
 
 
