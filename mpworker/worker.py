@@ -78,7 +78,7 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             all that this process may use.
         nice: 0 to 19: the least nice value of the children, which give way to others the more the higher it is.
         blas_threads: Threads of BLAS and OpenMP in a child; None for its share of the cores, `cores // n`, in what
-            was preloaded. More than one in what was preloaded needs `threadpoolctl`: `pip install "mpworker[blas]"`.
+            was preloaded. More than one in what was preloaded needs `threadpoolctl`: `pip install threadpoolctl`.
         max_pending: Accepted, unfinished tasks at which `submit` waits.
         submit_timeout: Seconds that it waits then before it raises QueueFull: 0 for at once, None for no limit.
         queues: Named queues, and for each its weight or a `QueueOptions`; None for "default" alone, with weight 1.

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -392,6 +393,12 @@ def calls(fd: int) -> Calls:
             (ValueError, lambda: _native.start(b"x", [b"x", b"0"], 1, [], [b"a\0b"], 0, 0, 0)),
             (TypeError, lambda: _native.start(b"x", [b"x", b"0"], 1, [small, "y"], [], 0, 0, 0)),  # type: ignore[list-item]
         ],
+        "to_main_thread": [
+            (None, lambda: _native.to_main_thread(signal.SIGINT)),
+            (ValueError, lambda: _native.to_main_thread(signal.SIGKILL)),
+            (ValueError, lambda: _native.to_main_thread(0)),
+            (TypeError, lambda: _native.to_main_thread("1")),  # type: ignore[arg-type]
+        ],
         "keep": [(None, lambda: _native.keep(memory))],
         "dumps_plain": [
             (None, lambda: _native.dumps_plain(plain)),
@@ -618,3 +625,37 @@ def test_the_module_works_on(version: str) -> None:
     command = [python, "-I", "-W", "error", "-X", "dev", "-c", SMOKE, str(_native.__file__)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.returncode) == ("whole", 0), done.stderr
+
+
+# ------------------------------------------------------------------ signals
+
+REDIRECTED = """
+import faulthandler, os, signal, sys, tempfile, threading
+from mpworker.ipc._native import to_main_thread
+
+file = tempfile.TemporaryFile()
+faulthandler.register(signal.SIGUSR1, file, all_threads=False)
+if sys.argv[1] == "redirected":
+    to_main_thread(signal.SIGUSR1)
+    to_main_thread(signal.SIGUSR1)
+
+def in_another_thread():
+    signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+def in_main_thread():
+    thread = threading.Thread(target=in_another_thread)
+    thread.start()
+    thread.join()
+
+in_main_thread()
+file.seek(0)
+print("in_main_thread" in file.read().decode())
+"""
+
+
+@pytest.mark.parametrize("how", ["redirected", "as it is"])
+def test_a_signal_that_comes_to_another_thread_is_handled_by_the_main_one(how: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REDIRECTED, how], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == str(how == "redirected"), done.stderr

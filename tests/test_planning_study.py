@@ -140,6 +140,12 @@ def test_machines_are_counted_by_what_one_carries() -> None:
     assert "One machine with n=10 on 10 cores carries 0.5" in " ".join(results.answer(told(found)))
 
 
+def test_no_machine_carries_more_than_its_cores_can_do_however_late_a_task_may_be() -> None:
+    timed = Load([job(each * 0.1, 0.1) for each in range(100)])  # one core is busy with it
+    found = Study(same(timed), Pool(1, 4.0, costs=FREE), Targets(p95=1000.0), high=4, replications=0).plan()
+    assert found.node_load == pytest.approx(4.0, rel=0.1)
+
+
 def test_a_load_is_multiplied() -> None:
     timed = Load([job(each, 1.0) for each in range(11)])
     assert timed.times(2.0).rate == pytest.approx(2.0)

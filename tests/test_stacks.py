@@ -241,3 +241,17 @@ def test_frames_of_ours_are_cut_off_and_the_rest_is_turned_round() -> None:
 @pytest.mark.parametrize("text", ["", "Stack (most recent call first):\n", "nonsense\n  File", "\0" * 10])
 def test_what_is_no_stack_has_no_frames(text: str) -> None:
     assert stacks.of_task(text) == ""
+
+
+def use_numpy() -> int:
+    numpy = pytest.importorskip("numpy")  # whose BLAS has threads that block no signal
+    return int(numpy.ones(3).sum())
+
+
+def test_a_late_task_is_interrupted_where_a_library_has_threads() -> None:
+    pytest.importorskip("numpy")
+    with ProcessWorker(n=1, grace=LIMIT) as w:
+        assert w.submit(use_numpy).result(LIMIT) == 3
+        for _ in range(5):
+            assert names(late(w, count_down_for_ever).stack)[:1] == ["count_down_for_ever"]
+    assert not w.metrics().crashes

@@ -23,7 +23,7 @@ from mpworker.child.outcomes import Outcomes
 from mpworker.child.shares import Shares
 from mpworker.child.task import TaskRunner
 from mpworker.ipc import codec, json, ownpath, payload, shares, tracebacks
-from mpworker.ipc._native import Claims, MadeBeforeFork
+from mpworker.ipc._native import Claims, MadeBeforeFork, to_main_thread
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import INTERRUPT_SIGNAL, STACK_SIGNAL
 from mpworker.ipc.failures import brief, cut, full
@@ -162,6 +162,8 @@ def run(
         context._orphaned = child.attempt.leave_orphans
         signal.signal(INTERRUPT_SIGNAL, child.attempt.on_interrupt)
         stack_file.dump_at(STACK_SIGNAL)
+        for number in (INTERRUPT_SIGNAL, STACK_SIGNAL):
+            to_main_thread(number)  # a task may load a library that has threads of its own
         _settle_streams()
         _reseed()
         _allow_forks()

@@ -20,7 +20,9 @@
 
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include "bell.h"
 #include "claims.h"
@@ -174,6 +176,41 @@ static PyObject *native_prctl(PyObject *Py_UNUSED(module), PyObject *const *args
     return none();
 }
 
+/* Signals of a process go to any of its threads that does not block them. A library's threads (BLAS, OpenMP) block none, and
+ * what Python and faulthandler do in a handler is right in the main thread alone: CPython 3.11 wakes no other from there, and
+ * a stack would be that of a thread without Python. So whichever thread it comes to hands it on. */
+static void (*signal_handlers[NSIG])(int); /* what is called in the main thread; written before the handler is in place */
+
+static void to_main_thread(int number)
+{
+    int error = errno;
+    pid_t pid = getpid();
+    if (gettid() == pid)
+        signal_handlers[number](number);
+    else
+        tgkill(pid, pid, number);
+    errno = error;
+}
+
+static PyObject *native_to_main_thread(PyObject *Py_UNUSED(module), PyObject *arg)
+{
+    struct sigaction action;
+    long number = PyLong_AsLong(arg);
+    if (number == -1 && PyErr_Occurred())
+        return NULL;
+    if (number < 1 || number >= NSIG || sigaction((int)number, NULL, &action) < 0)
+        return PyErr_Format(PyExc_ValueError, "%ld is no signal", number);
+    if (action.sa_flags & SA_SIGINFO || action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN)
+        return PyErr_Format(PyExc_ValueError, "signal %ld has no handler that takes its number alone", number);
+    if (action.sa_handler == to_main_thread)
+        return none();
+    signal_handlers[number] = action.sa_handler;
+    action.sa_handler = to_main_thread;
+    if (sigaction((int)number, &action, NULL) < 0)
+        return os_error(errno, "sigaction");
+    return none();
+}
+
 /* The pointers of a list of bytes, and NULL; NULL with an exception. They live as long as the list is left alone. */
 static char **strings_of(PyObject *list)
 {
@@ -240,6 +277,9 @@ static PyMethodDef module_methods[] = {
      "Alone: nobody writes to what they lend meanwhile, so that nothing of them keeps the arena."},
     {"prctl", (PyCFunction)(void (*)(void))native_prctl, METH_FASTCALL,
      "prctl(option, value)\n\nThe system call of that name, which the standard library reaches by ctypes alone: an import."},
+    {"to_main_thread", native_to_main_thread, METH_O,
+     "to_main_thread(number)\n\nHave the handler that this signal has run in the main thread, whichever thread the signal "
+     "comes to."},
     {"dumps_plain", native_dumps_plain, METH_O,
      "dumps_plain(value)\n\nThe pickle of a small plain value; None if it is none: see plain.h."},
     {"loads_plain", (PyCFunction)(void (*)(void))native_loads_plain, METH_FASTCALL,

@@ -15,6 +15,7 @@ _FLAT: Final = 1.02  # times the least, of the p95 of several steps
 _CROWD: Final = 4  # children for each core
 _RATES: Final = (0.8, 1.0, 1.2, 2.0)  # times the mean rate of arrivals
 _NODE_STEPS: Final = 7  # bisections of how much one machine carries
+_BUSY_MAX: Final = 0.8  # of its cores, where nothing is said of how late a task may be
 _NODE_FACTOR: Final = 64.0  # no more than so many times the load, or so small a part of it, is tried
 _LOADS: Final = (1, 2, 5, 10)  # times the load, of which the machines are told
 
@@ -269,9 +270,11 @@ class Study:
 
         def carries(factor: float) -> bool:
             load = plan.load.times(factor)
+            # What it does in the end, but never as fast as it comes, only a short load can be late enough to allow.
+            part = load.work / load.seconds / min(pool.n, pool.cores) if load.seconds > 0 else None
             if self._targets:
-                return self._targets.met(self._run(load, pool))
-            return load.seconds > 0 and load.work / load.seconds <= 0.8 * min(pool.n, pool.cores)
+                return (part is None or part <= 1.0) and self._targets.met(self._run(load, pool))
+            return part is not None and part <= _BUSY_MAX
 
         low, high = 1.0 / _NODE_FACTOR, _NODE_FACTOR
         if not carries(low):

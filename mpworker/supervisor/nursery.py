@@ -253,7 +253,7 @@ def _blas_threads(settings: dict[str, Any], modules: list[str]) -> int:
     try:
         return blas.threads_to_set(threads, asked=asked)
     except ImportError as error:
-        why = f"blas_threads={threads} of what was preloaded needs threadpoolctl: pip install 'mpworker[blas]'"
+        why = f"blas_threads={threads} of what was preloaded needs threadpoolctl: pip install threadpoolctl"
         raise _PreloadFailed(why) from error
 
 
