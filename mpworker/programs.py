@@ -147,8 +147,13 @@ class Begun:
     def abandon(self) -> None:
         """End it: it ends by itself when its socket closes."""
         self.sock.close()
-        if self.pid > 0:
-            os.waitpid(self.pid, 0)
+        try:
+            if self.pidfd >= 0:  # by which it is nobody else, whoever has reaped it
+                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+            elif self.pid > 0:
+                os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            pass  # the program waited for all its children itself
         if self.pidfd >= 0:
             os.close(self.pidfd)
 
