@@ -219,7 +219,7 @@ class Client(Reader):
                 futures.append(self._submit_otherwise(*calls[len(futures)], left))
         return futures
 
-    def _submit_otherwise(
+    def _submit_otherwise(  # noqa: PLR0912, PLR0915  # a look counts only if no call comes between it and its act
         self,
         function: Callable[..., Any],
         args: tuple[Any, ...],
@@ -268,23 +268,29 @@ class Client(Reader):
             if said:
                 flags |= codec.DETAILED
                 data = said + data
-            large = len(data) > self.sending.max_record
-            pending[key] = future
-            self._last_key = key
+            may_be_sent = False
             try:
+                large = len(data) > self.sending.max_record
+                while len(pending) >= self._options.max_pending and self.may_wait:  # other threads have filled it
+                    self._wait_until_there_is_room()
+                pending[key] = future
+                if key > self._last_key:  # noqa: PLR1730  # no call since the look; else another thread was faster
+                    self._last_key = key
                 # The GIL changes hands at calls: between these looks and the push no other thread can close the worker
                 # or drop the function. Nor is the task forgotten: whoever closes settles what is pending afterwards.
                 if function_key in live and not self._closed:
+                    may_be_sent = True
                     if not large and self._push(codec.SUBMIT, flags, key, function_key, options, data):
                         break
                     if self.sending.slowly(codec.SUBMIT, flags, key, function_key, options, data):
                         break
             except BaseException:
                 pending.pop(key, None)
+                if not may_be_sent:
+                    self.sending.unsent(flags, data)
                 raise
             pending.pop(key, None)
-            if flags & codec.ARENA:
-                self.sending.unsent(data)
+            self.sending.unsent(flags, data)
         self._ring()
         if not key & 63 and self._fill() > self._half:
             self.poll()
@@ -438,7 +444,8 @@ class Client(Reader):
 
     def new_key(self) -> int:
         """The number of a task that is sent otherwise, or that the supervisor makes for this client."""
-        key = self._last_key = next(self._keys)
+        key = next(self._keys)
+        self._last_key = max(self._last_key, key)
         return key
 
     def key_of(self, task_id: str) -> int:
