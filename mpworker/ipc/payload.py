@@ -285,9 +285,7 @@ def dumps_parts(value: object) -> bytes | Parts:
     data = dumps_plain(value)
     if data is not None:
         return data
-    if (
-        shares.collecting.found is not None
-    ):  # while another value is pickled: this has a list of its own
+    if shares.collecting.found is not None:  # while another value is pickled: this has a list of its own
         return _apart(value)
     buffers: list[memoryview] = []
     try:
