@@ -271,8 +271,8 @@ class Client(Reader):
             may_be_sent = False
             try:
                 large = len(data) > self.sending.max_record
-                while len(pending) >= self._options.max_pending and self.may_wait:  # other threads have filled it
-                    self._wait_until_there_is_room()
+                if len(pending) >= self._options.max_pending and self.may_wait:
+                    self.make_room()  # other threads have filled it
                 pending[key] = future
                 if key > self._last_key:  # noqa: PLR1730  # no call since the look; else another thread was faster
                     self._last_key = key
@@ -306,8 +306,10 @@ class Client(Reader):
         Raises:
             QueueFull: That took longer than `submit_timeout`.
         """
-        if len(self.pending) >= self._options.max_pending:
+        while len(self.pending) >= self._options.max_pending:
             self._wait_until_there_is_room()
+            if not self.may_wait:
+                return  # what is too much waits elsewhere
 
     def _wait_until_there_is_room(self) -> None:
         timeout, bound = self._options.submit_timeout, self._options.max_pending
