@@ -441,7 +441,14 @@ class Client(Reader):
         if key in self.pending and not (self._exited or self._forked):
             # The reply is an event, by which a submit that waits for max_pending sees that there is room.
             message = {"verb": "cancel", "task": key, "interrupt": self._interrupts}
-            self.sending.send(codec.REQUEST, 0, 0, 0, 0, json.dumps(message).encode())
+            try:
+                self.sending.send(codec.REQUEST, 0, 0, 0, 0, json.dumps(message).encode())
+            except BaseException:
+                if not getattr(self.pending.get(key), "sent", True):
+                    self.pending.pop(
+                        key, None
+                    )  # a second interrupt: of what was not sent nobody else will tell the end
+                raise
         self.pending.pop(key, None)  # last: a chunk that is neither here nor cancelled would keep a drain waiting
 
     def new_key(self) -> int:

@@ -665,3 +665,20 @@ def test_a_large_call_that_is_interrupted_before_it_is_sent_leaves_its_room(
             assert not client.pending
             assert client.arenas.taken == 0
         assert w.submit(len, b"four").result(GUARD) == 4
+
+
+def test_a_map_that_is_interrupted_again_as_it_is_abandoned_counts_for_max_pending_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with ProcessWorker(n=1, max_pending=1, submit_timeout=0) as w:
+        assert w.submit(len, b"").result(GUARD) == 0
+        with monkeypatch.context() as patched:
+            patched.setattr(Client, "_push", interrupted)  # of the chunk,
+            patched.setattr(Sending, "send", interrupted)  # and of its cancel
+            with pytest.raises(KeyboardInterrupt):
+                list(w.map(len, [b"four"]))
+        assert not w._client.pending
+        assert w.submit(len, b"four").result(GUARD) == 4
