@@ -447,7 +447,7 @@ class Client(Reader):
                 if not getattr(self.pending.get(key), "sent", True):
                     self.pending.pop(
                         key, None
-                    )  # a second interrupt: of what was not sent nobody else will tell the end
+                    )  # of what was not sent nobody tells the end
                 raise
         self.pending.pop(key, None)  # last: a chunk that is neither here nor cancelled would keep a drain waiting
 
