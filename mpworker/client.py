@@ -445,9 +445,7 @@ class Client(Reader):
                 self.sending.send(codec.REQUEST, 0, 0, 0, 0, json.dumps(message).encode())
             except BaseException:
                 if not getattr(self.pending.get(key), "sent", True):
-                    self.pending.pop(
-                        key, None
-                    )  # of what was not sent nobody tells the end
+                    self.pending.pop(key, None)  # of what was not sent nobody tells the end
                 raise
         self.pending.pop(key, None)  # last: a chunk that is neither here nor cancelled would keep a drain waiting
 
