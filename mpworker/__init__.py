@@ -126,10 +126,9 @@ def __getattr__(name: str) -> object:
     home = "mpworker.errors" if name == "errors" else _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'mpworker' has no attribute {name!r}")
-    from mpworker.uncollected import Uncollected  # not before: `from mpworker import context`, in a child, asks first
+    from mpworker import uncollected  # not before: `from mpworker import context`, in a child, asks first
 
-    with Uncollected():
-        __import__(home)
+    uncollected.load(home)
     if name == "errors":
         return sys.modules[home]
     value: object = getattr(sys.modules[home], name)

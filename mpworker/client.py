@@ -219,7 +219,7 @@ class Client(Reader):
                 futures.append(self._submit_otherwise(*calls[len(futures)], left))
         return futures
 
-    def _submit_otherwise(
+    def _submit_otherwise(  # noqa: PLR0912, PLR0915  # a look counts only if no call comes between it and its act
         self,
         function: Callable[..., Any],
         args: tuple[Any, ...],
@@ -268,23 +268,29 @@ class Client(Reader):
             if said:
                 flags |= codec.DETAILED
                 data = said + data
-            large = len(data) > self.sending.max_record
-            pending[key] = future
-            self._last_key = key
+            may_be_sent = False
             try:
+                large = len(data) > self.sending.max_record
+                if len(pending) >= self._options.max_pending and self.may_wait:
+                    self.make_room()  # other threads have filled it
+                pending[key] = future
+                if key > self._last_key:  # noqa: PLR1730  # no call since the look; else another thread was faster
+                    self._last_key = key
                 # The GIL changes hands at calls: between these looks and the push no other thread can close the worker
                 # or drop the function. Nor is the task forgotten: whoever closes settles what is pending afterwards.
                 if function_key in live and not self._closed:
+                    may_be_sent = True
                     if not large and self._push(codec.SUBMIT, flags, key, function_key, options, data):
                         break
                     if self.sending.slowly(codec.SUBMIT, flags, key, function_key, options, data):
                         break
             except BaseException:
                 pending.pop(key, None)
+                if not may_be_sent:
+                    self.sending.unsent(flags, data)
                 raise
             pending.pop(key, None)
-            if flags & codec.ARENA:
-                self.sending.unsent(data)
+            self.sending.unsent(flags, data)
         self._ring()
         if not key & 63 and self._fill() > self._half:
             self.poll()
@@ -300,8 +306,10 @@ class Client(Reader):
         Raises:
             QueueFull: That took longer than `submit_timeout`.
         """
-        if len(self.pending) >= self._options.max_pending:
+        while len(self.pending) >= self._options.max_pending:
             self._wait_until_there_is_room()
+            if not self.may_wait:
+                return  # what is too much waits elsewhere
 
     def _wait_until_there_is_room(self) -> None:
         timeout, bound = self._options.submit_timeout, self._options.max_pending
@@ -433,12 +441,18 @@ class Client(Reader):
         if key in self.pending and not (self._exited or self._forked):
             # The reply is an event, by which a submit that waits for max_pending sees that there is room.
             message = {"verb": "cancel", "task": key, "interrupt": self._interrupts}
-            self.sending.send(codec.REQUEST, 0, 0, 0, 0, json.dumps(message).encode())
+            try:
+                self.sending.send(codec.REQUEST, 0, 0, 0, 0, json.dumps(message).encode())
+            except BaseException:
+                if not getattr(self.pending.get(key), "sent", True):
+                    self.pending.pop(key, None)  # of what was not sent nobody tells the end
+                raise
         self.pending.pop(key, None)  # last: a chunk that is neither here nor cancelled would keep a drain waiting
 
     def new_key(self) -> int:
         """The number of a task that is sent otherwise, or that the supervisor makes for this client."""
-        key = self._last_key = next(self._keys)
+        key = next(self._keys)
+        self._last_key = max(self._last_key, key)
         return key
 
     def key_of(self, task_id: str) -> int:

@@ -133,33 +133,48 @@ class Begun:
     def __init__(self, python: str) -> None:
         self.python = python
         self.pid = self.pidfd = -1
+        started: list[int] = []
         self.sock, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         try:
             try:
-                self.pid = _start_both(python, theirs)
+                _start_both(python, theirs, started)
             finally:
                 theirs.close()
+            self.pid = started[0]
             self.pidfd = os.pidfd_open(self.pid)
         except BaseException:
+            if started:  # a signal that came meanwhile was put off until it was there
+                self.pid = started[0]
             self.abandon()
             raise
 
     def abandon(self) -> None:
         """End it: it ends by itself when its socket closes."""
         self.sock.close()
-        if self.pid > 0:
-            os.waitpid(self.pid, 0)
+        try:
+            if self.pidfd >= 0:  # by which it is nobody else, whoever has reaped it
+                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+            elif self.pid > 0:
+                os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            pass  # the program waited for all its children itself
         if self.pidfd >= 0:
             os.close(self.pidfd)
 
 
-def _start_both(python: str, client_end: _socket.socket) -> int:
-    """The process id of a supervisor, which has the other end of our socket to it."""
+def _start_both(python: str, client_end: _socket.socket, started: list[int]) -> None:
+    """Start a supervisor, which has the other end of our socket to it.
+
+    Args:
+        python: The interpreter.
+        client_end: That other end.
+        started: Its process id is put here: what is returned might be lost to an interrupt.
+    """
     supervisor, nursery = _commands(python)
     environment = [os.fsencode(f"{name}={value}") for name, value in _environment().items()]
     supervisor_end, nursery_end = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
-        return _native.start(
+        _native.start(
             os.fsencode(python),
             [os.fsencode(word) for word in supervisor],
             _PID_AT,
@@ -168,6 +183,7 @@ def _start_both(python: str, client_end: _socket.socket) -> int:
             client_end.fileno(),
             supervisor_end.fileno(),
             nursery_end.fileno(),
+            started,
         )
     finally:
         supervisor_end.close()

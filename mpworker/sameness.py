@@ -56,8 +56,12 @@ class _Large(Exception):
 
 
 def _written(value: object) -> bytes:
-    with shares.Collected():  # not to keep what is shared: a handle is its number
+    before = shares.collecting.found
+    try:
+        shares.collecting.found = {}  # and not to keep what is shared: a handle is its number
         return _pickled(value)
+    finally:
+        shares.collecting.found = before
 
 
 def _pickled(value: object) -> bytes:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from mpworker.errors import QueueFull, SerializationError
-from mpworker.ipc import arena, codec
+from mpworker.ipc import arena, codec, details
 from mpworker.ipc.arena import NO_BLOCK, SHARES_MAX
 from mpworker.ipc.codec import Record
 from mpworker.ipc.payload import Parts
@@ -127,8 +127,13 @@ class Sending:
                 return False
             if client._push(*record):  # no call between the looks and this, as in submit
                 return True
-            client._ring()
-            client.ending.wait_for_room(client.when(lambda: client._fits(size) or over()), size)
+            try:
+                client._ring()
+                client.ending.wait_for_room(client.when(lambda: client._fits(size) or over()), size)
+            except BaseException:
+                if names_one:
+                    self.unsent(record[1], record[5])
+                raise
 
     # ------------------------------------------------------------ what goes by way of the arena
 
@@ -233,10 +238,15 @@ class Sending:
             self._push_when_there_is_room((codec.FREE, 0, 0, 0, 0, b""), until_end)
         self._client._ring()
 
-    def unsent(self, data: bytes) -> None:
-        """What `place` has put into the arena is not sent."""
-        if self._client.arenas is not None:
-            self._client.arenas.unsent(data)
+    def unsent(self, flags: int, data: bytes) -> None:
+        """A record is not sent: what `place` has put into the arena for it is given back. It may be said twice.
+
+        Args:
+            flags: Of the record.
+            data: Its payload.
+        """
+        if flags & codec.ARENA and self._client.arenas is not None:
+            self._client.arenas.unsent(details.after(data) if flags & codec.DETAILED else data)
 
     # ------------------------------------------------------------ functions
 

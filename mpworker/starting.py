@@ -6,10 +6,9 @@ import errno
 import os
 import sys
 
-from mpworker import clients, programs
+from mpworker import clients, programs, uncollected
 from mpworker.errors import ConfigurationError
 from mpworker.ipc.levels import WARNING
-from mpworker.uncollected import Uncollected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,8 +59,9 @@ class Start:
             return
         begun = _begin(options.python)
         try:
-            with Uncollected():  # all of this while it comes up
-                from mpworker.launch import launch
+            uncollected.load("mpworker.launch")  # all of this while it comes up
+            from mpworker.launch import launch
+
             said = self._said(observing)
             self.supervisor = launch(begun, options, self.prefix, initializer, initargs, *said)
         except BaseException:

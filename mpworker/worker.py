@@ -6,6 +6,7 @@ import os
 import sys
 from _collections_abc import Iterable  # as `os` has them: `collections` comes later
 
+from mpworker import uncollected
 from mpworker.cgroups import available_cores
 from mpworker.checks import check_bool, check_int, check_seconds, shown
 from mpworker.context import refuse_while_loading
@@ -22,7 +23,6 @@ from mpworker.recurring import CronWorker
 from mpworker.starting import Start
 from mpworker.steps import Steps
 from mpworker.tasks import Tasks
-from mpworker.uncollected import Uncollected
 from mpworker.view import TaskView, be_executors
 
 TYPE_CHECKING = False
@@ -246,8 +246,8 @@ class ProcessWorker(TaskView, Tasks, Control, CronWorker):
             supervisor: Any = InlineSupervisor
             return InlineClient(options, observing, Start(options, initializer, initargs, observing, supervisor))
         with Start(options, initializer, initargs, observing) as start:
-            with Uncollected():  # while the supervisor comes up
-                from mpworker.client import Client
+            uncollected.load("mpworker.client")  # while the supervisor comes up
+            from mpworker.client import Client
 
             return Client(options, observing, start)
 

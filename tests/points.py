@@ -64,6 +64,7 @@ class AtPoint:
                 return None
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False
+            self.last[frame] = frame.f_lasti  # its RESUME, which is executed already
         elif event == "opcode":
             code, at = frame.f_code, frame.f_lasti
             before = self.last.get(frame)

@@ -22,6 +22,7 @@ import share_tasks as tasks
 from hypothesis import given
 from hypothesis import strategies as st
 from leaks import wait_until
+from points import sweep
 from pooljobs import Gate
 
 from mpworker import AsyncProcessWorker, ProcessWorker, Retention, Shared, Task, sharing
@@ -855,3 +856,33 @@ def test_threads_share_and_close_at_once(w: ProcessWorker) -> None:
     assert not any(thread.is_alive() for thread in threads)
     assert not wrong
     assert nothing_is_held(w)
+
+
+class _Sends:
+    """What has a call of its own sent while it is pickled."""
+
+    def __init__(self, send: Any) -> None:
+        self.send = send
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.send()
+        return int, ()
+
+
+def test_a_call_that_is_sent_while_another_one_is_pickled_takes_its_own_handles_along(w: ProcessWorker) -> None:
+    with w.share([1, 2]) as outer, w.share([3, 4]) as inner:
+        sent: list[Any] = []
+        sends = _Sends(lambda: sent.append(w.submit(lambda shared: shared.value, inner)))
+        assert w.submit(lambda shared, _: shared.value, outer, sends).result(LIMIT) == [1, 2]
+        assert [future.result(LIMIT) for future in sent] == [[3, 4]] * len(sent)
+        assert sent
+
+
+def test_who_is_interrupted_while_a_call_is_pickled_collects_no_handles_afterwards(w: ProcessWorker) -> None:
+    with w.share([1, 2]) as shared:
+
+        def collects_nothing() -> None:
+            assert shares.collecting.found is None
+
+        files = ("/mpworker/ipc/payload.py", "/mpworker/ipc/shares.py", "/mpworker/shared.py")
+        assert sweep(lambda: payload.dumps_parts((shared,)), collects_nothing, parts=files) > 5

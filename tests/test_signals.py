@@ -22,15 +22,18 @@ from typing import Any
 import campaign_tasks as tasks
 import pytest
 from concurrently import GUARD, a_function, eventually, lines, script, together
+from loops import stopped
 from mixed import Mixed
 from points import CHECKS, CLIENT, LIBRARY, AtPoint, interrupt, sweep
 
-from mpworker import ProcessWorker, TaskFuture
+from mpworker import ProcessWorker, Task, TaskFuture
 from mpworker.background import Background
 from mpworker.chunks import Chunk
 from mpworker.client import Client
 from mpworker.clientthread import ClientThread
+from mpworker.ending import Ending
 from mpworker.errors import TaskCancelled, WorkerStopped
+from mpworker.ipc import codec
 from mpworker.reader import Reader
 from mpworker.results import Subscription
 from mpworker.sending import Sending
@@ -640,3 +643,42 @@ def test_signal_handlers_that_do_everything_at_random_moments(hasty: None, ring:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert deepest > 1
+
+
+@pytest.mark.parametrize("said", [{}, {"who": "me"}], ids=["plain", "with details"])
+def test_a_large_call_that_is_interrupted_before_it_is_sent_leaves_its_room(
+    monkeypatch: pytest.MonkeyPatch, said: dict[str, str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with ProcessWorker(n=1, client_ring_bytes=4096) as w:
+        assert w.submit(len, b"").result(GUARD) == 0
+        client = w._client
+        assert client.arenas is not None
+        with stopped(client.supervisor.pid), monkeypatch.context() as patched:
+            while client._push(codec.FREE, 0, 0, 0, 0, b""):
+                pass
+            patched.setattr(Ending, "wait_for_room", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                w.register_task(Task(len, (bytes(100_000),), metadata=said))
+            assert not client.pending
+            assert client.arenas.taken == 0
+        assert w.submit(len, b"four").result(GUARD) == 4
+
+
+def test_a_map_that_is_interrupted_again_as_it_is_abandoned_counts_for_max_pending_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with ProcessWorker(n=1, max_pending=1, submit_timeout=0) as w:
+        assert w.submit(len, b"").result(GUARD) == 0
+        with monkeypatch.context() as patched:
+            patched.setattr(Client, "_push", interrupted)  # of the chunk,
+            patched.setattr(Sending, "send", interrupted)  # and of its cancel
+            with pytest.raises(KeyboardInterrupt):
+                list(w.map(len, [b"four"]))
+        assert not w._client.pending
+        assert w.submit(len, b"four").result(GUARD) == 4

@@ -1,14 +1,16 @@
 """What a start of a pool loads: each module that comes back here is paid by every start."""
 
+import gc
 import sys
 from pathlib import Path
 from typing import TypeAlias
 
 import programs
 import pytest
+from points import sweep
 from test_isolation import SPY
 
-from mpworker import ProcessWorker
+from mpworker import ProcessWorker, uncollected
 
 # Dear, by themselves or by what they bring along: `dataclasses` has `inspect`, and so `ast` and `dis`.
 DEAR = {
@@ -191,9 +193,9 @@ def test_no_collection_while_the_client_is_loaded_and_the_collector_is_afterward
     done = programs.run_source(
         f"""
         import gc, sys
-        from mpworker.uncollected import Uncollected
-        with Uncollected():
-            print(gc.isenabled())
+        from mpworker import uncollected
+        open("looks.py", "w").write("import gc; print(gc.isenabled())")
+        uncollected.load("looks")
         gc.{switch}()
         found = []
         gc.callbacks.append(lambda phase, _: found.append(phase))
@@ -207,6 +209,17 @@ def test_no_collection_while_the_client_is_loaded_and_the_collector_is_afterward
     )
     after = str(switch == "enable")
     assert done.stdout.split() == ["False", "0", after, after]
+
+
+def test_who_is_interrupted_while_the_client_is_loaded_has_the_collector_as_it_was() -> None:
+    def collects() -> None:
+        assert gc.isenabled()
+
+    assert gc.isenabled()
+    try:
+        assert sweep(lambda: uncollected.load("mpworker.client"), collects, parts=("/mpworker/uncollected.py",)) > 2
+    finally:
+        gc.enable()
 
 
 def test_the_supervisor_has_its_configuration_before_the_client_imports_logging(tmp_path: Path) -> None:

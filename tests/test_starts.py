@@ -492,3 +492,36 @@ def test_a_supervisor_whose_client_is_not_made_is_ended(monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         ProcessWorker(n=1)
     assert not alive(started[0].supervisor.pid)
+
+
+def test_a_program_whose_children_are_reaped_at_once_is_told_why_there_is_no_pool(tmp_path: Path) -> None:
+    source = """
+        import os, signal
+        from mpworker import ProcessWorker
+        from mpworker.errors import SerializationError
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        before = os.listdir("/proc/self/fd")
+        for _ in range(2):
+            try:
+                ProcessWorker(n=1, initializer=print, initargs=(os.scandir("."),))
+            except SerializationError:
+                print("told")
+        assert os.listdir("/proc/self/fd") == before
+        """
+    done = programs.run_source(source, tmp_path)
+    assert (done.stdout, done.stderr) == ("told\n" * 2, "")
+
+
+def test_a_signal_that_waits_until_the_processes_are_started_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All signals wait while they are, which is most of the time that a constructor takes."""
+    begin, pids = _native.start, []
+
+    def start(*args: Any) -> None:
+        pids.append(begin(*args))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_native, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        ProcessWorker(n=1)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pids[0], os.WNOHANG)

@@ -1,6 +1,7 @@
 """`submit_many`: what `submit` promises of one call holds for each of many."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -149,3 +150,55 @@ def test_in_an_event_loop() -> None:
             return [*first, *await asyncio.gather(*w.options(queue="other").submit_many(pooljobs.square, range(30)))]
 
     assert asyncio.run(main()) == [number**2 for number in [*range(5), *range(30)]]
+
+
+class _Holds:
+    """Whose pickling has another task submitted."""
+
+    def __init__(self, worker: ProcessWorker, folder: str) -> None:
+        self.worker, self.folder = worker, folder
+        self.held: list[mpworker.TaskFuture[None]] = []
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        if not self.held:
+            self.held.append(self.worker.submit(pooljobs.hold, self.folder))
+        return int, (3,)
+
+
+def test_what_comes_while_a_call_is_pickled_counts_for_max_pending(gate: Gate) -> None:
+    with ProcessWorker(n=1, max_pending=1, submit_timeout=0) as w:
+        assert w.submit(pooljobs.square, 2).result(GUARD) == 4
+        holds = _Holds(w, gate.folder)
+        with pytest.raises(QueueFull):
+            w.submit(pooljobs.square, holds)
+        assert len(w._client.pending) == 1
+        gate.release()
+        assert holds.held[0].result(GUARD) is None
+        assert w.submit(pooljobs.square, holds).result(GUARD) == 9
+
+
+class _Forks:
+    """Whose pickling forks, and goes on in both."""
+
+    def __init__(self) -> None:
+        self.pid = -1
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        self.pid = os.fork()
+        return int, (3,)
+
+
+def test_a_fork_in_the_midst_of_them_is_told_what_it_is(w: ProcessWorker) -> None:
+    assert w.submit(pooljobs.square, 2).result(GUARD) == 4
+    forks = _Forks()
+    parent = os.getpid()
+    try:
+        futures = w.submit_many(pooljobs.square, [1, forks, 2])
+    except BaseException as error:
+        if os.getpid() != parent:
+            os._exit(5 if isinstance(error, WorkerStopped) else 6)
+        raise
+    if os.getpid() != parent:
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(forks.pid, 0)[1]) == 5
+    assert results(futures) == [1, 9, 4]

@@ -766,3 +766,28 @@ def test_those_before_a_task_that_cannot_be_registered_run(at: int) -> None:
         with pytest.raises(InvalidArgument, match="register_task needs a Task, not 7"):
             w.register_tasks(*tasks)
     assert w.metrics().completed == at
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_an_id_is_known_though_a_task_with_a_lower_number_was_sent_after_it(gate: Gate, native: bool) -> None:
+    """As another thread may send one between the number and the push of this one."""
+    with ProcessWorker(n=1) as w:
+        client = w._client
+        held = w.submit(pooljobs.hold, gate.folder)
+        w.submit(pooljobs.square, 1)
+        if not native:
+            client._submit = None
+        between: list[mpworker.TaskFuture[Any]] = []
+
+        def make(client: Any, key: int, name: str) -> mpworker.TaskFuture[Any]:
+            if not between:
+                between.append(w.submit(pooljobs.square, 2))
+            return mpworker.TaskFuture(client, key, name)
+
+        outer = client.submit(pooljobs.square, (3,), {}, w._options_key, b"", make)
+        assert w.get_task(between[0].task_id) is not None
+        w.cancel_task(between[0].task_id)
+        gate.release()
+        assert held.result(GUARD) is None
+        assert outer.result(GUARD) == 9
+        assert between[0].cancelled()

@@ -231,10 +231,11 @@ static char **strings_of(PyObject *list)
 static PyObject *native_start(PyObject *Py_UNUSED(module), PyObject *args)
 {
     mpw_start start = {0};
-    PyObject *supervisor, *nursery, *environment;
+    PyObject *supervisor, *nursery, *environment, *started = NULL;
     Py_ssize_t pid_at;
-    if (!PyArg_ParseTuple(args, "yO!nO!O!iii:start", &start.path, &PyList_Type, &supervisor, &pid_at, &PyList_Type, &nursery,
-                          &PyList_Type, &environment, &start.client_end, &start.supervisor_end, &start.nursery_end))
+    if (!PyArg_ParseTuple(args, "yO!nO!O!iii|O!:start", &start.path, &PyList_Type, &supervisor, &pid_at, &PyList_Type, &nursery,
+                          &PyList_Type, &environment, &start.client_end, &start.supervisor_end, &start.nursery_end,
+                          &PyList_Type, &started))
         return NULL;
     if (pid_at < 0 || pid_at >= PyList_Size(supervisor))
         return PyErr_Format(PyExc_ValueError, "there is no argument %zd", pid_at);
@@ -257,7 +258,10 @@ static PyObject *native_start(PyObject *Py_UNUSED(module), PyObject *args)
     }
     for (int i = 0; i < 3; i++)
         PyMem_Free(arguments[i]);
-    return pid < 0 ? NULL : PyLong_FromLong(pid);
+    PyObject *number = pid < 0 ? NULL : PyLong_FromLong(pid);
+    if (number && started && PyList_Append(started, number) < 0)
+        Py_CLEAR(number);
+    return number;
 }
 
 #include "arena.h"
@@ -285,8 +289,9 @@ static PyMethodDef module_methods[] = {
     {"loads_plain", (PyCFunction)(void (*)(void))native_loads_plain, METH_FASTCALL,
      "loads_plain(data, loads)\n\nThe value of the pickle of a plain value; what loads(data) says of anything else."},
     {"start", native_start, METH_VARARGS,
-     "start(path, supervisor, pid_at, nursery, environment, client_end, supervisor_end, nursery_end) -> int\n\nStart a "
-     "supervisor and its first nursery, if that has arguments; the supervisor's process id: see start.h."},
+     "start(path, supervisor, pid_at, nursery, environment, client_end, supervisor_end, nursery_end, started=...) -> "
+     "int\n\nStart a supervisor and its first nursery, if that has arguments; the supervisor's process id, which is put into "
+     "the list `started`, too: see start.h."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -36,6 +36,7 @@ def start(
     client_end: int,
     supervisor_end: int,
     nursery_end: int,
+    started: list[int] = ...,
     /,
 ) -> int: ...
 

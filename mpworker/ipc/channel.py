@@ -66,7 +66,7 @@ def make_segment(name: str, size: int) -> int:
     try:
         os.posix_fallocate(fd, 0, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-    except OSError:
+    except BaseException:
         os.close(fd)
         raise
     return fd

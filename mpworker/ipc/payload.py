@@ -221,8 +221,13 @@ def dumps_sharing(value: object) -> tuple[bytes, tuple[Share, ...]]:
     Raises:
         Unserializable: It cannot be pickled.
     """
-    with shares.Collected() as found:
+    before = shares.collecting.found
+    found: dict[int, Share] = {}
+    try:
+        shares.collecting.found = found
         return dumps(value), tuple(found.values())
+    finally:
+        shares.collecting.found = before
 
 
 class Parts:
@@ -280,6 +285,8 @@ def dumps_parts(value: object) -> bytes | Parts:
     data = dumps_plain(value)
     if data is not None:
         return data
+    if shares.collecting.found is not None:  # while another value is pickled: this has a list of its own
+        return _apart(value)
     buffers: list[memoryview] = []
     try:
         data = pickle.dumps(value, PROTOCOL, buffer_callback=_keeps(buffers, BUFFER_MIN, RANGES_MAX))
@@ -324,7 +331,10 @@ def dumps_apart(value: object, least: int, most: int = sys.maxsize) -> Parts:
     """
     buffers: list[memoryview] = []
     keep = _keeps(buffers, least, most)
-    with shares.Collected() as found:
+    before = shares.collecting.found
+    found: dict[int, Share] = {}
+    try:
+        shares.collecting.found = found
         try:
             data: bytes | None = pickle.dumps(value, PROTOCOL, buffer_callback=keep)
         except (Exception, SystemExit):  # noqa: BLE001  # as in `dumps`
@@ -333,6 +343,8 @@ def dumps_apart(value: object, least: int, most: int = sys.maxsize) -> Parts:
             buffers.clear()
             found.clear()
             data = dumps_by_value(value, buffer_callback=keep)
+    finally:
+        shares.collecting.found = before
     return Parts(value, data, buffers, tuple(found.values()))
 
 

@@ -55,7 +55,7 @@ opener: Opener | None = None  # of this process, if it is a child
 
 
 class _Collecting(_local):
-    """What this thread pickles.
+    """What this thread pickles. Who sets `found` puts back what it was without a call, at which an interrupt may come.
 
     Attributes:
         found: The shared objects that are in it, by their numbers; None if nobody wants to know.
@@ -64,29 +64,12 @@ class _Collecting(_local):
     found: dict[int, Share] | None = None
 
 
-_collecting = _Collecting()
-
-
-class Collected:
-    """Collects what handles are pickled while it is entered, by this thread; it enters as a dictionary of them."""
-
-    __slots__ = ("_before", "_found")
-
-    def __init__(self) -> None:
-        self._found: dict[int, Share] = {}
-        self._before = _collecting.found
-
-    def __enter__(self) -> dict[int, Share]:
-        _collecting.found = self._found
-        return self._found
-
-    def __exit__(self, *_: object) -> None:
-        _collecting.found = self._before
+collecting = _Collecting()
 
 
 def note(share: Share) -> bool:
     """A handle of this is pickled; False if nobody collects: it must not be."""
-    found = _collecting.found
+    found = collecting.found
     if found is not None:
         found[share.block[0]] = share
     return found is not None

@@ -141,13 +141,24 @@ static PyObject *submit_payload(submit_object *submit, PyObject *args, PyObject 
     return payload;
 }
 
-/* May something be sent, and a call of this function? No Python runs in here, and none until the push. */
+/* May something be sent, and a call of this function, and is there still room for a task? No Python runs in here, and none
+ * until the push. */
 static bool submit_may(submit_object *submit, PyObject *client, PyObject *function_key)
 {
     PyObject *closed = PyObject_GetAttr(client, submit->names[SUBMIT_CLOSED]);
     bool open = closed && PyUnicode_Check(closed) && !PyUnicode_GetLength(closed);
     Py_XDECREF(closed);
-    return open && PyDict_GetItemWithError(submit->live, function_key) && ring_usable((PyObject *)submit->outbound);
+    return open && PyDict_Size(submit->pending) < submit->pending_max &&
+           PyDict_GetItemWithError(submit->live, function_key) && ring_usable((PyObject *)submit->outbound);
+}
+
+/* Note the number of a task that was sent, if it is the highest: another thread may have been faster. No Python runs in here. */
+static bool submit_noted(submit_object *submit, PyObject *client, PyObject *key)
+{
+    PyObject *last = PyObject_GetAttr(client, submit->names[SUBMIT_LAST_KEY]);
+    int higher = last ? PyObject_RichCompareBool(key, last, Py_GT) : -1;
+    Py_XDECREF(last);
+    return higher > 0 ? PyObject_SetAttr(client, submit->names[SUBMIT_LAST_KEY], key) == 0 : higher == 0;
 }
 
 /* Make the future of a call and push it: the future, or NULL, perhaps with an error, if it was not sent. */
@@ -170,7 +181,7 @@ static PyObject *submit_push(submit_object *submit, PyObject *client, PyObject *
         if (status != MPW_OK && PyDict_DelItem(submit->pending, key) == 0 && status == MPW_CORRUPT)
             ring_condemn((PyObject *)submit->outbound);
     }
-    if (status != MPW_OK || PyObject_SetAttr(client, submit->names[SUBMIT_LAST_KEY], key) < 0)
+    if (status != MPW_OK || !submit_noted(submit, client, key))
         Py_CLEAR(future);
     Py_XDECREF(key);
     return future;
@@ -188,11 +199,16 @@ static bool submit_told(submit_object *submit, PyObject *client, bool looks)
     return done != NULL;
 }
 
+/* Is this no fork of the process that the rings are of? */
+static bool submit_is_here(submit_object *submit)
+{
+    return ((mapped_object *)submit->outbound)->fork_count == fork_count;
+}
+
 /* Is there room for one more task, and are the rings there? */
 static bool submit_has_room(submit_object *submit)
 {
-    return ((mapped_object *)submit->outbound)->fork_count == fork_count &&
-           PyDict_Size(submit->pending) < submit->pending_max;
+    return submit_is_here(submit) && PyDict_Size(submit->pending) < submit->pending_max;
 }
 
 /* Send a call; its future, or NULL, perhaps with an error, if it was not sent. `left` is its pickle, if that is why. */
@@ -265,8 +281,8 @@ static PyObject *submit_submit_all(PyObject *self, PyObject *const *args, Py_ssi
     }
     Py_XDECREF(function_key);
     PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace); /* what was sent before is told of in any case */
-    bool told = PyList_Size(futures) == before || submit_told(submit, client, false);
+    PyErr_Fetch(&type, &value, &trace); /* what was sent before is told of in any case, but by a fork */
+    bool told = PyList_Size(futures) == before || !submit_is_here(submit) || submit_told(submit, client, false);
     if (type)
         PyErr_Restore(type, value, trace);
     if (!told || PyErr_Occurred()) {
