@@ -175,8 +175,8 @@ class Client(Reader):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: int,
-        said: bytes = b"",
-        make: Make | None = None,
+        said: bytes,
+        make: Make,
     ) -> TaskFuture[Any]:
         """Send one task.
 
@@ -186,10 +186,8 @@ class Client(Reader):
             kwargs: Its keyword arguments.
             options: The key of its options.
             said: What it says beyond them, packed: see `mpworker.ipc.details`.
-            make: Makes its future of this client, its key and the name of the function; None makes a plain one.
+            make: Makes its future of this client, its key and the name of the function.
         """
-        if make is None:
-            make = self.make_future
         if self._submit is None:
             return self._submit_otherwise(function, args, kwargs, options, said, make)
         try:
@@ -249,12 +247,11 @@ class Client(Reader):
             if self._closed:
                 self._refuse()
             try:
-                entry = functions.entries.get(id(function))  # as `key` does, without a call more for nearly all tasks
-                function_key = functions.key(function) if entry is None or entry.guard is not None else entry.key
-                # Once: what shared objects are in what is left is there for one attempt to send it.
-                is_new = left is None or not function_key
-                data = dumps((args, kwargs) if function_key else (function, args, kwargs)) if is_new else left
-                left = None
+                function_key = functions.key(function)
+                if left is not None and function_key:
+                    data, left = left, None  # once: what shared objects are in it is there for one attempt to send it
+                else:
+                    data = dumps((args, kwargs) if function_key else (function, args, kwargs))
             except payload.Unserializable as error:
                 raise self.cannot_send(function, args, kwargs, error) from error
             key = next(self._keys)
@@ -262,9 +259,9 @@ class Client(Reader):
                 self._wait_until_there_is_room()
             name = live.get(function_key) or payload.name_of_callable(function)
             future = make(self, key, name)
-            if data.__class__ is not bytes:  # as `isinstance` does, without a call for nearly all tasks
+            if not isinstance(data, bytes):
                 parts = data  # which keeps what is shared in it until it is sent
-                flags, data = self.sending.place(parts, key)  # type: ignore[arg-type]
+                flags, data = self.sending.place(parts, key)
             if said:
                 flags |= codec.DETAILED
                 data = said + data

@@ -501,39 +501,21 @@ def test_a_submit_waits_for_room_in_the_arena(gate: Gate) -> None:
             future.result(LIMIT)
 
 
-def test_who_waits_for_room_hears_of_what_was_given_back_just_before(gate: Gate) -> None:
+@pytest.mark.parametrize("verb", ["submit", "share"])
+def test_who_waits_for_room_hears_of_what_was_given_back_just_before(verb: str, gate: Gate) -> None:
     with ProcessWorker(n=1, arena_max_bytes=3 * MB) as w:
+        calls = {
+            "submit": lambda: w.submit(tasks.total, np.ones(MB, "u1")),
+            "share": lambda: w.share(np.ones(MB // 2, "u1")),
+        }
         kept = w.submit(tasks.echo, np.ones(MB, "u1")).result(LIMIT)
         supervisor = w.processes()["supervisor"]
         os.kill(supervisor, signal.SIGSTOP)
         try:
-            del kept
-            holding = w.submit(tasks.hold_and_count, gate.folder, np.ones(MB, "u1"))  # gives back what was kept
-            other = w.submit(tasks.total, np.ones(MB, "u1"))
-            late: list[Any] = []
-            waits = threading.Thread(target=lambda: late.append(w.submit(tasks.total, np.ones(MB, "u1"))), daemon=True)
-            waits.start()
-            bell = w._client._bell
-            assert bell is not None
-            assert wait_until(lambda: w._client._leader == waits.ident and bell.waiting, LIMIT)
-        finally:
-            os.kill(supervisor, signal.SIGCONT)
-        waits.join(LIMIT)
-        assert late  # the task that has begun goes on
-        gate.release()
-        assert holding.result(LIMIT) == other.result(LIMIT) == late[0].result(LIMIT) == MB
-
-
-def test_an_object_to_be_shared_hears_of_it_as_well(gate: Gate) -> None:
-    with ProcessWorker(n=1, arena_max_bytes=3 * MB) as w:
-        kept = w.submit(tasks.echo, np.ones(MB, "u1")).result(LIMIT)
-        supervisor = w.processes()["supervisor"]
-        os.kill(supervisor, signal.SIGSTOP)
-        try:
-            del kept
+            del kept  # which the next call gives back
             holding = [w.submit(tasks.hold_and_count, gate.folder, np.ones(MB, "u1")) for _ in range(2)]
-            late: list[Any] = []
-            waits = threading.Thread(target=lambda: late.append(w.share(np.ones(MB // 2, "u1"))), daemon=True)
+            late: list[object] = []
+            waits = threading.Thread(target=lambda: late.append(calls[verb]()), daemon=True)
             waits.start()
             bell = w._client._bell
             assert bell is not None
@@ -541,7 +523,7 @@ def test_an_object_to_be_shared_hears_of_it_as_well(gate: Gate) -> None:
         finally:
             os.kill(supervisor, signal.SIGCONT)
         waits.join(LIMIT)
-        assert late
+        assert late  # the tasks that hold on go on
         gate.release(2)
         assert [future.result(LIMIT) for future in holding] == [MB, MB]
 

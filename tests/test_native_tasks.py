@@ -606,7 +606,8 @@ def test_it_looks_at_what_has_come_every_now_and_then(sends: Sends, of_many: boo
         if of_many:
             sends.submit_all(*[(1,)] * 64)
         else:
-            sends.submit(1)
+            for _ in range(64):
+                sends.submit(1)
 
     submit_64()
     assert not sends.polls, "nothing has come"

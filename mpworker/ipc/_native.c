@@ -20,9 +20,7 @@
 
 #include <limits.h>
 #include <pthread.h>
-#include <signal.h>
 #include <sys/prctl.h>
-#include <unistd.h>
 
 #include "bell.h"
 #include "claims.h"
@@ -88,23 +86,32 @@ static bool usable(PyObject *self)
     return false;
 }
 
-static void mapped_dealloc(PyObject *self)
+/* A new object of one of our types, all zero; the limited API has no macro for that. */
+static PyObject *object_new(PyTypeObject *type)
+{
+    return ((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+}
+
+static void object_free(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type); /* a heap type is owned by its instances */
+}
+
+static void mapped_dealloc(PyObject *self)
+{
     mapped_object *mapped = (mapped_object *)self;
     /* In a fork the buffer is never let go: an mmap that closes there would unmap whatever came to lie at its addresses. */
     if (mapped->view.obj && mapped->fork_count == fork_count)
         PyBuffer_Release(&mapped->view);
-    freefunc tp_free = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    tp_free(self);
-    Py_DECREF(type); /* a heap type is owned by its instances */
+    object_free(self);
 }
 
 /* Allocate an object that holds a writable view of `buffer`. */
 static PyObject *mapped_new(PyTypeObject *type, PyObject *buffer)
 {
-    allocfunc tp_alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    PyObject *self = tp_alloc(type, 0);
+    PyObject *self = object_new(type);
     if (!self)
         return NULL;
     mapped_object *mapped = (mapped_object *)self;
@@ -176,41 +183,6 @@ static PyObject *native_prctl(PyObject *Py_UNUSED(module), PyObject *const *args
     return none();
 }
 
-/* Signals of a process go to any of its threads that does not block them. A library's threads (BLAS, OpenMP) block none, and
- * what Python and faulthandler do in a handler is right in the main thread alone: CPython 3.11 wakes no other from there, and
- * a stack would be that of a thread without Python. So whichever thread it comes to hands it on. */
-static void (*signal_handlers[NSIG])(int); /* what is called in the main thread; written before the handler is in place */
-
-static void to_main_thread(int number)
-{
-    int error = errno;
-    pid_t pid = getpid();
-    if (gettid() == pid)
-        signal_handlers[number](number);
-    else
-        tgkill(pid, pid, number);
-    errno = error;
-}
-
-static PyObject *native_to_main_thread(PyObject *Py_UNUSED(module), PyObject *arg)
-{
-    struct sigaction action;
-    long number = PyLong_AsLong(arg);
-    if (number == -1 && PyErr_Occurred())
-        return NULL;
-    if (number < 1 || number >= NSIG || sigaction((int)number, NULL, &action) < 0)
-        return PyErr_Format(PyExc_ValueError, "%ld is no signal", number);
-    if (action.sa_flags & SA_SIGINFO || action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN)
-        return PyErr_Format(PyExc_ValueError, "signal %ld has no handler that takes its number alone", number);
-    if (action.sa_handler == to_main_thread)
-        return none();
-    signal_handlers[number] = action.sa_handler;
-    action.sa_handler = to_main_thread;
-    if (sigaction((int)number, &action, NULL) < 0)
-        return os_error(errno, "sigaction");
-    return none();
-}
-
 /* The pointers of a list of bytes, and NULL; NULL with an exception. They live as long as the list is left alone. */
 static char **strings_of(PyObject *list)
 {
@@ -265,6 +237,7 @@ static PyObject *native_start(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 #include "arena.h"
+#include "mainthread.h"
 #include "plain.h"
 
 static PyObject *native_keep(PyObject *Py_UNUSED(module), PyObject *object)

@@ -34,8 +34,7 @@ static PyObject *extents_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         return NULL;
     if (capacity < 0)
         return PyErr_Format(PyExc_ValueError, "an arena of %zd bytes", capacity);
-    allocfunc tp_alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    PyObject *self = tp_alloc(type, 0);
+    PyObject *self = object_new(type);
     if (self && !mpw_extents_init(&((extents_object *)self)->extents, (uint64_t)capacity)) {
         Py_DECREF(self);
         return PyErr_NoMemory();
@@ -45,11 +44,8 @@ static PyObject *extents_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 
 static void extents_dealloc(PyObject *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
     mpw_extents_free(&((extents_object *)self)->extents);
-    freefunc tp_free = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    tp_free(self);
-    Py_DECREF(type);
+    object_free(self);
 }
 
 static PyObject *extents_take(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -160,8 +156,7 @@ static PyObject *loan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_TypeError, "a loan returns to a list");
         return NULL;
     }
-    allocfunc tp_alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    loan_object *loan = (loan_object *)tp_alloc(type, 0);
+    loan_object *loan = (loan_object *)object_new(type);
     if (!loan)
         return NULL;
     loan->previous = loan->next = loan;
@@ -200,7 +195,6 @@ static int loan_return(loan_object *loan)
 static void loan_dealloc(PyObject *self)
 {
     loan_object *loan = (loan_object *)self;
-    PyTypeObject *type = Py_TYPE(self);
     PyObject *kind, *value, *trace;
     PyErr_Fetch(&kind, &value, &trace);
     loan_leave(loan);
@@ -210,9 +204,7 @@ static void loan_dealloc(PyObject *self)
         PyErr_Clear(); /* without memory for a number the block is lost until the pool ends */
     Py_XDECREF(loan->returns);
     PyErr_Restore(kind, value, trace);
-    freefunc tp_free = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    tp_free(self);
-    Py_DECREF(type);
+    object_free(self);
 }
 
 /* Put a copy in the place of a loan that nobody writes meanwhile: then nothing keeps the arena's file, either. */

@@ -30,6 +30,7 @@ typedef struct {
     Py_ssize_t pending_max;
     Py_ssize_t record_max; /* bytes of a payload */
     uint64_t look_at;      /* bytes in `inbound` that are worth a look */
+    unsigned sent;         /* calls, one by one */
     PyObject *names[SUBMIT_NAMES];    /* of attributes: a string made for each look-up would cost as much as that */
 } submit_object;
 
@@ -47,8 +48,7 @@ static PyObject *submit_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNU
         PyErr_SetString(PyExc_TypeError, "Submit() takes two Rings, a Bell, three dicts and an iterator");
         return NULL;
     }
-    allocfunc tp_alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    submit_object *submit = (submit_object *)tp_alloc(type, 0);
+    submit_object *submit = (submit_object *)object_new(type);
     if (!submit)
         return NULL;
     PyObject **fields[8] = {(PyObject **)&submit->outbound, (PyObject **)&submit->inbound, (PyObject **)&submit->peer_bell,
@@ -71,7 +71,6 @@ static PyObject *submit_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNU
 
 static void submit_dealloc(PyObject *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
     submit_object *submit = (submit_object *)self;
     PyObject *parts[8] = {(PyObject *)submit->outbound, (PyObject *)submit->inbound, (PyObject *)submit->peer_bell,
                           submit->entries, submit->live, submit->pending, submit->keys, submit->dumps};
@@ -79,9 +78,7 @@ static void submit_dealloc(PyObject *self)
         Py_XDECREF(parts[i]);
     for (int i = 0; i < SUBMIT_NAMES; i++)
         Py_XDECREF(submit->names[i]);
-    freefunc tp_free = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    tp_free(self);
-    Py_DECREF(type);
+    object_free(self);
 }
 
 /* The key of a function that was sent, and holds for a call that is sent now: a new reference. NULL, perhaps with an error:
@@ -187,7 +184,7 @@ static PyObject *submit_push(submit_object *submit, PyObject *client, PyObject *
     return future;
 }
 
-/* After some pushes, up to this key: wake the supervisor, and look at what has come if that may be much. */
+/* After some pushes: wake the supervisor; and if it looks, read what has come if that is much. */
 static bool submit_told(submit_object *submit, PyObject *client, bool looks)
 {
     PyObject *done = bell_ring((PyObject *)submit->peer_bell, NULL);
@@ -241,7 +238,7 @@ static PyObject *submit_submit(PyObject *self, PyObject *const *args, Py_ssize_t
         future = submit_one(submit, client, args + 1, function_key, &left);
         Py_DECREF(function_key);
     }
-    if (future && !submit_told(submit, client, true))
+    if (future && !submit_told(submit, client, !(++submit->sent % MPW_SUBMITS_PER_LOOK)))
         Py_CLEAR(future); /* an error, or what a handler has raised: the task is sent */
     if (future || PyErr_Occurred())
         return future;

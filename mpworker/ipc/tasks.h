@@ -59,8 +59,7 @@ typedef struct {
 
 static PyObject *attempt_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
 {
-    allocfunc tp_alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    attempt_object *attempt = (attempt_object *)tp_alloc(type, 0);
+    attempt_object *attempt = (attempt_object *)object_new(type);
     if (attempt) {
         attempt->details = PyBytes_FromStringAndSize("", 0);
         attempt->stack = none();
@@ -70,12 +69,9 @@ static PyObject *attempt_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyOb
 
 static void attempt_dealloc(PyObject *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
     Py_XDECREF(((attempt_object *)self)->details);
     Py_XDECREF(((attempt_object *)self)->stack);
-    freefunc tp_free = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    tp_free(self);
-    Py_DECREF(type);
+    object_free(self);
 }
 
 static PyMemberDef attempt_members[] = {
@@ -122,8 +118,7 @@ static PyObject *tasks_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
         PyErr_SetString(PyExc_TypeError, "Tasks() takes Claims, an AttemptState, two Rings and a Bell");
         return NULL;
     }
-    allocfunc tp_alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    tasks_object *tasks = (tasks_object *)tp_alloc(type, 0);
+    tasks_object *tasks = (tasks_object *)object_new(type);
     if (!tasks)
         return NULL;
     PyObject **fields[11] = {(PyObject **)&tasks->claims, (PyObject **)&tasks->attempt, (PyObject **)&tasks->inbound,
@@ -140,16 +135,13 @@ static PyObject *tasks_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
 
 static void tasks_dealloc(PyObject *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
     tasks_object *tasks = (tasks_object *)self;
     PyObject *parts[12] = {(PyObject *)tasks->claims, (PyObject *)tasks->attempt, (PyObject *)tasks->inbound,
                            (PyObject *)tasks->outbound, (PyObject *)tasks->peer_bell, tasks->received, tasks->loads,
                            tasks->of_value, tasks->of_failure, tasks->of_unread, tasks->push, tasks->empty};
     for (int i = 0; i < 12; i++)
         Py_XDECREF(parts[i]);
-    freefunc tp_free = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    tp_free(self);
-    Py_DECREF(type);
+    object_free(self);
 }
 
 /* The function of a record that is run here, a new reference; NULL, perhaps with an error: the record is another one, or

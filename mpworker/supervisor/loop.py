@@ -57,7 +57,6 @@ class Loop(Nursing):
         self._client_pidfd = client_pidfd
         self._client_batch: list[Record] = []
         self.submitted = self.scheduler.submitted
-        self._is_watched = False
         self._turned_at = 0.0
         self._exit_grace: float = config["grace"]
         self.requests = Requests(self)
@@ -183,22 +182,15 @@ class Loop(Nursing):
                     tasks.append(Task(a, functions[b] if b else None, options[c], data, 0, 0, now_ns))
                     continue
                 if tasks:
-                    self._accept(tasks)
+                    self.scheduler.submitted_all(tasks)
                     tasks = []
                 self._take_in(kind, flags, a, b, c, data)
-            self._accept(tasks)
+            self.scheduler.submitted_all(tasks)
         except (RingCorrupt, KeyError, ValueError, TypeError):
             # The client's memory is corrupt: it gets no service, and we have no other.
             self._stopping = NOW
         batch.clear()
         return count
-
-    def _accept(self, tasks: list[Task]) -> None:
-        if self._is_watched:
-            for task in tasks:
-                self.submitted(task)
-        else:
-            self.scheduler.submitted_all(tasks)
 
     def _take_in(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
         world, scheduler = self.world, self.scheduler
@@ -231,7 +223,6 @@ class Loop(Nursing):
         """The client watches from now on, or no longer."""
         self.watch.tell(on, self.scheduler)
         self.submitted = self.scheduler.submitted_watched if on else self.scheduler.submitted
-        self._is_watched = on
 
     # ------------------------------------------------------------ the end
 

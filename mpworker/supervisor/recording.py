@@ -222,8 +222,12 @@ def recorded(
     world.record(EFFECTS)
     scheduler = _Wrapped(make(world, uniform=recorder.effect(UNIFORM, uniform), **figures), recorder.call)
     scheduler.record(calls_of(make))
-    scheduler.__dict__["submitted_all"] = lambda tasks: [scheduler.submitted(task) for task in tasks]
-    scheduler.__dict__["well"] = lambda _seat, _answers, at: at
+
+    def submitted_all(tasks: list[Task]) -> None:
+        for task in tasks:
+            scheduler.submitted_watched(task) if scheduler._watched else scheduler.submitted(task)
+
+    scheduler.__dict__.update(submitted_all=submitted_all, well=lambda _seat, _answers, at: at)
     return scheduler
 
 

@@ -89,10 +89,10 @@ class Scheduler(Deaths):
         self._put(task)
 
     def submitted_all(self, tasks: list[Task]) -> None:
-        """New tasks were accepted, none of which is a chunk: as `submitted` of each."""
-        if self._queues is not None:
+        """New tasks were accepted, none of which is a chunk: as `submitted` of each, or where somebody watches so."""
+        if self._queues is not None or self._watched:
             for task in tasks:
-                self.submitted(task)
+                self.submitted_watched(task) if self._watched else self.submitted(task)
             return
         known = self._tasks
         for task in tasks:
