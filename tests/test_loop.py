@@ -21,8 +21,8 @@ from leaks import wait_until
 from pooljobs import Gate
 
 from mpworker import ProcessWorker
-from mpworker.ipc import frames
-from mpworker.ipc.channel import close_all, make_channel
+from mpworker.ipc import codec, frames
+from mpworker.ipc.channel import Channel, close_all, make_channel
 from mpworker.supervisor import burying, children
 from mpworker.supervisor.effects import ProtocolViolation
 from mpworker.supervisor.leases import Leases
@@ -30,7 +30,7 @@ from mpworker.supervisor.loop import Loop
 from mpworker.supervisor.nursing import _NURSERY_SILENT_MAX, _START_BACKOFF_MAX
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.reading import _refusal
-from mpworker.supervisor.registry import LEAVING, READY, Seat
+from mpworker.supervisor.registry import LEAVING, READY, STARTING, Seat
 
 _CONFIG = {
     "n": 1,
@@ -98,27 +98,32 @@ def test_a_supervisor_that_is_never_idle_notices_its_clients_death() -> None:
         loop.run()
 
 
-class _Born(SimpleNamespace):
-    @property
-    def pid(self) -> int:
-        return int(self.seat.pid)
-
-
-@pytest.mark.parametrize("order", ["ready first", "spawned first"])
-def test_a_child_is_told_ready_by_its_number_whichever_word_comes_first(order: str) -> None:
+def test_a_child_is_not_heard_before_it_is_known_who_it_is() -> None:
     told: list[tuple[str, int]] = []
-    with made() as loop:
+    ends: list[Channel] = []
+
+    def send(order: dict[str, Any], fds: list[int]) -> None:
+        ends.append(Channel([fds[0], *map(os.dup, fds[1:3])], order["capacities"], 1))
+
+    with made() as loop, subprocess.Popen(["sleep", "60"]) as forked:
+        world = loop.world
         loop.watch.log = lambda _level, event, _task=0, **fields: told.append((event, fields["pid"]))  # type: ignore[method-assign]
-        seat = Seat(0, 1)
-        child: Any = _Born(seat=seat, ready=False, channel=loop.world.channel, pidfd=-1)
-        loop.world.by_number[0] = child
-        pidfd = os.pidfd_open(os.getpid())
-        words = [lambda: loop._child_is_ready(child), lambda: loop._nursery_report(spawned, [pidfd])]
-        spawned = {"op": "spawned", "id": 0, "pid": 77}
-        for word in words if order == "ready first" else reversed(words):
-            word()
-        os.close(pidfd)
-    assert told == [("child_started", 77), ("child_ready", 77)]
+        world.nursery = SimpleNamespace(send=send)  # type: ignore[assignment]
+        child = world.spawn()
+        loop.scheduler.child_starting(child.seat, time.monotonic())
+        assert ends[0].outbound.push(codec.READY, 0, 0, 0, 0, b"")
+        world.tell(child, codec.FORGET, 0, 7, 0, 0, b"")  # nor does it matter that it was sent something
+        world.ring_told()
+        assert loop._turn() == 0
+        assert (child.seat.state, told) == (STARTING, [])
+        spawned = {"op": "spawned", "id": child.seat.number, "pid": forked.pid}
+        loop._nursery_report(spawned, [os.pidfd_open(forked.pid)])
+        assert loop._turn() == 1
+        assert child.seat.state == READY
+        assert told == [("child_started", forked.pid), ("child_ready", forked.pid)]
+        forked.kill()
+        ends[0].close()
+        child.close()
 
 
 @dataclass(eq=False)
@@ -213,6 +218,7 @@ class _Sitting:
     seat: Seat
     outbox: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(waiting=[]))
     owes: set[int] = field(default_factory=set)
+    pid: int = 1
     rung: int = 0
 
     def ring_bell(self) -> None:

@@ -257,8 +257,13 @@ class Children:
         child = Child(seat, channel, claims, stack_view, self._config["child"]["max_payload_bytes"])
         child.cores = cores
         self.by_number[seat.number] = child
-        self.active[child] = None
         return child
+
+    def spawned(self, child: Child, pid: int, pidfd: int) -> None:
+        """The nursery has forked a child. From now on it is listened to: what it does is told by its pid."""
+        child.seat.pid = pid
+        child.pidfd = pidfd
+        self.active[child] = None
 
     def _cores_of_next(self) -> list[int]:
         """The cores that the next child is pinned to, none for all; if each has one, that which the fewest have."""
@@ -332,7 +337,8 @@ class Children:
         before = len(active)
         for child in self.told:
             child.ring_bell()
-            active[child] = None
+            if child.pid:
+                active[child] = None
         self.told.clear()
         return len(active) - before
 

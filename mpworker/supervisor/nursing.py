@@ -167,11 +167,8 @@ class Nursing(Reading):
             if child is None:
                 os.close(fds[0])
                 return
-            child.seat.pid = report["pid"]
-            child.pidfd = fds[0]
+            self.world.spawned(child, report["pid"], fds[0])
             self.watch.log(DEBUG, "child_started", pid=child.pid)
-            if child.ready:
-                self.watch.log(INFO, "child_ready", pid=child.pid)
             try:
                 self._watch_bell(child.channel)
                 self._watch(child.pidfd, lambda: self._child_ended(child))
@@ -209,8 +206,7 @@ class Nursing(Reading):
     def _child_is_ready(self, child: Child) -> None:
         self.scheduler.child_ready(child.seat)
         if child.seat.state == READY:
-            if child.pid:  # else its word has come before that of the nursery, which tells who it is
-                self.watch.log(INFO, "child_ready", pid=child.pid)
+            self.watch.log(INFO, "child_ready", pid=child.pid)
             self._start_failures = self._start_kills = 0
             self._nursery_served = True
             child.ready = True
