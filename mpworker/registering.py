@@ -121,6 +121,9 @@ def has_too_many_keys(client: Client) -> bool:
 def check_task(task: object) -> None:
     """It is a `Task`."""
     if not isinstance(task, Task):
+        if isinstance(task, (list, tuple)):
+            kind = type(task).__name__
+            raise InvalidArgument(f"register_task needs a Task, not a {kind}: register_tasks(*tasks) takes many")
         raise InvalidArgument(f"register_task needs a Task, not {task!r}")
 
 

@@ -76,12 +76,16 @@ def forget_kept() -> None:
     kept.clear()
 
 
-def crash_once_then_total(shared: Shared[Any], folder: str) -> float:
-    found = total(shared)
+def _crash_once(folder: str) -> None:
     mark = f"{folder}/crashed"
     if not os.path.exists(mark):
         open(mark, "w").close()
         os._exit(3)
+
+
+def crash_once_then_total(shared: Shared[Any], folder: str) -> float:
+    found = total(shared)
+    _crash_once(folder)
     return found
 
 
@@ -179,3 +183,26 @@ def checked_and_kept(shared: Shared[Any], number: int) -> int:
     kept.append((shared.value, number))
     del kept[:-3]
     return checked(shared, number)
+
+
+class Unpickled:
+    """Writes a line to a file each time that it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        with open(self.path, "a") as file:
+            file.write("loaded\n")
+
+
+def opened(shared: Shared[Unpickled]) -> bool:
+    return isinstance(shared.value, Unpickled)
+
+
+def opened_after_a_crash(shared: Shared[Unpickled], folder: str) -> bool:
+    """The first attempt ends its process with the object open."""
+    found = opened(shared)
+    _crash_once(folder)
+    return found

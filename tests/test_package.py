@@ -84,3 +84,12 @@ def test_the_wheel_installs_on_every_python_found(tmp_path: Path) -> None:
         ):
             run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
             assert run.returncode == 0, f"Python {version}: {command}\n{run.stdout}{run.stderr}"
+
+
+def test_a_checkout_that_is_not_built_says_so(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "mpworker", tmp_path / "mpworker", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    script = "from mpworker import ProcessWorker"
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.stderr.splitlines()[-1].endswith("is not built: run `make` in the checkout, or `pip install .`")

@@ -1,5 +1,6 @@
 """The search for a plan, and how it is told."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -202,6 +203,21 @@ def test_the_json_is_whole(findings: results.Findings) -> None:
     assert whole["configuration"].startswith("from mpworker import ")
     assert any("+10.0%" in each for each in whole["sureness"])
     assert "a note" in whole["sureness"]
+
+
+@pytest.mark.parametrize(("model", "far_off"), [(1.19, False), (1.21, True), (0.81, False), (0.79, True)])
+def test_a_model_that_is_far_from_what_was_recorded_is_not_to_be_used(
+    findings: results.Findings, model: float, far_off: bool
+) -> None:
+    said = results.sureness(dataclasses.replace(findings, check=[("p50, s,", 1.0, 1.0), ("p95, s,", model, 1.0)]))
+    assert any("MORE THAN 20% OFF" in each for each in said) is far_off
+
+
+def test_a_configuration_that_misses_the_target_says_so(findings: results.Findings) -> None:
+    found = plan(same(batch(80)), Targets(p95=0.001), high=4)
+    assert not found.met
+    lines = results.configuration(told(found)).splitlines()
+    assert lines[:2] == ["# Does not meet p95 <= 0.001 s.", "from mpworker import ProcessWorker"]
 
 
 def test_the_report_is_one_page_and_says_it_all(findings: results.Findings) -> None:

@@ -729,6 +729,8 @@ def test_a_bad_retention_is_told(pool: ProcessWorker) -> None:
         pool.set_retention(3)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match="register_task needs a Task, not 3"):
         pool.register_task(3)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match=r"not a list: register_tasks\(\*tasks\) takes many"):
+        pool.register_tasks([Task(len, ("four",))])  # type: ignore[arg-type]
 
 
 def test_after_the_stop() -> None:

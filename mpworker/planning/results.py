@@ -14,6 +14,7 @@ from mpworker.supervisor.registry import TaskOptions
 BASE_BYTES: Final = 15 << 20  # supervisor and nursery
 CHILD_BYTES: Final = 6 << 20
 TASK_BYTES: Final = 600  # that waits, in client and supervisor together: `docs/defaults.md`, max_pending
+FAR_OFF: Final = 0.2  # what the planner promises of its p95: see docs/planning.md
 _PENDING_MIN: Final = 1_000
 
 HEADINGS: Final = (
@@ -136,6 +137,12 @@ def sureness(findings: Findings) -> list[str]:
         for figure, model, recorded in findings.check
         if recorded
     ]
+    if any(recorded and abs(model / recorded - 1) > FAR_OFF for _, model, recorded in findings.check):
+        checks.append(
+            f"THAT IS MORE THAN {FAR_OFF:.0%} OFF: this load does something that the model does not know (other programs on "
+            "the machine while it was recorded, tasks that wait and do not compute). Do not plan by these figures before "
+            "you know what."
+        )
     own = (
         f"The pool's own time for a task is taken as {costs.wake * 1e6:.3g} us from one process to the next, "
         f"{2 * costs.decide * 1e6:.3g} us of the supervisor and {costs.call * 1e6:.3g} us of a child: {costs.source}."
@@ -168,8 +175,9 @@ def configuration(findings: Findings) -> str:
     if queues:
         lines.append(f"queues={queues}")
     names = "ProcessWorker, QueueOptions" if "QueueOptions" in queues else "ProcessWorker"
+    short = f"# Does not meet {_wanted(plan)}.\n" if plan.targets and not plan.met else ""
     body = "\n".join(f"    {line}," for line in lines)
-    return f"from mpworker import {names}\n\nworker = ProcessWorker(\n{body}\n)\n"
+    return f"{short}from mpworker import {names}\n\nworker = ProcessWorker(\n{body}\n)\n"
 
 
 def _options(plan: Plan) -> TaskOptions:

@@ -377,22 +377,19 @@ class Children:
             ProtocolViolation: No call that it has speaks of it.
         """
         calls = [task.payload for task in child.seat.offers.values()]
-        if not self.blocks.shares.opened(child.seat.number, number, calls):
-            self._ask_to_let_go(child, number)
+        self.blocks.shares.opened(child.seat.number, number, calls)
 
     def share_closed(self, child: Child, number: int) -> None:
         """A child has let go of a shared object."""
         child.owes.discard(number)
         self.blocks.shares.closed(child.seat.number, number)
 
-    def unshare(self, number: int) -> None:
-        """The client has let go of a shared object: whoever has it open shall, too."""
-        for child in self.blocks.shares.let_go(number):
-            self._ask_to_let_go(self.by_number[child], number)
-
-    def _ask_to_let_go(self, child: Child, number: int) -> None:
-        child.owes.add(number)
-        self.tell(child, codec.UNSHARE, 0, number, 0, 0, b"")
+    def close_unneeded(self) -> None:
+        """Ask the children that have open what no task needs any more to let go of it."""
+        for number, share in self.blocks.shares.to_close():
+            child = self.by_number[number]
+            child.owes.add(share)
+            self.tell(child, codec.UNSHARE, 0, share, 0, 0, b"")
 
     def forget(self, function: Function) -> None:
         """No later task uses the function, unless it is sent again."""

@@ -12,7 +12,7 @@ from mpworker.containers import OrderedDict
 from mpworker.ipc import arena
 from mpworker.ipc._native import Extents
 from mpworker.supervisor.effects import ProtocolViolation
-from mpworker.supervisor.shares import Holding, Shares
+from mpworker.supervisor.shares import Holding, Shared, Shares
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ class Held(bytes):
     Attributes:
         own: Its own block.
         call: The call's, which it refers to.
-        shares: Those of the shared objects that it speaks of, until it has come to its end.
+        shares: The shared objects that it speaks of, until it has come to its end.
         block_bytes: How large the first two are together: see `mpworker.supervisor.registry.size_of`.
     """
 
     own: Holding | None
     call: Holding | None
-    shares: tuple[Holding, ...]
+    shares: tuple[Shared, ...]
     block_bytes: int
 
     def over(self) -> None:
@@ -44,7 +44,7 @@ class Held(bytes):
         self.shares = ()
 
 
-def held(data: bytes, own: Holding | None, call: Holding | None = None, shares: tuple[Holding, ...] = ()) -> Held:
+def held(data: bytes, own: Holding | None, call: Holding | None = None, shares: tuple[Shared, ...] = ()) -> Held:
     """A payload with these blocks."""
     made = Held(data)
     made.own = own

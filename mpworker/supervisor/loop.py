@@ -127,6 +127,8 @@ class Loop(Nursing):
             self.latency.take(world.ended_ns, int(now * 1e9))
             world.ended_ns.clear()
         self.requests.answer_later_ones()
+        if world.blocks.shares.unneeded:
+            world.close_unneeded()
         if world.outbox.waiting or world.blocks.freed:
             world.flush_client()
         if world.backlog:
@@ -213,7 +215,7 @@ class Loop(Nursing):
         elif kind == codec.SHARE:
             world.blocks.shares.place((a, b, c))
         elif kind == codec.UNSHARE:
-            world.unshare(a)
+            world.blocks.shares.let_go(a)
         else:
             forgotten = world.note(kind, flags, a, data)
             if forgotten is not None:

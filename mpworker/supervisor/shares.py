@@ -2,8 +2,9 @@
 
 That is the client, as long as it has the handle; each call that speaks of it, until it has come to its end
 (`mpworker.supervisor.held`); and each child that has it open. A child keeps open what it has opened, for the next task:
-it says so before it answers the call, which is kept until then. When the client lets go of it, the children that have
-it open are asked to do the same, and do so between two tasks; what a task has kept of it becomes a copy there.
+it says so before it answers the call, which is kept until then. When neither the client nor a call speaks of it any more,
+the children that have it open are asked to let go of it, and do so between two tasks; what a task has kept of it becomes
+a copy there.
 """
 
 from __future__ import annotations
@@ -35,39 +36,66 @@ class Holding:
         self._give_back(self.block)
 
 
+class Shared:
+    """A shared object that a later task may open: the client has it, or a call that has not come to its end.
+
+    Args:
+        holding: Its block, which children may have open for longer.
+        unneeded: Where its number goes when neither has it any more.
+    """
+
+    __slots__ = ("_unneeded", "holding")
+
+    def __init__(self, holding: Holding, unneeded: list[int]) -> None:
+        self.holding = holding
+        self._unneeded = unneeded
+
+    def __del__(self) -> None:
+        self._unneeded.append(self.holding.block[0])
+
+
 class Shares:
     """The shared objects of one client.
 
     Args:
         give_back: Called with the block of each that nobody can look at any more.
+
+    Attributes:
+        unneeded: The numbers of those that no later task opens, and that children may still have open.
     """
 
     def __init__(self, give_back: Callable[[Block], None]) -> None:
         self._give_back = give_back
-        self._placed: dict[int, Holding] = {}  # that the client has, by number
+        self._placed: dict[int, Shared] = {}  # that the client has, by number
         self._open: dict[int, dict[int, Holding]] = {}  # by number: by child, who has it open
+        self.unneeded: list[int] = []
 
     def place(self, block: Block) -> None:
         """The client has placed an object."""
-        self._placed[block[0]] = Holding(block, self._give_back)
+        self._placed[block[0]] = Shared(Holding(block, self._give_back), self.unneeded)
 
-    def named(self, blocks: Iterable[Block]) -> tuple[Holding, ...] | None:
+    def named(self, blocks: Iterable[Block]) -> tuple[Shared, ...] | None:
         """Those that a call speaks of; None if the client has one of them no more."""
         found = []
         for block in blocks:
-            holding = self._placed.get(block[0])
-            if holding is None or holding.block != block:
+            shared = self._placed.get(block[0])
+            if shared is None or shared.holding.block != block:
                 return None
-            found.append(holding)
+            found.append(shared)
         return tuple(found)
 
-    def let_go(self, number: int) -> list[int]:
-        """Nobody in the client has its handle, which may be said twice. The children that have it open."""
+    def let_go(self, number: int) -> None:
+        """Nobody in the client has its handle, which may be said twice."""
         self._placed.pop(number, None)
-        return list(self._open.get(number, ()))
 
-    def opened(self, child: int, number: int, calls: Iterable[bytes]) -> bool:
-        """A child has opened it; False if it is to let go of it at once.
+    def to_close(self) -> list[tuple[int, int]]:
+        """Who is to let go of what, each once: children, and numbers of what they have open and is not needed."""
+        pairs = [(child, number) for number in self.unneeded for child in self._open.get(number, ())]
+        self.unneeded.clear()
+        return pairs
+
+    def opened(self, child: int, number: int, calls: Iterable[bytes]) -> None:
+        """A child has opened it.
 
         Args:
             child: Which.
@@ -78,10 +106,10 @@ class Shares:
             ProtocolViolation: It cannot have that, from none of its calls.
         """
         for call in calls:
-            for holding in getattr(call, "shares", ()):
-                if holding.block[0] == number:
-                    self._open.setdefault(number, {})[child] = holding
-                    return number in self._placed
+            for shared in getattr(call, "shares", ()):
+                if shared.holding.block[0] == number:
+                    self._open.setdefault(number, {})[child] = shared.holding
+                    return
         raise ProtocolViolation(f"shared object {number} is open, and is in no call")
 
     def closed(self, child: int, number: int) -> None:
