@@ -4,8 +4,8 @@ import pytest
 from scheduler_steps import function, interrupts, kills, offered, outcome, outcomes, start, wait
 from scheduler_world import GRACE, World
 
+from mpworker.supervisor import dispatch
 from mpworker.supervisor import effects as rules
-from mpworker.supervisor import offers
 from mpworker.supervisor.registry import Seat
 
 
@@ -206,7 +206,7 @@ def test_what_has_not_begun_ends_cancelled_and_what_runs_goes_on() -> None:
 def test_chunks_that_have_not_begun_end_cancelled() -> None:
     world = World(1, slots=16)
     running = world.submit(function(1))
-    ahead, queued = world.submit(function(1), items=3), world.submit(function(offers.BUDGET_NS), items=2)
+    ahead, queued = world.submit(function(1), items=3), world.submit(function(dispatch.AHEAD_NS), items=2)
     start(world)
     assert offered(world) == [ahead.key]
     world.cancel_unstarted()

@@ -36,10 +36,23 @@ def test_short_tasks_are_offered_ahead_up_to_the_budget() -> None:
     assert len(offered(world)) == 4
 
 
+@pytest.mark.parametrize(("cost_ns", "ahead"), [(dispatch.AHEAD_NS, 2), (dispatch.AHEAD_NS + 1, 1)])
+def test_a_child_has_its_next_task_unless_that_could_be_stuck_for_long(cost_ns: int, ahead: int) -> None:
+    world = World(1, slots=16)
+    for _ in range(8):
+        world.submit(function(cost_ns))
+    world.turn()
+    assert len(offered(world)) == ahead
+    world.children[0].step()
+    world.children[0].step()
+    world.turn()
+    assert len(offered(world)) == ahead
+
+
 def test_a_chunk_costs_what_all_its_items_cost() -> None:
     world = World(1, slots=16)
-    short = function(offers.BUDGET_NS // 4)
-    world.submit(short, items=3)
+    short = function(dispatch.AHEAD_NS // 4)
+    world.submit(short, items=5)
     world.submit(short, items=2)
     world.submit(short)
     world.turn()
@@ -94,7 +107,7 @@ def test_what_one_child_ends_before_another_could_begin_wakes_no_other() -> None
 @pytest.mark.parametrize("queue", ["default", "other"])
 def test_a_turn_looks_at_no_child_that_has_enough_to_do(queue: str) -> None:
     world = World(64)
-    tasks = [world.submit(function(offers.BUDGET_NS), queue=queue) for _ in range(200)]
+    tasks = [world.submit(function(2 * dispatch.AHEAD_NS), queue=queue) for _ in range(200)]
     world.turn()
     assert not world.scheduler._roomy
     for number in (7, 40):
@@ -207,7 +220,7 @@ def test_what_is_taken_goes_to_idle_children_alone_and_no_more_than_they_have_ro
     for _ in range(4):
         world.submit(function(1))
     victim, full, thief = start(world), world.spawn(), world.spawn()
-    world.submit(function(offers.BUDGET_NS))
+    world.submit(function(2 * dispatch.AHEAD_NS))
     full.step()
     start(world, 1)
     thief.step()

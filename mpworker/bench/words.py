@@ -35,9 +35,7 @@ def intro(run: Run) -> list[str]:
     if run.settings.scale != 1:
         said.append(f"Scaled by {run.settings.scale:g}: these are not the figures of a full run.")
     if run.absent:
-        said.append(
-            f"Not installed: {', '.join(run.absent)}. (`pip install 'mpworker[bench]'` brings all but Ray and Dask.)"
-        )
+        said.append(f"Not installed: {', '.join(run.absent)}. The extra mpworker[bench] brings all but Ray and Dask.")
     return said
 
 

@@ -63,6 +63,7 @@ typedef struct {
     mpw_bell_word *word;
     int fd;
     bool waiting; /* under the GIL */
+    mpw_habit habit; /* so */
 } bell_object;
 
 typedef struct {
@@ -605,12 +606,18 @@ static PyObject *bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nar
     }
     if (timeout >= 0 && timeout < 1e9)
         deadline_ns = mpw_now_ns() + (uint64_t)(timeout * 1e9);
+    if (mpw_watch_ready(&watch))
+        return PyLong_FromLong(1);
     int result;
+    uint64_t begun_ns = spin_ns ? mpw_now_ns() : 0;
+    uint64_t worth_ns = mpw_habit_spin(&bell->habit, spin_ns);
     bell->waiting = true;
     Py_BEGIN_ALLOW_THREADS
-    result = mpw_bell_wait(bell->word, bell->fd, &watch, (int)also_fd, deadline_ns, spin_ns);
+    result = mpw_bell_wait(bell->word, bell->fd, &watch, (int)also_fd, deadline_ns, worth_ns);
     Py_END_ALLOW_THREADS
     bell->waiting = false;
+    if (spin_ns)
+        mpw_habit_learn(&bell->habit, spin_ns, mpw_now_ns() - begun_ns);
     if (result >= 0)
         return PyLong_FromLong(result);
     if (errno != EINTR)

@@ -139,6 +139,27 @@ static inline void mpw_relax(void)
 #endif
 }
 
+/* How long the waits of one side last, by which it is known whether to spin is worth it. */
+typedef struct {
+    uint64_t usual_ns; /* moving mean; 0 before the first */
+    uint32_t waits;
+} mpw_habit;
+
+/* For how long to spin now, of `spin_ns` at most: not at all where waits usually outlast that by half, for it takes the
+ * core from those who are waited for. Each 16th wait finds out whether that is still so. */
+static inline uint64_t mpw_habit_spin(mpw_habit *habit, uint64_t spin_ns)
+{
+    bool in_vain = habit->usual_ns > spin_ns + spin_ns / 2;
+    return in_vain && ++habit->waits % 16 ? 0 : spin_ns;
+}
+
+/* A wait has lasted so long. One counts for 8 times the spin at most: after a long one, a few short ones are enough. */
+static inline void mpw_habit_learn(mpw_habit *habit, uint64_t spin_ns, uint64_t waited_ns)
+{
+    uint64_t counted = waited_ns < 8 * spin_ns ? waited_ns : 8 * spin_ns;
+    habit->usual_ns = (3 * habit->usual_ns + counted) / 4;
+}
+
 /* Spin, then sleep, until a ring is ready (bit 1), the pipe is readable (bit 1) or `also_fd` is readable (bit 2).
  * 0 at the deadline (UINT64_MAX: none), -1 with errno. */
 static inline int mpw_bell_wait(mpw_bell_word *bell, int fd, const mpw_watch *watch, int also_fd, uint64_t deadline_ns,

@@ -139,9 +139,9 @@ def sureness(findings: Findings) -> list[str]:
     ]
     if any(recorded and abs(model / recorded - 1) > FAR_OFF for _, model, recorded in findings.check):
         checks.append(
-            f"THAT IS MORE THAN {FAR_OFF:.0%} OFF: this load does something that the model does not know (other programs on "
-            "the machine while it was recorded, tasks that wait and do not compute). Do not plan by these figures before "
-            "you know what."
+            f"THAT IS MORE THAN {FAR_OFF:.0%} OFF: this load does something that the model does not know (other "
+            "programs on the machine while it was recorded, tasks that wait and do not compute). Do not plan by these "
+            "figures before you know what."
         )
     own = (
         f"The pool's own time for a task is taken as {costs.wake * 1e6:.3g} us from one process to the next, "

@@ -326,7 +326,7 @@ class Seat:
         number: Which child; never used again after its death.
         pid: Its process, 0 until it is forked.
         offers: Its outstanding offers by slot, in the order they were made.
-        load_ns: Expected nanoseconds of all its offers.
+        load_ns: What its offers take of its budget of expected work: see `mpworker.supervisor.dispatch`.
         timeout_at: When to look whether the running task is late.
         kill_at: When the grace of the task that was interrupted is over.
         kills: The same for each of them, by slot: one may have ended, and its answer not be read, when the next one is.

@@ -22,9 +22,9 @@ Rules:
    that has gone on to another task lives.
 6. The child that became idle last is the first to be offered something: its caches are warm. It is given what it
    will have ended before another could begin, WAKE_NS of expected work. Offers ahead of need are bounded by time:
-   BUDGET_NS of expected work per child, one task while the duration is unknown. What waits behind a long task is
-   stolen by an idle child after STEAL_AFTER, and goes back to the line after RELIEVE_AFTER if none is idle. What is
-   more urgent goes before what no child has begun.
+   BUDGET_NS of expected work per child, two tasks where each is expected to take AHEAD_NS at most, one while the
+   duration is unknown. What waits behind a long task is stolen by an idle child after STEAL_AFTER, and goes back to
+   the line after RELIEVE_AFTER if none is idle. What is more urgent goes before what no child has begun.
 7. The time that this machine was paused is nobody's: neither a lease nor a deadline of a child runs meanwhile.
 
 A chunk of `map` is an envelope. Its items are answered in order; `Task.start` is the first one not answered. An item

@@ -2,9 +2,9 @@
 
 That is the client, as long as it has the handle; each call that speaks of it, until it has come to its end
 (`mpworker.supervisor.held`); and each child that has it open. A child keeps open what it has opened, for the next task:
-it says so before it answers the call, which is kept until then. When neither the client nor a call speaks of it any more,
-the children that have it open are asked to let go of it, and do so between two tasks; what a task has kept of it becomes
-a copy there.
+it says so before it answers the call, which is kept until then. When neither the client nor a call speaks of it any
+more, the children that have it open are asked to let go of it, and do so between two tasks; what a task has kept of it
+becomes a copy there.
 """
 
 from __future__ import annotations

@@ -53,6 +53,10 @@ def test_no_wake_up_is_lost(drive) -> None:
     passes(drive("dekker", 1_000_000, SEED, "room"))
 
 
+def test_nobody_spins_whose_waits_last_too_long_for_it(drive) -> None:
+    passes(drive("habit", flags=ASAN))
+
+
 def test_sleepers_and_ringers_for_seconds(drive) -> None:
     passes(drive("pingpong", 4, SEED))
 
