@@ -93,6 +93,10 @@ def test_sizes_are_tried_no_further_than_is_needed() -> None:
     assert tried == [0.001, 0.0005, 0.00025, 0.000125, 0.0000625]
 
 
+def test_one_disturbed_try_does_not_count() -> None:
+    assert metg.median([Try(1.0, 0.9), Try(9.0, 0.1), Try(1.1, 0.8)]) == Try(1.1, 0.8)
+
+
 def test_a_pool_that_is_never_that_efficient_has_no_metg() -> None:
     tries = metg.curve(lambda size: Try(2 * size, 0.6))
     assert metg.metg(tries, 0.9) is None

@@ -75,10 +75,12 @@ class _NeverIdle(Loop):
 
 
 @contextmanager
-def made(kind: type[Loop] = Loop) -> Iterator[Loop]:
-    """A loop that has no processes."""
+def made(kind: type[Loop] = Loop, ends: list[Channel] | None = None) -> Iterator[Loop]:
+    """A loop that has no processes. The client's end of its channel is put into `ends`, for the caller to close."""
     ours, theirs = frames.pair()
     fds, channel = make_channel("test", (4096, 4096))
+    if ends is not None:
+        ends.append(Channel([fds[0], *map(os.dup, fds[1:])], (4096, 4096), 1))
     close_all(fds)
     pidfd = os.pidfd_open(os.getpid())
     blob = os.memfd_create("blob")
@@ -127,6 +129,41 @@ def test_a_child_is_not_heard_before_it_is_known_who_it_is() -> None:
         forked.kill()
         ends[0].close()
         child.close()
+
+
+@pytest.mark.parametrize("left", ["outbox", "backlog", "freed", "unneeded", "overtaken", "stopping"])
+def test_before_it_sleeps_a_loop_does_what_a_turn_has_left(monkeypatch: pytest.MonkeyPatch, left: str) -> None:
+    with made() as loop:
+        world: Any = loop.world
+        channels = [world.channel]
+        turns = iter([0, 3])
+        loop._turn = lambda: next(turns)  # type: ignore[method-assign]
+        assert not loop._finds_more(channels)
+        if left == "outbox":
+            world.outbox.waiting.append("a record")
+        elif left == "backlog":
+            world.backlog.add("a child")
+        elif left == "freed":
+            world.blocks.freed.append(1)
+        elif left == "unneeded":
+            world.blocks.shares.unneeded.append(1)
+        elif left == "overtaken":
+            monkeypatch.setattr(Places, "is_overtaken", True)
+        else:
+            loop._stopping = "drain"
+        assert not loop._finds_more(channels)
+        assert loop._finds_more(channels)
+        assert next(turns, None) is None
+
+
+def test_before_it_sleeps_a_loop_looks_for_what_has_come() -> None:
+    ends: list[Channel] = []
+    with made(ends=ends) as loop:
+        loop._turn = lambda: pytest.fail("a turn, where a look is enough")  # type: ignore[method-assign]
+        assert not loop._finds_more([loop.world.channel])
+        assert ends[0].outbound.push(codec.REQUEST, 0, 0, 0, 0, b"")
+        assert loop._finds_more([loop.world.channel])
+        ends[0].close()
 
 
 @dataclass(eq=False)

@@ -7,9 +7,10 @@ has the overhead in it. Efficiency is the rate of useful work as a part of the p
 granularity at which it is x or more.
 
 The peak is the pool's own, with the same work cut into a few large tasks, run just before each try, so that a busy
-neighbour slows both alike. Cores are those that the workers can use at most. With as many workers as cores, the
-client's and the supervisor's own work comes out of the same cores, and counts against the pool, as it does for its
-user.
+neighbour slows both alike; and of TRIES of each size the one in the middle counts, for the curve is flat where it comes
+to a half, and one disturbed try would be the end of it. Cores are those that the workers can use at most. With as many
+workers as cores, the client's and the supervisor's own work comes out of the same cores, and counts against the pool,
+as it does for its user.
 
 Sizes are tried from large to small, each half of the one before, until less than half of the time is useful; between
 the last two it is interpolated.
@@ -25,7 +26,8 @@ from mpworker.bench.peers import EXECUTOR, MPWORKER, opened
 from mpworker.bench.tasks import noop, turns_per_second, work
 from mpworker.cgroups import available_cores
 
-WORK_SECONDS: Final = 0.15  # of each worker, for each size that is tried
+WORK_SECONDS: Final = 0.1  # of each worker, for each try
+TRIES: Final = 3  # of each size
 TASKS_MAX: Final = 20_000
 PIECES: Final = 4  # large tasks for each worker
 FIRST: Final = 1e-3  # seconds: the size of the first try
@@ -65,6 +67,11 @@ def curve(attempt: Callable[[float], Try], first: float = FIRST) -> list[Try]:
     return tries
 
 
+def median(tries: list[Try]) -> Try:
+    """The one in the middle, by efficiency."""
+    return sorted(tries, key=lambda each: each.efficiency)[len(tries) // 2]
+
+
 def metg(tries: list[Try], level: float) -> float | None:
     """The smallest granularity, in seconds, down to which the efficiency keeps to that level; None if it never did."""
     kept = 0
@@ -93,6 +100,9 @@ def run(contender: str, settings: Settings) -> Values:
         def attempt(size: float) -> Try:
             tasks = settings.count(min(TASKS_MAX, round(WORK_SECONDS * settings.n / size)))
             turns = max(1, round(size * speed))
+            return median([once(tasks, turns) for _ in range(TRIES)])
+
+        def once(tasks: int, turns: int) -> Try:
             pieces = PIECES * settings.n
             best = seconds(pieces, tasks * turns // pieces)
             took = seconds(tasks, turns)
