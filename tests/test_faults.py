@@ -250,10 +250,13 @@ def test_a_child_that_froze_before_it_began_costs_no_attempt() -> None:
 
 # ------------------------------------------------------------ timeouts
 
+# The time of a child's first task of a module is also that of the module's import.
+LOADED = {"preload": [tasks.__name__]}
+
 
 @pytest.mark.parametrize("task", [tasks.nap_here, tasks.backtrack_here], ids=["sleep", "re"])
 def test_a_timeout_interrupts(task: Callable[[], None]) -> None:
-    with ProcessWorker(n=1, grace=LIMIT) as w:
+    with ProcessWorker(n=1, grace=LIMIT, **LOADED) as w:
         pid = w.submit(os.getpid).result(LIMIT)
         future = w.options(timeout=0.2).submit(task)
         error = future.exception(LIMIT)
@@ -266,7 +269,7 @@ def test_a_timeout_interrupts(task: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("task", [tasks.count_here, tasks.swallow_and_go_on], ids=["C", "swallow"])
 def test_a_timeout_kills_what_takes_no_interrupt(task: Callable[[], Any]) -> None:
-    with ProcessWorker(n=2, grace=0.2) as w:
+    with ProcessWorker(n=2, grace=0.2, **LOADED) as w:
         before = whole(w, 2)
         late = [w.options(timeout=0.2).submit(task) for _ in range(3)]
         neighbours = [w.submit(tasks.attempt) for _ in range(40)]
@@ -280,14 +283,14 @@ def test_a_timeout_kills_what_takes_no_interrupt(task: Callable[[], Any]) -> Non
 
 
 def test_a_value_that_comes_after_the_timeout_changes_nothing() -> None:
-    with ProcessWorker(n=1, grace=LIMIT) as w:
+    with ProcessWorker(n=1, grace=LIMIT, **LOADED) as w:
         pid = w.submit(os.getpid).result(LIMIT)
         assert isinstance(w.options(timeout=0.2).submit(tasks.swallow_and_return).exception(LIMIT), TaskTimeout)
         assert w.submit(os.getpid).result(LIMIT) == pid
 
 
 def test_a_timeout_is_retried(tmp_path: Path) -> None:
-    with ProcessWorker(n=1, grace=LIMIT) as w:
+    with ProcessWorker(n=1, grace=LIMIT, **LOADED) as w:
         assert w.options(timeout=0.2, retries=1).submit(tasks.nap_once, tmp_path / "once").result(LIMIT) == 2
 
 

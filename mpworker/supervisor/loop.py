@@ -109,7 +109,10 @@ class Loop(Nursing):
         left = world.outbox.waiting or world.backlog or world.blocks.freed or world.blocks.shares.unneeded
         if left or self.scheduler.is_overtaken or self._stopping:
             return self._turn() > 0
-        return any(channel.inbound.readable() for channel in channels)
+        try:
+            return any(channel.inbound.readable() for channel in channels)
+        except RingCorrupt:
+            return self._turn() > 0  # which condemns whose it is
 
     def _turn(self) -> int:
         """Take in what has come and act on it; how many things that were."""
