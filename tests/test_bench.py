@@ -1,5 +1,6 @@
 """What the benchmarks compute from what they measure, and how two runs are compared. No clock, no process."""
 
+import dataclasses
 import itertools
 import json
 import random
@@ -58,6 +59,9 @@ def test_each_goal_is_a_row_with_what_was_measured() -> None:
         ("b", "time: at most 20 ms", "30 ms", "30 - 30", "NOT MET"),
         ("b", "time: at most 1 times ray's", "-", "", "not measured"),
     ]
+    scaled = dataclasses.replace(ran(rounds, RATE, TIME), settings=Settings(scale=0.5))
+    assert [words.goal_row(each)[-1] for each in scaled.goals()] == ["not judged", "not judged", "not measured"]
+    assert "no goal is judged" in " ".join(words.intro(scaled))
 
 
 # METG

@@ -109,6 +109,7 @@ def test_what_was_measured_before_ctrl_c_is_told(bench: Bench, tmp_path: Path, m
         (("--rounds", "0"), "rounds must be at least 1, not 0"),
         (("-n", "0"), "workers must be at least 1, not 0"),
         (("-n", "1000"), "workers must be at most 256, not 1000"),
+        (("--json", "x", "--html", "x"), "--json and --html are the same file: x"),
         (("--scale", "0"), "scale must be at least 1e-06, not 0.0"),
         (("--idle-seconds", "-1"), "idle-seconds must be at least 0.001, not -1.0"),
         (("--compare", "nowhere.json"), "the run nowhere.json cannot be read: No such file or directory"),

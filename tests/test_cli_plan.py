@@ -57,16 +57,43 @@ def test_a_recorded_load_is_planned(plan: Callable[..., tuple[int, str, str]], t
         for future in [w.options(queue="q").submit(time.sleep, 0.002) for _ in range(50)]:
             future.result()
     code, out, err = plan(path, "--json", "-", "--replications", 1, "-n", "1-3", "--memory", 1 << 20)
-    assert (code, err) == (ExitCode.OK, "")
+    assert code == ExitCode.OK
     whole = json.loads(out)
+    assert err.splitlines() == [each for each in whole["sureness"] if each.startswith(("Replayed", "THAT IS MORE"))]
     assert whole["load"] == f"Recorded: {path}, 50 tasks"
-    assert [each["figure"] for each in whole["check"]] == ["p50, s,", "p95, s,"]
+    assert [each["figure"] for each in whole["check"]] == ["p50", "p95"]
     assert "rate=400.0" in whole["configuration"]
     assert whole["points"][1]["memory"] < (15 << 20) + (3 << 20)
     _, out, _ = plan(path, "--replications", 0, "-n", 2, "--rate", 9, "--burst", 4)
     assert "rate=9.0" in out
     assert "Replayed with the recorded number of children" in out
     assert "the first as in the trace" in out
+
+
+def test_no_output_takes_the_place_of_the_trace(plan: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text("a trace\n")
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    for arguments, says in (
+        ((path, "--html", path), "TRACE and --html are the same file"),
+        ((path, "--json", link), "TRACE and --json are the same file"),
+        ((*LOAD, "--json", "x", "--html", "./x"), "--json and --html are the same file"),
+    ):
+        code, _, err = plan(*arguments)
+        assert code == ExitCode.USAGE
+        assert says in err
+    assert path.read_text() == "a trace\n"
+
+
+def test_progress_is_told_also_without_a_terminal(
+    plan: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpworker.cli.plan.LINE_EVERY", 0.0)
+    _, _, err = plan("--batch", 20, "--service", "constant:1", "--replications", 0, "-n", "3-4")
+    assert err.splitlines()[0] == "1 simulations, 0 s"
+    _, _, err = plan("--batch", 20, "--service", "constant:1", "--replications", 0, "-n", "3-4", "-q")
+    assert err == ""
 
 
 @pytest.mark.parametrize(
@@ -86,7 +113,7 @@ def test_a_recorded_load_is_planned(plan: Callable[..., tuple[int, str, str]], t
         ((*LOAD, "--misses", "2"), "misses must be at most 1, not 2.0"),
         ((*LOAD, "--misses", "0.1"), "--misses is for tasks with a deadline, and none has one"),
         ((*LOAD, "-n", "0"), "children must be at least 1, not 0"),
-        ((*LOAD, "-n", "4-2"), "children must be at least 4, not 2"),
+        ((*LOAD, "-n", "4-2"), "children must be LOW-HIGH, not '4-2': 4 is more than 2"),
         ((*LOAD, "-n", "1-500"), "children must be at most 128, not 500"),
         ((*LOAD, "-n", "many"), "children must be a number or LOW-HIGH, not 'many'"),
         ((*LOAD, "--cores", "0"), "cores must be at least 0.01, not 0.0"),

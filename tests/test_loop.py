@@ -30,7 +30,7 @@ from mpworker.supervisor.loop import Loop
 from mpworker.supervisor.nursing import _NURSERY_SILENT_MAX, _START_BACKOFF_MAX
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.reading import _refusal
-from mpworker.supervisor.registry import LEAVING, READY, STARTING, Seat
+from mpworker.supervisor.registry import GONE, LEAVING, READY, STARTING, Seat
 
 _CONFIG = {
     "n": 1,
@@ -101,6 +101,23 @@ def made(kind: type[Loop] = Loop, ends: list[Channel] | None = None) -> Iterator
 def test_a_supervisor_that_is_never_idle_notices_its_clients_death() -> None:
     with made(_NeverIdle) as loop:
         loop.run()
+
+
+def test_of_a_child_that_was_perhaps_never_forked_nothing_is_told() -> None:
+    told: list[str] = []
+    ends: list[Channel] = []
+    with made() as loop:
+        loop.watch.log = lambda _level, event, _task=0, **_fields: told.append(event)  # type: ignore[method-assign]
+        loop.world.nursery = SimpleNamespace(  # type: ignore[assignment]
+            send=lambda order, fds: ends.append(Channel([fds[0], *map(os.dup, fds[1:3])], order["capacities"], 1))
+        )
+        child = loop.world.spawn()
+        loop.scheduler.child_starting(child.seat, time.monotonic())
+        assert ends[0].outbound.push(codec.READY, 0, 0, 0, 0, b"")
+        loop._stopping = "now"  # so that no other is made
+        loop._child_died(child, signal.SIGKILL, "nursery")
+        assert (child.seat.state, told) == (GONE, [])
+        ends[0].close()
 
 
 def test_a_child_is_not_heard_before_it_is_known_who_it_is() -> None:

@@ -37,7 +37,8 @@ class Goal:
         text: The goal in words.
         found: Of all rounds that say something; None if there is none.
         unit: Of that; none for a ratio.
-        met: None if there is nothing to tell by.
+        met: None if there is nothing to tell by: no round has measured it, or what was measured is smaller than what
+            the goal is for.
     """
 
     benchmark: str
@@ -68,14 +69,14 @@ class Run:
     def goals(self) -> list[Goal]:
         """Every goal of every benchmark that was run."""
         return [
-            _goal(name, measure, target, taken.rounds)
+            _goal(name, measure, target, taken.rounds, judged=self.settings.scale >= 1)
             for name, taken in self.taken.items()
             for measure in taken.benchmark.measures
             for target in measure.targets
         ]
 
 
-def _goal(name: str, measure: Measure, target: Target, rounds: Sequence[Round]) -> Goal:
+def _goal(name: str, measure: Measure, target: Target, rounds: Sequence[Round], judged: bool) -> Goal:
     bound = f"{'at least' if measure.higher_is_better else 'at most'} {target.bound:g}"
     against = f" {measure.unit}" if target.against is None else f" times {target.against}'s"
     who = "" if target.contender == MPWORKER else f" with {target.contender}"
@@ -85,7 +86,7 @@ def _goal(name: str, measure: Measure, target: Target, rounds: Sequence[Round]) 
     if not reached:
         return Goal(name, text, None, unit, None)
     found = spread(reached)
-    return Goal(name, text, found, unit, measure.meets(target, found.median))
+    return Goal(name, text, found, unit, measure.meets(target, found.median) if judged else None)
 
 
 def ratios(benchmark: Benchmark, measure: Measure, rounds: Sequence[Round]) -> dict[str, Spread]:

@@ -33,7 +33,8 @@ def intro(run: Run) -> list[str]:
     """What was measured on, and how."""
     said = [f"{machine.in_words(run.machine)}; n={run.settings.n}"]
     if run.settings.scale != 1:
-        said.append(f"Scaled by {run.settings.scale:g}: these are not the figures of a full run.")
+        judged = "" if run.settings.scale > 1 else ", and no goal is judged by them"
+        said.append(f"Scaled by {run.settings.scale:g}: these are not the figures of a full run{judged}.")
     if run.absent:
         said.append(f"Not installed: {', '.join(run.absent)}. The extra mpworker[bench] brings all but Ray and Dask.")
     return said
@@ -41,7 +42,7 @@ def intro(run: Run) -> list[str]:
 
 def goal_row(goal: Goal) -> tuple[str, ...]:
     """A row with GOAL_HEADINGS."""
-    said = {True: "met", False: "NOT MET", None: "not measured"}[goal.met]
+    said = {True: "met", False: "NOT MET", None: "not measured" if goal.found is None else "not judged"}[goal.met]
     if goal.found is None:
         return goal.benchmark, goal.text, "-", "", said
     show = number if goal.unit else ratio

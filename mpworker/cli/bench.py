@@ -13,6 +13,7 @@ from mpworker.bench.measure import Settings
 from mpworker.bench.suite import SUITE
 from mpworker.checks import check_int, check_number
 from mpworker.cli.errors import CommandError, ExitCode
+from mpworker.cli.files import check_distinct
 from mpworker.options import N_MAX
 
 __all__ = ["bench_command", "command"]
@@ -70,6 +71,7 @@ def command(suite: Mapping[str, str], default: Mapping[str, str]) -> click.Comma
             check_number("idle-seconds", full["idle_seconds"] if idle_seconds is None else idle_seconds, 0.001, 1e6),
         )
         there, absent = peers.chosen(None if wanted is None else [name for name in wanted.split(",") if name])
+        check_distinct({"--compare": old_path, "--json": json_path, "--html": html_path})
         old = None if old_path is None else run.read(old_path)
         for path in (json_path, html_path):
             if path is not None:

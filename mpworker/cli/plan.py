@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.table import Table
 from mpworker.cgroups import available_cores
 from mpworker.checks import check_int, check_number, check_seconds
 from mpworker.cli.errors import CommandError, ExitCode
+from mpworker.cli.files import check_distinct
 from mpworker.errors import ConfigurationError
 from mpworker.planning import results
 from mpworker.planning.described import Description, service
@@ -29,6 +31,7 @@ __all__ = ["plan_command"]
 
 TABLE_WIDTH_MIN = 150
 SIMULATIONS_MAX = 100
+LINE_EVERY = 10.0  # seconds between lines of progress where there is no terminal
 
 
 @click.command("plan")
@@ -88,6 +91,7 @@ def plan_command(
     shape = {"tasks": tasks, "failures": failures, "retries": retries, "timeout": timeout, "deadline": deadline,
              "size": size}  # fmt: skip
     given = {name: value for name, value in shape.items() if value is not None}
+    check_distinct({"TRACE": trace, "--json": json_path, "--html": html_path})
     targets = _targets(p95, misses)
     low, high, every = _bounds(children)
     check_int("replications", replications, 0, SIMULATIONS_MAX)
@@ -113,10 +117,13 @@ def plan_command(
     child_bytes = check_int("memory", memory, 0, 1 << 50) if memory is not None else 0
     if recorded is not None and not child_bytes and recorded.memory:
         child_bytes = recorded.memory + results.CHILD_BYTES
+    notes, check = ([], []) if recorded is None else (recorded.notes, _check(recorded))
+    if not quiet:
+        for text in results.checks(check):
+            print(text, file=sys.stderr, flush=True)
     plan = Study(loads, pool, targets, low, high, replications, every, _progress(quiet)).plan()
     if not quiet and sys.stderr.isatty():
         sys.stderr.write("\r\x1b[K")
-    notes, check = ([], []) if recorded is None else (recorded.notes, _check(recorded))
     findings = results.Findings(plan, about, notes, child_bytes or results.CHILD_BYTES, check)
     _write(findings, json_path, html_path)
     return ExitCode.OK if plan.met or not targets else ExitCode.SOME_FAILED
@@ -137,6 +144,8 @@ def _bounds(text: str | None) -> tuple[int, int, bool]:
     except ValueError:
         raise ConfigurationError(f"children must be a number or LOW-HIGH, not {text!r}") from None
     first = check_int("children", numbers[0], 1, N_MAX)
+    if numbers[1] < first:
+        raise ConfigurationError(f"children must be LOW-HIGH, not {text!r}: {first} is more than {numbers[1]}")
     return first, check_int("children", numbers[1], first, N_MAX), True
 
 
@@ -161,17 +170,23 @@ def _check(trace: Trace) -> list[tuple[str, float, float]]:
     pool = Pool(trace.n, float(trace.cores or trace.n), trace.queues, trace.rate, trace.burst, costs=trace.costs())
     outcome = Simulation(load, pool).run()
     figures = {"p50": 0.5, "p95": 0.95}
-    return [(f"{name}, s,", outcome.latency(each), quantile_of(trace.took, each)) for name, each in figures.items()]
+    return [(name, outcome.latency(each), quantile_of(trace.took, each)) for name, each in figures.items()]
 
 
 def _progress(quiet: bool) -> Callable[[], None]:
-    count = 0
+    count, began = 0, time.monotonic()
+    next_line = began + LINE_EVERY
 
     def told() -> None:
-        nonlocal count
+        nonlocal count, next_line
         count += 1
+        now = time.monotonic()
+        text = f"{count} simulations, {now - began:.0f} s"
         if not quiet and sys.stderr.isatty():
-            sys.stderr.write(f"\r{count} simulations")
+            sys.stderr.write(f"\r{text}")
+        elif not quiet and now >= next_line:
+            print(text, file=sys.stderr, flush=True)
+            next_line = now + LINE_EVERY
 
     return told
 

@@ -616,7 +616,7 @@ static PyObject *bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nar
     result = mpw_bell_wait(bell->word, bell->fd, &watch, (int)also_fd, deadline_ns, worth_ns);
     Py_END_ALLOW_THREADS
     bell->waiting = false;
-    if (spin_ns)
+    if (worth_ns)
         mpw_habit_learn(&bell->habit, spin_ns, mpw_now_ns() - begun_ns);
     if (result >= 0)
         return PyLong_FromLong(result);

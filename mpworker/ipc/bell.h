@@ -139,25 +139,34 @@ static inline void mpw_relax(void)
 #endif
 }
 
-/* How long the waits of one side last, by which it is known whether to spin is worth it. */
+/* How long the waits of one side last that spin, by which it is known whether that is worth it. Those that do not spin
+ * say nothing of it: they last as long as it takes to be woken, too. */
 typedef struct {
     uint64_t usual_ns; /* moving mean; 0 before the first */
-    uint32_t waits;
+    uint32_t waits;    /* without a spin, since one */
 } mpw_habit;
 
+enum { MPW_HABIT_PROBE = 16 };
+
 /* For how long to spin now, of `spin_ns` at most: not at all where waits usually outlast that by half, for it takes the
- * core from those who are waited for. Each 16th wait finds out whether that is still so. */
+ * core from those who are waited for. Each MPW_HABIT_PROBEth wait finds out whether that is still so. */
 static inline uint64_t mpw_habit_spin(mpw_habit *habit, uint64_t spin_ns)
 {
-    bool in_vain = habit->usual_ns > spin_ns + spin_ns / 2;
-    return in_vain && ++habit->waits % 16 ? 0 : spin_ns;
+    if (habit->usual_ns <= spin_ns + spin_ns / 2 || ++habit->waits >= MPW_HABIT_PROBE) {
+        habit->waits = 0;
+        return spin_ns;
+    }
+    return 0;
 }
 
-/* A wait has lasted so long. One counts for 8 times the spin at most: after a long one, a few short ones are enough. */
+/* A wait that has spun for `spin_ns` at most has lasted so long. One counts for twice the spin at most, so that no single
+ * long one makes a habit; and one that was worth it is followed by another spin at once. */
 static inline void mpw_habit_learn(mpw_habit *habit, uint64_t spin_ns, uint64_t waited_ns)
 {
-    uint64_t counted = waited_ns < 8 * spin_ns ? waited_ns : 8 * spin_ns;
+    uint64_t counted = waited_ns < 2 * spin_ns ? waited_ns : 2 * spin_ns;
     habit->usual_ns = (3 * habit->usual_ns + counted) / 4;
+    if (waited_ns <= spin_ns)
+        habit->waits = MPW_HABIT_PROBE;
 }
 
 /* Spin, then sleep, until a ring is ready (bit 1), the pipe is readable (bit 1) or `also_fd` is readable (bit 2).

@@ -1,5 +1,6 @@
 """A plan as plain data, as a configuration, and as a report in HTML."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Final
@@ -123,6 +124,27 @@ def _wanted(plan: Plan) -> str:
     return " and ".join(parts)
 
 
+def checks(check: Sequence[tuple[str, float, float]]) -> list[str]:
+    """How well the model tells what was recorded.
+
+    Args:
+        check: Names of figures, in seconds each: what the model says, and what was recorded.
+    """
+    said = [
+        f"Replayed with the recorded number of children, the model says a {figure} of {model:.4g} s, and "
+        f"{recorded:.4g} s was recorded: {model / recorded - 1:+.1%}."
+        for figure, model, recorded in check
+        if recorded
+    ]
+    if any(recorded and abs(model / recorded - 1) > FAR_OFF for _, model, recorded in check):
+        said.append(
+            f"THAT IS MORE THAN {FAR_OFF:.0%} OFF: this load does something that the model does not know (other "
+            "programs on the machine while it was recorded, tasks that wait and do not compute). Do not plan by these "
+            "figures before you know what."
+        )
+    return said
+
+
 def sureness(findings: Findings) -> list[str]:
     """How far to trust it."""
     plan = findings.plan
@@ -131,18 +153,6 @@ def sureness(findings: Findings) -> list[str]:
         f"The ranges are of {plan.point.runs} simulations, one of the load itself, the others of arrivals and service "
         "times of the same kind. They tell how much is chance, and not how good the model is."
     )
-    checks = [
-        f"Replayed with the recorded number of children, the model says {figure} {model:.4g}, and {recorded:.4g} was "
-        f"recorded: {model / recorded - 1:+.1%}."
-        for figure, model, recorded in findings.check
-        if recorded
-    ]
-    if any(recorded and abs(model / recorded - 1) > FAR_OFF for _, model, recorded in findings.check):
-        checks.append(
-            f"THAT IS MORE THAN {FAR_OFF:.0%} OFF: this load does something that the model does not know (other "
-            "programs on the machine while it was recorded, tasks that wait and do not compute). Do not plan by these "
-            "figures before you know what."
-        )
     own = (
         f"The pool's own time for a task is taken as {costs.wake * 1e6:.3g} us from one process to the next, "
         f"{2 * costs.decide * 1e6:.3g} us of the supervisor and {costs.call * 1e6:.3g} us of a child: {costs.source}."
@@ -151,7 +161,7 @@ def sureness(findings: Findings) -> list[str]:
         "A call is taken to compute all of its time. Children that are more than the cores share them evenly. Caches, "
         "memory bandwidth, clock rates that fall under load and other programs are not in the model."
     )
-    return [chance, *checks, own, limits, *findings.notes]
+    return [chance, *checks(findings.check), own, limits, *findings.notes]
 
 
 def configuration(findings: Findings) -> str:

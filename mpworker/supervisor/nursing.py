@@ -231,9 +231,10 @@ class Nursing(Reading):
 
     def _child_died(self, child: Child, status: int, cause: str = "") -> None:
         """A child is dead and reaped: read its last answers, then settle what it held."""
-        self.read_child(child, whole=True)
         death = self.world.death(child, status, cause)
-        self.watch.child_died(child, death, self.scheduler)
+        if child.pid:  # else the nursery died before it could say that it has forked it, or had not
+            self.read_child(child, whole=True)
+            self.watch.child_died(child, death, self.scheduler)
         self.scheduler.child_died(child.seat, death)
         self._remove(child)
         failed = not child.ready and not child.seat.vacated

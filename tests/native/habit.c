@@ -5,38 +5,36 @@ enum { SPIN = 1000 };
 
 static mpw_habit habit;
 
-static void wait_for(uint64_t ns, uint64_t spins, int times)
+/* Some waits, which last so long if they spin: how many of them do. */
+static int spins(int times, uint64_t spun_ns)
 {
+    int count = 0;
     for (int i = 0; i < times; i++) {
-        uint64_t spin = mpw_habit_spin(&habit, SPIN);
-        if (spin != spins)
-            fail("the spin", spin);
-        mpw_habit_learn(&habit, SPIN, ns);
-    }
-}
-
-static uint64_t spins_of(uint64_t ns, int times) /* how many of these waits spin */
-{
-    uint64_t count = 0;
-    for (int i = 0; i < times; i++) {
-        count += mpw_habit_spin(&habit, SPIN) != 0;
-        mpw_habit_learn(&habit, SPIN, ns);
+        bool spun = mpw_habit_spin(&habit, SPIN) != 0;
+        count += spun;
+        if (spun)
+            mpw_habit_learn(&habit, SPIN, spun_ns);
     }
     return count;
 }
 
+static void expect(const char *what, int found, int least, int most)
+{
+    if (found < least || found > most)
+        fail(what, (uint64_t)found);
+}
+
 int main(void)
 {
-    wait_for(900, SPIN, 100);   /* shorter than the spin */
-    wait_for(1500, SPIN, 100);  /* half as long again: the spin may just not have been enough */
-    spins_of(1600, 16);         /* it takes a few to be the habit */
-    if (spins_of(1600, 1600) != 100)
-        fail("of 16 longer waits one spins", 0);
-    if (spins_of(100, 32) < 16) /* the first that spins finds out */
-        fail("short waits again", 0);
-    spins_of(3600u * SPIN, 3); /* a pause of any length */
-    if (spins_of(100, 100) < 80)
-        fail("a few short waits after a long one", 0);
+    expect("shorter than the spin", spins(100, 900), 100, 100);
+    expect("half as long again: the spin may just not have been enough", spins(100, 1500), 100, 100);
+    spins(10, 1600);
+    expect("too long for it, but for one in 16", spins(1600, 1600), 100, 100);
+    expect("short ones again: the next that tries finds out", spins(100, 100), 84, 100);
+    spins(1, 3600u * SPIN);
+    expect("one pause of any length", spins(100, 100), 100, 100);
+    spins(1000, 3600u * SPIN);
+    expect("after many of them", spins(100, 800), 80, 100);
     if (mpw_habit_spin(&(mpw_habit){0, 0}, 0) != 0)
         fail("no spin at all", 0);
     return 0;
