@@ -43,6 +43,7 @@ class Supervisor:
         pid: Its process id.
         pidfd: Readable when it is dead.
         spin_ns: How long a thread that waits for an event spins before it sleeps.
+        cores: That this process may use.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Supervisor:
         pid: int,
         pidfd: int,
         spin_ns: int,
+        cores: int,
         arenas: Arenas | None,
     ) -> None:
         self.channel = channel
@@ -60,6 +62,7 @@ class Supervisor:
         self.pid = pid
         self.pidfd = pidfd
         self.spin_ns = spin_ns
+        self.cores = cores
         self._python = python
         self._sock = sock
         self._words: bytes | None = None  # what it said, once somebody has looked
@@ -251,7 +254,7 @@ def launch(
         _send(sock, config, blob, fds, arenas.descriptors if arenas is not None else [], begun.python)
         # Who waits in the client spins, for it has nothing else to do; with one core there is somebody else who has.
         spin_ns = _CLIENT_SPIN_NS if cores > 1 else 0
-        return Supervisor(begun.python, channel, sock, begun.pid, begun.pidfd, spin_ns, arenas)
+        return Supervisor(begun.python, channel, sock, begun.pid, begun.pidfd, spin_ns, cores, arenas)
     except BaseException as error:
         if channel is not None:
             channel.close()
@@ -278,6 +281,7 @@ def _config(
         "recycling": _recycling(options),
         "cores": sorted(os.sched_getaffinity(0)) if spread else list(options.cpu_affinity or ()),
         "spread": spread,
+        "usable_cores": cores,
         "slots": options.slots,
         "log_level": log_level,
         "lease_ttl": options.lease_ttl,

@@ -181,7 +181,7 @@ class Reader:
                 self._leader = None
 
     def _read_until(self, target: Waitable, deadline: float | None, need: int | None, thread: int) -> bool:
-        channel = self.supervisor.channel
+        supervisor, channel = self.supervisor, self.supervisor.channel
         while self._leader == thread:
             self._turn += 1
             found_some = self._read_some(thread)
@@ -204,8 +204,10 @@ class Reader:
             # Else a handler has read what this thread would now sleep for, closed the channel, or taken the lead away.
             if self._settled == settled and self._leader == thread:
                 outbound = None if room is None else channel.outbound
+                # With a task for each core the spin takes from those who are waited for, unless it is a short one.
+                busy = len(self.pending) >= supervisor.cores
                 found = channel.bell.wait(
-                    channel.inbound, outbound, room or 0, left, self.supervisor.pidfd, self.supervisor.spin_ns
+                    channel.inbound, outbound, room or 0, left, supervisor.pidfd, supervisor.spin_ns, busy
                 )
                 if found & 2:
                     self._supervisor_died()
@@ -311,7 +313,7 @@ class Reader:
     def _look_for_death(self) -> None:
         """Nothing has come: who looks again and again, and never waits, must hear of the supervisor's death as well."""
         channel, pidfd = self.supervisor.channel, self.supervisor.pidfd
-        if not self._exited and pidfd >= 0 and channel.bell.wait(channel.inbound, None, 0, 0.0, pidfd, 0) & 2:
+        if not self._exited and pidfd >= 0 and channel.bell.wait(channel.inbound, None, 0, 0.0, pidfd, 0, False) & 2:
             self._supervisor_died()
 
     def _settle_inbox(self) -> None:

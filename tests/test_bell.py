@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -46,7 +47,15 @@ class Side:
     def push(self, payload: bytes = b"") -> None:
         assert self.producer.push(0, 0, 0, 0, 0, payload)
 
-    def wait(self, *, need: int | None = None, timeout: float = STALL, inbound: bool = True, spin_ns: int = 0) -> int:
+    def wait(
+        self,
+        *,
+        need: int | None = None,
+        timeout: float = STALL,
+        inbound: bool = True,
+        spin_ns: int = 0,
+        by_habit: bool = False,
+    ) -> int:
         return self.bell.wait(
             self.consumer if inbound else None,
             None if need is None else self.producer,
@@ -54,6 +63,7 @@ class Side:
             timeout,
             self.also_fd,
             spin_ns,
+            by_habit,
         )
 
 
@@ -118,6 +128,17 @@ def test_a_drain_takes_out_what_was_written(side: Side) -> None:
         side.bell.wake()
     side.bell.drain()
     assert side.written() == 0
+
+
+def test_who_waits_by_habit_spins_no_more_where_that_is_in_vain(side: Side) -> None:
+    def cpu_of(waits: int, by_habit: bool) -> float:
+        begun = time.thread_time()
+        for _ in range(waits):
+            assert side.wait(timeout=0.05, spin_ns=20_000_000, by_habit=by_habit) == 0
+        return time.thread_time() - begun
+
+    cpu_of(5, True)  # the habit is made
+    assert cpu_of(5, True) < cpu_of(5, False) / 4
 
 
 @pytest.mark.parametrize("spin_ns", [0, 1000, 2**64 - 1])
@@ -221,16 +242,16 @@ def test_a_wait_returns_at_an_impossible_tail(side: Side) -> None:
     ("error", "arguments"),
     [
         (TypeError, ()),
-        (TypeError, (object(), None, 0, 0.0, -1, 0)),
-        (TypeError, (None, 7, 0, 0.0, -1, 0)),
-        (TypeError, (None, None, 0, "soon", -1, 0)),
-        (TypeError, (None, None, 0, 0.0, None, 0)),
-        (TypeError, (None, None, 0.5, 0.0, -1, 0)),
-        (ValueError, (None, None, 0, 0.0, 2**32, 0)),
-        (ValueError, (None, None, 0, 0.0, -2, 0)),
-        (OverflowError, (None, None, 0, 0.0, 2**64, 0)),
-        (OverflowError, (None, None, 0, 0.0, -1, -1)),
-        (OverflowError, (None, None, -1, 0.0, -1, 0)),
+        (TypeError, (object(), None, 0, 0.0, -1, 0, False)),
+        (TypeError, (None, 7, 0, 0.0, -1, 0, False)),
+        (TypeError, (None, None, 0, "soon", -1, 0, False)),
+        (TypeError, (None, None, 0, 0.0, None, 0, False)),
+        (TypeError, (None, None, 0.5, 0.0, -1, 0, False)),
+        (ValueError, (None, None, 0, 0.0, 2**32, 0, False)),
+        (ValueError, (None, None, 0, 0.0, -2, 0, False)),
+        (OverflowError, (None, None, 0, 0.0, 2**64, 0, False)),
+        (OverflowError, (None, None, 0, 0.0, -1, -1, False)),
+        (OverflowError, (None, None, -1, 0.0, -1, 0, False)),
     ],
     ids=range(11),
 )
@@ -257,7 +278,7 @@ def test_a_pipe_that_is_closed(side: Side) -> None:
     with pytest.raises(OSError, match="read a bell: Bad file descriptor"):
         bell.drain()
     with pytest.raises(OSError, match="wait for a bell: Bad file descriptor"):
-        bell.wait(None, None, 0, FOR_EVER, -1, 0)
+        bell.wait(None, None, 0, FOR_EVER, -1, 0, False)
     assert not side.sleeping
 
 

@@ -38,6 +38,7 @@ _CONFIG = {
     "overlap": 0,
     "recycling": {},
     "cores": [],
+    "usable_cores": 0,
     "spread": False,
     "slots": 8,
     "lease_ttl": 10.0,
@@ -148,7 +149,7 @@ def test_a_child_is_not_heard_before_it_is_known_who_it_is() -> None:
         child.close()
 
 
-@pytest.mark.parametrize("left", ["outbox", "backlog", "freed", "unneeded", "overtaken", "stopping"])
+@pytest.mark.parametrize("left", ["a free core", "outbox", "backlog", "freed", "unneeded", "overtaken", "stopping"])
 def test_before_it_sleeps_a_loop_does_what_a_turn_has_left(monkeypatch: pytest.MonkeyPatch, left: str) -> None:
     with made() as loop:
         world: Any = loop.world
@@ -156,7 +157,9 @@ def test_before_it_sleeps_a_loop_does_what_a_turn_has_left(monkeypatch: pytest.M
         turns = iter([0, 3])
         loop._turn = lambda: next(turns)  # type: ignore[method-assign]
         assert not loop._finds_more(channels)
-        if left == "outbox":
+        if left == "a free core":
+            loop._cores = 1
+        elif left == "outbox":
             world.outbox.waiting.append("a record")
         elif left == "backlog":
             world.backlog.add("a child")

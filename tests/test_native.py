@@ -305,14 +305,15 @@ def calls(fd: int) -> Calls:
         "Bell.arm": [(None, bell.arm)],
         "Bell.disarm": [(None, bell.disarm)],
         "Bell.wait": [
-            (None, lambda: bell.wait(consumer, producer, 8, 0.0, -1, 0)),
-            (None, lambda: bell.wait(None, full, 8, 0.0, fd, 1)),
-            (TypeError, lambda: bell.wait(memory, None, 0, 0.0, -1, 0)),  # type: ignore[arg-type]
-            (TypeError, lambda: bell.wait(None, None, 0, "", -1, 0)),  # type: ignore[arg-type]
+            (None, lambda: bell.wait(consumer, producer, 8, 0.0, -1, 0, False)),
+            (None, lambda: bell.wait(None, full, 8, 0.0, fd, 1, False)),
+            (TypeError, lambda: bell.wait(memory, None, 0, 0.0, -1, 0, False)),  # type: ignore[arg-type]
+            (TypeError, lambda: bell.wait(None, None, 0, "", -1, 0, False)),  # type: ignore[arg-type]
             (TypeError, lambda: bell.wait(None)),  # type: ignore[call-arg]
-            (ValueError, lambda: bell.wait(None, producer, 400, 0.0, -1, 0)),
-            (ValueError, lambda: bell.wait(None, None, 0, 0.0, 2**40, 0)),
-            (_native.RingCorrupt, lambda: bell.wait(condemned, None, 0, 0.0, -1, 0)),
+            (ZeroDivisionError, lambda: bell.wait(None, None, 0, 0.0, -1, 0, Untrue())),  # type: ignore[arg-type]
+            (ValueError, lambda: bell.wait(None, producer, 400, 0.0, -1, 0, False)),
+            (ValueError, lambda: bell.wait(None, None, 0, 0.0, 2**40, 0, False)),
+            (_native.RingCorrupt, lambda: bell.wait(condemned, None, 0, 0.0, -1, 0, False)),
         ],
         "Bell.waiting": [(None, lambda: bell.waiting)],
         "Claims": [
@@ -484,7 +485,7 @@ def test_arguments_keep_their_reference_counts(pipe: int) -> None:
     for _ in range(1000):
         assert ring.push(0, 0, *values, payload)
         assert consumer.pop(records, 1) == 1
-        bell.wait(consumer, ring, 8, 0.0, -1, 0)
+        bell.wait(consumer, ring, 8, 0.0, -1, 0, False)
         with pytest.raises(TypeError):
             ring.push(0, 0, *values, ring)  # type: ignore[arg-type]
         with pytest.raises(TypeError):
@@ -522,7 +523,7 @@ calls = {
     "Bell.drain": bell.drain,
     "Bell.arm": bell.arm,
     "Bell.disarm": bell.disarm,
-    "Bell.wait": lambda: bell.wait(ring, ring, 8, 0, -1, 0),
+    "Bell.wait": lambda: bell.wait(ring, ring, 8, 0, -1, 0, False),
     "Claims.offer": lambda: claims.offer(0, 1),
     "Claims.send_offer": lambda: claims.send_offer(0, 1, ring, 0, 0, 0, 0, b""),
     "Claims.claim": lambda: claims.claim(0, 1),
@@ -594,7 +595,7 @@ memory = mmap.mmap(-1, 4096)
 producer, ring = (native.Ring(memory, 0, 128, 256) for _ in range(2))
 bell, claims = native.Bell(memory, 1024, os.pipe()[0]), native.Claims(memory, 1)
 assert producer.push(1, 2, 3, 4, 5, b"payload")
-assert bell.wait(ring, None, 0, 10, -1, 0) == 1
+assert bell.wait(ring, None, 0, 10, -1, 0, False) == 1
 records = []
 assert ring.pop(records, 9) == 1 and records == [(1, 2, 3, 4, 5, b"payload")]
 claims.offer(0, 1)

@@ -50,4 +50,4 @@ class Answers:
 
     def _wait_for_room(self, need: int) -> None:
         self._ring()
-        self._channel.bell.wait(None, self._channel.outbound, need, _FOREVER, -1, 0)
+        self._channel.bell.wait(None, self._channel.outbound, need, _FOREVER, -1, 0, False)

@@ -57,7 +57,7 @@ class Loop:
         while True:
             found: list[Record] = []
             while not inbound.pop(found, 1):
-                bell.wait(inbound, None, 0, _FOREVER, -1, self._spin_ns)
+                bell.wait(inbound, None, 0, _FOREVER, -1, self._spin_ns, False)
             ring_room()
             if found[0][0] == codec.LENT:
                 return found[0]
@@ -81,7 +81,7 @@ class Loop:
             if record is None:
                 if not attempt.orphans:
                     flush_streams()
-                    bell.wait(inbound, None, 0, _FOREVER, -1, self._spin_ns)
+                    bell.wait(inbound, None, 0, _FOREVER, -1, self._spin_ns, False)
                 continue
             kind, flags, a, b, c, part = record
             data = self._whole(flags, part) if flags & codec.FRAGMENTED else part

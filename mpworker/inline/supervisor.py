@@ -65,6 +65,7 @@ class InlineSupervisor:
     pidfd = -1
     arenas = None
     spin_ns = 0
+    cores = 1
 
     def __init__(
         self,
@@ -400,5 +401,5 @@ class _Channel:
     def wake(self) -> None:
         self._supervisor.wake()
 
-    def wait(self, _inbound: Any, _outbound: Any, _need: int, timeout: float, _fd: int, _spin_ns: int) -> int:
+    def wait(self, _inbound: Any, _outbound: Any, _need: int, timeout: float, *_how: Any) -> int:
         return 2 if self._supervisor.wait(timeout) else 1

@@ -567,10 +567,11 @@ static PyObject *bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nar
     bell_object *bell = (bell_object *)self;
     mpw_watch watch = {0};
     uint64_t need, spin_ns, deadline_ns = UINT64_MAX;
-    if (!argument_count(nargs, 6, "wait") || !usable(self) || !get_u64(args[2], &need) || !get_u64(args[5], &spin_ns))
+    if (!argument_count(nargs, 7, "wait") || !usable(self) || !get_u64(args[2], &need) || !get_u64(args[5], &spin_ns))
         return NULL;
     double timeout = PyFloat_AsDouble(args[3]);
-    if (timeout == -1.0 && PyErr_Occurred())
+    int by_habit = PyObject_IsTrue(args[6]);
+    if ((timeout == -1.0 && PyErr_Occurred()) || by_habit < 0)
         return NULL;
     long also_fd = PyLong_AsLong(args[4]);
     if (also_fd < -1 || also_fd > INT_MAX || (also_fd == -1 && PyErr_Occurred())) {
@@ -609,14 +610,15 @@ static PyObject *bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nar
     if (mpw_watch_ready(&watch))
         return PyLong_FromLong(1);
     int result;
-    uint64_t begun_ns = spin_ns ? mpw_now_ns() : 0;
-    uint64_t worth_ns = mpw_habit_spin(&bell->habit, spin_ns);
+    bool learns = by_habit && spin_ns;
+    uint64_t begun_ns = learns ? mpw_now_ns() : 0;
+    uint64_t worth_ns = learns ? mpw_habit_spin(&bell->habit, spin_ns) : spin_ns;
     bell->waiting = true;
     Py_BEGIN_ALLOW_THREADS
     result = mpw_bell_wait(bell->word, bell->fd, &watch, (int)also_fd, deadline_ns, worth_ns);
     Py_END_ALLOW_THREADS
     bell->waiting = false;
-    if (worth_ns)
+    if (learns && worth_ns)
         mpw_habit_learn(&bell->habit, spin_ns, mpw_now_ns() - begun_ns);
     if (result >= 0)
         return PyLong_FromLong(result);
@@ -637,9 +639,10 @@ static PyMethodDef bell_methods[] = {
     {"arm", bell_arm, METH_NOARGS, "arm()\n\nSay that this side is about to sleep; look at the rings once more after it."},
     {"disarm", bell_disarm, METH_NOARGS, "disarm()\n\nSay that this side is awake."},
     {"wait", (PyCFunction)(void (*)(void))bell_wait, METH_FASTCALL,
-     "wait(inbound, outbound, need, timeout, also_fd, spin_ns) -> int\n\n"
+     "wait(inbound, outbound, need, timeout, also_fd, spin_ns, by_habit) -> int\n\n"
      "Sleep until inbound has a record, outbound has room for need payload bytes, the bell was rung or a signal was handled "
-     "(bit 1), also_fd is readable (bit 2), or timeout seconds are over (0; negative waits for ever). Spins for spin_ns first."},
+     "(bit 1), also_fd is readable (bit 2), or timeout seconds are over (0; negative waits for ever). Spins for spin_ns first; "
+     "by_habit, only where waits of that kind are usually short enough for it."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -67,7 +67,15 @@ class Bell:
     def arm(self) -> None: ...
     def disarm(self) -> None: ...
     def wait(
-        self, inbound: Ring | None, outbound: Ring | None, need: int, timeout: float, also_fd: int, spin_ns: int, /
+        self,
+        inbound: Ring | None,
+        outbound: Ring | None,
+        need: int,
+        timeout: float,
+        also_fd: int,
+        spin_ns: int,
+        by_habit: bool,
+        /,
     ) -> int: ...
 
 @final

@@ -58,6 +58,7 @@ class Loop(Nursing):
         self._client_batch: list[Record] = []
         self.submitted = self.scheduler.submitted
         self._turned_at = 0.0
+        self._cores: int = config["usable_cores"]
         self._exit_grace: float = config["grace"]
         self.requests = Requests(self)
         self.world.on_dismissed = self._place_vacated
@@ -102,12 +103,13 @@ class Loop(Nursing):
     def _finds_more(self, channels: list[Channel]) -> bool:
         """Has anything come since the last turn, or has that left something to do?
 
-        A look at the rings is all that it takes where nothing is left: a turn that finds nothing would be a third of
-        what it costs to be woken for one answer.
+        A look at the rings is all that it takes where nothing is left and children are busy on all cores: a turn that
+        finds nothing would be a third of what it costs to be woken for one answer. Where a core is free that turn is as
+        good as a short spin, and the answer to a short task often comes while it lasts.
         """
-        world = self.world
+        world, scheduler = self.world, self.scheduler
         left = world.outbox.waiting or world.backlog or world.blocks.freed or world.blocks.shares.unneeded
-        if left or self.scheduler.is_overtaken or self._stopping:
+        if left or scheduler.is_overtaken or self._stopping or scheduler.busy < self._cores:
             return self._turn() > 0
         try:
             return any(channel.inbound.readable() for channel in channels)

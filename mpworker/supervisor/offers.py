@@ -84,6 +84,11 @@ class Offers:
 
     # ------------------------------------------------------------ who looks
 
+    @property
+    def busy(self) -> int:
+        """Children that are not idle: with an offer, or that start or leave."""
+        return len(self._seats) - len(self._idle)
+
     def offered(self) -> Iterable[Task]:
         """Those that are with a child, begun or not."""
         return (task for seat in self._seats.values() for task in seat.offers.values() if not task.items)

@@ -46,14 +46,14 @@ class Shared:
 
     def push(self, *record: object, spin_ns: int = 0) -> None:
         while not self.out.push(*record):  # type: ignore[arg-type]
-            woken = self.own.wait(None, self.out, len(record[5]), STALL, -1, spin_ns)  # type: ignore[arg-type]
+            woken = self.own.wait(None, self.out, len(record[5]), STALL, -1, spin_ns, spin_ns > 1000)  # type: ignore[arg-type]
             assert woken, "asleep while the ring had room: a lost wake-up"
         self.peers.ring()
 
     def pop(self, limit: int, spin_ns: int = 0) -> list[tuple[int, int, int, int, int, bytes]]:
         records: list[tuple[int, int, int, int, int, bytes]] = []
         while not self.inbound.pop(records, limit):
-            woken = self.own.wait(self.inbound, None, 0, STALL, -1, spin_ns)
+            woken = self.own.wait(self.inbound, None, 0, STALL, -1, spin_ns, spin_ns > 1000)
             assert woken, "asleep while the ring had a record: a lost wake-up"
         self.peers.ring()
         return records
