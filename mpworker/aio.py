@@ -173,6 +173,7 @@ class AsyncTaskView(AsyncCronView):
         chunksize: int | None = None,
         buffersize: int | None = None,
         return_exceptions: Literal[False] = False,
+        progress: bool = False,
     ) -> AsyncIterator[T]: ...
 
     @overload
@@ -185,6 +186,7 @@ class AsyncTaskView(AsyncCronView):
         chunksize: int | None = None,
         buffersize: int | None = None,
         return_exceptions: bool,
+        progress: bool = False,
     ) -> AsyncIterator[T | BaseException]: ...
 
     def map(
@@ -196,6 +198,7 @@ class AsyncTaskView(AsyncCronView):
         chunksize: int | None = None,
         buffersize: int | None = None,
         return_exceptions: bool = False,
+        progress: bool = False,
     ) -> AsyncIterator[T | BaseException]:
         """Call `fn` with each item (or one of each iterable) and yield the results in order.
 
@@ -213,6 +216,7 @@ class AsyncTaskView(AsyncCronView):
             buffersize: The most items under way, or ready and not taken; None for a bound on chunks.
             return_exceptions: Yield a failed item's exception in its place and go on. Without it the exception is
                 raised and the rest is cancelled.
+            progress: Show a bar on standard error, where that is a terminal, or in a notebook.
 
         Returns:
             An asynchronous generator of the results. Leaving an `async for` early does not close it at once: wrap it in
@@ -237,6 +241,7 @@ class AsyncTaskView(AsyncCronView):
             [3, 2, 1, 0, 1]
         """
         self._client.check()
+        check_bool("progress", progress)
         # The client of the view makes an asynchronous one.
         results: Any = self._view.map(
             fn,
@@ -246,6 +251,11 @@ class AsyncTaskView(AsyncCronView):
             buffersize=buffersize,
             return_exceptions=return_exceptions,
         )
+        if progress:
+            from mpworker.ipc.payload import name_of_callable
+            from mpworker.progress import shown_async, total_of
+
+            results = shown_async(results, name_of_callable(fn), total_of(iterables))
         return cast("AsyncIterator[T | BaseException]", results)
 
     def options(self, **options: Unpack[TaskOptions]) -> "AsyncTaskView":

@@ -1,4 +1,4 @@
-"""What this process may use of its machine: cores and memory, as its cgroup allows, of version 2 or 1."""
+"""What this process may use of its machine: cores, memory and processes, as its cgroup allows, of version 2 or 1."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ def usable_memory() -> int:
     for (limit,) in _settings("memory", ("memory.max",), ("memory.limit_in_bytes",)):
         return memory if limit == "max" else min(memory, int(limit))
     return memory
+
+
+def process_limit() -> int | None:
+    """Processes and threads that the cgroup may have, None for no limit."""
+    for (limit,) in _settings("pids", ("pids.max",), ("pids.max",)):
+        return None if limit == "max" else int(limit)
+    return None
 
 
 def _cpu_quota() -> float | None:

@@ -22,7 +22,7 @@ _OF_TASK: Final = "it belongs to a Task: write register_task(Task(f, (x,), {}=..
 _SAID_BY_TASK: Final = ("id", "name", "deadline", "run_at", "idempotency_key", "fingerprint", "metadata")
 _NOT_HERE: Final = {
     **dict.fromkeys(("mp_context", "context", "start_method", "backend"), _FORKED),
-    **dict.fromkeys(("chunksize", "buffersize", "return_exceptions"), _OF_MAP),
+    **dict.fromkeys(("chunksize", "buffersize", "return_exceptions", "progress"), _OF_MAP),
     **{name: _OF_TASK.format(name) for name in _SAID_BY_TASK},
 }
 

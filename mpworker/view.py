@@ -145,6 +145,7 @@ class TaskView(CronView, Executor):
             chunksize: int | None = None,
             buffersize: int | None = None,
             return_exceptions: Literal[False] = False,
+            progress: bool = False,
         ) -> Iterator[T]: ...
 
         @overload
@@ -157,6 +158,7 @@ class TaskView(CronView, Executor):
             chunksize: int | None = None,
             buffersize: int | None = None,
             return_exceptions: bool,
+            progress: bool = False,
         ) -> Iterator[T | BaseException]: ...
 
     def map(
@@ -168,6 +170,7 @@ class TaskView(CronView, Executor):
         chunksize: int | None = None,
         buffersize: int | None = None,
         return_exceptions: bool = False,
+        progress: bool = False,
     ) -> Iterator[T | BaseException]:
         """Call `fn` with each item (or one of each iterable) and yield the results in order.
 
@@ -186,6 +189,7 @@ class TaskView(CronView, Executor):
             buffersize: The most items under way, or ready and not taken; None for a bound on chunks.
             return_exceptions: Yield a failed item's exception in its place and go on. Without it the exception is
                 raised and the rest is cancelled.
+            progress: Show a bar on standard error, where that is a terminal, or in a notebook.
 
         Returns:
             An iterator over the results. Its `close()` ends the map, as does dropping it.
@@ -217,6 +221,7 @@ class TaskView(CronView, Executor):
         if buffersize is not None:
             buffersize = check_int("buffersize", buffersize, 1, 1 << 40)
         check_bool("return_exceptions", return_exceptions)
+        check_bool("progress", progress)
         results: Iterator[T | BaseException] = self._client.map(
             fn,
             iterables,
@@ -228,6 +233,11 @@ class TaskView(CronView, Executor):
             return_exceptions,
             self._said,
         )
+        if progress:
+            from mpworker.ipc.payload import name_of_callable
+            from mpworker.progress import shown, total_of
+
+            return shown(results, name_of_callable(fn), total_of(iterables))
         return results
 
     def options(self, **options: Unpack[TaskOptions]) -> TaskView:

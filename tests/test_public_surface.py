@@ -54,7 +54,10 @@ NAMES = {
 }
 
 VIEW = {
-    "map": "(self, fn, /, *iterables, timeout=None, chunksize=None, buffersize=None, return_exceptions=False)",
+    "map": (
+        "(self, fn, /, *iterables, timeout=None, chunksize=None, buffersize=None, return_exceptions=False, "
+        "progress=False)"
+    ),
     "options": "(self, **options)",
     "register_cron_task": ("(self, name, spec, task, *, tz='UTC', overlap='skip', misfire='once', misfire_grace=60.0)"),
     "shutdown": "(self, wait=True, *, cancel_futures=False)",

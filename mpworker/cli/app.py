@@ -11,6 +11,7 @@ import click
 
 from mpworker import __version__
 from mpworker.cli.bench import bench_command
+from mpworker.cli.doctor import doctor_command
 from mpworker.cli.errors import CommandError, ExitCode, one_line
 from mpworker.cli.map import map_command
 from mpworker.cli.plan import plan_command
@@ -26,6 +27,7 @@ def cli() -> None:
 
 
 cli.add_command(bench_command)
+cli.add_command(doctor_command)
 cli.add_command(map_command)
 cli.add_command(plan_command)
 
