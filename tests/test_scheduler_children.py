@@ -192,3 +192,28 @@ def test_looks_are_told_of_while_nobody_is_dying() -> None:
     world.now += LEASE_TTL / 4
     world.turn()
     assert len(world.looks) == begun + 4
+
+
+def test_an_idle_child_that_owes_a_word_holds_a_lease() -> None:
+    world = World(1)
+    child = world.children[0]
+    wait(world, 1.0)
+    child.frozen = True
+    wait(world, 3 * LEASE_TTL)
+    assert kills(world) == []  # nobody waits for it
+    world.scheduler.asked(child.seat, world.now)
+    wait(world, 2 * LEASE_TTL)
+    assert kills(world) == ["lease"]
+
+
+def test_a_child_that_has_said_what_it_owed_holds_none() -> None:
+    world = World(1)
+    child = world.children[0]
+    world.scheduler.asked(child.seat, world.now)
+    wait(world, LEASE_TTL / 2)
+    world.scheduler.answered(child.seat)
+    wait(world, LEASE_TTL / 2)
+    child.frozen = True
+    wait(world, 3 * LEASE_TTL)
+    assert kills(world) == []
+    assert world.scheduler.next_timer() is None  # nor is it looked at

@@ -586,6 +586,22 @@ def test_a_killed_child_has_nothing_open(w: ProcessWorker) -> None:
     assert nothing_is_held(w)
 
 
+def test_a_frozen_child_that_has_it_open_and_nothing_to_do_loses_its_lease() -> None:
+    with ProcessWorker(n=1, lease_ttl=1.0) as w:
+        with w.share(numbers()) as shared:
+            pid = w.submit(tasks.identity, shared).result(LIMIT)[0]
+            os.kill(pid, signal.SIGSTOP)
+        assert nothing_is_held(w)
+        assert w.submit(os.getpid).result(LIMIT) != pid
+
+
+def test_a_child_that_has_let_go_needs_no_lease(w: ProcessWorker) -> None:
+    with w.share(numbers()) as shared:
+        pids = {w.submit(tasks.identity, shared).result(LIMIT)[0] for _ in range(20)}
+    assert nothing_is_held(w)
+    assert pids <= {child["pid"] for child in w.processes()["children"]}
+
+
 def test_a_busy_child_lets_go_when_its_task_has_ended(gate: Gate) -> None:
     with ProcessWorker(n=1, arena_max_bytes=4 * MB) as w:
         with w.share(numbers()) as shared:

@@ -384,12 +384,15 @@ class Children:
         child.owes.discard(number)
         self.blocks.shares.closed(child.seat.number, number)
 
-    def close_unneeded(self) -> None:
-        """Ask the children that have open what no task needs any more to let go of it."""
+    def close_unneeded(self) -> list[Seat]:
+        """Ask the children that have open what no task needs any more to let go of it; whom."""
+        asked: dict[Seat, None] = {}
         for number, share in self.blocks.shares.to_close():
             child = self.by_number[number]
             child.owes.add(share)
+            asked[child.seat] = None
             self.tell(child, codec.UNSHARE, 0, share, 0, 0, b"")
+        return list(asked)
 
     def forget(self, function: Function) -> None:
         """No later task uses the function, unless it is sent again."""

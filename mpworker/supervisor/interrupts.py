@@ -36,6 +36,16 @@ class Interrupts(Dispatch):
 
     # ------------------------------------------------------------ looks
 
+    def asked(self, seat: Seat, now: float) -> None:
+        """A child has been asked for a word: until it is heard, it holds a lease as for an offer."""
+        seat.owes = True
+        if self._leases.next_at is None:
+            self._watch(now)
+
+    def answered(self, seat: Seat) -> None:
+        """A child has said all that it was asked for."""
+        seat.owes = False
+
     def _watch(self, now: float) -> None:
         self._leases.watch(now)
         self._say_looked()
@@ -45,7 +55,8 @@ class Interrupts(Dispatch):
             self._effects.looked()
 
     def _look_at_leases(self, now: float) -> None:
-        busy = [seat for seat in self._seats.values() if seat.offers and seat.state in (READY, LEAVING)]
+        working = (READY, LEAVING)
+        busy = [seat for seat in self._seats.values() if (seat.offers or seat.owes) and seat.state in working]
         awaited = [seat for seat in self._seats.values() if seat.deadline_at is not None]
         away = self._leases.begin_look(now, bool(busy or awaited))
         for seat in awaited:

@@ -142,7 +142,7 @@ class Loop(Nursing):
             world.ended_ns.clear()
         self.requests.answer_later_ones()
         if world.blocks.shares.unneeded:
-            world.close_unneeded()
+            self._close_unneeded(now)
         if world.outbox.waiting or world.blocks.freed:
             world.flush_client()
         if world.backlog:
@@ -157,6 +157,10 @@ class Loop(Nursing):
         if world.told:
             found += world.ring_told()  # an answer of one whose bell is not armed is not to be slept through
         return found
+
+    def _close_unneeded(self, now: float) -> None:
+        for seat in self.world.close_unneeded():
+            self.scheduler.asked(seat, now)
 
     def _timer(self, now: float) -> None:
         self._nursery_speaks()  # of deaths that would otherwise be taken for late

@@ -144,6 +144,8 @@ class Reading:
             self.world.share_opened(child, a)
         elif kind == codec.UNSHARE:
             self.world.share_closed(child, a)
+            if not child.owes:
+                self.scheduler.answered(child.seat)
         elif kind == codec.NOTE:
             self._note(child, c, data)
         elif kind == codec.READY:

@@ -327,6 +327,7 @@ class Seat:
         pid: Its process, 0 until it is forked.
         offers: Its outstanding offers by slot, in the order they were made.
         load_ns: What its offers take of its budget of expected work: see `mpworker.supervisor.dispatch`.
+        owes: It has been asked for a word that is no answer to an offer.
         timeout_at: When to look whether the running task is late.
         kill_at: When the grace of the task that was interrupted is over.
         kills: The same for each of them, by slot: one may have ended, and its answer not be read, when the next one is.
@@ -351,6 +352,7 @@ class Seat:
         "load_ns",
         "number",
         "offers",
+        "owes",
         "pid",
         "ran",
         "recallable",
@@ -370,6 +372,7 @@ class Seat:
         self.offers: dict[int, Task] = {}
         self.free = list(range(slots - 1, -1, -1))
         self.load_ns = 0
+        self.owes = False
         self.timeout_at: float | None = None
         self.kill_at: float | None = None
         self.kills: dict[int, float] = {}
