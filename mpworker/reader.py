@@ -201,11 +201,11 @@ class Reader:
             room = need
             if self._room:
                 room = max((need or 0, *list(self._room.values())))
+            # With a task for each core a spin takes from those who are waited for, unless it is a short one.
+            busy = len(self.pending) >= supervisor.cores
             # Else a handler has read what this thread would now sleep for, closed the channel, or taken the lead away.
             if self._settled == settled and self._leader == thread:
                 outbound = None if room is None else channel.outbound
-                # With a task for each core the spin takes from those who are waited for, unless it is a short one.
-                busy = len(self.pending) >= supervisor.cores
                 found = channel.bell.wait(
                     channel.inbound, outbound, room or 0, left, supervisor.pidfd, supervisor.spin_ns, busy
                 )
