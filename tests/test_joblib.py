@@ -36,7 +36,6 @@ def square(x: int) -> int:
 
 
 def pid_of(_: int) -> int:
-    time.sleep(0.01)
     return os.getpid()
 
 
@@ -51,7 +50,8 @@ def said(_: int) -> str | None:
 def fail_at_three(x: int) -> int:
     if x == 3:
         raise ValueError("three")
-    time.sleep(0.5)
+    if x > 3:
+        time.sleep(600)  # until it is interrupted
     return x
 
 
@@ -93,7 +93,7 @@ def test_a_failure_is_raised_and_the_rest_is_cancelled() -> None:
         with joblib.parallel_config("mpworker", worker=w, n_jobs=2), pytest.raises(ValueError, match="three"):
             run(fail_at_three, range(200), batch_size=1)
         assert w.wait(60.0)
-        assert w.metrics().completed < 20
+        assert w.metrics().completed <= 3
 
 
 def test_a_child_that_dies_takes_its_batch() -> None:

@@ -6,10 +6,7 @@ import fcntl
 import os
 import platform
 import resource
-import shutil
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +16,7 @@ from typing import Final, Literal
 
 from mpworker.cgroups import available_cores, process_limit, usable_memory
 from mpworker.launch import descriptors_of
+from mpworker.planning.results import BASE_BYTES, CHILD_BYTES
 
 __all__ = ["Finding", "checkup"]
 
@@ -31,11 +29,7 @@ TRIAL_SECONDS: Final = 30.0
 # Of the extras of this package: what each brings, and what for.
 EXTRAS: Final = {
     "blas": ("threadpoolctl", "bounds the threads of BLAS and OpenMP in children"),
-    "profile": ("py_spy", "profiles running tasks"),
-    "metrics": ("prometheus_client", "metrics for Prometheus"),
-    "otel": ("opentelemetry", "traces for OpenTelemetry"),
-    "grpc": ("grpc", "tasks from other languages"),
-    "redis": ("redis", "durable queues"),
+    "bench": ("loky", "what `mpworker bench` compares with"),
 }
 
 
@@ -72,8 +66,6 @@ def checkup(cores: int | None = None) -> Iterator[Finding]:
     yield _processes(n)
     yield from _bounds()
     yield _overcommit(_setting("vm/overcommit_memory"))
-    yield _ptrace(_setting("kernel/yama/ptrace_scope"))
-    yield _systemd()
     yield from _extras()
     yield _trial(n)
 
@@ -95,12 +87,8 @@ def _kernel(release: str) -> Finding:
 
 def _python() -> Finding:
     found = f"{platform.python_implementation()} {platform.python_version()}, {platform.machine()}"
-    if platform.python_implementation() != "CPython" or not getattr(sys, "_is_gil_enabled", lambda: True)():
-        return Finding("python", "bad", found, "CPython with the GIL is needed")
-    try:
-        from mpworker.ipc import _native  # noqa: F401
-    except ImportError as error:
-        return Finding("python", "bad", f"{found}; the native module is missing", str(error))
+    if platform.python_implementation() != "CPython":
+        return Finding("python", "bad", found, "CPython is needed")
     return Finding("python", "ok", found)
 
 
@@ -145,9 +133,10 @@ def _cores() -> Finding:
 
 
 def _memory(usable: int) -> Finding:
-    found = f"{usable / (1 << 30):.1f} GiB; arena_max_bytes is {usable // 8 >> 20} MiB by default"
+    found = f"{usable / (1 << 30):.1f} GiB"
     if usable < MEMORY_LOW:
-        return Finding("memory", "note", found, "a pool takes some 15 MiB, and 6 MiB for each child, before your tasks")
+        own = f"{BASE_BYTES >> 20} MiB, and {CHILD_BYTES >> 20} MiB for each child"
+        return Finding("memory", "note", found, f"a pool takes some {own}, before your tasks")
     return Finding("memory", "ok", found)
 
 
@@ -187,22 +176,6 @@ def _overcommit(mode: str) -> Finding:
             "overcommit", "note", "vm.overcommit_memory=2", "each child counts with all that was preloaded, used or not"
         )
     return Finding("overcommit", "ok", f"vm.overcommit_memory={mode}" if mode else "unknown")
-
-
-def _ptrace(scope: str) -> Finding:
-    if scope in ("2", "3") or (scope == "1" and os.geteuid() != 0):
-        return Finding(
-            "ptrace", "note", f"kernel.yama.ptrace_scope={scope}", "py-spy must be run as root to look at children"
-        )
-    return Finding("ptrace", "ok", f"kernel.yama.ptrace_scope={scope}" if scope else "not restricted")
-
-
-def _systemd() -> Finding:
-    program = shutil.which("systemctl")
-    if program is None or not Path("/run/systemd/system").is_dir():
-        return Finding("systemd", "note", "not running", "only needed to run a supervisor as a service")
-    run = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
-    return Finding("systemd", "ok", " ".join(run.stdout.split()[:2]))
 
 
 def _extras() -> Iterator[Finding]:

@@ -35,14 +35,9 @@ from mpworker.worker import ProcessWorker
 __all__ = ["Backend", "register"]
 
 
-def register(name: str = "mpworker", make_default: bool = False) -> None:
-    """Make the backend known to joblib.
-
-    Args:
-        name: By which `joblib.parallel_config` and `joblib.Parallel` know it.
-        make_default: It is also what joblib uses where no backend is named.
-    """
-    register_parallel_backend(name, Backend, make_default=make_default)
+def register() -> None:
+    """Make the backend known to `joblib.parallel_config` and `joblib.Parallel`, as "mpworker"."""
+    register_parallel_backend("mpworker", Backend)
 
 
 class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
