@@ -198,24 +198,23 @@ class Client(Reader):
             return sent
         return self._submit_otherwise(function, args, kwargs, options, said, make, sent)
 
-    def submit_all(self, calls: list[Call]) -> list[TaskFuture[Any]]:
+    def submit_all(self, calls: list[Call], futures: list[TaskFuture[Any]]) -> None:
         """Send tasks in one go, as many as go together; if one raises, those before it are sent.
 
         Args:
             calls: The arguments of `submit` for each.
+            futures: Where each of them is put, in this order; empty so far.
         """
         native = self._submit
-        if native is None:
-            return [self.submit(*call) for call in calls]
-        futures: list[TaskFuture[Any]] = []
         while len(futures) < len(calls):
-            try:
-                left = native.submit_all(self, calls, futures)
-            except payload.Unserializable as error:
-                raise self.cannot_send(*calls[len(futures)][:3], error) from error
+            left: bytes | payload.Parts | None = None
+            if native is not None:
+                try:
+                    left = native.submit_all(self, calls, futures)
+                except payload.Unserializable as error:
+                    raise self.cannot_send(*calls[len(futures)][:3], error) from error
             if len(futures) < len(calls):
                 futures.append(self._submit_otherwise(*calls[len(futures)], left))
-        return futures
 
     def _submit_otherwise(  # noqa: PLR0912, PLR0915  # a look counts only if no call comes between it and its act
         self,

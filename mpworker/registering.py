@@ -223,14 +223,20 @@ def register_all(client: Client, defaults: TaskDefaults, tasks: Iterable[Task[An
             is_asked_for = task.id is not None or task.idempotency_key is not None
             if is_asked_for or len(calls) == _TOGETHER:
                 calls, sent = [], calls
-                futures += client.submit_all(sent)
+                _submit_together(client, sent, futures)
             if is_asked_for:
                 futures.append(register(client, defaults, task))
             else:
                 calls.append(_call_of(client, defaults, task))
     finally:
-        futures += client.submit_all(calls)
+        _submit_together(client, calls, futures)
     return futures
+
+
+def _submit_together(client: Client, calls: list["Call"], futures: list[TaskFuture[Any]]) -> None:
+    sent: list[TaskFuture[Any]] = []
+    client.submit_all(calls, sent)
+    futures += sent
 
 
 def _call_of(client: Client, defaults: TaskDefaults, task: Task[Any]) -> "Call":

@@ -94,6 +94,11 @@ class Shared(Generic[T]):
         """
         self._place.close()
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # a protocol is looked for
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise AttributeError(f"a Shared has no {name!r}: the object is its `value`, so write handle.value.{name}")
+
     def __enter__(self) -> Self:
         return self
 

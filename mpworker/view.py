@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
 
-    from mpworker.client import Client
+    from mpworker.client import Call, Client
     from mpworker.future import TaskFuture
     from mpworker.optiontypes import TaskOptions
 
@@ -114,7 +114,8 @@ class TaskView(CronView, Executor):
             The futures, in the order of the items.
 
         Raises:
-            Exception: What `submit` raises for an item. The tasks of the items before it are submitted, and run.
+            Exception: What `submit` raises for an item, with a note which one it is. The tasks of the items before it
+                are submitted, and run.
 
         Example:
             >>> from mpworker import ProcessWorker
@@ -131,7 +132,15 @@ class TaskView(CronView, Executor):
         if self._defaults.limits_nothing:
             self._defaults.refuse_limit_of_nothing()
         key, packed, make = self._options_key, self._packed, self._make_future
-        return self._client.submit_all([(fn, (item,), {}, key, packed, make) for item in items])
+        calls: list[Call] = [(fn, (item,), {}, key, packed, make) for item in items]
+        futures: list[TaskFuture[T]] = []
+        try:
+            self._client.submit_all(calls, futures)
+        except Exception as error:
+            at, many = len(futures), len(calls)
+            error.add_note(f"It is item {at} of {many}, the first being 0; those before it are submitted.")
+            raise
+        return futures
 
     if TYPE_CHECKING:
 

@@ -709,6 +709,16 @@ def test_a_handle_that_is_closed(w: ProcessWorker) -> None:
         w.map(lambda _: shared.value, [1])
 
 
+def test_who_forgets_value_is_told_so(w: ProcessWorker) -> None:
+    with w.share(numbers()) as shared:
+        with pytest.raises(AttributeError, match=r"a Shared has no 'sum': .* write handle\.value\.sum"):
+            shared.sum()  # type: ignore[attr-defined]
+        with pytest.raises(AttributeError, match="__array__"):
+            shared.__array__()  # type: ignore[attr-defined]
+        assert not hasattr(shared, "__array__")
+        assert "handle.value.sum" in str(w.submit(lambda handle: handle.sum(), shared).exception(LIMIT))
+
+
 def test_a_handle_of_another_worker(w: ProcessWorker) -> None:
     with ProcessWorker(n=1, arena_max_bytes=4 * MB) as other, other.share(numbers()) as shared:
         calls = (

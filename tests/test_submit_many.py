@@ -39,8 +39,9 @@ def test_tasks_begin_in_the_order_of_the_items_and_have_ids_of_their_own(w: Proc
 def test_what_cannot_be_submitted_ends_it_and_those_before_run(make: Make) -> None:
     with make() as w:
         items = [*range(200), threading.Lock(), 1]
-        with pytest.raises(SerializationError, match="lock"):
+        with pytest.raises(SerializationError, match="lock") as caught:
             w.submit_many(pooljobs.square, items)
+        assert caught.value.__notes__ == ["It is item 200 of 202, the first being 0; those before it are submitted."]
         assert len(w._client.pending) <= 200
     assert w.metrics().completed == 200
 
