@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mpworker.aiofuture import AsyncTaskFuture as AsyncTaskFuture
     from mpworker.aioresults import AsyncSubscription as AsyncSubscription
     from mpworker.aiotasks import AsyncTaskInfo as AsyncTaskInfo
+    from mpworker.connected import ConnectedWorker as ConnectedWorker
+    from mpworker.connected import connect as connect
     from mpworker.context import TaskContext as TaskContext
     from mpworker.context import current as current
     from mpworker.cron import CronRun as CronRun
@@ -58,6 +60,7 @@ _HOMES = {
     "AsyncTaskInfo": "mpworker.aiotasks",
     "AsyncTaskView": "mpworker.aio",
     "AttemptInfo": "mpworker.task",
+    "ConnectedWorker": "mpworker.connected",
     "CronRun": "mpworker.cron",
     "CronTask": "mpworker.cron",
     "Hooks": "mpworker.hooks",
@@ -82,6 +85,7 @@ _HOMES = {
     "TaskInfo": "mpworker.task",
     "TaskStatus": "mpworker.task",
     "TaskView": "mpworker.view",
+    "connect": "mpworker.connected",
     "current": "mpworker.context",
 }
 
@@ -92,6 +96,7 @@ __all__ = [
     "AsyncTaskInfo",
     "AsyncTaskView",
     "AttemptInfo",
+    "ConnectedWorker",
     "CronRun",
     "CronTask",
     "Hooks",
@@ -117,6 +122,7 @@ __all__ = [
     "TaskView",
     "Tracer",
     "__version__",
+    "connect",
     "current",
     "errors",
 ]

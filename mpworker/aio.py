@@ -1,5 +1,6 @@
 """`AsyncProcessWorker`: the pool in an event loop."""
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
@@ -11,6 +12,7 @@ from mpworker.aiodocs import like
 from mpworker.aiofuture import AsyncTaskFuture, awaited_of
 from mpworker.aiotasks import AsyncTasks
 from mpworker.checks import check_bool, check_seconds
+from mpworker.connected import ConnectedWorker
 from mpworker.errors import InvalidArgument
 from mpworker.loopclient import LoopClient
 from mpworker.observing import Observing
@@ -86,6 +88,13 @@ class _Pool(ProcessWorker):
             raise InvalidArgument("debug=True would run tasks in the event loop: use it with a ProcessWorker")
         with Start(options, initializer, initargs, observing) as start:
             return LoopClient(options, observing, start)
+
+
+class _AttachedPool(ConnectedWorker):
+    """The same where the supervisor is there already."""
+
+    def _client_kind(self) -> "type[Client]":
+        return LoopClient
 
 
 class AsyncTaskView(AsyncCronView):
@@ -323,8 +332,27 @@ class AsyncProcessWorker(AsyncTaskView, AsyncTasks, AsyncControl, AsyncCronWorke
     """
 
     def __init__(self, n: int | None = None, **options: Unpack[PoolOptions]) -> None:
-        self._pool = _Pool(n, **options)
+        self._pool: ProcessWorker = _Pool(n, **options)
         super().__init__(self._pool)
+
+    @classmethod
+    async def connect(cls, path: "str | PathLike[str] | None" = None, **options: Any) -> Self:
+        """Attach to a supervisor that runs as a service: see `mpworker.connect`.
+
+        Args:
+            path: Its socket; None for the usual places.
+            **options: Those of `ConnectedWorker`.
+
+        Raises:
+            ConfigurationError: An option is out of its bounds.
+            ConnectError: No supervisor listens there, or it refuses this program.
+            OSError: No memory or descriptor is left.
+        """
+        worker = cls.__new__(cls)
+        attached = await asyncio.to_thread(_AttachedPool, path, **options)  # it waits, at most `connect_timeout`
+        worker._pool = attached
+        AsyncTaskView.__init__(worker, attached)
+        return worker
 
     def __repr__(self) -> str:
         return f"<AsyncProcessWorker n={self._view._n} supervisor={self._client.supervisor.pid}>"

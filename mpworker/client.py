@@ -496,7 +496,7 @@ class Client(Reader):
         """This process is a fork: the rings are not here, the supervisor is not ours."""
         self._forked = True
         self._closed = "forked"
-        self.supervisor.hang_up()  # this process's copy of the socket: it would be warned of as never closed
+        self.supervisor.is_a_forks()
         if self.arenas is not None:
             self.arenas.forked()
         self._forget_threads()

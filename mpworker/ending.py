@@ -72,6 +72,11 @@ class Ending:
         if not self._client._closed:
             self._client._closed = "stopped"
 
+    def is_asked_for(self) -> None:
+        """The supervisor is to stop, and finishes what it has accepted."""
+        self.close_submit()
+        self.asked = True
+
     def cancel_unstarted(self, timeout: float | None = None) -> None:
         """Accept nothing more, and cancel what no child has begun."""
         self.close_submit()

@@ -8,6 +8,7 @@ the caller's `ConfigurationError`, `TaskNotFound`, `DuplicateTask`, `QueueFull`,
 the task's   `SerializationError`, `TaskTimeout`, `TaskCancelled`, `TaskExited`
 a child's    `WorkerCrashed`
 ours         `SupervisorLost`
+the system's `ConnectError`
 ============ ========================================================================================
 """
 
@@ -70,6 +71,10 @@ class WorkerStopped(MPWorkerError, RuntimeError):
 
 class WrongEventLoop(MPWorkerError, RuntimeError):
     """An `AsyncProcessWorker` belongs to the event loop, and the thread, that used it first; this is not that one."""
+
+
+class ConnectError(MPWorkerError, ConnectionError):
+    """No supervisor can be attached to: none listens there, it refuses this program, or it says nothing in time."""
 
 
 class ShareError(MPWorkerError):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mpworker.options import WorkerOptions
     from mpworker.programs import Begun
 
-_CLIENT_SPIN_NS: Final = 50_000
+CLIENT_SPIN_NS: Final = 50_000
 _CHILD_SPIN_NS: Final = 20_000
 # What a supervisor has open: once, for each child, and while it makes the last one. tests/test_starts.py counts.
 _FDS_OWN: Final = 14
@@ -69,6 +69,10 @@ class Supervisor:
 
     def hang_up(self) -> None:
         """Close the socket: the supervisor stops at once."""
+        self._sock.close()
+
+    def is_a_forks(self) -> None:
+        """This process is a fork: close its copy of the socket, which would be warned of as never closed."""
         self._sock.close()
 
     def kill(self) -> None:
@@ -195,7 +199,7 @@ def pickle_initializer(initializer: Callable[..., object] | None, initargs: tupl
         raise SerializationError(f"the initializer or its initargs cannot be pickled: {error}{what}") from error
 
 
-def _blob(options: WorkerOptions, initializer: bytes, middleware: bytes) -> bytes:
+def blob_of(options: WorkerOptions, initializer: bytes, middleware: bytes) -> bytes:
     """The nursery's part of the configuration: what the children get from this process."""
     try:
         directory = os.getcwd()
@@ -244,16 +248,16 @@ def launch(
     fds: list[int] = []
     try:
         descriptors = _descriptors(options.n, overlap(options))
-        blob = _blob(options, pickle_initializer(initializer, initargs), middleware)
+        blob = blob_of(options, pickle_initializer(initializer, initargs), middleware)
         cores = available_cores()
         arenas = make_arenas(options.arena_max_bytes)
         capacities = (options.client_ring_bytes, options.client_ring_bytes)
         fds, channel = make_channel("mpworker-client", capacities)
         sock = frames.Frames(begun.sock)
-        config = _config(options, prefix, log_level, descriptors, cores, arenas.capacity if arenas is not None else 0)
+        config = config_of(options, prefix, log_level, descriptors, cores, arenas.capacity if arenas is not None else 0)
         _send(sock, config, blob, fds, arenas.descriptors if arenas is not None else [], begun.python)
         # Who waits in the client spins, for it has nothing else to do; with one core there is somebody else who has.
-        spin_ns = _CLIENT_SPIN_NS if cores > 1 else 0
+        spin_ns = CLIENT_SPIN_NS if cores > 1 else 0
         return Supervisor(begun.python, channel, sock, begun.pid, begun.pidfd, spin_ns, cores, arenas)
     except BaseException as error:
         if channel is not None:
@@ -270,9 +274,19 @@ def launch(
         close_all(fds)
 
 
-def _config(
+def config_of(
     options: WorkerOptions, prefix: str, log_level: int, descriptors: int, cores: int, arena_bytes: int
 ) -> dict[str, Any]:
+    """What a supervisor is told of its children.
+
+    Args:
+        options: The worker's options.
+        prefix: What task ids begin with.
+        log_level: The least level of the records that it sends.
+        descriptors: What it must be able to open; 0 for what it is.
+        cores: That it may use.
+        arena_bytes: Of the arena for results; 0 for none.
+    """
     spread = options.cpu_affinity == "spread"
     return {
         "n": options.n,
@@ -294,6 +308,7 @@ def _config(
         "child": {
             "max_payload_bytes": options.max_payload_bytes,
             "task_prefix": prefix,
+            "puts_off": options.n > 1,
             "nice": options.nice,
             "blas_threads": options.blas_threads or max(1, cores // options.n),
             "blas_asked": options.blas_threads is not None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from mpworker.errors import ConfigurationError, SerializationError
 from mpworker.ipc import codec, json, payload
@@ -68,6 +68,11 @@ class QueueTable:
             known = ", ".join(map(repr, sorted(self._names)))
             raise ConfigurationError(f"there is no queue {name!r}, and unknown_queues is 'refuse'; there are {known}")
 
+    def know(self, names: Iterable[str], refuses: bool) -> None:
+        """These are there already; may no other be named?"""
+        self._names.update(names)
+        self.refuses = refuses
+
     def configure(self, name: str, options: QueueOptions) -> None:
         """Make a queue, or change one."""
         self.use(name, made=True)
@@ -104,6 +109,9 @@ class OptionTable:
 
     Args:
         client: Of which client.
+
+    Attributes:
+        priority_min: The lowest number that may be asked for, where others have tasks there, too; None for any.
     """
 
     def __init__(self, client: Client) -> None:
@@ -112,14 +120,20 @@ class OptionTable:
         self._sets: dict[int, TaskDefaults] = {}
         self._numbers = itertools.count(1)
         self._judges: dict[Judge, int] = {}  # one for all policies that are equal in this
+        self.priority_min: int | None = None  # None for any
 
     def say(self, options: TaskDefaults) -> tuple[int, dict[str, Any] | None]:
         """The number under which the supervisor knows these options, and what of them goes along with each task.
 
         Raises:
-            ConfigurationError: They limit what has no concurrency key, or the queue is refused.
+            ConfigurationError: They limit what has no concurrency key, or the queue or the priority is refused.
         """
         self._client.refuse_if_closed()
+        if self.priority_min is not None and options.priority < self.priority_min:
+            raise ConfigurationError(
+                f"priority must be at least {self.priority_min} with this supervisor, which others use as well, "
+                f"not {options.priority}"
+            )
         said: dict[str, Any] = {}
         if options.concurrency_key:
             said["concurrency"] = [options.concurrency_key, options.concurrency]

@@ -80,7 +80,7 @@ def _interpreter_flags() -> list[str]:
     return found
 
 
-def _commands(python: str) -> tuple[list[str], list[str]]:
+def commands(python: str) -> tuple[list[str], list[str]]:
     """The command lines of supervisor and nursery. The former ends with the latter, by which it starts further ones."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(mpworker.__file__)))
     bootstrap = _BOOTSTRAP.format(root, "mpworker.supervisor.__main__")
@@ -91,7 +91,7 @@ def _commands(python: str) -> tuple[list[str], list[str]]:
     return [python, "-I", "-S", "-c", _SUPERVISOR_BOOTSTRAP.format(*words), "0", *nursery], nursery
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """What supervisor and nursery start with.
 
     -I has the supervisor heed nothing that is Python's, and the nursery sets the client's path and environment after
@@ -107,6 +107,18 @@ def _environment() -> dict[str, str]:
     # Chosen here, so that a nursery that replaces another one has the same.
     environment["PYTHONHASHSEED"] = str(int.from_bytes(os.urandom(4))) if seed in ("", "random") else seed
     return environment
+
+
+def service_command(python: str, fd: int) -> list[str]:
+    """The command line of a supervisor that clients attach to.
+
+    Args:
+        python: The interpreter.
+        fd: The file with its configuration, which it inherits.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.abspath(mpworker.__file__)))
+    bootstrap = _BOOTSTRAP.format(root, "mpworker.supervisor.service")
+    return [python, "-I", "-S", "-c", f"{bootstrap}\nmain({fd})"]
 
 
 class Begun:
@@ -170,8 +182,8 @@ def _start_both(python: str, client_end: _socket.socket, started: list[int]) -> 
         client_end: That other end.
         started: Its process id is put here: what is returned might be lost to an interrupt.
     """
-    supervisor, nursery = _commands(python)
-    environment = [os.fsencode(f"{name}={value}") for name, value in _environment().items()]
+    supervisor, nursery = commands(python)
+    variables = [os.fsencode(f"{name}={value}") for name, value in environment().items()]
     supervisor_end, nursery_end = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
         _native.start(
@@ -179,7 +191,7 @@ def _start_both(python: str, client_end: _socket.socket, started: list[int]) -> 
             [os.fsencode(word) for word in supervisor],
             _PID_AT,
             [os.fsencode(word) for word in (*nursery, _FIRST)] if python == sys.executable else [],
-            environment,
+            variables,
             client_end.fileno(),
             supervisor_end.fileno(),
             nursery_end.fileno(),

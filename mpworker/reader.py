@@ -412,11 +412,18 @@ class Reader:
             self.fanout.run_ends(a, flags & codec.LOW, data)
         elif kind == codec.FREE and self.arenas is not None:
             self.arenas.free(a)
-        elif kind == codec.BROKEN:
+        else:
+            self._settle_word(kind, data)
+
+    def _settle_word(self, kind: int, data: bytes) -> None:
+        """What the supervisor says of itself."""
+        if kind == codec.BROKEN:
             self._broken = json.loads(data)
             self._closed = "broken"
         elif kind == codec.FAREWELL:
             self.farewell = data
+        elif kind == codec.CLOSING:
+            self.ending.is_asked_for()
 
     def _fail_all(self, status: int, data: bytes) -> None:
         """Nothing more will come: settle what is pending."""

@@ -141,3 +141,16 @@ class Unloadable:
 
     def __reduce__(self) -> Any:
         return fail, ("an Unloadable cannot be loaded",)
+
+
+def hold_and_note(folder: str, value: int) -> None:
+    hold(folder)
+    note(f"{folder}/noted", value)
+
+
+def sleep_with(_secret: str) -> None:
+    time.sleep(GUARD_SECONDS)
+
+
+def die_with(_secret: str) -> None:
+    os._exit(3)

@@ -10,7 +10,17 @@ from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.recording import EFFECTS, UNIFORM, Encoder
 from mpworker.supervisor.recycling import Recycling
-from mpworker.supervisor.registry import Death, DetailedTask, Function, Seat, Setbacks, Task, TaskOptions, Times
+from mpworker.supervisor.registry import (
+    Context,
+    Death,
+    DetailedTask,
+    Function,
+    Seat,
+    Setbacks,
+    Task,
+    TaskOptions,
+    Times,
+)
 from mpworker.supervisor.scheduler import Scheduler
 
 SCHEDULERS: Final[dict[str, type[Scheduler]]] = {kind.__name__: kind for kind in (Places, Recycling)}
@@ -122,6 +132,8 @@ class Replay:
             return self._seat(told)
         if kind == "TaskOptions":
             return self._shared[told]
+        if kind == "Context":
+            return self._shared.get(told) or self._share(told, Context(told, None))
         if kind == "Function":
             return self._shared.get(told) or self._share(told, Function(told, b""))
         if kind in _RECORDS:

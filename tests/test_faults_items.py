@@ -159,7 +159,7 @@ def test_an_item_that_cannot_be_pickled_is_the_callers_error() -> None:
 
 def test_an_interrupt_between_two_items_hits_neither() -> None:
     page: Any = SimpleNamespace(inside=False, peek=lambda _slot: (7, 2, 0, 1, 7))
-    attempt = Attempt(page, cast(StackFile, SimpleNamespace(rewind=lambda: None)), "")
+    attempt = Attempt(page, cast(StackFile, SimpleNamespace(rewind=lambda: None)), "", {})
     attempt.running, attempt.itemwise = 7, True
     attempt.on_interrupt(0, None)
     assert attempt.stack is None

@@ -537,7 +537,7 @@ def test_the_start_of_an_attempt_whose_child_died_first_is_told_with_its_end() -
     sent: list[tuple[Any, ...]] = []
     port = SimpleNamespace(outbox=SimpleNamespace(waiting=[]), send=lambda *record: sent.append(record))
     watch = watching.Watch(port, logging.WARNING)  # type: ignore[arg-type]
-    watch._tells = True
+    watch.tells = True
     task = registry.Task(1, None, registry.TaskOptions(), b"")
     watch.accepted(task)
     task.state = OFFERED

@@ -384,7 +384,7 @@ def test_a_short_sleep_is_no_longer_than_it_should_be(
         loop._epoll.close()
         loop._epoll = SimpleNamespace(fileno=lambda: 3, poll=asked.append)  # type: ignore[assignment]
         monkeypatch.setattr(
-            "mpworker.supervisor.loop.select.select", lambda *_: asked.append(_[-1])
+            "mpworker.supervisor.serving.select.select", lambda *_: asked.append(_[-1])
         )  # it counts in us, and epoll in ms
         loop._sleep(seconds)
         loop._epoll = select.epoll()

@@ -151,7 +151,7 @@ def calls(fd: int) -> Calls:
     functions: dict[int, object] = {1: pow, 2: int, 3: list, 4: b"unread"}
     told = (lambda value: (0, pickle.dumps(value)),) * 3
     page = Claims(mmap.mmap(-1, 4096), 4)
-    parts = (page, attempt, child_in, child_out, closed, functions, pickle.loads, *told, child_out.push, 4096)
+    parts = (page, attempt, child_in, child_out, closed, functions, pickle.loads, *told, child_out.push, 4096, True)
     tasks = Tasks(*parts)  # type: ignore[arg-type]
 
     def dumps(value: object) -> bytes:
@@ -206,7 +206,7 @@ def calls(fd: int) -> Calls:
             (None, lambda: Tasks(*parts)),  # type: ignore[arg-type]
             (TypeError, lambda: Tasks(attempt, *parts[1:])),  # type: ignore[arg-type]
             (TypeError, lambda: Tasks(*parts[:5], [], *parts[6:])),  # type: ignore[arg-type]
-            (TypeError, lambda: Tasks(*parts[:-1], "1")),  # type: ignore[arg-type]
+            (TypeError, lambda: Tasks(*parts[:-2], "1", True)),  # type: ignore[arg-type]
         ],
         "Tasks.run": [
             (None, tasks.run),

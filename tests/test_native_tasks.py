@@ -21,7 +21,7 @@ from mpworker.ipc.codec import Record
 
 CAPACITY = 8192
 FUNCTION = 5
-TASK_NUMBER = 7 | 3 << codec.JUDGE_SHIFT
+TASK_NUMBER = 7 | 3 << codec.CONTEXT_SHIFT
 
 
 def ends(memory: mmap.mmap, ctl: int, data: int) -> tuple[Ring, Ring]:
@@ -57,6 +57,7 @@ class Runs:
             *(self.claims, self.attempt, self.inbound, self.outbound, self.supervisor, self.functions),
             *(self.loads, self.of_value, self.of_failure, self.of_unread, lambda *record: self.pushed.append(record)),
             plain_max,
+            True,
         )
         self.asked: list[tuple[str, Any]] = []
         self.close = lambda: (os.close(self.bell_end), os.close(write_end))
@@ -133,6 +134,85 @@ def test_the_answer_says_how_long_it_took(runs: Runs) -> None:
     found: list[Record] = []
     runs.answers.pop(found, 1)
     assert 10_000 < found[0][4] >> 8 < 10**10
+
+
+class Rings:
+    """Several tasks that are offered at once, and when the supervisor was told of which answer.
+
+    Args:
+        runs: The child's half.
+        turns: How long each task computes, in turns of a loop.
+        revoked: How many more there are, which are taken back before they begin.
+    """
+
+    def __init__(self, runs: Runs, turns: int, revoked: int = 0) -> None:
+        self._runs = runs
+        self._turns = turns
+        runs.functions[FUNCTION] = self._work
+        runs.supervisor.arm()
+        for slot in range(4):
+            assert runs.claims.send_offer(
+                slot, slot + 1, runs.offers, codec.TASK, 1, TASK_NUMBER, slot | FUNCTION << 8, written(((), {}))
+            )
+        for slot in range(4 - revoked, 4):
+            assert runs.claims.revoke(slot, slot + 1)
+        self.told_after: list[bool] = []
+        runs.tasks.run()
+        self.told_at_the_end = self._is_told()
+        found: list[Record] = []
+        runs.answers.pop(found, 10)
+        self.ends_ns = [started_ns + (c >> 8) for _, _, started_ns, _, c, _ in found]
+        self.took_ns = [c >> 8 for *_, c, _ in found]
+
+    def _is_told(self) -> bool:
+        try:
+            told = bool(os.read(self._runs.bell_end, 10))
+        except BlockingIOError:
+            told = False
+        self._runs.supervisor.arm()
+        return told
+
+    def _work(self) -> None:
+        self.told_after.append(self._is_told())
+        sum(range(self._turns))
+
+    def expected(self, waiting: int) -> list[bool]:
+        """Of which answers the supervisor was to be told at once, if so many records were there at the beginning."""
+        told, rung_ns = [], 0
+        for number, (end_ns, took_ns) in enumerate(zip(self.ends_ns, self.took_ns, strict=True), 1):
+            now = (waiting - number) * took_ns <= 150_000 or end_ns - rung_ns >= 500_000
+            told.append(now)
+            rung_ns = end_ns if now else rung_ns
+        return told
+
+
+@pytest.mark.parametrize("turns", [1, 1_000, 5_000, 20_000, 100_000])
+def test_of_an_answer_that_others_follow_soon_the_supervisor_is_told_with_these(runs: Runs, turns: int) -> None:
+    rings = Rings(runs, turns)
+    assert len(rings.ends_ns) == 4
+    *others, last = rings.expected(4)
+    assert rings.told_after[1:] == others
+    assert last, "nothing follows it"
+    assert rings.told_at_the_end
+
+
+def test_some_are_put_off(runs: Runs) -> None:
+    """Else the test above shows nothing."""
+    for turns in (4_000, 8_000, 16_000, 32_000):
+        made = Runs()
+        if not all(Rings(made, turns).told_after[1:]):
+            made.close()
+            return
+        made.close()
+    pytest.fail("each was told at once")
+
+
+@pytest.mark.parametrize("turns", [1, 5_000, 20_000])
+def test_what_follows_may_have_been_taken_back(runs: Runs, turns: int) -> None:
+    rings = Rings(runs, turns, revoked=2)
+    assert len(rings.ends_ns) == 2
+    assert rings.told_after[1:] == rings.expected(4)[:1]
+    assert rings.told_at_the_end, "it is told before the child sleeps, whatever was put off"
 
 
 @pytest.mark.parametrize("bad", [[1], {"a": 1}, 2**70, "\ud800"])
@@ -224,7 +304,7 @@ def test_arguments_are_freed_before_the_attempt_is_over_and_after_the_result_is_
     runs.tasks = Tasks(
         *(runs.claims, runs.attempt, runs.inbound, runs.outbound, runs.supervisor, runs.functions),
         lambda _: ((Noted(lambda: seen.append((runs.attempt.number, len(runs.asked)))),), {}),
-        *(runs.of_value, runs.of_failure, runs.of_unread, print, 4096),
+        *(runs.of_value, runs.of_failure, runs.of_unread, print, 4096, True),
     )
     runs.offer(lambda _: [1], data=b"whatever")
     runs.tasks.run()
@@ -346,7 +426,7 @@ def test_a_corrupt_ring_is_told() -> None:
     memory[0:8] = (2**64 - 8).to_bytes(8, "little")
     tasks = Tasks(
         *(runs.claims, runs.attempt, broken, runs.outbound, runs.supervisor, runs.functions),
-        *(runs.loads, runs.of_value, runs.of_failure, runs.of_unread, print, 4096),
+        *(runs.loads, runs.of_value, runs.of_failure, runs.of_unread, print, 4096, True),
     )
     with pytest.raises(RingCorrupt):
         tasks.run()

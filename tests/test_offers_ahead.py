@@ -232,3 +232,25 @@ def test_an_idle_child_begins_what_is_most_urgent_of_what_waits_behind_a_long_ta
     wait(world, 2 * dispatch.STEAL_AFTER)
     assert next(offer.key for offer in idle.in_line()) == min(behind)
     assert [offer.key for offer in idle.in_line()] == sorted(offer.key for offer in idle.in_line())
+
+
+def test_a_child_that_may_put_off_an_answer_is_looked_at_also_if_it_is_the_only_one_that_is_left() -> None:
+    world = World(2, slots=16)
+    world.scheduler.resize(1)
+    world.turn()
+    for _ in range(3):
+        world.submit(known(world))
+    world.turn()
+    assert max(offers(world)) > 1
+    at = world.scheduler.relief_at()
+    assert at is not None
+    assert at - world.now <= dispatch.RELIEVE_AFTER
+
+
+def test_the_only_child_of_a_pool_puts_nothing_off_and_is_looked_at_by_no_timer() -> None:
+    world = World(1, slots=16)
+    for _ in range(3):
+        world.submit(known(world))
+    world.turn()
+    assert offers(world) == [3]
+    assert world.scheduler.relief_at() is None

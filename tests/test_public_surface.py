@@ -24,6 +24,7 @@ ASYNC_NAMES = {"AsyncProcessWorker", "AsyncSubscription", "AsyncTaskFuture", "As
 NAMES = {
     *ASYNC_NAMES,
     "AttemptInfo",
+    "ConnectedWorker",
     "CronRun",
     "CronTask",
     "Hooks",
@@ -49,6 +50,7 @@ NAMES = {
     "TaskView",
     "Tracer",
     "__version__",
+    "connect",
     "current",
     "errors",
 }
@@ -128,6 +130,7 @@ ERRORS: dict[str, tuple[str, str, set[str]]] = {
     "QueueFull": ("MPWorkerError", "", set()),
     "WorkerStopped": ("RuntimeError", "", set()),
     "WrongEventLoop": ("RuntimeError", "", set()),
+    "ConnectError": ("ConnectionError", "", set()),
     "ShareError": ("MPWorkerError", "", set()),
     "SerializationError": ("MPWorkerError", "", set()),
     "TaskTimeout": ("TimeoutError", "(self, message='', stack='')", {"stack"}),
@@ -167,10 +170,20 @@ def test_the_worker() -> None:
     assert methods(mpworker.TaskView) == VIEW
 
 
+def test_the_connected_worker() -> None:
+    assert methods(mpworker.ConnectedWorker) == WORKER
+    assert signature(mpworker.connect) == "(path=None, **options)"
+    assert signature(mpworker.ConnectedWorker.__init__) == (
+        "(self, path=None, *, name='', timeout=None, retries=0, crash_retries=None, retry_policy=None, "
+        "max_pending=None, submit_timeout=None, retention=None, hooks=None, tracer=None, logger=None, "
+        "submit_middleware=(), when_gone='cancel', connect_timeout=5.0)"
+    )
+
+
 def test_the_asynchronous_worker() -> None:
     view = {name: signature for name, signature in VIEW.items() if name != "shutdown"}
     assert methods(mpworker.AsyncTaskView) == view
-    assert methods(mpworker.AsyncProcessWorker) == ASYNC_WORKER
+    assert methods(mpworker.AsyncProcessWorker) == ASYNC_WORKER | {"connect": "(path=None, **options)"}
     assert signature(mpworker.AsyncProcessWorker.__init__) == "(self, n=None, **options)"
     coroutines = {
         name for name in ASYNC_WORKER if inspect.iscoroutinefunction(getattr(mpworker.AsyncProcessWorker, name))
@@ -309,7 +322,7 @@ def test_the_reference_shows_all_of_it() -> None:
     assert members["TaskView"] == {"shutdown"}
     assert members["ProcessWorker"] == {*WORKER, "n"}
     assert members["TaskFuture"] == {*FUTURE, "task_id"}
-    assert members["AsyncProcessWorker"] == {*ASYNC_WORKER, "n"}
+    assert members["AsyncProcessWorker"] == {*ASYNC_WORKER, "n", "connect"}
     assert members["AsyncTaskFuture"] == {"cancel", "task_id"}
     assert members["Subscription"] == {"close", "dropped", "get"}
     assert members["AsyncSubscription"] == members["Subscription"]

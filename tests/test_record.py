@@ -154,7 +154,9 @@ def test_what_has_ended_last_is_written_at_the_end(path: Path) -> None:
     nobody = SimpleNamespace(trace=lambda ended: None)
     world = SimpleNamespace(now_ns=0, emit=None, emit_items=None, everyone=[])
     ending = SimpleNamespace(answer_later_ones=None)
-    loop: Any = SimpleNamespace(scheduler=nobody, world=world, requests=ending, close=lambda: done.append("closed"))
+    loop: Any = SimpleNamespace(
+        scheduler=nobody, world=world, session=SimpleNamespace(requests=ending), close=lambda: done.append("closed")
+    )
     Trace(loop, str(path)).install()
     assert path.stat().st_size == 0
     loop.close()

@@ -98,7 +98,7 @@ def _dear(self: Scheduler, seat: Any, task: Any, cost_ns: int, now: float, _offe
     ("name", "broken", "message"),
     [
         ("_retry", _no_retry, r"without effect 1, uniform\(\)"),
-        ("_offer", _dear, r"effect 1, offer\(.*, was 200000 and is 200001 at .*\.Task\.cost_ns"),
+        ("_offer", _dear, r"effect 1, offer\(.*, was 400000 and is 400001 at .*\.Task\.cost_ns"),
         ("child_ready", lambda self, seat: None, r"without effect 1, offer\("),
         ("_watch", lambda self, now: None, r"without effect 1, looked\(\)"),
     ],

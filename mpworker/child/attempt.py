@@ -16,7 +16,10 @@ from mpworker.ipc.stacks import StackFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Final
+
+    from mpworker.child.calls import Context
 
 _OURS: Final[list[CodeType]] = []  # what calls the users' functions
 
@@ -38,15 +41,19 @@ class Attempt(AttemptState):
     Args:
         claims: The child's claim page.
         stack_file: Where the stack of a late task goes.
-        task_prefix: Of the ids of tasks that have none of the user's own.
+        task_prefix: Of the ids of tasks that have none of the user's own,
+        contexts: unless it is another one for many tasks, of which this is known.
     """
 
-    __slots__ = ("_claims", "_stack_file", "_task_prefix")
+    __slots__ = ("_claims", "_contexts", "_stack_file", "_task_prefix")
 
-    def __init__(self, claims: Claims, stack_file: StackFile, task_prefix: str) -> None:
+    def __init__(
+        self, claims: Claims, stack_file: StackFile, task_prefix: str, contexts: Mapping[int, Context]
+    ) -> None:
         self._claims = claims
         self._stack_file = stack_file
         self._task_prefix = task_prefix
+        self._contexts = contexts
 
     def on_interrupt(self, _signal: int, frame: FrameType | None) -> None:
         """The handler of INTERRUPT_SIGNAL."""
@@ -64,7 +71,9 @@ class Attempt(AttemptState):
         """The context of the task that runs now."""
         if not self.number:
             return None
-        task_id = f"{self._task_prefix}{self.task & codec.TASK_MASK}"
+        context = self._contexts.get(self.task >> codec.CONTEXT_SHIFT)
+        own = context.prefix if context is not None else None
+        task_id = f"{self._task_prefix if own is None else own}{self.task & codec.TASK_MASK}"
         if not self.details:
             return TaskContext(task_id, self.number)
         said = details.read(self.details)

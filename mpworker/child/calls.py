@@ -13,6 +13,22 @@ if TYPE_CHECKING:
 
     from mpworker.child.middleware import Middleware
 
+
+class Context:
+    """What a child knows of many tasks beside their functions.
+
+    Attributes:
+        judge: The number of the function that says whether an exception is final; 0 if none is.
+        prefix: What their ids begin with; None for that of all tasks.
+    """
+
+    __slots__ = ("judge", "prefix")
+
+    def __init__(self, judge: int, prefix: str | None = None) -> None:
+        self.judge = judge
+        self.prefix = prefix
+
+
 UNREAD: Final = (bytes, MemoryError)  # what a function is until it is called first: its pickle, or why there is none
 
 
@@ -21,12 +37,14 @@ class Calls:
 
     Attributes:
         received: By its number each that may be called: its pickle, or why there is none, until it is called first.
+        contexts: By its number what is known of many tasks.
         middleware: What is around each of them.
         unpickle: Reads a call; whoever has run an initializer sets another one.
     """
 
     def __init__(self) -> None:
         self.received: dict[int, bytes | MemoryError | Callable[..., Any]] = {}
+        self.contexts: dict[int, Context] = {}
         self._judges: dict[int, Callable[..., Any]] = {}
         self.middleware: Middleware | None = None
         self.unpickle: Callable[..., Any] = payload.loads
@@ -46,8 +64,12 @@ class Calls:
         call, args, kwargs = self.loads(data)
         return call if self.middleware is None else self.middleware.around(call), args, kwargs
 
-    def judge(self, number: int) -> Callable[..., Any]:
-        """A function that is no task's."""
+    def judge(self, context: int) -> Callable[..., Any] | None:
+        """What says of the exceptions of these tasks whether they are final; None if none is."""
+        number = self.contexts[context].judge
+        return self._judge(number) if number else None
+
+    def _judge(self, number: int) -> Callable[..., Any]:
         judge = self._judges.get(number)
         if judge is None:
             found = self.received[number]

@@ -7,15 +7,16 @@ from collections.abc import Callable
 
 from mpworker.child.answers import Answers
 from mpworker.child.attempt import Attempt
+from mpworker.child.calls import Calls, Context
 from mpworker.child.task import TaskRunner
-from mpworker.ipc import codec
+from mpworker.ipc import codec, json
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import Assembler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final, TypeAlias
+    from typing import Final, TypeAlias
 
 _FOREVER: Final = -1.0
 Run: TypeAlias = Callable[[int, int, int, int, bytes | MemoryError], None]
@@ -28,7 +29,7 @@ class Loop:
         channel: The channel to the supervisor.
         answers: The way out.
         attempt: What runs.
-        functions: What has come of them, by their numbers.
+        calls: What has come of functions, and what is known of many tasks.
         max_payload_bytes: What a payload in parts may have.
         spin_ns: How long it looks for the next record before it sleeps.
     """
@@ -38,14 +39,15 @@ class Loop:
         channel: Channel,
         answers: Answers,
         attempt: Attempt,
-        functions: dict[int, Any],
+        calls: Calls,
         max_payload_bytes: int,
         spin_ns: int,
     ) -> None:
         self._channel = channel
         self._answers = answers
         self._attempt = attempt
-        self._functions = functions
+        self._functions = calls.received
+        self._contexts = calls.contexts
         self._assembler = Assembler(max_payload_bytes)
         self._spin_ns = spin_ns
         self._waiting: list[Record] = []
@@ -95,12 +97,22 @@ class Loop:
                 self._functions[a] = data
             elif kind == codec.FORGET:
                 self._functions.pop(a, None)
+            elif kind == codec.CONTEXT:
+                self._learn(a, b, data)
             elif kind == codec.EXIT:
                 return
             elif kind == codec.FREE:
                 taken_away(a)
             elif kind == codec.UNSHARE:
                 let_go(a)
+
+    def _learn(self, number: int, judge: int, said: bytes | MemoryError) -> None:
+        """Here is what is known of many tasks, or that there are no more of them."""
+        if judge or said:
+            prefix = json.loads(said)["prefix"] if isinstance(said, bytes) and said else None
+            self._contexts[number] = Context(judge, prefix)
+        else:
+            self._contexts.pop(number, None)
 
     def _next(self, tasks: TaskRunner) -> Record | None:
         try:

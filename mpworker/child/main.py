@@ -57,9 +57,9 @@ class Child:
         self._settings = settings
         max_bytes = settings["max_payload_bytes"]
         self.answers = answers = Answers(channel)
-        self.attempt = attempt = Attempt(claims, stack_file, settings["task_prefix"])
         self.calls = calls = Calls()
-        self._loop = Loop(channel, answers, attempt, calls.received, max_bytes, settings["spin_ns"])
+        self.attempt = attempt = Attempt(claims, stack_file, settings["task_prefix"], calls.contexts)
+        self._loop = Loop(channel, answers, attempt, calls, max_bytes, settings["spin_ns"])
         self._arenas: Arenas | None = None
         if arenas:
             shares.opener = opener = Shares(arenas[0], settings["task_prefix"], lambda: calls.unpickle, answers.push)
@@ -71,7 +71,7 @@ class Child:
     def serve(self) -> None:
         """Run tasks until the end."""
         self.calls.unpickle = payload.loader_in_child()
-        self.tasks.takes_from(self._channel, self._settings["max_payload_bytes"])
+        self.tasks.takes_from(self._channel, self._settings["max_payload_bytes"], self._settings["puts_off"])
         taken_away = self._arenas.taken_away if self._arenas is not None else _nothing
         let_go = self._arenas.shares.let_go if self._arenas is not None else _nothing
         self._loop.serve(self.tasks, self._chunks.run_range, taken_away, let_go)

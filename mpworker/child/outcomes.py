@@ -123,11 +123,12 @@ class Outcomes:
 
     def _gives_up(self, error: BaseException) -> bool:
         """Does the retry policy want no further attempt after this exception?"""
-        judge = self._attempt.task >> codec.JUDGE_SHIFT
-        if not judge:
+        context = self._attempt.task >> codec.CONTEXT_SHIFT
+        if not context:
             return False
         try:
-            return bool(self._calls.judge(judge)(error))
+            judge = self._calls.judge(context)
+            return judge is not None and bool(judge(error))
         except Exception:  # noqa: BLE001  # a class that cannot be imported here was not raised here either
             return False
 

@@ -28,12 +28,13 @@ _UNUSUAL: Final = codec.DETAILED | codec.WATCHED | codec.ARENA
 class TaskRunner(Runs):
     """Runs tasks; the arguments are those of `Runs`."""
 
-    def takes_from(self, channel: Channel, max_payload_bytes: int) -> None:
+    def takes_from(self, channel: Channel, max_payload_bytes: int, puts_off: bool = False) -> None:
         """Have `run_tasks` take them from a channel.
 
         Args:
             channel: The channel to the supervisor.
             max_payload_bytes: What a result may have.
+            puts_off: The supervisor may be told of several answers at once: see tasks.h.
         """
         outcomes, calls = self._outcomes, self._calls
         self._tasks = Tasks(
@@ -49,6 +50,7 @@ class TaskRunner(Runs):
             _of_unread,
             self._answers.push,
             max_payload_bytes,
+            puts_off,
         )
 
     def run_tasks(self) -> Record | None:

@@ -14,7 +14,10 @@ from mpworker.cli.bench import bench_command
 from mpworker.cli.doctor import doctor_command
 from mpworker.cli.errors import CommandError, ExitCode, one_line
 from mpworker.cli.map import map_command
+from mpworker.cli.operate import COMMANDS
 from mpworker.cli.plan import plan_command
+from mpworker.cli.serve import config_command, serve_command
+from mpworker.cli.systemd import systemd_command
 from mpworker.errors import ConfigurationError
 
 __all__ = ["cli", "run"]
@@ -27,9 +30,14 @@ def cli() -> None:
 
 
 cli.add_command(bench_command)
+cli.add_command(config_command)
 cli.add_command(doctor_command)
 cli.add_command(map_command)
 cli.add_command(plan_command)
+cli.add_command(serve_command)
+cli.add_command(systemd_command)
+for each in COMMANDS:
+    cli.add_command(each)
 
 
 def run(argv: Sequence[str], command: click.Command = cli, name: str = "mpworker") -> int:

@@ -20,6 +20,14 @@ class ExitCode(IntEnum):
     """The run could not go on (disk full, input unreadable half way, pool lost); `--resume` can."""
     NOT_STARTED = 4
     """No item was done, for no process could be started: what is to be preloaded raises, or memory is short."""
+    UNREACHABLE = 69
+    """No supervisor listens there, or, for `serve`, another one does: EX_UNAVAILABLE of sysexits.h."""
+    CRASHED = 70
+    """The supervisor has failed, or its children do: EX_SOFTWARE."""
+    SYSTEM = 71
+    """The system refuses something that the supervisor needs: EX_OSERR."""
+    CONFIG = 78
+    """The configuration is wrong, and stays so if it is tried again: EX_CONFIG."""
     INTERRUPTED = 130
     """Ctrl-C: 128 + SIGINT, as shells have it."""
     UNREAD = 141

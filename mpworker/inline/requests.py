@@ -11,7 +11,7 @@ from mpworker.supervisor.lifecycle import OFFERED
 
 if TYPE_CHECKING:
     from mpworker.inline.supervisor import InlineSupervisor
-    from mpworker.supervisor.loop import Loop
+    from mpworker.supervisor.session import Session
 
 # These are answered as by a supervisor, by the same code.
 _SHARED: Final = ("task", "tasks", "remembered", "outcome", "metrics", "queues", "retention", "watch")
@@ -22,7 +22,7 @@ def answered(supervisor: "InlineSupervisor", message: Message) -> Message:
     supervisor.scheduler.clean()
     verb = message["verb"]
     if verb in _SHARED:
-        return requests.VERBS[verb](cast("Loop", supervisor), message)
+        return requests.VERBS[verb](cast("Session", supervisor), message)
     return _VERBS[verb](supervisor, message) or {}
 
 
@@ -44,7 +44,7 @@ def _running(supervisor: "InlineSupervisor", message: Message) -> Message:
 
 
 def _again(supervisor: "InlineSupervisor", message: Message) -> Message:
-    task = supervisor.world.again(supervisor.scheduler.history, message["task"], message["as"])
+    task = supervisor.port.again(supervisor.scheduler.history, message["task"], message["as"])
     if task is not None:
         supervisor.enter(task)
     return {"again": task is not None}

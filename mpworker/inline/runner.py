@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from mpworker import context
 from mpworker.child.answers import Answers
 from mpworker.child.attempt import Attempt
-from mpworker.child.calls import Calls
+from mpworker.child.calls import Calls, Context
 from mpworker.child.chunk import ChunkRunner
 from mpworker.child.middleware import Middleware
 from mpworker.child.outcomes import Outcomes
@@ -96,9 +96,16 @@ class _Answers(Answers):
 
 
 class _Calls(Calls):
-    def __init__(self, functions: dict[int, Any], initialized: dict[str, Any], middleware: Middleware | None) -> None:
+    def __init__(
+        self,
+        functions: dict[int, Any],
+        contexts: dict[int, Context],
+        initialized: dict[str, Any],
+        middleware: Middleware | None,
+    ) -> None:
         super().__init__()
         self.received = functions
+        self.contexts = contexts
         self.middleware = middleware
         self.unpickle = partial(payload.loads_here, initialized=initialized)
 
@@ -117,7 +124,8 @@ class Runner:
 
     Args:
         settings: As those of a child.
-        functions: Those that are known by their numbers.
+        functions: Those that are known by their numbers,
+        contexts: and what is known of many tasks.
         initialized: What the initializer has set.
         middleware: What is around each call.
 
@@ -130,12 +138,13 @@ class Runner:
         self,
         settings: dict[str, Any],
         functions: dict[int, Any],
+        contexts: dict[int, Context],
         initialized: dict[str, Any],
         middleware: Middleware | None,
     ) -> None:
         claims, answers = cast(Claims, _Claims()), _Answers()
-        attempt = Attempt(claims, cast(StackFile, None), settings["task_prefix"])
-        calls = _Calls(functions, initialized, middleware)
+        attempt = Attempt(claims, cast(StackFile, None), settings["task_prefix"], contexts)
+        calls = _Calls(functions, contexts, initialized, middleware)
         outcomes = _Outcomes(answers, attempt, calls, claims, settings["max_payload_bytes"])
         self.answers = answers.kept
         self.context = attempt.context

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from mpworker.child.calls import Context
 from mpworker.child.middleware import Middleware
 from mpworker.context import current
 from mpworker.inline.books import PLAIN_QUEUE, Books
@@ -29,7 +30,7 @@ from mpworker.supervisor.scheduler import Scheduler
 from mpworker.supervisor.watching import Watch
 
 if TYPE_CHECKING:
-    from mpworker.supervisor.loop import Loop
+    from mpworker.supervisor.session import Session
 
 _LOOK_SECONDS: Final = 0.5  # a wait for another thread's task looks up so often
 
@@ -48,7 +49,7 @@ class InlineSupervisor:
     Attributes:
         channel: What the client sees of it.
         events: What the client is to be told.
-        world: Which tells it.
+        port: Which tells it.
         scheduler: What is known of the tasks.
         describer: Who describes them.
         latency: How long they took.
@@ -80,13 +81,14 @@ class InlineSupervisor:
         self.events: list[Record] = []
         self._settings = {"max_payload_bytes": options.max_payload_bytes, "task_prefix": prefix, "spin_ns": 0}
         self._functions: dict[int, Any] = {}
+        self._contexts: dict[int, Context] = {}
         self._initialized: dict[str, Any] = {}
         self.scheduler = Books()
         self.latency = Latency()
-        self.world = ClientPort(cast(Channel, _Way(self.events)), options.max_payload_bytes)
-        self.world.ids = Ids(self.scheduler.keys)
-        self.describer = Describer(cast(Scheduler, self.scheduler), self.world.ids)
-        self.watch = self.scheduler.watcher = Watch(self.world, level)
+        self.port = ClientPort(cast(Channel, _Way(self.events)), options.max_payload_bytes)
+        self.port.ids = Ids(self.scheduler.keys)
+        self.describer = Describer(cast(Scheduler, self.scheduler), self.port.ids)
+        self.watch = self.scheduler.watcher = Watch(self.port, level)
         self._middleware: Middleware | None = None
         self.chunks: dict[int, Task] = {}
         self.later: dict[int, DetailedTask] = {}
@@ -129,6 +131,9 @@ class InlineSupervisor:
 
     # ------------------------------------------------------------ what a client knows of a supervisor
 
+    def is_a_forks(self) -> None:
+        """There is no socket."""
+
     def hang_up(self) -> None:
         """It ends."""
         self.end()
@@ -139,7 +144,7 @@ class InlineSupervisor:
     def end(self) -> None:
         """Nothing more is run; the last word is that of a supervisor."""
         if not self.dead:
-            counts = counts_at_the_end(cast("Loop", self))
+            counts = counts_at_the_end(cast("Session", self))
             self.events.append((codec.FAREWELL, 0, 0, 0, 0, json.dumps(counts).encode()))
             self.dead = True
 
@@ -150,6 +155,11 @@ class InlineSupervisor:
     def start_failure(self) -> None:
         """There is none but what an event tells."""
 
+    @property
+    def loop(self) -> "InlineSupervisor":
+        """What serves the client, as a supervisor's sessions name it: for `mpworker.supervisor.requests`."""
+        return self
+
     # ------------------------------------------------------------ records
 
     def take(self, record: Record) -> None:
@@ -157,22 +167,22 @@ class InlineSupervisor:
         kind, flags, a, b, c, data = record
         if self.dead:
             return
-        world = self.world
-        world.now_ns = time.monotonic_ns()
+        port = self.port
+        port.now_ns = time.monotonic_ns()
         detailed = bool(flags & codec.DETAILED)
         if kind == codec.SUBMIT:
-            self.enter(world.detailed(kind, flags, a, b, c, data) if detailed else world.task(flags, a, b, c, data))
+            self.enter(port.detailed(kind, flags, a, b, c, data) if detailed else port.task(flags, a, b, c, data))
         elif kind == codec.CHUNK:
-            task = world.detailed(kind, flags, a, b, c, data) if detailed else world.chunk(flags, a, b, c, data)
+            task = port.detailed(kind, flags, a, b, c, data) if detailed else port.chunk(flags, a, b, c, data)
             self.chunks[a] = task
         elif kind == codec.REQUEST:
             answer = answered(self, json.loads(data))
             if a:
-                world.reply(a, answer)
+                port.reply(a, answer)
         elif kind == codec.OPTIONS:
-            world.note_options(a, data)
+            port.note_options(a, data)
         else:
-            world.note(kind, flags, a, data)
+            port.note(kind, flags, a, data)
             self._functions.pop(a, None)
 
     # ------------------------------------------------------------ tasks
@@ -213,11 +223,11 @@ class InlineSupervisor:
 
     def _end(self, task: Task, status: int, report: dict[str, object]) -> None:
         self.scheduler.end(task, status, report)
-        self.world.emit_report(task, 0, 0, status, report)
+        self.port.emit_report(task, 0, 0, status, report)
         self._measure()
 
     def _measure(self) -> None:
-        ended_ns, self.world.ended_ns = self.world.ended_ns, []
+        ended_ns, self.port.ended_ns = self.port.ended_ns, []
         self.latency.take(ended_ns, time.monotonic_ns())
 
     def _carry_out(self, task: Task) -> None:
@@ -240,7 +250,7 @@ class InlineSupervisor:
                 self._end(task, codec.TIMED_OUT, _too_late(task))
                 return
             self.scheduler.end(task, status, out, started[0], time.monotonic_ns() - started[0])
-            self.world.emit(task, status, out)
+            self.port.emit(task, status, out)
             self._measure()
         except BaseException:
             if self.scheduler.task(task.key) is not None:
@@ -258,7 +268,7 @@ class InlineSupervisor:
             runner.run_range(flags, number, generation, where, chunk.payload)
 
         self.scheduler.queues.setdefault(chunk.options.queue, PLAIN_QUEUE)
-        self.world.emit_items(chunk, 0, 1, *self._run(chunk, run, lambda *_: True), 0)
+        self.port.emit_items(chunk, 0, 1, *self._run(chunk, run, lambda *_: True), 0)
 
     def _run(self, task: Task, run: Callable[..., None], goes_on: Callable[[int, bytes], bool]) -> tuple[int, bytes]:
         """Run the attempts of a task, with no pause between them; the status and payload of the last one.
@@ -270,17 +280,20 @@ class InlineSupervisor:
         """
         if task.function is not None:
             self._functions.setdefault(task.function.key, task.function.blob)
-        judge = task.options.judge
-        if judge is not None:
-            self._functions.setdefault(judge.key, judge.blob)
-        number = task.key | (judge.key if judge is not None else 0) << codec.JUDGE_SHIFT
+        number, context = task.key, task.options.context
+        if context is not None and context.judge is not None:
+            self._functions.setdefault(context.judge.key, context.judge.blob)
+            self._contexts.setdefault(context.key, Context(context.judge.key))
+            number += context.shift
         flags = task.flags & (codec.SPREAD | codec.DETAILED)
         thread, below = threading.get_ident(), here.runner
         self.running.append(thread)
         try:
             attempt = 1
             while True:
-                runner = here.runner = Runner(self._settings, self._functions, self._initialized, self._middleware)
+                runner = here.runner = Runner(
+                    self._settings, self._functions, self._contexts, self._initialized, self._middleware
+                )
                 here.trace = None
                 run(runner, min(attempt, codec.LOW) | flags, number, GENERATION)
                 answer, out = runner.answers[0]

@@ -134,6 +134,7 @@ class Tasks:
         of_unread: Callable[[BaseException], tuple[int, bytes]],
         push: Callable[[int, int, int, int, int, bytes], None],
         plain_max: int,
+        puts_off: bool,
         /,
     ) -> Tasks: ...
     def run(self) -> tuple[int, int, int, int, int, bytes] | None: ...

@@ -9,12 +9,13 @@ kind     direction                        a                     b               
 FRAGMENT any: a part of a large payload   0                     0                       0
 FUNCTION client > supervisor > child      function              0                       0
 FORGET   client > supervisor > child      function              0                       0
+CONTEXT  supervisor > child               context               judge, 0 for none       0
 OPTIONS  client > supervisor              options               0                       0
 SUBMIT   client > supervisor              task                  function                options
 CHUNK    client > supervisor              task                  function                options | items << 32
 REQUEST  client > supervisor              request               0                       0
-TASK     supervisor > child               task | judge << 40    generation              slot | function << 8
-RANGE    supervisor > child               task | judge << 40    generation              as TASK, and start, stop
+TASK     supervisor > child               task | context << 40  generation              slot | function << 8
+RANGE    supervisor > child               task | context << 40  generation              as TASK, and start, stop
 EXIT     supervisor > child               0                     0                       0
 READY    child > supervisor               0                     0                       0
 REFUSED  child > supervisor: no start     0                     0                       0
@@ -31,6 +32,7 @@ BROKEN   supervisor > client              0                     0               
 EVENT    supervisor > client              task                  number                  0
 LOG      supervisor > client              task, 0 for none      number                  0
 FAREWELL supervisor > client: it ends     0                     0                       0
+CLOSING  supervisor > client: takes no more 0                   0                       0
 RUN      supervisor > client              task                  runs not told of        0
 RAN      supervisor > client              task                  0                       0
 WANT     child > supervisor               bytes                 0                       0
@@ -46,12 +48,14 @@ gives back what it got with a result, a supervisor what it got with a call, and 
 supervisor says to a child that a block is another's by now. Quiet: a client that does so need not be woken for what it
 gets back by that; of block 0: from now on somebody there waits for room. SHARE, of a shared object: the client has
 placed it, a child has opened it. UNSHARE: nobody in the client needs it; a child shall let go of it, and has.
-FUNCTION, TASK, RANGE, SUBMIT and CHUNK carry a pickle, as do DONE, ITEMS, RESULT and RESULTS when their status says
-so. A judge is the number of a function that tells, for an exception, whether the task is not to be tried again; 0 for
-none. AFTER goes before the DONE or ITEMS of the attempt that raised Retry. REFUSED and BROKEN carry JSON: {"why",
-"traceback"}, a line and what a failed initializer or preload printed. BEGUN is sent of what is WATCHED, when it was
-claimed. NOTE carries JSON, of a middleware that raised: {"middleware", "traceback"}. FAREWELL carries JSON: the answer
-to "metrics" that holds from then on. EVENT and LOG are numbered together, those that were dropped included:
+FUNCTION, TASK, RANGE, SUBMIT and CHUNK carry a pickle, as do DONE, ITEMS, RESULT and RESULTS when their status says so.
+A context is what many tasks have in common and a child must know, 0 for nothing: the judge is the number of a function
+that tells, for an exception, whether a task is not to be tried again, and the payload is empty, or the JSON of
+{"prefix"}: what the ids of these tasks begin with, where that is not the same for all. One that is said again with
+nothing at all is over. AFTER goes before the DONE or ITEMS of the attempt that raised Retry. REFUSED and BROKEN carry
+JSON: {"why", "traceback"}, a line and what a failed initializer or preload printed. BEGUN is sent of what is WATCHED,
+when it was claimed. NOTE carries JSON, of a middleware that raised: {"middleware", "traceback"}. FAREWELL carries JSON:
+the answer to "metrics" that holds from then on. EVENT and LOG are numbered together, those that were dropped included:
 `mpworker.supervisor.watching`. RUN and RAN are of runs of recurring tasks, and sent while the client listens: RUN
 carries JSON, {"name", "queue"}, and RAN, of what was announced by a RUN, is as RESULT: `mpworker.supervisor.telling`.
 """
@@ -98,12 +102,17 @@ LENT: Final = 29
 FREE: Final = 30
 SHARE: Final = 31
 UNSHARE: Final = 32
+CONTEXT: Final = 33
+CLOSING: Final = 34
 
 # What a supervisor says on its socket before anything else, for the client to look at if it dies: that it serves, or
 # why it cannot, with the reason as text. One that says nothing was none.
 STANDS: Final = b"+"
 CANNOT: Final = b"-"  # something could not be had
 CANNOT_IMPORT: Final = b"?"  # this package, by the interpreter that the user chose
+
+# What a supervisor of several clients says on the socket of one before it closes it: all is well.
+LEFT: Final = b"+"
 
 # Flags. The low byte is the attempt on its way to a child (255 stands for more) and the status on the way back.
 LOW: Final = 0xFF
@@ -144,9 +153,9 @@ STACK_SIGNAL: Final = signal.SIGRTMIN + 7
 # Bounds of the packed header words.
 MAX_CHUNK_ITEMS: Final = (1 << 16) - 1
 MAX_FUNCTIONS: Final = (1 << 24) - 1
-JUDGE_SHIFT: Final = 40
-TASK_MASK: Final = (1 << JUDGE_SHIFT) - 1
-CRON_KEYS: Final = 1 << (JUDGE_SHIFT - 1)  # tasks from this number on the supervisor makes; a client counts from 1
+CONTEXT_SHIFT: Final = 40
+TASK_MASK: Final = (1 << CONTEXT_SHIFT) - 1
+CRON_KEYS: Final = 1 << (CONTEXT_SHIFT - 1)  # tasks from this number on the supervisor makes; a client counts from 1
 MAX_SLOTS: Final = 256
 MAX_STREAMS: Final = STREAM >> STREAM_SHIFT
 # What goes by way of an arena, if there is one.

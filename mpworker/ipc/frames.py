@@ -44,10 +44,12 @@ class Frames:
 
     Args:
         sock: A connected unix stream socket; owned by this object from now on.
+        max_bytes: What is longer is no frame.
     """
 
-    def __init__(self, sock: _socket.socket) -> None:
+    def __init__(self, sock: _socket.socket, max_bytes: int = _MAX_FRAME_BYTES) -> None:
         self._sock = sock
+        self._max_bytes = max_bytes
         self._buffer = bytearray()
         self._fds: list[int] = []
 
@@ -104,7 +106,7 @@ class Frames:
         if len(buffer) < _HEADER.size:
             return None
         length, count = _HEADER.unpack_from(buffer)
-        if length > _MAX_FRAME_BYTES or count > _MAX_FDS:
+        if length > self._max_bytes or count > _MAX_FDS:
             raise ValueError(f"no frame begins with ({length}, {count})")
         end = _HEADER.size + length
         if len(buffer) < end:
@@ -116,6 +118,22 @@ class Frames:
         fds, self._fds = self._fds[:count], self._fds[count:]
         return message, fds
 
+    def say(self, words: bytes) -> None:
+        """Send something that is no frame, if there is room for it; it does not wait."""
+        try:
+            self._sock.send(words, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
+        except OSError:
+            pass  # nobody is there to hear it
+
+    def peek(self) -> bytes | None:
+        """What has come, which stays there: b"" for the end, None for nothing. It does not wait."""
+        try:
+            return self._sock.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
     def words(self) -> bytes:
         """What has come that is no frame, such as a process says that cannot make one; it does not wait."""
         found = b""
@@ -125,6 +143,13 @@ class Frames:
         except OSError:
             pass  # there is no more, or the socket is closed
         return found
+
+    def hang_up(self) -> None:
+        """End the connection, for whoever has a descriptor of this end as well as for the peer."""
+        try:
+            self._sock.shutdown(_socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has ended
 
     def close(self) -> None:
         """Close the socket and any descriptor that was not taken."""

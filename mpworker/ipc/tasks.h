@@ -9,6 +9,13 @@
  * sets them. No Python runs between the return of the function and `running = 0`, so what interrupts a task always hits the
  * function, or nothing.
  *
+ * The supervisor is told of an answer at once, unless the child has work for longer than a supervisor takes to wake, has
+ * told it something a moment ago, and so can tell it of several answers together: to be woken for each costs it, and the
+ * core that it shares with a child, more than many a task. Whoever stops running tasks here tells first what is owed; and a
+ * supervisor of more than one child looks by itself at one that has more than one offer (RELIEVE_AFTER of
+ * `mpworker.supervisor.dispatch`), so that an answer waits for no longer than that, whatever the next task takes. The only
+ * child of a pool puts nothing off.
+ *
  * Finalizers: making a tuple may collect garbage, and so run anything; none of that pops from the ring of a child, so the
  * bytes of a record stay where they are until they are released.
  */
@@ -16,6 +23,8 @@
 enum { MPW_KIND_TASK = 8, MPW_KIND_DONE = 13 }; /* of a record: `mpworker.ipc.codec` */
 enum { MPW_ATTEMPT_BITS = 0xFF };               /* of a TASK's flags: the number of the attempt; any other is unusual */
 enum { MPW_STATUS_OK = 0 };
+enum { MPW_WAKE_NS = 150000 };    /* a supervisor that is woken has offered more by then */
+enum { MPW_PUT_OFF_NS = 500000 }; /* an answer waits for others for so long at the most */
 
 typedef struct {
     PyObject_HEAD
@@ -45,6 +54,10 @@ typedef struct {
     PyObject *push;       /* (kind, flags, a, b, c, payload), waiting for room */
     PyObject *empty;      /* b"" */
     Py_ssize_t plain_max; /* bytes of an answer that need not be looked at by `of_value` */
+    uint64_t record_bytes; /* of the last task, in the ring */
+    uint64_t rung_ns;      /* when the supervisor was told of an answer last */
+    bool owes_ring;        /* it was not told of the last one */
+    int puts_off;          /* it looks by itself at a child that has more than one offer */
 } tasks_object;
 
 /* How a task ends: its status, and its payload in one of the two. */
@@ -108,8 +121,9 @@ static PyObject *tasks_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
 {
     PyObject *parts[11];
     Py_ssize_t plain_max;
-    if (!PyArg_ParseTuple(args, "OOOOOO!OOOOOn:Tasks", &parts[0], &parts[1], &parts[2], &parts[3], &parts[4], &PyDict_Type,
-                          &parts[5], &parts[6], &parts[7], &parts[8], &parts[9], &parts[10], &plain_max))
+    int puts_off;
+    if (!PyArg_ParseTuple(args, "OOOOOO!OOOOOnp:Tasks", &parts[0], &parts[1], &parts[2], &parts[3], &parts[4], &PyDict_Type,
+                          &parts[5], &parts[6], &parts[7], &parts[8], &parts[9], &parts[10], &plain_max, &puts_off))
         return NULL;
     module_state *state = PyType_GetModuleState(type);
     if (Py_TYPE(parts[0]) != state->claims_type || !PyObject_TypeCheck(parts[1], state->attempt_type) ||
@@ -129,6 +143,7 @@ static PyObject *tasks_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
         *fields[i] = parts[i];
     }
     tasks->plain_max = plain_max < MPW_PLAIN_BYTES_MAX ? plain_max : MPW_PLAIN_BYTES_MAX;
+    tasks->puts_off = puts_off;
     tasks->empty = PyBytes_FromStringAndSize("", 0);
     return (PyObject *)tasks;
 }
@@ -222,10 +237,27 @@ static PyObject *tasks_called(tasks_object *tasks, PyObject *call, PyObject *arg
     return value;
 }
 
-/* Publish an answer and wake the supervisor; false with an exception, also in a fork that the task has come back from. */
+/* May the supervisor hear later of an answer, to a task that took so long? What waits in the ring is taken for as long. */
+static bool tasks_may_put_off(const tasks_object *tasks, uint64_t now_ns, uint64_t took_ns)
+{
+    uint64_t waiting = tasks->record_bytes ? mpw_ring_fill(&tasks->inbound->ring) / tasks->record_bytes : 0;
+    return tasks->puts_off && waiting * took_ns > MPW_WAKE_NS && now_ns - tasks->rung_ns < MPW_PUT_OFF_NS;
+}
+
+/* Tell the supervisor of what was answered; false with an exception, also in a fork that a task has come back from. */
+static bool tasks_ring(tasks_object *tasks, uint64_t now_ns)
+{
+    tasks->owes_ring = false;
+    tasks->rung_ns = now_ns;
+    PyObject *done = bell_ring((PyObject *)tasks->peer_bell, NULL);
+    Py_XDECREF(done);
+    return done != NULL;
+}
+
+/* Publish an answer, and wake the supervisor or put that off; false with an exception, also in a fork that the task has come back from. */
 static bool tasks_answered(tasks_object *tasks, task_end *end, uint64_t started, uint64_t generation, unsigned slot)
 {
-    uint64_t c = slot | (mpw_now_ns() - started) << 8;
+    uint64_t now_ns = mpw_now_ns(), took_ns = now_ns - started, c = slot | took_ns << 8;
     const char *bytes = end->data ? PyBytes_AsString(end->data) : (const char *)end->plain;
     Py_ssize_t size = end->data ? PyBytes_Size(end->data) : end->size;
     mpw_ring *ring = &tasks->outbound->ring;
@@ -239,12 +271,12 @@ static bool tasks_answered(tasks_object *tasks, task_end *end, uint64_t started,
     }
     if (status == MPW_CORRUPT)
         return ring_condemn((PyObject *)tasks->outbound) != NULL;
-    PyObject *done;
-    if (status != MPW_OK)
-        done = PyObject_CallFunction(tasks->push, "ilKKKy#", MPW_KIND_DONE, end->status, (unsigned long long)started,
-                                     (unsigned long long)generation, (unsigned long long)c, bytes, size);
-    else
-        done = bell_ring((PyObject *)tasks->peer_bell, NULL);
+    if (status == MPW_OK) {
+        tasks->owes_ring = tasks_may_put_off(tasks, now_ns, took_ns);
+        return tasks->owes_ring || tasks_ring(tasks, now_ns);
+    }
+    PyObject *done = PyObject_CallFunction(tasks->push, "ilKKKy#", MPW_KIND_DONE, end->status, (unsigned long long)started,
+                                           (unsigned long long)generation, (unsigned long long)c, bytes, size);
     Py_XDECREF(done);
     return done != NULL;
 }
@@ -293,9 +325,8 @@ static bool tasks_do(tasks_object *tasks, const mpw_record_header *header, PyObj
     return told;
 }
 
-static PyObject *tasks_run(PyObject *self, PyObject *Py_UNUSED(ignored))
+static PyObject *tasks_until_another(tasks_object *tasks)
 {
-    tasks_object *tasks = (tasks_object *)self;
     ring_object *inbound = tasks->inbound;
     mpw_ring *ring = &inbound->ring;
     mpw_record record;
@@ -324,6 +355,7 @@ static PyObject *tasks_run(PyObject *self, PyObject *Py_UNUSED(ignored))
             *ring = before; /* out of memory: the record stays in the ring */
             return NULL;
         }
+        tasks->record_bytes = mpw_record_bytes(record.header.size);
         mpw_ring_release(ring);
         PyObject *rung = bell_ring_room((PyObject *)tasks->peer_bell, NULL);
         bool done = rung != NULL;
@@ -345,6 +377,15 @@ static PyObject *tasks_run(PyObject *self, PyObject *Py_UNUSED(ignored))
     return none();
 }
 
+static PyObject *tasks_run(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    tasks_object *tasks = (tasks_object *)self;
+    PyObject *found = tasks_until_another(tasks);
+    if (found && tasks->owes_ring && !tasks_ring(tasks, mpw_now_ns()))
+        Py_CLEAR(found);
+    return found; /* else this process cannot go on, and its end is told by itself, or it goes on here at once */
+}
+
 static PyMethodDef tasks_methods[] = {
     {"run", tasks_run, METH_NOARGS,
      "run() -> record or None\n\nRun the tasks that have come, up to the first record that is not for here: that. None when "
@@ -354,7 +395,7 @@ static PyMethodDef tasks_methods[] = {
 
 static PyType_Slot tasks_slots[] = {
     {Py_tp_doc, "Tasks(claims, attempt, inbound, outbound, peer_bell, received, loads, of_value, of_failure, of_unread, "
-                "push, plain_max)\n\nRuns the tasks of a child: see tasks.h."},
+                "push, plain_max, puts_off)\n\nRuns the tasks of a child: see tasks.h."},
     {Py_tp_new, tasks_new},
     {Py_tp_dealloc, tasks_dealloc},
     {Py_tp_methods, tasks_methods},

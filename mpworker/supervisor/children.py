@@ -18,7 +18,7 @@ from mpworker.supervisor.burying import bury, ends, kill_and_reap, kill_strays
 from mpworker.supervisor.held import Blocks, Held, Lending, of_result
 from mpworker.supervisor.memory import anonymous_bytes
 from mpworker.supervisor.oom import OomKills
-from mpworker.supervisor.registry import READY, Death, Function, Seat, Task
+from mpworker.supervisor.registry import READY, Context, Death, Function, Seat, Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Child:
         self.ring_room = channel.peer_bell.ring_room
         self.max_payload = channel.outbound.max_payload
         self.assembler = Assembler(max_payload_bytes + codec.REPORT_BYTES_MAX)
-        self.known: set[int] = set()  # functions that it has been sent and not told to forget
+        self.known: set[int] = set()  # functions that it was sent and not told to forget; of contexts, less than 0
         self.owes: set[int] = set()  # shared objects that it was asked to let go of, and has not
         self.pidfd = -1
         self.cores: list[int] = []  # that it is pinned to
@@ -163,7 +163,7 @@ class Children:
         self.nursery_ready = False
         self._inherited_bytes = 0
         if not self._newborn:
-            self.adopt(spawning.start(self._config["nursery_argv"]))
+            self.adopt(spawning.start(self._config["nursery_argv"], self._config.get("apart", False)))
         self._newborn = False
         nursery = self.nursery
         assert nursery is not None
@@ -413,11 +413,11 @@ class Children:
             key = function.key
             if key not in child.known:
                 self._teach(child, function)
-        judge = task.options.judge
-        if judge is not None:
-            name |= judge.key << codec.JUDGE_SHIFT
-            if judge.key not in child.known:
-                self._teach(child, judge)
+        context = task.options.context
+        if context is not None:
+            name += context.shift
+            if -context.key not in child.known:
+                self._introduce(child, context)
         attempt = (task.attempts + 1 if task.attempts < LOW else LOW) | task.flags
         kind, c = TASK, slot | key << 8
         if task.items:
@@ -436,6 +436,13 @@ class Children:
     def _teach(self, child: Child, function: Function) -> None:
         child.known.add(function.key)
         self.tell(child, codec.FUNCTION, 0, function.key, 0, 0, function.blob)
+
+    def _introduce(self, child: Child, context: Context) -> None:
+        judge = context.judge
+        if judge is not None and judge.key not in child.known:
+            self._teach(child, judge)
+        child.known.add(-context.key)
+        self.tell(child, codec.CONTEXT, 0, context.key, judge.key if judge is not None else 0, 0, context.said)
 
     def revoke(self, seat: Seat, slot: int, generation: int) -> bool:
         return self.by_number[seat.number].claims.revoke(slot, generation)

@@ -91,8 +91,9 @@ class CronDesk:
         self._telling.listen(on, self._table.runs_under_way())
 
     def _ended(self, task: Task, status: int, report: bytes) -> None:
-        self._telling.ended(task.key, status, report)
-        self._table.ended(task.key, status, b"" if status == codec.OK else report, _now())
+        key = task.key & codec.TASK_MASK
+        self._telling.ended(key, status, report)
+        self._table.ended(key, status, b"" if status == codec.OK else report, _now())
 
     def close(self, waiting: bool) -> None:
         """Nothing is due any more; with `waiting` what waits behind a run is still run."""

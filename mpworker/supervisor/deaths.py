@@ -32,6 +32,7 @@ class Deaths(Chunks):
     def child_starting(self, seat: Seat, now: float) -> None:
         """A child was ordered."""
         self._seats[seat.number] = seat
+        self._relieves = self._relieves or len(self._seats) > 1
         self._give_until(seat, now, now + self._times.start_timeout)
 
     def child_ready(self, seat: Seat) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import binascii
 from itertools import islice
 
-from mpworker.ipc import details
+from mpworker.ipc import codec, details
 from mpworker.supervisor.effects import END_BY, OK
 from mpworker.supervisor.ends import REPORT_BYTES_MAX
 from mpworker.supervisor.history import Ended
@@ -129,7 +129,7 @@ class Describer:
     @staticmethod
     def _common(task: Task) -> Report:
         report: Report = {
-            "key": task.key,
+            "key": task.key & codec.TASK_MASK,
             "function": task.function.key if task.function is not None else 0,
             "queue": task.options.queue,
             "priority": task.options.priority,

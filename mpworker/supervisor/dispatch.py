@@ -41,12 +41,13 @@ def _cost_ns(task: Task) -> int:
 class Dispatch(Order):
     """Offers what waits to whoever has room."""
 
-    __slots__ = ("_relieve_again", "_relieve_at", "_steal_at")
+    __slots__ = ("_relieve_again", "_relieve_at", "_relieves", "_steal_at")
 
     def __init__(self, effects: Effects) -> None:
         super().__init__(effects)
         self._steal_at: float | None = None
         self._relieve_at = 0.0
+        self._relieves = False  # there is, or was, more than one child: the only one would be given back what it had
         self._relieve_again = RELIEVE_AFTER
 
     @property
@@ -147,7 +148,7 @@ class Dispatch(Order):
 
     def relief_at(self) -> float | None:
         """When to look for offers that wait behind long tasks; None while none can."""
-        return self._relieve_at if self._crowded and len(self._seats) > 1 else None
+        return self._relieve_at if self._crowded and self._relieves else None
 
     def _relieve(self, now: float) -> None:
         """Offers behind a task that has run for long are for others, who would else go on with what comes after them.

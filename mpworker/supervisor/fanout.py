@@ -12,7 +12,7 @@ from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.held import Blocks, Held, Lending, nobody
 from mpworker.supervisor.history import History
 from mpworker.supervisor.ids import Ids
-from mpworker.supervisor.registry import DetailedTask, Function, Task, TaskOptions
+from mpworker.supervisor.registry import Context, DetailedTask, Function, Task, TaskOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class ClientPort:
         ids: Those of the user's own; whoever knows what is remembered sets another one.
         ended_ns: When each task was accepted that has ended since this was counted last.
     """
+
+    base = 0  # what is added to its numbers of tasks, where there are others beside it
 
     def __init__(self, channel: Channel, max_payload_bytes: int, blocks: Blocks | None = None) -> None:
         self.channel = channel
@@ -147,10 +149,14 @@ class ClientPort:
 
     def _task_options(self, judge: int = 0, backoff: list[Any] | None = None, **plain: Any) -> TaskOptions:
         return TaskOptions(
-            judge=self.functions[judge] if judge else None,
+            context=self._context(judge),
             backoff=Backoff(*backoff) if backoff is not None else None,
             **plain,
         )
+
+    def _context(self, judge: int) -> Context | None:
+        """What a child is to know of tasks with this judge."""
+        return Context(judge, self.functions[judge]) if judge else None
 
     def resent(self, key: int, start: int | None) -> None:
         """Items of a chunk have been sent one by one, which may be said twice; None: no more of them will be."""

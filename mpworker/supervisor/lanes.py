@@ -11,7 +11,10 @@ from mpworker.supervisor.registry import Task, TaskOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TypeAlias
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Literal, Protocol, TypeAlias
+else:
+    Protocol = object
 
 Rank: TypeAlias = tuple[int, int]  # priority and weight, so that what is less is first
 
@@ -21,12 +24,34 @@ def rank_of(options: TaskOptions) -> Rank:
     return options.priority, -options.weight
 
 
+class Line(Protocol):
+    """Tasks that wait, in an order of their own: a `deque`, or `mpworker.supervisor.fair.FairLine`."""
+
+    def append(self, task: Task, /) -> None:
+        """One more."""
+
+    def extend(self, tasks: Iterable[Task], /) -> None:
+        """Some more."""
+
+    def popleft(self) -> Task:
+        """The next one, which is in it no longer."""
+
+    def clear(self) -> None:
+        """None any more."""
+
+    def __getitem__(self, index: Literal[0], /) -> Task: ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Task]: ...
+
+
 class Lane:
     """The tasks of one queue that have one priority and one weight."""
 
     __slots__ = ("early", "fifo", "queue", "rank")
 
-    def __init__(self, queue: Queue, rank: Rank, fifo: deque[Task]) -> None:
+    def __init__(self, queue: Queue, rank: Rank, fifo: Line) -> None:
         self.queue = queue
         self.rank = rank
         self.fifo = fifo
@@ -57,6 +82,11 @@ class Lane:
 class Queue:
     """One named queue.
 
+    Args:
+        name: Its name.
+        held: What has come so far, if it is drained from the start.
+        make_line: Makes the line of each of its lanes.
+
     Attributes:
         lanes: Its tasks by priority and weight.
         line: A heap of the lanes that are not empty.
@@ -79,6 +109,7 @@ class Queue:
         "lanes",
         "last",
         "line",
+        "make_line",
         "max_running",
         "name",
         "owed",
@@ -88,8 +119,9 @@ class Queue:
         "weight",
     )
 
-    def __init__(self, name: str, held: dict[Task, None] | None = None) -> None:
+    def __init__(self, name: str, held: dict[Task, None] | None = None, make_line: Callable[[], Line] = deque) -> None:
         self.name = name
+        self.make_line = make_line
         self.weight = 1
         self.max_running: int | None = None
         self.bucket: Bucket | None = None
@@ -108,7 +140,7 @@ class Queue:
     def lane(self, rank: Rank) -> Lane:
         lane = self.lanes.get(rank)
         if lane is None:
-            lane = self.lanes[rank] = Lane(self, rank, deque())
+            lane = self.lanes[rank] = Lane(self, rank, self.make_line())
         return lane
 
     def may_start(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from mpworker.ipc import codec, frames, json
+from mpworker.ipc import frames
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.levels import DEBUG, INFO, WARNING
 from mpworker.ipc.limits import explained
@@ -33,11 +33,11 @@ class Nursing(Reading):
 
     Args:
         config: What the client sent.
-        channel: The channel to the client.
+        channel: The channel to the only client; None where clients come and go.
         fds: What the nursery needs: its configuration, and the arenas.
     """
 
-    def __init__(self, config: dict[str, Any], channel: Channel, fds: list[int]) -> None:
+    def __init__(self, config: dict[str, Any], channel: Channel | None, fds: list[int]) -> None:
         super().__init__(config, channel, fds)
         self._children_wanted: int = config["n"]
         self._overlap: int = config["overlap"]  # children that may exit while others have their places already
@@ -279,8 +279,5 @@ class Nursing(Reading):
             self._spawn_at = time.monotonic() + min(_START_BACKOFF_MAX, _START_BACKOFF * 2**doublings)
 
     def _broken(self, why: str, traceback: str) -> None:
-        if self._stopping != NOW:
-            report = {"what": "the children", "why": why, "traceback": traceback}
-            self.world.send(codec.BROKEN, 0, 0, 0, 0, json.dumps(report).encode())
-            self.world.channel.peer_bell.ring()
-            self._stopping = NOW
+        """There will be no children: for the layer that knows who must be told."""
+        raise NotImplementedError

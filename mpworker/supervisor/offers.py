@@ -29,7 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-BUDGET_NS = 200_000  # of expected work that is offered to a child ahead of need
+BUDGET_NS = 400_000  # of expected work that is offered to a child ahead of need
 
 
 class Offers:

@@ -28,9 +28,10 @@ from mpworker.supervisor.wheel import turns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Final
 
+    from mpworker.supervisor.lanes import Line
     from mpworker.supervisor.wheel import Turns
 
 DEFAULT_QUEUE: Final = "default"
@@ -44,13 +45,17 @@ _LOOK_AGAIN_MAX: Final = 0.01  # where it does: each look is followed by one aft
 class Queues:
     """All queues of one pool.
 
+    Args:
+        make_line: Makes the line of those of one rank.
+
     Attributes:
         wake_at: When a limit of starts per second lets another one go; None while none is in the way.
         waits: Starts that a rate has delayed.
         overtaken: The queues of which something is offered, and what is to go before that has come: of which rank.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, make_line: Callable[[], Line] = deque) -> None:
+        self._make_line = make_line
         self._queues: dict[str, Queue] = {}
         self._keys: dict[str, Key] = {}
         self._lanes: dict[TaskOptions, Lane] = {}  # found before
@@ -97,7 +102,7 @@ class Queues:
     def _queue(self, name: str) -> Queue:
         queue = self._queues.get(name)
         if queue is None:
-            queue = self._queues[name] = Queue(name, held={} if self._drains_all else None)
+            queue = self._queues[name] = Queue(name, {} if self._drains_all else None, self._make_line)
             self._weights_changed()
         return queue
 

@@ -2,7 +2,8 @@
 
 The event loop is built in layers, a class and a file each, as the scheduler is:
 
-    loop       turns, the client, the end
+    loop       the one client, the end
+    serving    turns
     nursing    the nursery, and children that start and die
     reading    this one
 """
@@ -21,7 +22,6 @@ from mpworker.ipc.ring import RingCorrupt
 from mpworker.supervisor.children import Child, Children
 from mpworker.supervisor.effects import ProtocolViolation
 from mpworker.supervisor.fanout import ClientPort
-from mpworker.supervisor.ids import Ids
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.recycling import Recycling
 from mpworker.supervisor.registry import DYING, Times
@@ -47,15 +47,15 @@ class Reading:
 
     Args:
         config: What the client sent.
-        channel: The channel to the client.
+        channel: The channel to the only client; None where clients come and go.
         fds: What the nursery needs: its configuration, and the arenas.
     """
 
-    def __init__(self, config: dict[str, Any], channel: Channel, fds: list[int]) -> None:
+    def __init__(self, config: dict[str, Any], channel: Channel | None, fds: list[int]) -> None:
         self._ring_records: int = config["child_ring_bytes"] // RECORD_HEADER_BYTES
-        self.world = World(config, fds, channel)
+        self.world = self._make_world(config, channel, fds)
         recycling: dict[str, Any] = config["recycling"]
-        make: Any = Recycling if recycling else Places
+        make = self._kind_of_scheduler(bool(recycling))
         folder = os.environ.get("MPWORKER_RECORD")
         if folder:
             from mpworker.supervisor.recording import recorded_in
@@ -67,10 +67,21 @@ class Reading:
             times=Times(**{name: config[name] for name in Times.__slots__}),
             uniform=_uniform,
         )
-        self.world.ids = Ids(self.scheduler.keys)
-        self.scheduler.watcher = self.watch = Watch(self.world, config["log_level"])
+        self.scheduler.watcher = self.watch = self._make_watch(config["log_level"])
         self._epoll = select.epoll()
         self._handlers: dict[int, Any] = {}
+
+    # What there is of where there is one client; a supervisor of several has its own.
+
+    def _make_world(self, config: dict[str, Any], channel: Channel | None, fds: list[int]) -> World:
+        assert channel is not None
+        return World(config, fds, channel)
+
+    def _kind_of_scheduler(self, recycles: bool) -> Any:
+        return Recycling if recycles else Places
+
+    def _make_watch(self, level: int) -> Watch:
+        return Watch(self.world, level)
 
     def _watch(self, fd: int, handler: Any) -> None:
         self._epoll.register(fd, select.EPOLLIN)

@@ -19,7 +19,18 @@ from typing import Any, Final
 
 from mpworker.supervisor.backoff import Backoff
 from mpworker.supervisor.effects import Effects
-from mpworker.supervisor.registry import GONE, Death, DetailedTask, Function, Seat, Setbacks, Task, TaskOptions, Times
+from mpworker.supervisor.registry import (
+    GONE,
+    Context,
+    Death,
+    DetailedTask,
+    Function,
+    Seat,
+    Setbacks,
+    Task,
+    TaskOptions,
+    Times,
+)
 from mpworker.supervisor.scheduler import Scheduler
 
 # What only looks, or has somebody look on: these change nothing, and what they ask the effects is no part of what the
@@ -70,7 +81,8 @@ _SLOTS: Final = {kind: [name for name in slots_of(kind) if name not in _OTHERS] 
 class Encoder:
     """Makes plain data of what goes into the scheduler and comes out of it.
 
-    Functions and options are shared by many tasks, and told by a number; options are told in full once, to `define`.
+    Functions, contexts and options are shared by many tasks, and told by a number; options are told in full once, to
+    `define`.
     """
 
     def __init__(self, define: Callable[[int, dict[str, Any]], None]) -> None:
@@ -104,7 +116,7 @@ class Encoder:
         if isinstance(value, Setbacks):
             told = {name: getattr(value, name) for name in Setbacks.__slots__}
             return {"Setbacks": told | {"past": len(value.past)}}  # a history for people
-        if isinstance(value, Function | TaskOptions):
+        if isinstance(value, Context | Function | TaskOptions):
             return {type(value).__name__: self._number(value)}
         if isinstance(value, Backoff | Death):
             told = {name: self.plain(getattr(value, name)) for name in type(value).__slots__}

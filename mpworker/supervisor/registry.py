@@ -9,12 +9,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
+# As on the wire: mpworker.ipc.codec; a test compares the two.
+CONTEXT_SHIFT: Final = 40
+
 # States of a child.
 STARTING: Final = 0
 READY: Final = 1
 LEAVING: Final = 2  # gets no more offers, and exits when it has answered what it has claimed
 DYING: Final = 3  # killed, or dead and not reaped: gets no more offers
 GONE: Final = 4
+STATES_OF_SEATS: Final = ("starting", "ready", "leaving", "dying", "gone")
 
 # What becomes of the rest of a chunk whose child is to begin no further item of it.
 CUT: Final = 1  # it waits in line again
@@ -34,21 +38,21 @@ class TaskOptions:
         timeout: Seconds an attempt may run, None for no limit.
         retries: Further attempts after an exception or a timeout.
         crash_retries: Further attempts after a death of the child.
-        judge: What a child asks whether an exception is final, None if none is.
+        context: What else a child must know of tasks with these, None for nothing.
         backoff: The pauses between attempts, None for none.
         queue: The name of the queue.
         priority: In it, the lowest number first.
         weight: In that, the highest number first.
     """
 
-    __slots__ = ("backoff", "crash_retries", "judge", "priority", "queue", "retries", "timeout", "weight")
+    __slots__ = ("backoff", "context", "crash_retries", "priority", "queue", "retries", "timeout", "weight")
 
     def __init__(
         self,
         timeout: float | None = None,
         retries: int = 0,
         crash_retries: int = 0,
-        judge: Function | None = None,
+        context: Context | None = None,
         backoff: Backoff | None = None,
         queue: str = "default",
         priority: int = 0,
@@ -57,7 +61,7 @@ class TaskOptions:
         self.timeout = timeout
         self.retries = retries
         self.crash_retries = crash_retries
-        self.judge = judge
+        self.context = context
         self.backoff = backoff
         self.queue = queue
         self.priority = priority
@@ -95,6 +99,27 @@ class Function:
             else:
                 estimate -= (estimate - duration_ns) >> 2
         self.estimate_ns = estimate
+
+
+class Context:
+    """What a child must know of many tasks, beside their functions.
+
+    Attributes:
+        key: Its number; that of no other one at the same time.
+        judge: What is asked whether an exception is final; None if none is.
+        said: What else is said of it, as JSON; empty for nothing.
+        base: What the numbers of these tasks begin from, where they are counted for each client.
+    """
+
+    __slots__ = ("base", "judge", "key", "said", "shift")
+
+    def __init__(self, key: int, judge: Function | None, said: bytes = b"", base: int = 0) -> None:
+        self.key = key
+        self.judge = judge
+        self.said = said
+        self.base = base
+        # What makes of the number of a task its name on the way to a child, when it is added.
+        self.shift = (key << CONTEXT_SHIFT) - base
 
 
 class Times:

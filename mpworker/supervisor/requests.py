@@ -15,230 +15,244 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeAlias
 
-    from mpworker.supervisor.loop import Loop
+    from mpworker.supervisor.session import Session
 
     Message: TypeAlias = dict[str, Any]
 
 
-def _cancel(loop: Loop, message: Message) -> Message:
-    scheduler, world = loop.scheduler, loop.world
+def _cancel(session: Session, message: Message) -> Message:
+    scheduler, loop = session.scheduler, session.loop
     seat = scheduler.seat_of(message["task"])
     if seat is not None:
         # An answer that is already in the ring came before the cancel.
-        loop.read_child(world.by_number[seat.number], whole=True)
-    world.resent(message["task"], None)
+        loop.read_child(loop.world.by_number[seat.number], whole=True)
+    session.port.resent(message["task"], None)
     interrupt = bool(message.get("interrupt"))
     return {"cancelled": scheduler.cancel(message["task"], time.monotonic(), interrupt)}
 
 
-def _cancelled(loop: Loop, message: Message) -> Message:
+def _cancelled(session: Session, message: Message) -> Message:
     """A task that the client has cancelled before it sent it: it is accepted, and never begins."""
-    world, scheduler = loop.world, loop.scheduler
+    port, scheduler = session.port, session.scheduler
     key, flags, function, options = (message[name] for name in ("task", "flags", "function", "options"))
     call = binascii.a2b_base64(message["call"])
     if flags & codec.ARENA:
-        call = world.blocks.held(call)
+        call = port.blocks.held(call)
     if flags & codec.DETAILED:
-        scheduler.submitted_with_details(world.detailed(codec.SUBMIT, flags, key, function, options, call))
+        scheduler.submitted_with_details(port.detailed(codec.SUBMIT, flags, key, function, options, call))
     else:
-        loop.submitted(world.task(flags, key, function, options, call))
+        session.submitted(port.task(flags, key, function, options, call))
     scheduler.cancel(key, time.monotonic())
     return {}
 
 
-def _resent(loop: Loop, message: Message) -> Message:
-    loop.world.resent(message["task"], message["start"])
+def _resent(session: Session, message: Message) -> Message:
+    session.port.resent(message["task"], message["start"])
     return {}
 
 
-def _cancel_unstarted(loop: Loop, message: Message) -> Message:
-    if loop.cron is not None:
-        loop.cron.close(waiting=False)
-    loop.scheduler.cancel_unstarted()
+def _cancel_unstarted(session: Session, message: Message) -> Message:
+    if session.cron is not None:
+        session.cron.close(waiting=False)
+    session.scheduler.cancel_unstarted()
     return {}
 
 
-def _stop(loop: Loop, message: Message) -> Message:
-    loop.stop(now=message["now"])
+def _stop(session: Session, message: Message) -> Message:
+    session.loop.stop(session, now=message["now"])
     return {}
 
 
-def _close(loop: Loop, message: Message) -> Message:
+def _close(session: Session, message: Message) -> Message:
     """A stop will come when the client has sent all that it has: nothing that was accepted is kept from its start."""
-    loop.scheduler.close()
+    session.scheduler.close()
     return {}
 
 
-def _running(loop: Loop, message: Message) -> Message:
-    return {"running": loop.scheduler.is_running(message["task"])}
+def _running(session: Session, message: Message) -> Message:
+    return {"running": session.scheduler.is_running(message["task"])}
 
 
-def _children(loop: Loop, message: Message) -> Message:
+def _children(session: Session, message: Message) -> Message:
     return {
         "supervisor": os.getpid(),
-        "nursery": loop.world.nursery_pid,
+        "nursery": session.loop.world.nursery_pid,
         "children": [
             {"pid": child.pid, "ready": child.seat.state == READY, "offers": len(child.seat.offers)}
-            for child in loop.world.by_number.values()
+            for child in session.loop.world.by_number.values()
             if child.pid
         ],
     }
 
 
-def _set_max_workers(loop: Loop, message: Message) -> Message:
-    hard = loop.set_max_workers(message["n"], message["descriptors"])
+def _set_max_workers(session: Session, message: Message) -> Message:
+    session.may_steer()
+    hard = session.loop.set_max_workers(message["n"], message["descriptors"])
     if not hard:
-        loop.watch.log(INFO, "pool_resized", n=message["n"])
+        session.loop.watch.log(INFO, "pool_resized", n=message["n"])
     return {"hard": hard}
 
 
-def _queue(loop: Loop, message: Message) -> Message:
-    loop.scheduler.configure_queue(message["name"], **message["options"], now=time.monotonic())
+def _queue(session: Session, message: Message) -> Message:
+    session.scheduler.configure_queue(message["name"], **message["options"], now=time.monotonic())
     return {}
 
 
-def _rate(loop: Loop, message: Message) -> Message:
-    loop.scheduler.limit_rate(message["rate"], message["burst"], time.monotonic())
+def _rate(session: Session, message: Message) -> Message:
+    session.scheduler.limit_rate(message["rate"], message["burst"], time.monotonic())
     return {}
 
 
-def _pause(loop: Loop, message: Message) -> Message:
-    loop.scheduler.pause(message["names"])
-    _log_queues(loop, "queue_paused", message)
+def _pause(session: Session, message: Message) -> Message:
+    session.scheduler.pause(message["names"])
+    _log_queues(session, "queue_paused", message)
     return {}
 
 
-def _drain(loop: Loop, message: Message) -> Message:
-    loop.scheduler.drain_queues(message["names"])
-    _log_queues(loop, "queue_draining", message)
+def _drain(session: Session, message: Message) -> Message:
+    session.scheduler.drain_queues(message["names"])
+    _log_queues(session, "queue_draining", message)
     return {}
 
 
-def _are_drained(loop: Loop, message: Message) -> Message | None:
-    return {"drained": True} if loop.scheduler.are_drained(message["names"]) else None
+def _are_drained(session: Session, message: Message) -> Message | None:
+    return {"drained": True} if session.scheduler.are_drained(message["names"]) else None
 
 
-def _resume(loop: Loop, message: Message) -> Message:
-    loop.scheduler.resume(message["names"])
-    loop.requests.give_up_drains(message["names"])
-    _log_queues(loop, "queue_resumed", message)
+def _resume(session: Session, message: Message) -> Message:
+    session.scheduler.resume(message["names"])
+    session.requests.give_up_drains(message["names"])
+    _log_queues(session, "queue_resumed", message)
     return {}
 
 
-def _hold(loop: Loop, message: Message) -> Message:
-    loop.scheduler.hold()
+def _hold(session: Session, message: Message) -> Message:
+    session.scheduler.hold()
     return {}
 
 
-def _go_on(loop: Loop, message: Message) -> Message:
-    loop.scheduler.go_on()
+def _go_on(session: Session, message: Message) -> Message:
+    session.scheduler.go_on()
     return {}
 
 
-def _log_queues(loop: Loop, event: str, message: Message) -> None:
+def _log_queues(session: Session, event: str, message: Message) -> None:
     names = message["names"]
-    loop.watch.log(INFO, event, queues="all" if names is None else ",".join(names))
+    session.loop.watch.log(INFO, event, queues="all" if names is None else ",".join(names))
 
 
-def _watch(loop: Loop, message: Message) -> Message:
-    loop.tell_of_tasks(message["on"])
+def _watch(session: Session, message: Message) -> Message:
+    session.tell_of_tasks(message["on"])
     return {}
 
 
-def _record(loop: Loop, message: Message) -> Message:
+def _record(session: Session, message: Message) -> Message:
     """The client wants a trace; that it can be written was so when it looked."""
+    from mpworker.supervisor.loop import Loop
     from mpworker.supervisor.tracing import Trace
 
+    loop = session.loop
+    if not isinstance(loop, Loop):
+        raise ValueError("a trace is of a supervisor that has one client")  # no client of ours asks
     try:
         Trace(loop, message["path"]).install()
     except OSError as error:
-        loop.watch.log(WARNING, "trace_failed", error=str(error))
+        session.loop.watch.log(WARNING, "trace_failed", error=str(error))
     return {}
 
 
-def _queues(loop: Loop, message: Message) -> Message:
-    return loop.scheduler.queue_states()
+def _queues(session: Session, message: Message) -> Message:
+    return session.scheduler.queue_states()
 
 
-def _cron(loop: Loop, message: Message) -> Message:
-    if loop.cron is None:
+def _cron(session: Session, message: Message) -> Message:
+    if session.cron is None:
         from mpworker.supervisor.cron import CronDesk
 
-        loop.cron = CronDesk(loop.world, loop.scheduler.submitted_with_details, loop.scheduler.task)
-        loop.cron.listen(loop.client_listens)
-    return loop.cron.request(message)
+        scheduler = session.scheduler
+        session.cron = CronDesk(session.port, scheduler.submitted_with_details, scheduler.task)
+        session.loop.crons.append(session.cron)
+        session.cron.listen(session.listens)
+    return session.cron.request(message)
 
 
-def _listen(loop: Loop, message: Message) -> Message:
+def _listen(session: Session, message: Message) -> Message:
     """There are subscriptions to results, or no longer: those of recurring tasks reach them in no other way."""
-    loop.client_listens = message["on"]
-    if loop.cron is not None:
-        loop.cron.listen(message["on"])
+    session.listens = message["on"]
+    if session.cron is not None:
+        session.cron.listen(message["on"])
     return {}
 
 
-def _task(loop: Loop, message: Message) -> Message:
-    describer = loop.describer
+def _task(session: Session, message: Message) -> Message:
+    describer = session.describer
     return {"task": describer.named(message["id"]) if "id" in message else describer.task(message["task"])}
 
 
-def _remembered(loop: Loop, message: Message) -> Message:
+def _remembered(session: Session, message: Message) -> Message:
     """Which of these tasks, all of which have ended, are remembered."""
-    remembered = {entry[0].key for entry in loop.scheduler.history.remembered()}
+    remembered = {entry[0].key & codec.TASK_MASK for entry in session.scheduler.history.remembered()}
     return {"tasks": [key for key in message["tasks"] if key in remembered]}
 
 
-def _tasks(loop: Loop, message: Message) -> Message:
-    return {"tasks": loop.describer.tasks(message["status"], message["queue"], message["limit"])}
+def _tasks(session: Session, message: Message) -> Message:
+    return {"tasks": session.describer.tasks(message["status"], message["queue"], message["limit"])}
 
 
-def _outcome(loop: Loop, message: Message) -> Message:
+def _outcome(session: Session, message: Message) -> Message:
     """What a task has come to, by the record that told it the first time."""
-    entry = loop.scheduler.history.find(message["task"])
-    kept = loop.scheduler.history.payloads(message["task"])
+    entry = session.scheduler.history.find(message["task"])
+    kept = session.scheduler.history.payloads(message["task"])
     if entry is None or kept is None:
         return {"known": False}
-    loop.world.emit_again(message["as"], entry[1], kept[1])
+    session.port.emit_again(message["as"], entry[1], kept[1])
     return {"known": True}
 
 
-def _again(loop: Loop, message: Message) -> Message:
-    key, scheduler = message["task"], loop.scheduler
-    task = loop.world.again(scheduler.history, key, message["as"])
+def _again(session: Session, message: Message) -> Message:
+    key, scheduler = message["task"], session.scheduler
+    task = session.port.again(scheduler.history, key, message["as"])
     if task is not None:
         scheduler.submitted_with_details(task)
     return {"again": task is not None}
 
 
-def _cancel_all(loop: Loop, message: Message) -> Message:
+def _cancel_all(session: Session, message: Message) -> Message:
+    loop = session.loop
     for child in loop.world.everyone:
         loop.read_child(child, whole=True)  # as for `cancel`
-    return {"cancelled": loop.scheduler.cancel_all(time.monotonic())}
+    return {"cancelled": session.scheduler.cancel_all(time.monotonic())}
 
 
-def _metrics(loop: Loop, message: Message) -> Message:
-    return loop.describer.metrics() | {
-        "latency": loop.latency.told(),
-        "middleware_errors": loop.watch.middleware_errors,
-        "arena_bytes": {"calls": 0, "results": loop.world.blocks.lending.in_use},
+def _metrics(session: Session, message: Message) -> Message:
+    return session.describer.metrics() | {
+        "latency": session.latency.told(),
+        "middleware_errors": session.loop.watch.middleware_errors,
+        "arena_bytes": {"calls": 0, "results": session.port.blocks.lending.in_use},
     }
 
 
-def counts_at_the_end(loop: Loop) -> Message:
+def counts_at_the_end(session: Session) -> Message:
     """The metrics of a supervisor that ends, and with which everything ends that has no outcome."""
-    told = _metrics(loop, {})
+    told = _metrics(session, {})
     for unfinished in ("scheduled", "queued", "running"):
         told["cancelled"] += told[unfinished]
         told[unfinished] = 0
     return told | {"remembered": 0, "queues": dict.fromkeys(told["queues"], 0)}
 
 
-def _retention(loop: Loop, message: Message) -> Message:
-    loop.scheduler.retain(**message["options"], now=time.monotonic())
+def _service(session: Session, message: Message) -> Message:
+    """What an operator sees, or has done."""
+    session.may_steer()
+    return session.loop.operated(message)
+
+
+def _retention(session: Session, message: Message) -> Message:
+    session.scheduler.retain(**message["options"], now=time.monotonic())
     return {}
 
 
-VERBS: dict[str, Callable[[Loop, Message], Message]] = {
+VERBS: dict[str, Callable[[Session, Message], Message]] = {
     "cancel": _cancel,
     "cancelled": _cancelled,
     "resent": _resent,
@@ -268,22 +282,23 @@ VERBS: dict[str, Callable[[Loop, Message], Message]] = {
     "retention": _retention,
     "watch": _watch,
     "record": _record,
+    "service": _service,
 }
 # Answered at the end of the turn, when what came before them has been offered.
 _AFTERWARDS = ("children", "queues", "task", "tasks", "metrics")
 # Answered when these have something to say, which they are asked at the end of each turn.
-_IN_TIME: dict[str, Callable[[Loop, Message], Message | None]] = {"drain": _are_drained}
+_IN_TIME: dict[str, Callable[[Session, Message], Message | None]] = {"drain": _are_drained}
 
 
 class Requests:
     """The requests of one client.
 
     Args:
-        loop: What carries them out.
+        session: The client's.
     """
 
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+    def __init__(self, session: Session) -> None:
+        self._session = session
         self._later: list[tuple[int, Message]] = []
         self._awaited: list[tuple[int, Message]] = []
 
@@ -297,7 +312,7 @@ class Requests:
         if message["verb"] in _AFTERWARDS:
             self._later.append((request, message))
         elif message["verb"] in _IN_TIME:
-            VERBS[message["verb"]](self._loop, message)
+            VERBS[message["verb"]](self._session, message)
             self._awaited.append((request, message))
         else:
             self._answer(request, message)
@@ -309,23 +324,27 @@ class Requests:
         if self._awaited:
             self._awaited = [each for each in self._awaited if not self._answer_in_time(*each)]
 
+    def are_open(self) -> bool:
+        """Is there one that has no answer yet?"""
+        return bool(self._later or self._awaited)
+
     def give_up_drains(self, names: list[str] | None) -> None:
         """Those of these queues (None: of all) will not come to their end."""
         left = []
         for request, message in self._awaited:
             if names is None or message["names"] is None or set(names) & set(message["names"]):
-                self._loop.world.reply(request, {"drained": False})
+                self._session.port.reply(request, {"drained": False})
             else:
                 left.append((request, message))
         self._awaited = left
 
     def _answer_in_time(self, request: int, message: Message) -> bool:
-        answer = _IN_TIME[message["verb"]](self._loop, message)
+        answer = _IN_TIME[message["verb"]](self._session, message)
         if answer is not None:
-            self._loop.world.reply(request, answer)
+            self._session.port.reply(request, answer)
         return answer is not None
 
     def _answer(self, request: int, message: Message) -> None:
         verb = VERBS.get(message["verb"])
-        answer = verb(self._loop, message) if verb is not None else {"error": f"unknown verb {message['verb']!r}"}
-        self._loop.world.reply(request, answer)
+        answer = verb(self._session, message) if verb is not None else {"error": f"unknown verb {message['verb']!r}"}
+        self._session.port.reply(request, answer)

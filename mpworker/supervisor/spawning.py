@@ -16,11 +16,12 @@ UNHEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 Started = tuple[_socket.socket, int]  # our end of its socket, and its process id
 
 
-def start(argv: list[str]) -> Started:
+def start(argv: list[str], apart: bool = False) -> Started:
     """Exec a nursery, which has the environment of this process.
 
     Args:
         argv: Its interpreter and the arguments of that.
+        apart: In a session of its own, where no key of a terminal reaches it.
 
     Raises:
         OSError: No memory, descriptor or process is left. Nothing is left behind.
@@ -28,7 +29,7 @@ def start(argv: list[str]) -> Started:
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
         actions = [(posix.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
-        return ours, posix.posix_spawn(argv[0], argv, posix.environ, file_actions=actions)
+        return ours, posix.posix_spawn(argv[0], argv, posix.environ, file_actions=actions, setsid=apart)
     except BaseException:
         ours.close()
         raise

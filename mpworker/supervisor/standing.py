@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
-def _own_stderr() -> None:
+def own_stderr() -> None:
     """Errors of ours go to a descriptor that we opened and that never blocks; the inherited ones are the children's."""
     try:
         fd = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND | os.O_CLOEXEC)
@@ -43,7 +43,7 @@ def _stand(fd: int, client_pid: int, nursery: Started | None) -> Loop | None:
         return None
     config, (segment, one_bell, other_bell, *fds) = hello
     pipes = (one_bell, other_bell)
-    _own_stderr()
+    own_stderr()
     become_subreaper()
     # A client could have kept what it sent, and make it block.
     channel = Channel([segment, *map(open_anew, pipes)], config["client_ring_bytes"], 1)

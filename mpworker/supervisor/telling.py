@@ -53,9 +53,10 @@ class Telling:
         if len(self._port.outbox.waiting) >= WAITING_MAX:
             self._left_out += 1
             return
-        self._announced.add(task.key)
+        key = task.key & codec.TASK_MASK
+        self._announced.add(key)
         said = {"name": details.read(task.payload)["name"], "queue": task.options.queue}
-        self._port.send(codec.RUN, 0, task.key, self._left_out, 0, json.dumps(said).encode())
+        self._port.send(codec.RUN, 0, key, self._left_out, 0, json.dumps(said).encode())
 
     def ended(self, key: int, status: int, payload: bytes) -> None:
         """A run has its outcome."""

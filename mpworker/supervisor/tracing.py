@@ -77,7 +77,7 @@ class Trace:
     def install(self) -> None:
         """Note what passes from now on."""
         loop = self._loop
-        world, requests = loop.world, loop.requests
+        world, requests = loop.world, loop.session.requests
         emit, emit_items = world.emit, world.emit_items
         end_turn, close = requests.answer_later_ones, loop.close
 

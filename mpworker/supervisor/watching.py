@@ -34,12 +34,15 @@ class Watch:
     Args:
         port: The client.
         level: The least level that is sent.
+
+    Attributes:
+        tells: Somebody wants to hear of every task.
     """
 
     def __init__(self, port: ClientPort, level: int) -> None:
         self._port = port
         self._level = level
-        self._tells = False
+        self.tells = False
         self._number = 0
         self._begun: dict[int, tuple[int, float]] = {}  # by task: the process and the start of the attempt that runs
         self._noted: dict[int, Attempt] = {}  # by task: the attempt that has just ended
@@ -48,13 +51,13 @@ class Watch:
     def _send(self, kind: int, flags: int, key: int, data: list[Any] | dict[str, Any]) -> None:
         self._number += 1
         if len(self._port.outbox.waiting) < WAITING_MAX:
-            self._port.send(kind, flags, key, self._number, 0, json.dumps(data).encode())
+            self._port.send(kind, flags, key & codec.TASK_MASK, self._number, 0, json.dumps(data).encode())
 
     # ------------------------------------------------------------ events of tasks
 
     def tell(self, on: bool, scheduler: Scheduler) -> None:
         """Somebody watches from now on, or nobody."""
-        self._tells = on
+        self.tells = on
         self._begun = {key: began for key, began in self._begun.items() if scheduler.task(key) is not None}
         scheduler.watch(on)
 
@@ -83,7 +86,7 @@ class Watch:
             self._event(codec.STARTED, task, Attempt(0, pid, started_at, 0.0), 0, None, started_at)
 
     def noted(self, task: Task, attempt: Attempt) -> None:
-        if self._tells and task.flags & codec.WATCHED:
+        if self.tells and task.flags & codec.WATCHED:
             self._noted[task.key] = attempt
 
     def _last(self, task: Task, attempt: Attempt | None) -> Attempt | None:
@@ -103,7 +106,11 @@ class Watch:
     def retried(self, task: Task, pause: float) -> None:
         if self._level <= INFO:
             self.log(INFO, "task_retried", task.key, attempt=task.attempts, pause=pause, **_items(task))
-        if self._tells and task.flags & codec.WATCHED and not task.items:
+        self.told_of_retry(task, pause)
+
+    def told_of_retry(self, task: Task, pause: float) -> None:
+        """Another attempt follows, for who wants to hear of it."""
+        if self.tells and task.flags & codec.WATCHED and not task.items:
             attempt = self._last(task, None)
             status = attempt.status if attempt is not None else codec.CRASHED
             self._event(codec.RETRIED, task, attempt, status, pause, time.monotonic())

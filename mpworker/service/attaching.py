@@ -1,0 +1,200 @@
+"""How a program attaches to a supervisor that is there, and what it then has in place of one of its own."""
+
+from __future__ import annotations
+
+import _socket
+import os
+import sys
+import time
+
+from mpworker import clients
+from mpworker.cgroups import available_cores
+from mpworker.errors import ConnectError
+from mpworker.ipc import codec, frames
+from mpworker.ipc.build import build
+from mpworker.ipc.channel import Channel, close_all
+from mpworker.ipc.levels import WARNING
+from mpworker.launch import CLIENT_SPIN_NS, Supervisor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, Self
+
+    from mpworker.logger import Logger
+    from mpworker.observing import Observing
+
+_AGAIN_AFTER: Final = 0.02  # seconds; a supervisor that is being started is there in some 100 ms
+
+
+class Attachment(Supervisor):
+    """A supervisor that is there for others, too: the client's end of the connection stands for its life.
+
+    Args:
+        sock: The connection.
+        channel: The channel.
+        pid: The process.
+    """
+
+    def __init__(self, sock: frames.Frames, channel: Channel, pid: int) -> None:
+        cores = available_cores()
+        spin_ns = CLIENT_SPIN_NS if cores > 1 else 0
+        # Readable at the end of the connection, as a pidfd is at that of a process.
+        super().__init__("", channel, sock, pid, os.dup(sock.fileno()), spin_ns, cores, None)
+
+    def hang_up(self) -> None:
+        """End the connection: the supervisor cancels what is unfinished."""
+        self._sock.hang_up()
+
+    def kill(self) -> None:
+        """Nobody kills what others use: the connection ends."""
+        self._sock.hang_up()
+
+    def ended_well(self) -> bool:
+        """Has the supervisor said that all is well, before the connection ended?"""
+        if self._words is None:
+            self._words = self._sock.words()
+        return self._words == codec.LEFT
+
+    def start_failure(self) -> dict[str, str] | None:
+        """Nothing: see `Supervisor`."""
+        return None  # it was there
+
+    def close(self) -> None:
+        """Close everything. It may be interrupted and called again, also by two threads."""
+        self.ended_well()  # while it can be heard
+        self._sock.close()
+        self.channel.close()
+        fd, self.pidfd = self.pidfd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Attached:
+    """What a client begins with that attaches; in the place of `mpworker.starting.Start`.
+
+    Args:
+        path: The socket.
+        observing: What is beside and around the tasks.
+        name: What it calls itself.
+        when_gone: What becomes of its tasks when it dies.
+        timeout: Seconds that all of this may take; a supervisor that is not there yet is waited for as long.
+
+    Attributes:
+        prefix: Of the ids of its tasks.
+        supervisor: The supervisor, as its client holds it.
+        terms: What else the supervisor has said.
+
+    Raises:
+        ConnectError: No supervisor listens there, or it refuses.
+        OSError: No memory or descriptor is left.
+    """
+
+    def __init__(self, path: str, observing: Observing, name: str, when_gone: str, timeout: float) -> None:
+        clients.sweep()
+        self._logger: Logger | None = None
+        level = WARNING
+        if observing.logger is not None or "logging" in sys.modules:
+            from mpworker.logs import as_logger, level_of
+
+            self._logger = as_logger(observing.logger)
+            level = level_of(self._logger)
+        hello = {
+            "op": "attach",
+            "build": build(),
+            "python": list(sys.version_info[:2]),
+            "name": name,
+            "when_gone": when_gone,
+            "log_level": level,
+        }
+        by = time.monotonic() + timeout
+        sock = _connected(path, by)
+        try:
+            sock.settimeout(max(0.001, by - time.monotonic()))
+            connection = frames.Frames(sock)
+            connection.send(hello)
+            answer = connection.receive()
+            sock.settimeout(None)
+        except TimeoutError:
+            sock.close()
+            raise ConnectError(f"the supervisor at {path} said nothing in {timeout:g} s") from None
+        except ConnectionError as error:
+            sock.close()
+            raise ConnectError(f"the supervisor at {path} has hung up: {error}") from error
+        except BaseException:
+            sock.close()
+            raise
+        self.terms, fds = answer if answer is not None else ({"refused": "it has hung up"}, [])
+        if "refused" in self.terms:
+            close_all(fds)
+            connection.close()
+            raise ConnectError(f"the supervisor at {path} refuses this program: {self.terms['refused']}")
+        self.prefix: str = self.terms["prefix"]
+        try:
+            channel = Channel(fds, self.terms["capacities"], 1)
+            os.close(fds[0])
+            self.supervisor = Attachment(connection, channel, self.terms["pid"])
+        except BaseException:
+            connection.close()
+            raise
+
+    @property
+    def logger(self) -> Logger:
+        """Takes the client's records."""
+        if self._logger is None:
+            from mpworker.logs import as_logger
+
+            self._logger = as_logger(None)
+        return self._logger
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, _error: object, _trace: object) -> None:
+        if kind is not None:
+            self.supervisor.hang_up()
+            self.supervisor.close()
+
+
+def _connected(path: str, by: float) -> _socket.socket:
+    """A connection to a socket, which may not be there yet.
+
+    Raises:
+        ConnectError: There is none in time.
+    """
+    while True:
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        try:
+            sock.settimeout(max(0.001, by - time.monotonic()))
+            sock.connect(path)
+            return sock
+        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError, TimeoutError) as error:
+            sock.close()
+            if time.monotonic() + _AGAIN_AFTER >= by:
+                raise ConnectError(
+                    f"no supervisor listens at {path} ({error.strerror or error}): start one with `mpworker serve`, or "
+                    "name its socket"
+                ) from error
+            time.sleep(_AGAIN_AFTER)
+        except OSError as error:
+            sock.close()
+            raise ConnectError(f"the supervisor at {path} cannot be reached: {error.strerror or error}") from error
+        except BaseException:
+            sock.close()
+            raise
+
+
+def terms_as_options(terms: dict[str, Any], max_pending: int | None) -> dict[str, Any]:
+    """Those options of a worker that the supervisor says.
+
+    Args:
+        terms: What it has said.
+        max_pending: What the program wants; None for as many as it may have.
+    """
+    most: int = terms["max_pending"]
+    return {
+        "n": terms["n"],
+        "max_pending": most if max_pending is None else min(most, max_pending),
+        "client_ring_bytes": terms["capacities"][1],
+        "max_payload_bytes": terms["max_payload_bytes"],
+        "arena_max_bytes": 0,
+    }

@@ -1,0 +1,250 @@
+"""The world of a supervisor that has several clients: its children, and a port for each of them.
+
+What is of a task goes to the client whose number stands in the task's. Functions come with numbers that each client has
+chosen for itself, and are given others here, for the children know those of all clients; so are contexts, of which
+each client has at least one: it says what the ids of its tasks begin with.
+"""
+
+from __future__ import annotations
+
+from mpworker.containers import deque
+from mpworker.ipc import codec, json
+from mpworker.ipc.ring import RingCorrupt
+from mpworker.supervisor.children import Children
+from mpworker.supervisor.fair import client_of
+from mpworker.supervisor.fanout import ClientPort
+from mpworker.supervisor.registry import CONTEXT_SHIFT, Context, Function
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from mpworker.ipc.channel import Channel
+    from mpworker.supervisor.history import History
+    from mpworker.supervisor.registry import DetailedTask, Task, TaskOptions
+
+
+class Numbers:
+    """Numbers for functions and contexts, each of which is nobody else's at the same time.
+
+    Attributes:
+        released: Those that nobody has any more, but for the children, which are to be told first; of contexts less
+            than 0.
+    """
+
+    def __init__(self) -> None:
+        self._next = 1
+        self._free: deque[int] = deque()
+        self.released: list[int] = []
+
+    def take(self) -> int:
+        """One that is free.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if self._free:
+            return self._free.popleft()
+        if self._next > codec.MAX_FUNCTIONS:
+            raise ValueError(f"more than {codec.MAX_FUNCTIONS} functions")
+        self._next += 1
+        return self._next - 1
+
+    def give(self, number: int) -> None:
+        """It is nobody's any more, and no child knows it."""
+        self._free.append(number)
+
+
+class NumberedFunction(Function):
+    """A function whose number is free again when no task has it any more.
+
+    Args:
+        numbers: Where its number is from.
+        blob: Its pickle.
+    """
+
+    __slots__ = ("_numbers",)
+
+    def __init__(self, numbers: Numbers, blob: bytes) -> None:
+        self._numbers = numbers
+        super().__init__(numbers.take(), blob)
+
+    def __del__(self) -> None:
+        self._numbers.released.append(self.key)
+
+
+class NumberedContext(Context):
+    """The same for a context.
+
+    Args:
+        numbers: Where its number is from.
+        judge: As for `Context`, here and below.
+        said: See there.
+        base: See there.
+    """
+
+    __slots__ = ("_numbers",)
+
+    def __init__(self, numbers: Numbers, judge: Function | None, said: bytes, base: int) -> None:
+        self._numbers = numbers
+        super().__init__(numbers.take(), judge, said, base)
+
+    def __del__(self) -> None:
+        self._numbers.released.append(-self.key)
+
+
+class Port(ClientPort):
+    """One client of several.
+
+    Args:
+        hall: Where it is.
+        number: Its number.
+        prefix: What the ids of its tasks begin with.
+        channel: As for `ClientPort`.
+        max_payload_bytes: As there.
+
+    Attributes:
+        prefix: What the ids of its tasks begin with.
+        broken: Its ring cannot be written to.
+        priority_min: It may ask for none that is lower; None for any.
+        admits: Says of the name of a queue whether it may put tasks in there.
+    """
+
+    def __init__(self, hall: Hall, number: int, prefix: str, channel: Channel, max_payload_bytes: int) -> None:
+        super().__init__(channel, max_payload_bytes)
+        self.number = number
+        self.base = number << CONTEXT_SHIFT
+        self.broken = False
+        self.priority_min: int | None = None
+        self.admits: Callable[[str], bool] = lambda _: True
+        self.prefix = prefix
+        self._hall = hall
+        self._said = json.dumps({"prefix": prefix}).encode()
+        self._contexts: dict[int, Context] = {}  # by the client's number of their judge
+        hall.ports[number] = self
+
+    # ------------------------------------------------------------ in
+
+    def task(self, flags: int, key: int, function: int, c: int, payload: bytes) -> Task:
+        return super().task(flags, self.base | key, function, c, payload)
+
+    def chunk(self, flags: int, key: int, function: int, c: int, payload: bytes) -> Task:
+        return super().chunk(flags, self.base | key, function, c, payload)
+
+    def detailed(self, kind: int, flags: int, key: int, function: int, c: int, payload: bytes) -> DetailedTask:
+        return super().detailed(kind, flags, self.base | key, function, c, payload)
+
+    def again(self, history: History, key: int, new_key: int) -> DetailedTask | None:
+        return super().again(history, key, self.base | new_key)
+
+    def note(self, kind: int, flags: int, a: int, payload: bytes) -> Function | None:
+        if kind == codec.FUNCTION:
+            self.functions[a] = NumberedFunction(self._hall.numbers, payload)
+            return None
+        return super().note(kind, flags, a, payload)
+
+    def _task_options(self, judge: int = 0, backoff: list[Any] | None = None, **plain: Any) -> TaskOptions:
+        options = super()._task_options(judge, backoff, **plain)
+        if self.priority_min is not None and options.priority < self.priority_min:
+            raise ValueError("a priority that no client of ours would ask for here")
+        if not self.admits(options.queue):
+            raise ValueError("a queue that no client of ours would name here")
+        return options
+
+    def _context(self, judge: int) -> Context:
+        context = self._contexts.get(judge)
+        if context is None:
+            function = self.functions[judge] if judge else None
+            context = self._contexts[judge] = NumberedContext(self._hall.numbers, function, self._said, self.base)
+        return context
+
+    # ------------------------------------------------------------ out
+
+    def send(self, kind: int, flags: int, a: int, b: int, c: int, payload: bytes) -> None:
+        if not self.broken:
+            self._hall.told_ports[self.number] = None
+            try:
+                super().send(kind, flags, a, b, c, payload)
+            except RingCorrupt:
+                self.broken = True
+
+    def flush_client(self) -> None:
+        if not self.broken:
+            try:
+                super().flush_client()
+            except RingCorrupt:
+                self.broken = True
+                self._hall.told_ports[self.number] = None
+
+    def emit(self, task: Task, status: int, payload: bytes) -> None:
+        if self.broken:
+            return
+        self.ended_ns.append(task.accepted_ns)
+        self.emit_again(task.key & codec.TASK_MASK, status, payload)
+
+    def emit_items(self, task: Task, start: int, stop: int, status: int, payload: bytes, duration_ns: int) -> None:
+        if payload.__class__ is not bytes:
+            status, payload = self._delivered(status, payload)
+        self.send(codec.RESULTS, status, task.key & codec.TASK_MASK, start | stop << 32, duration_ns, payload)
+
+    def divert(self, first_key: int, sink: Callable[[Task, int, bytes], None]) -> None:
+        super().divert(self.base | first_key, sink)
+
+    def split(self, task: Task, start: int, stop: int) -> None:
+        key = task.key & codec.TASK_MASK
+        self.splits.setdefault(key, set()).add(start)
+        self.send(codec.SPLIT, 0, key, start | stop << 32, 0, b"")
+
+    def close(self) -> None:
+        """The client is gone: nothing more is sent. Its children's memory of it goes when its last task has ended."""
+        self.broken = True
+        self.outbox.waiting.clear()
+
+    def leave(self) -> None:
+        """No task of it is left: what the children know of it is forgotten with what is let go of here."""
+        del self._hall.ports[self.number]
+        self.__dict__.pop("emit", None)  # see `divert`
+        self.functions.clear()
+        self.options.clear()
+        self._contexts.clear()
+
+
+class Hall(Children):
+    """All children, and the port of each client.
+
+    Attributes:
+        ports: By their numbers.
+        told_ports: The numbers of those that were sent something in this turn.
+        numbers: Of functions and contexts.
+    """
+
+    def __init__(self, config: dict[str, Any], fds: list[int]) -> None:
+        super().__init__(config, fds)
+        self.ports: dict[int, Port] = {}
+        self.told_ports: dict[int, None] = {}
+        self.numbers = Numbers()
+
+    def forget_released(self) -> None:
+        """What no task has any more, no child is to know: only then its number may be another's."""
+        released, self.numbers.released = self.numbers.released, []
+        for number in released:
+            for child in self.by_number.values():
+                if number in child.known:
+                    child.known.discard(number)
+                    kind = codec.FORGET if number > 0 else codec.CONTEXT
+                    self.tell(child, kind, 0, abs(number), 0, 0, b"")
+            self.numbers.give(abs(number))
+
+    def emit(self, task: Task, status: int, payload: bytes) -> None:
+        """See `mpworker.supervisor.effects.Effects`, here and below."""
+        self.ports[client_of(task.key)].emit(task, status, payload)
+
+    def emit_items(self, task: Task, start: int, stop: int, status: int, payload: bytes, duration_ns: int) -> None:
+        self.ports[client_of(task.key)].emit_items(task, start, stop, status, payload, duration_ns)
+
+    def emit_report(self, task: Task, start: int, stop: int, status: int, report: dict[str, object]) -> None:
+        self.ports[client_of(task.key)].emit_report(task, start, stop, status, report)
+
+    def split(self, task: Task, start: int, stop: int) -> None:
+        self.ports[client_of(task.key)].split(task, start, stop)
