@@ -7,15 +7,17 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, as_completed
 from functools import partial
 from pathlib import Path
@@ -32,6 +34,7 @@ import mpworker
 from mpworker import AsyncProcessWorker, ProcessWorker, RetryPolicy, Task
 from mpworker.errors import ConfigurationError, ConnectError, SupervisorLost, WorkerStopped
 from mpworker.ipc.build import build
+from mpworker.supervisor import gate as gates
 
 _HEADER = struct.Struct("<II")
 
@@ -421,6 +424,57 @@ def test_garbage_is_hung_up_on(two: Service, garbage: bytes) -> None:
             pass
     with two.connect() as w:
         assert w.submit(pooljobs.square, 2).result(GUARD) == 4
+
+
+STRANGER = """
+    import os, socket, sys
+    path, hello, *groups = sys.argv[1:]
+    os.setgroups([int(each) for each in groups])
+    os.setresgid(65_534, 65_534, 65_534)
+    os.setresuid(65_534, 65_534, 65_534)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(path)
+        try:
+            sock.sendall(bytes.fromhex(hello))
+        except BrokenPipeError:
+            pass  # it is refused before it has said anything
+        print(sock.recv(4096)[8:].decode())
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
+@pytest.mark.parametrize(
+    ("groups", "answer"),
+    [([], "user 65534 may not attach"), ([1234], "user 65534 may not attach"), ([4321], "come in")],
+)
+def test_who_may_attach_is_asked_of_the_kernel(groups: list[int], answer: str) -> None:
+    """A user that is not named, and in a group that is: looked at by the loop's own gate, in this process."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o711)
+        sock = gates.listen(str(folder / "gate.sock"), 0o666)
+        (folder / "gate.sock").chmod(0o666)
+        attached: list[gates.Peer] = []
+        handlers: dict[int, Callable[[], None]] = {}
+
+        def enter(peer: gates.Peer, _hello: dict[str, Any]) -> None:
+            attached.append(peer)
+            raise gates.Refused("come in")
+
+        gate = gates.Gate(sock, [0], [4321], handlers.__setitem__, handlers.pop, enter)
+        told = [str(folder / "gate.sock"), framed(HELLO).hex(), *map(str, groups)]
+        words = [sys.executable, "-c", textwrap.dedent(STRANGER), *told]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as program:
+            while program.poll() is None:
+                ready, _, _ = select.select(list(handlers), [], [], 0.05)
+                for fd in ready:
+                    handlers[fd]()
+            assert program.stdout is not None
+            assert answer in program.stdout.read()
+        assert bool(attached) == (answer == "come in")
+        gate.close()
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_a_client_that_goes_on_talking_is_served_no_more(two: Service) -> None:

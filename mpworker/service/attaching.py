@@ -6,6 +6,7 @@ import _socket
 import os
 import sys
 import time
+from contextlib import suppress
 
 from mpworker import clients
 from mpworker.cgroups import available_cores
@@ -111,7 +112,8 @@ class Attached:
         try:
             sock.settimeout(max(0.001, by - time.monotonic()))
             connection = frames.Frames(sock)
-            connection.send(hello)
+            with suppress(BrokenPipeError):  # it has refused us already, and has said so
+                connection.send(hello)
             answer = connection.receive()
             sock.settimeout(None)
         except TimeoutError:
