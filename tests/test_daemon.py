@@ -33,6 +33,7 @@ from services import GUARD, TESTS, Service, serving
 import mpworker
 from mpworker import AsyncProcessWorker, ProcessWorker, RetryPolicy, Task
 from mpworker.errors import ConfigurationError, ConnectError, SupervisorLost, WorkerStopped
+from mpworker.ipc import codec
 from mpworker.ipc.build import build
 from mpworker.supervisor import gate as gates
 
@@ -117,6 +118,29 @@ def test_each_client_has_functions_of_its_own(two: Service) -> None:
         assert [future.result(GUARD) for future in futures] == [call() for call in calls for _ in range(5)]
     for w in workers:
         w.stop_graceful()
+
+
+def test_a_function_of_one_that_has_left_is_nobodys(one: Service) -> None:
+    """Its number is another's from then on, and the child knows no more what it was."""
+    for round_ in range(3):
+        with one.connect() as w:
+            calls = [lambda: ("first", 1), lambda: ("second", 2)]
+            found = [w.submit(call).result(GUARD) for call in (calls if round_ % 2 else calls[::-1])]
+            assert found == [call() for call in (calls if round_ % 2 else calls[::-1])]
+        one.wait_for("client_left", round_ + 1)
+
+
+def test_what_runs_and_waits_can_be_looked_up(gate: Gate, one: Service) -> None:
+    with one.connect() as w, one.connect() as other:
+        running = w.submit(pooljobs.hold, gate.folder)
+        gate.wait_begun()
+        queued = w.submit(pooljobs.square, 2)
+        assert [w.get_task(each.task_id).status for each in (running, queued)] == ["running", "queued"]
+        assert [each.task_id for each in w.get_tasks(status="running")] == [running.task_id]
+        assert other.get_tasks() == []
+        assert (w.metrics().running, w.metrics().queued, other.metrics().queued) == (1, 1, 0)
+        assert running.running()
+        gate.release()
 
 
 def test_tasks_with_ids_times_and_queues(two: Service) -> None:
@@ -316,6 +340,21 @@ def test_a_fork_of_a_client_is_none(two: Service) -> None:
         assert w.submit(pooljobs.square, 2).result(GUARD) == 4
 
 
+def test_clients_that_come_and_go_leave_nothing_in_the_supervisor(one: Service) -> None:
+    def some() -> int:
+        for _ in range(60):
+            with one.connect() as w:
+                w.submit(lambda: 1).result(GUARD)
+                w.subscribe_results().close()
+        taken: int = psutil.Process(one.process.pid).memory_info().rss
+        return taken
+
+    some()
+    before, fds = some(), psutil.Process(one.process.pid).num_fds()
+    assert some() - before < 1 << 19, "it keeps more than 8 KiB of each"
+    wait_until(lambda: psutil.Process(one.process.pid).num_fds() == fds, GUARD)
+
+
 # ------------------------------------------------------------ fairness
 
 
@@ -493,6 +532,30 @@ def test_a_corrupt_ring_ends_the_service_of_its_client_alone(one: Service) -> No
         assert push(5, 0, 1, 99, 99, b"")  # a task of a function and options that nobody has
         w._client._ring()
         one.wait_for("client_condemned")
+        with pytest.raises(SupervisorLost):
+            w.submit(pooljobs.square, 2).result(GUARD)
+        assert other.submit(pooljobs.square, 3).result(GUARD) == 9
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (codec.OPTIONS, {"priority": -1}),
+        (codec.OPTIONS, {"queue": "other"}),
+        (codec.REQUEST, {"verb": "set_max_workers", "n": 3, "descriptors": 0}),
+        (codec.REQUEST, {"verb": "pause", "names": None}),
+        (codec.REQUEST, {"verb": "rate", "rate": 1.0, "burst": 1}),
+        (codec.REQUEST, {"verb": "service", "op": "stop", "now": True}),
+        (codec.REQUEST, {"verb": "record", "path": "/tmp/trace"}),
+        (codec.REQUEST, {"verb": "queue", "name": "mail", "options": {}}),
+    ],
+    ids=lambda value: value.get("verb", str(value)) if isinstance(value, dict) else str(value),
+)
+def test_who_does_not_ask_as_our_clients_do_is_served_no_more(tmp_path: Path, kind: int, said: dict[str, Any]) -> None:
+    config = "n = 1\n[clients]\nsteering_uids = []\n"
+    with serving(tmp_path, config) as service, service.connect() as w, service.connect() as other:
+        w._client.sending.send(kind, 0, 99, 0, 0, json.dumps(said).encode())
+        service.wait_for("client_condemned")
         with pytest.raises(SupervisorLost):
             w.submit(pooljobs.square, 2).result(GUARD)
         assert other.submit(pooljobs.square, 3).result(GUARD) == 9
