@@ -24,7 +24,7 @@ from mpworker.outcomes import start_failed
 from mpworker.reader import Reader
 from mpworker.resending import Resending
 from mpworker.sending import Sending
-from mpworker.starting import Start
+from mpworker.starting import Beginning
 from mpworker.steps import Answer, Steps, asking
 from mpworker.waiting import Reply
 
@@ -88,7 +88,7 @@ class Client(Reader):
     _observer_kind: type[Observer] = Observer
     _ending_kind: type[Ending] = Ending
 
-    def __init__(self, options: WorkerOptions, observing: Observing, start: Start) -> None:
+    def __init__(self, options: WorkerOptions, observing: Observing, start: Beginning) -> None:
         self.prefix = start.prefix
         super().__init__(start.supervisor, self._ending_kind(self))
         self.observer = self._observer_kind(self, start.logger, observing.tracer)

@@ -115,8 +115,7 @@ class ConnectedWorker(ProcessWorker):
             terms = attached.terms
             self._steers: bool = terms["steers"]
             options = WorkerOptions(submit_timeout=submit_timeout, **terms_as_options(terms, max_pending))
-            start: Any = attached
-            client = self._client_kind()(options, observing, start)
+            client = self._client_kind()(options, observing, attached)
             client.queues.know(terms["queues"], terms["unknown_queues"] == "refuse")
             client.option_table.priority_min = terms["priority_min"]
             return client, options.n

@@ -35,7 +35,7 @@ from mpworker.loopobserver import LoopObserver
 from mpworker.observing import Observing
 from mpworker.options import WorkerOptions
 from mpworker.reader import _BATCH
-from mpworker.starting import Start
+from mpworker.starting import Beginning
 from mpworker.steps import Answer, Message, Steps
 from mpworker.waiting import wake_all
 
@@ -74,7 +74,7 @@ class LoopClient(LineClient):
     _observer_kind = LoopObserver
     _ending_kind = LoopEnding
 
-    def __init__(self, options: WorkerOptions, observing: Observing, start: Start) -> None:
+    def __init__(self, options: WorkerOptions, observing: Observing, start: Beginning) -> None:
         self._cancels: deque[int] = deque()  # tasks whose futures were cancelled
         self._soon: deque[Callable[[], object]] = deque()  # that the loop is to call
         self.due: deque[LoopFuture] = deque()

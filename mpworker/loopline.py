@@ -28,7 +28,7 @@ from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
 from mpworker.observing import Observing
 from mpworker.options import WorkerOptions
-from mpworker.starting import Start
+from mpworker.starting import Beginning
 from mpworker.steps import Message
 
 _KEEPS_ITS_PLACE: Final = (codec.SUBMIT, codec.FORGET, codec.UNSHARE)
@@ -57,7 +57,7 @@ class LineClient(Client):
         "loop",
     )
 
-    def __init__(self, options: WorkerOptions, observing: Observing, start: Start) -> None:
+    def __init__(self, options: WorkerOptions, observing: Observing, start: Beginning) -> None:
         # Before the client, whose start may fail, and which is then stopped.
         self.loop: asyncio.AbstractEventLoop | None = None
         self._line: dict[int, Record] = {}  # behind max_pending: of a task by its key, of others by a negative number

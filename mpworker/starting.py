@@ -21,7 +21,41 @@ if TYPE_CHECKING:
     from mpworker.options import WorkerOptions
 
 
-class Start:
+class Beginning:
+    """What a client begins with; around the making of the client, whose failure lets go of the supervisor.
+
+    Attributes:
+        prefix: Of the ids of its tasks.
+        supervisor: The process, which may still be on its way.
+    """
+
+    __slots__ = ("_logger", "prefix", "supervisor")
+
+    _logger: Logger | None
+    prefix: str
+    supervisor: Supervisor
+
+    @property
+    def logger(self) -> Logger:
+        """Takes the client's records."""
+        if self._logger is None:
+            from mpworker.logs import as_logger
+
+            self._logger = as_logger(None)
+        return self._logger
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, _error: object, _trace: object) -> None:
+        if kind is not None:
+            self.supervisor.hang_up()
+            self.supervisor.close()
+            if self.supervisor.arenas is not None:
+                self.supervisor.arenas.close()
+
+
+class Start(Beginning):
     """What a client begins with; around the making of the client, whose failure ends the supervisor.
 
     Args:
@@ -41,7 +75,7 @@ class Start:
         OSError: No memory, descriptor or process is left.
     """
 
-    __slots__ = ("_logger", "prefix", "supervisor")
+    __slots__ = ()
 
     def __init__(
         self,
@@ -81,25 +115,6 @@ class Start:
 
         self._logger = as_logger(observing.logger)
         return level_of(self._logger), middleware
-
-    @property
-    def logger(self) -> Logger:
-        """Takes the client's records."""
-        if self._logger is None:
-            from mpworker.logs import as_logger
-
-            self._logger = as_logger(None)
-        return self._logger
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, _error: object, _trace: object) -> None:
-        if kind is not None:
-            self.supervisor.hang_up()
-            self.supervisor.close()
-            if self.supervisor.arenas is not None:
-                self.supervisor.arenas.close()
 
 
 def _begin(python: str) -> programs.Begun:

@@ -541,6 +541,10 @@ def test_a_corrupt_ring_ends_the_service_of_its_client_alone(one: Service) -> No
     [
         (codec.OPTIONS, {"priority": -1}),
         (codec.OPTIONS, {"queue": "other"}),
+        (codec.OPTIONS, {"weight": "1"}),
+        (codec.OPTIONS, {"timeout": "soon"}),
+        (codec.REQUEST, ["stop"]),
+        (codec.REQUEST, {"verb": "retention", "options": {"max_entries": 1 << 80}}),
         (codec.REQUEST, {"verb": "set_max_workers", "n": 3, "descriptors": 0}),
         (codec.REQUEST, {"verb": "pause", "names": None}),
         (codec.REQUEST, {"verb": "rate", "rate": 1.0, "burst": 1}),
@@ -550,7 +554,7 @@ def test_a_corrupt_ring_ends_the_service_of_its_client_alone(one: Service) -> No
     ],
     ids=lambda value: value.get("verb", str(value)) if isinstance(value, dict) else str(value),
 )
-def test_who_does_not_ask_as_our_clients_do_is_served_no_more(tmp_path: Path, kind: int, said: dict[str, Any]) -> None:
+def test_who_does_not_ask_as_our_clients_do_is_served_no_more(tmp_path: Path, kind: int, said: Any) -> None:
     config = "n = 1\n[clients]\nsteering_uids = []\n"
     with serving(tmp_path, config) as service, service.connect() as w, service.connect() as other:
         w._client.sending.send(kind, 0, 99, 0, 0, json.dumps(said).encode())

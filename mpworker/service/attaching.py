@@ -16,12 +16,12 @@ from mpworker.ipc.build import build
 from mpworker.ipc.channel import Channel, close_all
 from mpworker.ipc.levels import WARNING
 from mpworker.launch import CLIENT_SPIN_NS, Supervisor
+from mpworker.starting import Beginning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final, Self
+    from typing import Any, Final
 
-    from mpworker.logger import Logger
     from mpworker.observing import Observing
 
 _AGAIN_AFTER: Final = 0.02  # seconds; a supervisor that is being started is there in some 100 ms
@@ -70,7 +70,7 @@ class Attachment(Supervisor):
             os.close(fd)
 
 
-class Attached:
+class Attached(Beginning):
     """What a client begins with that attaches; in the place of `mpworker.starting.Start`.
 
     Args:
@@ -92,7 +92,7 @@ class Attached:
 
     def __init__(self, path: str, observing: Observing, name: str, when_gone: str, timeout: float) -> None:
         clients.sweep()
-        self._logger: Logger | None = None
+        self._logger = None
         level = WARNING
         if observing.logger is not None or "logging" in sys.modules:
             from mpworker.logs import as_logger, level_of
@@ -130,7 +130,7 @@ class Attached:
             close_all(fds)
             connection.close()
             raise ConnectError(f"the supervisor at {path} refuses this program: {self.terms['refused']}")
-        self.prefix: str = self.terms["prefix"]
+        self.prefix = self.terms["prefix"]
         try:
             channel = Channel(fds, self.terms["capacities"], 1)
             os.close(fds[0])
@@ -138,23 +138,6 @@ class Attached:
         except BaseException:
             connection.close()
             raise
-
-    @property
-    def logger(self) -> Logger:
-        """Takes the client's records."""
-        if self._logger is None:
-            from mpworker.logs import as_logger
-
-            self._logger = as_logger(None)
-        return self._logger
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, _error: object, _trace: object) -> None:
-        if kind is not None:
-            self.supervisor.hang_up()
-            self.supervisor.close()
 
 
 def _connected(path: str, by: float) -> _socket.socket:

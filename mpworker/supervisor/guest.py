@@ -6,6 +6,7 @@ import time
 
 from mpworker.ipc import codec, json
 from mpworker.ipc._native import RECORD_HEADER_BYTES
+from mpworker.ipc.levels import ERROR
 from mpworker.supervisor.requests import counts_at_the_end
 from mpworker.supervisor.session import Session
 from mpworker.supervisor.watching import Watch
@@ -61,7 +62,12 @@ class Guest(Session):
         return self._watch
 
     def read(self) -> int:
-        self.found = super().read()
+        try:
+            self.found = super().read()
+        except Exception as error:  # noqa: BLE001  # whatever its records do here, they do it to no other client
+            self.loop.watch.log(ERROR, "client_failed", client=self.number, error=type(error).__name__)
+            self.loop.condemned(self)
+            self.found = 0
         return self.found
 
     def read_whole(self) -> None:

@@ -17,12 +17,39 @@ from mpworker.supervisor.registry import CONTEXT_SHIFT, Context, Function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    from collections.abc import Callable, Mapping
+    from typing import Any, Final
 
     from mpworker.ipc.channel import Channel
     from mpworker.supervisor.history import History
     from mpworker.supervisor.registry import DetailedTask, Task, TaskOptions
+
+
+_OPTIONS: Final = {
+    "timeout": (int, float, type(None)),
+    "retries": int,
+    "crash_retries": int,
+    "queue": str,
+    "priority": int,
+    "weight": int,
+}
+_DETAILS: Final = {
+    "concurrency_key": str,
+    "concurrency": int,
+    "deadline_at": (int, float, type(None)),
+    "run_at": (int, float, type(None)),
+}
+
+
+def _check(made: object, kinds: Mapping[str, Any]) -> None:
+    """See that values are what the scheduler will take them for, when it is too late to say whose they were.
+
+    Raises:
+        TypeError: One is not.
+    """
+    for name, kind in kinds.items():
+        if not isinstance(getattr(made, name), kind):
+            raise TypeError(f"{name} is of a type that no client of ours would send")
 
 
 class Numbers:
@@ -133,7 +160,9 @@ class Port(ClientPort):
         return super().chunk(flags, self.base | key, function, c, payload)
 
     def detailed(self, kind: int, flags: int, key: int, function: int, c: int, payload: bytes) -> DetailedTask:
-        return super().detailed(kind, flags, self.base | key, function, c, payload)
+        task = super().detailed(kind, flags, self.base | key, function, c, payload)
+        _check(task, _DETAILS)
+        return task
 
     def again(self, history: History, key: int, new_key: int) -> DetailedTask | None:
         return super().again(history, key, self.base | new_key)
@@ -146,6 +175,7 @@ class Port(ClientPort):
 
     def _task_options(self, judge: int = 0, backoff: list[Any] | None = None, **plain: Any) -> TaskOptions:
         options = super()._task_options(judge, backoff, **plain)
+        _check(options, _OPTIONS)
         if self.priority_min is not None and options.priority < self.priority_min:
             raise ValueError("a priority that no client of ours would ask for here")
         if not self.admits(options.queue):
