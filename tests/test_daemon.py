@@ -536,6 +536,9 @@ def test_a_corrupt_ring_ends_the_service_of_its_client_alone(one: Service) -> No
         assert other.submit(pooljobs.square, 3).result(GUARD) == 9
 
 
+TOO_MANY = {"max_entries": 1 << 80, "max_bytes": 1, "ttl": None, "results": False, "interval": 1.0}
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -544,7 +547,7 @@ def test_a_corrupt_ring_ends_the_service_of_its_client_alone(one: Service) -> No
         (codec.OPTIONS, {"weight": "1"}),
         (codec.OPTIONS, {"timeout": "soon"}),
         (codec.REQUEST, ["stop"]),
-        (codec.REQUEST, {"verb": "retention", "options": {"max_entries": 1 << 80}}),
+        (codec.REQUEST, {"verb": "retention", "options": TOO_MANY}),
         (codec.REQUEST, {"verb": "set_max_workers", "n": 3, "descriptors": 0}),
         (codec.REQUEST, {"verb": "pause", "names": None}),
         (codec.REQUEST, {"verb": "rate", "rate": 1.0, "burst": 1}),
