@@ -24,6 +24,7 @@ TRIES: Final = 3
 WARM_UP: Final = 2
 MANY: Final = 50  # of those of the middle
 TASKS: Final = 4_000  # small ones
+TRIES_SMALL: Final = 9  # which take 20 ms each, and of which a noisy machine spoils most
 SECONDS: Final = 0.5  # for each of the small ones
 
 
@@ -103,7 +104,7 @@ def _beside_no_ops(pool: Running, settings: Settings, name: str, function: Calla
         pool.gather(call, settings.n, *args)
     tasks = settings.fit(TASKS, 2 * settings.n / (time.perf_counter() - first), SECONDS)
     least = dict.fromkeys(calls, float("inf"))
-    for _ in range(WARM_UP + TRIES):
+    for _ in range(WARM_UP + TRIES_SMALL):
         for each, (call, args) in calls.items():
             begun = time.perf_counter()
             pool.gather(call, tasks, *args)

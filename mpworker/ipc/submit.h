@@ -102,40 +102,60 @@ static PyObject *submit_function(submit_object *submit, PyObject *function)
     return key;
 }
 
-/* The payload of a call, with its details, as a record takes it. NULL, perhaps with an error: it is none; then `left` is its
- * pickle, without them. */
-static PyObject *submit_payload(submit_object *submit, PyObject *args, PyObject *kwargs, PyObject *details, PyObject **left)
+/* A call on its way into a record: its details, and then a pickle of (args, kwargs). */
+typedef struct {
+    PyObject *details;
+    PyObject *args, *kwargs; /* plain ones, which are written where the record lies */
+    PyObject *pickle;        /* else the pickle, with the details, of which this is the reference */
+} submit_call;
+
+/* Bytes of its payload; less than 0 if it is no record's. Nothing here runs Python code. */
+static Py_ssize_t submit_size(submit_object *submit, const submit_call *call)
 {
+    if (call->pickle)
+        return PyBytes_Size(call->pickle);
     plain_writer writer = {.size = sizeof plain_protocol + 2};
-    Py_ssize_t before = PyBytes_Size(details);
+    Py_ssize_t before = PyBytes_Size(call->details);
     Py_ssize_t plain_max = submit->record_max < MPW_PLAIN_BYTES_MAX ? submit->record_max : MPW_PLAIN_BYTES_MAX;
-    if (plain_write(&writer, args, 1) && plain_write(&writer, kwargs, 1) && writer.size <= plain_max - before) {
-        PyObject *payload = PyBytes_FromStringAndSize(NULL, before + writer.size);
-        if (!payload)
-            return NULL;
-        uint8_t *at = (uint8_t *)PyBytes_AsString(payload);
-        memcpy(at, PyBytes_AsString(details), (size_t)before);
-        writer = (plain_writer){.at = at + before};
-        plain_put(&writer, plain_protocol, sizeof plain_protocol);
-        plain_write(&writer, args, 1);
-        plain_write(&writer, kwargs, 1);
-        plain_put(&writer, "\x86.", 2); /* TUPLE2, STOP */
-        return payload;
+    bool is_plain = plain_write(&writer, call->args, 1) && plain_write(&writer, call->kwargs, 1);
+    return is_plain && writer.size <= plain_max - before ? before + writer.size : -1;
+}
+
+/* Write its payload, of the size that submit_size has said just now. */
+static void submit_write(const submit_call *call, uint8_t *at)
+{
+    if (call->pickle) {
+        memcpy(at, PyBytes_AsString(call->pickle), (size_t)PyBytes_Size(call->pickle));
+        return;
     }
-    PyObject *call = Py_BuildValue("(OO)", args, kwargs);
-    PyObject *payload = call ? PyObject_CallFunctionObjArgs(submit->dumps, call, NULL) : NULL;
-    Py_XDECREF(call);
-    if (!payload || !PyBytes_CheckExact(payload) || PyBytes_Size(payload) > submit->record_max - before) {
-        *left = payload;
-        return NULL;
+    plain_writer writer = {.at = at};
+    plain_put(&writer, PyBytes_AsString(call->details), (size_t)PyBytes_Size(call->details));
+    plain_put(&writer, plain_protocol, sizeof plain_protocol);
+    plain_write(&writer, call->args, 1);
+    plain_write(&writer, call->kwargs, 1);
+    plain_put(&writer, "\x86.", 2); /* TUPLE2, STOP */
+}
+
+/* Have a call that is not plain pickled; false, perhaps with an error, if it is no record's: then `left` is its pickle,
+ * without the details. */
+static bool submit_pickle(submit_object *submit, submit_call *call, PyObject **left)
+{
+    PyObject *both = Py_BuildValue("(OO)", call->args, call->kwargs);
+    PyObject *pickle = both ? PyObject_CallFunctionObjArgs(submit->dumps, both, NULL) : NULL;
+    Py_ssize_t before = PyBytes_Size(call->details);
+    Py_XDECREF(both);
+    if (!pickle || !PyBytes_CheckExact(pickle) || PyBytes_Size(pickle) > submit->record_max - before) {
+        *left = pickle;
+        return false;
     }
     if (before) {
-        PyObject *whole = PyBytes_FromObject(details);
-        PyBytes_Concat(&whole, payload); /* no whole, no concatenation */
-        Py_DECREF(payload);
-        payload = whole;
+        PyObject *whole = PyBytes_FromObject(call->details);
+        PyBytes_Concat(&whole, pickle); /* no whole, no concatenation */
+        Py_DECREF(pickle);
+        pickle = whole;
     }
-    return payload;
+    call->pickle = pickle;
+    return pickle != NULL;
 }
 
 /* May something be sent, and a call of this function, and is there still room for a task? No Python runs in here, and none
@@ -160,7 +180,7 @@ static bool submit_noted(submit_object *submit, PyObject *client, PyObject *key)
 
 /* Make the future of a call and push it: the future, or NULL, perhaps with an error, if it was not sent. */
 static PyObject *submit_push(submit_object *submit, PyObject *client, PyObject *function_key, uint64_t options,
-                             PyObject *payload, bool detailed, PyObject *make)
+                             const submit_call *call, PyObject *make)
 {
     uint64_t function, number;
     PyObject *name = PyDict_GetItemWithError(submit->live, function_key);
@@ -172,10 +192,16 @@ static PyObject *submit_push(submit_object *submit, PyObject *client, PyObject *
     Py_DECREF(name);
     mpw_status status = MPW_FULL;
     if (future && submit_may(submit, client, function_key) && PyDict_SetItem(submit->pending, key, future) == 0) {
-        mpw_record_header header = {.size = (uint32_t)PyBytes_Size(payload), .kind = MPW_KIND_SUBMIT,
-                                    .flags = detailed ? SUBMIT_DETAILED : 0, .a = number, .b = function, .c = options};
-        status = mpw_ring_push(&submit->outbound->ring, header, PyBytes_AsString(payload));
-        if (status != MPW_OK && PyDict_DelItem(submit->pending, key) == 0 && status == MPW_CORRUPT)
+        mpw_ring *ring = &submit->outbound->ring;
+        uint8_t *at;
+        Py_ssize_t size = submit_size(submit, call); /* now: the dict may have been changed meanwhile */
+        mpw_record_header header = {.size = (uint32_t)size, .kind = MPW_KIND_SUBMIT, .a = number, .b = function, .c = options,
+                                    .flags = PyBytes_Size(call->details) ? SUBMIT_DETAILED : 0};
+        if (size >= 0 && (status = mpw_ring_begin(ring, header, &at)) == MPW_OK) {
+            submit_write(call, at);
+            mpw_ring_publish(ring, (uint64_t)size);
+        }
+        else if (PyDict_DelItem(submit->pending, key) == 0 && status == MPW_CORRUPT)
             ring_condemn((PyObject *)submit->outbound);
     }
     if (status != MPW_OK || !submit_noted(submit, client, key))
@@ -220,10 +246,10 @@ static PyObject *submit_one(submit_object *submit, PyObject *client, PyObject *c
     }
     if (!get_u64(call[3], &options))
         return NULL;
-    PyObject *payload = submit_payload(submit, args, kwargs, details, left);
-    if (payload)
-        future = submit_push(submit, client, function_key, options, payload, PyBytes_Size(details) > 0, make);
-    Py_XDECREF(payload);
+    submit_call sent = {.details = details, .args = args, .kwargs = kwargs};
+    if (submit_size(submit, &sent) >= 0 || submit_pickle(submit, &sent, left))
+        future = submit_push(submit, client, function_key, options, &sent, make);
+    Py_XDECREF(sent.pickle);
     return future;
 }
 
