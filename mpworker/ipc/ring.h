@@ -174,10 +174,9 @@ static inline mpw_status mpw_ring_begin(mpw_ring *ring, mpw_record_header header
  * consumer has them since it read there, and stores that wait for them hold up what follows. */
 static inline void mpw_ring_expect_room(const mpw_ring *ring, uint64_t total)
 {
-    uint64_t ahead = total < MPW_EXPECTED_BYTES ? total : MPW_EXPECTED_BYTES;
-    if (ring->capacity - (ring->own - ring->seen) < ahead)
-        return; /* they are the consumer's still */
-    for (uint64_t at = 0; at < ahead; at += MPW_CACHE_LINE)
+    if (total > MPW_EXPECTED_BYTES || ring->capacity - (ring->own - ring->seen) < total)
+        return; /* it is a copy that is long by itself, or they are the consumer's still */
+    for (uint64_t at = 0; at < total; at += MPW_CACHE_LINE)
         mpw_prefetch_to_write(ring->data + ((ring->own + at) & (ring->capacity - 1)));
 }
 
@@ -223,6 +222,8 @@ static inline uint64_t mpw_first_word(const uint8_t *at)
  * is asked for once. */
 static inline void mpw_ring_expect(const mpw_ring *ring, uint64_t total, uint64_t fill)
 {
+    if (total > MPW_EXPECTED_BYTES)
+        return; /* the processor itself sees where a copy of so many goes on */
     uint64_t stop = MPW_EXPECTED_BYTES + total < fill ? MPW_EXPECTED_BYTES + total : fill;
     for (uint64_t at = MPW_EXPECTED_BYTES; at < stop; at += MPW_CACHE_LINE)
         __builtin_prefetch(ring->data + ((ring->own + at) & (ring->capacity - 1)), 0);
