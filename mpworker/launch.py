@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mpworker.programs import Begun
 
 CLIENT_SPIN_NS: Final = 50_000
+# Where a sleep costs the machine so much that a longer spin is the cheaper way to wait: see mpw_patience in ipc/bell.h.
+CLIENT_LONGEST_SPIN_NS: Final = 500_000
 _CHILD_SPIN_NS: Final = 20_000
 # What a supervisor has open: once, for each child, and while it makes the last one. tests/test_starts.py counts.
 _FDS_OWN: Final = 14
@@ -43,6 +45,7 @@ class Supervisor:
         pid: Its process id.
         pidfd: Readable when it is dead.
         spin_ns: How long a thread that waits for an event spins before it sleeps.
+        longest_spin_ns: The same where that has turned out to be worth it.
         cores: That this process may use.
     """
 
@@ -62,6 +65,7 @@ class Supervisor:
         self.pid = pid
         self.pidfd = pidfd
         self.spin_ns = spin_ns
+        self.longest_spin_ns = CLIENT_LONGEST_SPIN_NS if spin_ns else 0
         self.cores = cores
         self._python = python
         self._sock = sock

@@ -207,7 +207,14 @@ class Reader:
             if self._settled == settled and self._leader == thread:
                 outbound = None if room is None else channel.outbound
                 found = channel.bell.wait(
-                    channel.inbound, outbound, room or 0, left, supervisor.pidfd, supervisor.spin_ns, busy
+                    channel.inbound,
+                    outbound,
+                    room or 0,
+                    left,
+                    supervisor.pidfd,
+                    supervisor.spin_ns,
+                    busy,
+                    supervisor.longest_spin_ns,
                 )
                 if found & 2:
                     self._supervisor_died()

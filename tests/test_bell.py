@@ -55,6 +55,7 @@ class Side:
         inbound: bool = True,
         spin_ns: int = 0,
         by_habit: bool = False,
+        longest_ns: int = 0,
     ) -> int:
         return self.bell.wait(
             self.consumer if inbound else None,
@@ -64,6 +65,7 @@ class Side:
             self.also_fd,
             spin_ns,
             by_habit,
+            longest_ns,
         )
 
 
@@ -139,6 +141,31 @@ def test_who_waits_by_habit_spins_no_more_where_that_is_in_vain(side: Side) -> N
 
     cpu_of(5, True)  # the habit is made
     assert cpu_of(5, True) < cpu_of(5, False) / 4
+
+
+def test_who_waits_for_something_that_takes_its_time_does_not_spin_for_long(side: Side) -> None:
+    begun = time.thread_time()
+    for _ in range(40):
+        assert side.wait(timeout=0.002, longest_ns=1_000_000_000) == 0
+    assert time.thread_time() - begun < 0.02, "a few of them may have tried, for 2 ms each"
+
+
+def test_where_longer_spins_end_waits_early_they_are_kept(side: Side) -> None:
+    def cpu_of(waits: int, delay: float) -> float:
+        """Of waits for a thread that pushes at once if nobody sleeps, and else after a delay."""
+        spent = 0.0
+        for _ in range(waits):
+            pushed = threading.Thread(target=lambda: (time.sleep(delay), side.push(), side.bell.ring()))
+            pushed.start()
+            begun = time.thread_time()
+            assert side.wait(longest_ns=100_000_000) == 1
+            spent += time.thread_time() - begun
+            pushed.join()
+            side.consumer.pop([], 10)
+        return spent
+
+    cpu_of(31, 0.02)  # which is how long they last with a sleep
+    assert cpu_of(40, 0.002) > 30 * 0.001, "and this is less than three fifths of it"
 
 
 @pytest.mark.parametrize("spin_ns", [0, 1000, 2**64 - 1])

@@ -307,6 +307,8 @@ def calls(fd: int) -> Calls:
         "Bell.wait": [
             (None, lambda: bell.wait(consumer, producer, 8, 0.0, -1, 0, False)),
             (None, lambda: bell.wait(None, full, 8, 0.0, fd, 1, False)),
+            (None, lambda: bell.wait(consumer, producer, 8, 0.0, -1, 0, False, 1000)),
+            (OverflowError, lambda: bell.wait(consumer, producer, 8, 0.0, -1, 0, False, -1)),
             (TypeError, lambda: bell.wait(memory, None, 0, 0.0, -1, 0, False)),  # type: ignore[arg-type]
             (TypeError, lambda: bell.wait(None, None, 0, "", -1, 0, False)),  # type: ignore[arg-type]
             (TypeError, lambda: bell.wait(None)),  # type: ignore[call-arg]

@@ -64,6 +64,7 @@ typedef struct {
     int fd;
     bool waiting; /* under the GIL */
     mpw_habit habit; /* so */
+    mpw_patience patience; /* so */
 } bell_object;
 
 typedef struct {
@@ -566,8 +567,9 @@ static PyObject *bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nar
 {
     bell_object *bell = (bell_object *)self;
     mpw_watch watch = {0};
-    uint64_t need, spin_ns, deadline_ns = UINT64_MAX;
-    if (!argument_count(nargs, 7, "wait") || !usable(self) || !get_u64(args[2], &need) || !get_u64(args[5], &spin_ns))
+    uint64_t need, spin_ns, longest_ns = 0, deadline_ns = UINT64_MAX;
+    if (!argument_count(nargs, nargs == 8 ? 8 : 7, "wait") || !usable(self) || !get_u64(args[2], &need) ||
+        !get_u64(args[5], &spin_ns) || (nargs == 8 && !get_u64(args[7], &longest_ns)))
         return NULL;
     double timeout = PyFloat_AsDouble(args[3]);
     int by_habit = PyObject_IsTrue(args[6]);
@@ -610,9 +612,12 @@ static PyObject *bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nar
     if (mpw_watch_ready(&watch))
         return PyLong_FromLong(1);
     int result;
-    bool learns = by_habit && spin_ns;
-    uint64_t begun_ns = learns ? mpw_now_ns() : 0;
+    bool learns = by_habit && spin_ns, is_patient = !by_habit && longest_ns > spin_ns;
+    uint64_t begun_ns = learns || is_patient ? mpw_now_ns() : 0;
     uint64_t worth_ns = learns ? mpw_habit_spin(&bell->habit, spin_ns) : spin_ns;
+    bool for_long = is_patient && mpw_patience_spins(&bell->patience);
+    if (for_long)
+        worth_ns = longest_ns;
     bell->waiting = true;
     Py_BEGIN_ALLOW_THREADS
     result = mpw_bell_wait(bell->word, bell->fd, &watch, (int)also_fd, deadline_ns, worth_ns);
@@ -620,6 +625,8 @@ static PyObject *bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nar
     bell->waiting = false;
     if (learns && worth_ns)
         mpw_habit_learn(&bell->habit, spin_ns, mpw_now_ns() - begun_ns);
+    if (is_patient)
+        mpw_patience_learn(&bell->patience, longest_ns, for_long, mpw_now_ns() - begun_ns);
     if (result >= 0)
         return PyLong_FromLong(result);
     if (errno != EINTR)
@@ -639,10 +646,11 @@ static PyMethodDef bell_methods[] = {
     {"arm", bell_arm, METH_NOARGS, "arm()\n\nSay that this side is about to sleep; look at the rings once more after it."},
     {"disarm", bell_disarm, METH_NOARGS, "disarm()\n\nSay that this side is awake."},
     {"wait", (PyCFunction)(void (*)(void))bell_wait, METH_FASTCALL,
-     "wait(inbound, outbound, need, timeout, also_fd, spin_ns, by_habit) -> int\n\n"
+     "wait(inbound, outbound, need, timeout, also_fd, spin_ns, by_habit[, longest_ns]) -> int\n\n"
      "Sleep until inbound has a record, outbound has room for need payload bytes, the bell was rung or a signal was handled "
      "(bit 1), also_fd is readable (bit 2), or timeout seconds are over (0; negative waits for ever). Spins for spin_ns first; "
-     "by_habit, only where waits of that kind are usually short enough for it."},
+     "by_habit, only where waits of that kind are usually short enough for it; else for longest_ns where that has turned out "
+     "to save more than it costs."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -75,6 +75,7 @@ class Bell:
         also_fd: int,
         spin_ns: int,
         by_habit: bool,
+        longest_ns: int = 0,
         /,
     ) -> int: ...
 

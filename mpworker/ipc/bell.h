@@ -169,6 +169,74 @@ static inline void mpw_habit_learn(mpw_habit *habit, uint64_t spin_ns, uint64_t 
         habit->waits = MPW_HABIT_PROBE;
 }
 
+/* Whether a longer spin than usual saves more than it costs. Who sleeps is woken some time after what he waits for is there,
+ * and leaves a core idle, on which others are then woken as late: what that takes is some microseconds on one machine and a
+ * hundred on another, so it is learned. It pays where most waits that spin for long are over in MPW_PAYS_PERCENT of the time
+ * that others last.
+ *
+ * How long a wait lasts depends on what those before it have left the cores in, so each kind is tried for some in a row: the
+ * spins after MPW_SPINS_AFTER waits without, or twice as many for each time that they have failed; and where they pay the
+ * others, to know their time, so rarely that it costs nothing. */
+typedef struct {
+    uint64_t other_ns; /* moving mean of how long waits last that do not spin for long; 0 before the first */
+    uint32_t waits;    /* since the last trial */
+    uint32_t trial;    /* waits that are left of it */
+    uint32_t failures; /* trials of spins in a row that have failed, up to a bound */
+    int32_t score;     /* of the spins: a good one counts 1, another one MPW_BAD */
+    bool spins;        /* they pay */
+} mpw_patience;
+
+enum {
+    MPW_PAYS_PERCENT = 60,
+    MPW_TRIAL = 12,
+    MPW_BAD = -3,
+    MPW_SCORE_MAX = 12,
+    MPW_SPINS_AFTER = 32,
+    MPW_OTHERS_AFTER = 4096,
+    MPW_FAILURES_MAX = 7
+};
+
+/* Spin for long, now? */
+static inline bool mpw_patience_spins(mpw_patience *patience)
+{
+    uint32_t every = patience->spins ? MPW_OTHERS_AFTER : (uint32_t)MPW_SPINS_AFTER << patience->failures;
+    if (!patience->trial && ++patience->waits >= every) {
+        patience->waits = 0;
+        patience->trial = MPW_TRIAL;
+        if (!patience->spins)
+            patience->score = 0;
+    }
+    return patience->spins != (patience->trial > 0);
+}
+
+/* A wait has lasted so long, with the kind of spin that was said. It counts for the longest spin at most: no single one shall
+ * make the mean. */
+static inline void mpw_patience_learn(mpw_patience *patience, uint64_t longest_ns, bool spun, uint64_t waited_ns)
+{
+    uint64_t counted = waited_ns < longest_ns ? waited_ns : longest_ns;
+    if (!spun) {
+        patience->other_ns = patience->other_ns ? (3 * patience->other_ns + counted) / 4 : counted;
+        patience->trial -= patience->spins && patience->trial;
+        return;
+    }
+    bool good = 100 * waited_ns <= MPW_PAYS_PERCENT * patience->other_ns; /* which is the longest spin at most */
+    patience->score += good ? 1 : MPW_BAD;
+    if (patience->score > MPW_SCORE_MAX)
+        patience->score = MPW_SCORE_MAX;
+    if (patience->spins) {
+        patience->spins = patience->score >= 0;
+        return;
+    }
+    if (patience->score < 2 * MPW_BAD)
+        patience->trial = 1; /* what is waited for takes its time, and no wake-up */
+    if (--patience->trial)
+        return;
+    patience->spins = patience->score > 0;
+    patience->failures += patience->failures < MPW_FAILURES_MAX;
+    if (patience->spins)
+        patience->failures = 0;
+}
+
 /* Spin, then sleep, until a ring is ready (bit 1), the pipe is readable (bit 1) or `also_fd` is readable (bit 2).
  * 0 at the deadline (UINT64_MAX: none), -1 with errno. */
 static inline int mpw_bell_wait(mpw_bell_word *bell, int fd, const mpw_watch *watch, int also_fd, uint64_t deadline_ns,
@@ -178,6 +246,8 @@ static inline int mpw_bell_wait(mpw_bell_word *bell, int fd, const mpw_watch *wa
         return 1;
     if (spin_ns) {
         uint64_t until = mpw_now_ns() + spin_ns;
+        if (until > deadline_ns)
+            until = deadline_ns;
         do {
             for (int i = 0; i < 16; i++) {
                 mpw_relax();

@@ -57,6 +57,10 @@ def test_nobody_spins_whose_waits_last_too_long_for_it(drive) -> None:
     passes(drive("habit", flags=ASAN))
 
 
+def test_who_is_woken_late_spins_for_longer_and_nobody_else(drive) -> None:
+    passes(drive("patience", flags=ASAN))
+
+
 def test_sleepers_and_ringers_for_seconds(drive) -> None:
     passes(drive("pingpong", 4, SEED))
 
