@@ -65,7 +65,7 @@ class InlineSupervisor:
     pid = 0
     pidfd = -1
     arenas = None
-    spin_ns = 0
+    spin_ns = longest_spin_ns = 0
     cores = 1
 
     def __init__(
