@@ -19,8 +19,9 @@ from mpworker.bench.tasks import noop
 from mpworker.child.main import Child as Runner
 from mpworker.ipc import payload
 from mpworker.ipc._native import loads_plain
-from mpworker.ipc.channel import Channel, close_all, make_channel, make_claims, map_claims
+from mpworker.ipc.channel import Channel, close_all, make_channel, make_segment, map_claims
 from mpworker.ipc.codec import FUNCTION, SUBMIT, Record
+from mpworker.ipc.stacks import STACK_BYTES, StackFile
 from mpworker.supervisor.children import Child
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.reading import World
@@ -83,13 +84,15 @@ class Line:
         self.client._ring = self.client._ring_room = client[1].peer_bell.ring
         self.client.submits_to(client[1])
         config: dict[str, Any] = {"child": {"max_payload_bytes": MAX_BYTES}, "descriptors": 0, "arena_bytes": 0}
+        config["slots"] = SLOTS
         self.world = World(config, [], client[0])
         times = Times(lease_ttl=1e9, grace=1.0, start_timeout=1e9, kill_timeout=1e9)
         self.scheduler = Places(self.world, times, lambda: 0.5)
-        claims_fd, claims, stack_view = make_claims("mpworker-claims", SLOTS)
-        child_claims, stack_file = map_claims(claims_fd, SLOTS)
+        region, claims = self.world.roll.take()
+        child_claims = map_claims(self.world.roll.fd, region, SLOTS)
+        stack_file = StackFile(make_segment("mpworker-stack", STACK_BYTES), 0)
         self.seat = Seat(0, SLOTS, pid=1)
-        self.child = self.world.by_number[0] = Child(self.seat, child[0], claims, stack_view, MAX_BYTES)
+        self.child = self.world.by_number[0] = Child(self.seat, child[0], region, claims, MAX_BYTES)
         self.scheduler.child_starting(self.seat, 0.0)
         self.scheduler.child_ready(self.seat)
         settings = {"max_payload_bytes": MAX_BYTES, "task_prefix": "", "spin_ns": 0}

@@ -109,11 +109,8 @@ class Chunk(WaitedFor):
 
     def settle(self, status: int, data: bytes) -> None:
         """Nothing more will come: what is left ends like this."""
-        at = 0
-        for start, stop in (*sorted(self._ended.items()), (self.stop, self.stop)):
-            if at < start:
-                self.settle_items(status, at, start, 0, data)
-            at = max(at, stop)
+        for start, stop in self.unsettled():
+            self.settle_items(status, start, stop, 0, data)
         for start, stop in list(self.splits.items()):
             run = (stop, status, data, 0)
             if start in self.splits:  # nobody has begun to send them again; no call from here on
@@ -125,6 +122,15 @@ class Chunk(WaitedFor):
     def _settled(self) -> bool:
         wake_all(self._waiters)
         return self.left <= 0
+
+    def unsettled(self) -> list[tuple[int, int]]:
+        """The ranges of items that have no outcome, and are not to be sent again in another way; in order."""
+        found, at = [], 0
+        for start, stop in (*sorted(self._ended.items()), (self.stop, self.stop)):
+            if at < start:
+                found.append((at, start))
+            at = max(at, stop)
+        return found
 
     def has_ended(self) -> bool:
         """Is all of it settled, taken or not?"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -15,6 +16,7 @@ from mpworker.ipc import codec, details, json, payload
 from mpworker.ipc._native import Ring, Submit
 from mpworker.ipc.channel import Channel
 from mpworker.ipc.levels import INFO
+from mpworker.kept import Pending
 from mpworker.launch import descriptors_of, overlap, too_few_descriptors
 from mpworker.observer import Observer
 from mpworker.observing import Observing
@@ -26,12 +28,14 @@ from mpworker.resending import Resending
 from mpworker.sending import Sending
 from mpworker.starting import Beginning
 from mpworker.steps import Answer, Steps, asking
-from mpworker.waiting import Reply
+from mpworker.waiting import Reply, wake_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn, TypeAlias, TypeVar
+    from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
+    from mpworker.ipc.codec import Record
+    from mpworker.launch import Supervisor
     from mpworker.middleware import Submission
     from mpworker.registering import Registration
 
@@ -39,6 +43,9 @@ if TYPE_CHECKING:
     Make: TypeAlias = Callable[["Client", int, str], TaskFuture[Any]]
     # The arguments of `Client.submit`.
     Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], int, bytes, Make]
+
+
+ASK_AGAIN: Final[dict[str, Any]] = {"ask again": True}  # the answer to what a supervisor was asked that has died
 
 
 def queue_full(bound: int, timeout: float) -> QueueFull:
@@ -61,6 +68,7 @@ class Client(Reader):
         queues: and of queues.
         sending: How what needs patience is sent,
         resending: and what must be sent once more.
+        recovery: What is done when the supervisor dies; None where that is the end.
         recurs: A recurring task was registered.
     """
 
@@ -75,6 +83,7 @@ class Client(Reader):
         "option_table",
         "prefix",
         "queues",
+        "recovery",
         "recurs",
         "registration",
         "resending",
@@ -91,6 +100,10 @@ class Client(Reader):
     def __init__(self, options: WorkerOptions, observing: Observing, start: Beginning) -> None:
         self.prefix = start.prefix
         super().__init__(start.supervisor, self._ending_kind(self))
+        self.recovery = start.recovery_of(self)
+        if self.recovery is not None:
+            self.pending = Pending()
+            self.take_out = self.pending.pop
         self.observer = self._observer_kind(self, start.logger, observing.tracer)
         self.submission: Submission | None = None
         if observing.submit_middleware:
@@ -112,6 +125,8 @@ class Client(Reader):
         self.submits_to(start.supervisor.channel)
         clients.living.add(self)
         try:
+            if self.recovery is not None:
+                self.recovery.begin()
             self._observe(observing)
         except BaseException:  # no thread is left, say
             self.ending.stop_now()  # whoever keeps the error keeps the client, too
@@ -129,10 +144,65 @@ class Client(Reader):
                 self.pending,
                 self._keys,
                 payload.dumps_parts,
+                self.kept,
                 self._options.max_pending,
                 self.sending.max_record,
                 self._half,
             )
+
+    @property
+    def _keeps(self) -> dict[int, Record] | None:
+        """Where what is pushed is kept in the same moment; None where that is done elsewhere, or not."""
+        return self.kept
+
+    @property
+    def kept(self) -> dict[int, Record] | None:
+        """What is kept of what was sent, to be sent again; None where nothing is."""
+        pending = self.pending
+        return pending.kept if isinstance(pending, Pending) else None
+
+    def note_standing(self, about: object, *messages: dict[str, Any]) -> None:
+        """What the supervisor is asked once and for all, and so another one is, too; with no message no longer."""
+        pending = self.pending
+        if isinstance(pending, Pending):
+            if messages:
+                pending.standing[about] = [*messages]
+            else:
+                pending.standing.pop(about, None)
+
+    def standing(self, about: object) -> list[dict[str, Any]]:
+        """What was noted of this."""
+        pending = self.pending
+        return pending.standing.get(about, []) if isinstance(pending, Pending) else []
+
+    def _recovers(self) -> bool:
+        return self.recovery is not None and self.recovery.takes_over()
+
+    def stand_by(self, supervisor: Supervisor) -> None:
+        """The supervisor is dead, and another one waited for: nothing is sent until `is_served_by`."""
+        self._submit = None
+        self.takes_from(supervisor)
+
+    def is_served_by(self, supervisor: Supervisor) -> None:
+        """Here is another supervisor, which knows what the one before did: whoever waited to send something goes on."""
+        if self._over:
+            supervisor.hang_up()
+            supervisor.close()
+            return
+        waited_on, outbound = self._bell, supervisor.channel.outbound
+        self.sending.max_record = min(outbound.max_payload, self._options.max_payload_bytes)
+        self.observer.begins_anew()
+        if self.fanout is not None:
+            self.fanout.begins_anew()
+        self.takes_from(supervisor)
+        self.submits_to(supervisor.channel)
+        if self.fanout is not None:
+            self.fanout.tell_for_sure()
+        for reply in list(self._replies.values()):
+            reply.settle(ASK_AGAIN)
+        wake_all((*self._any_event, *self._followers))
+        if waited_on is not None:
+            waited_on.wake()
 
     def _observe(self, observing: Observing) -> None:
         self.observer.post(INFO, "pool_started", supervisor=self.supervisor.pid, n=self._options.n)
@@ -152,6 +222,16 @@ class Client(Reader):
             raise SupervisorLost(f"the supervisor (pid {self.supervisor.pid}) has died")
         if self._closed:
             raise WorkerStopped("the worker is stopped: it takes no more tasks, and knows of none")
+
+    def agree(self, terms: dict[str, Any]) -> None:
+        """What the supervisor says of what may be asked for, at the start and whenever that changes.
+
+        Args:
+            terms: {"queues", "unknown_queues", "priority_min"}: the names that are there, whether another one is an
+                error ("refuse"), and the lowest priority; None for any.
+        """
+        self.queues.know(terms["queues"], terms["unknown_queues"] == "refuse")
+        self.option_table.priority_min = terms["priority_min"]
 
     def refuse_unless_stopped(self) -> None:
         """Raise if it is over, but not by a stop."""
@@ -237,7 +317,7 @@ class Client(Reader):
             make: See there.
             left: The pickle of its arguments, if there is one already.
         """
-        pending = self.pending
+        pending, kept = self.pending, self._keeps
         dumps = payload.dumps_parts
         functions = self.functions
         live = functions.live
@@ -265,6 +345,7 @@ class Client(Reader):
                 flags |= codec.DETAILED
                 data = said + data
             may_be_sent = False
+            record = (codec.SUBMIT, flags, key, function_key, options, data)
             try:
                 large = len(data) > self.sending.max_record
                 if len(pending) >= self._options.max_pending and self.may_wait:
@@ -276,9 +357,11 @@ class Client(Reader):
                 # or drop the function. Nor is the task forgotten: whoever closes settles what is pending afterwards.
                 if function_key in live and not self._closed:
                     may_be_sent = True
-                    if not large and self._push(codec.SUBMIT, flags, key, function_key, options, data):
+                    if not large and (
+                        self._push(*record) if kept is None else self._push_keeping(kept, record, *record)
+                    ):
                         break
-                    if self.sending.slowly(codec.SUBMIT, flags, key, function_key, options, data):
+                    if self.sending.slowly(*record):
                         break
             except BaseException:
                 pending.pop(key, None)
@@ -371,6 +454,7 @@ class Client(Reader):
             flags |= codec.DETAILED
             data = details.pack(said) + data
         large = len(data) > self.sending.max_record
+        record = (codec.CHUNK, flags, key, function, c, data)
         chunk.key = key
         self.pending[key] = chunk
         try:
@@ -379,8 +463,8 @@ class Client(Reader):
             if again and (self.ending.outcome or self.ending.cancels):  # if not yet, what is pending is settled then
                 self.pending.pop(key, None)
                 chunk.settle(*(self.ending.outcome or (codec.CANCELLED, b"")))
-            elif large or not self._push(codec.CHUNK, flags, key, function, c, data):
-                self.sending.slowly(codec.CHUNK, flags, key, function, c, data, again)
+            elif large or not self.sending.push(record):
+                self.sending.slowly(*record, again)
         except Exception:
             self.pending.pop(key, None)  # not after an interrupt: it may have been sent, and its map cancels it
             raise
@@ -393,16 +477,19 @@ class Client(Reader):
         """Ask the supervisor; None when it is gone or does not answer in time."""
         if self._forked:
             self._refuse()
-        reply = Reply()
-        key = next(self._keys)
-        self._replies[key] = reply
-        if self._exited:
+        by = None if timeout is None else time.monotonic() + timeout
+        while True:
+            reply = Reply()
+            key = next(self._keys)
+            self._replies[key] = reply
+            if self._exited:
+                self._replies.pop(key, None)
+                return None
+            self.sending.send(codec.REQUEST, 0, key, 0, 0, json.dumps(message).encode())
+            self.wait_for(reply, None if by is None else max(0.0, by - time.monotonic()))
             self._replies.pop(key, None)
-            return None
-        self.sending.send(codec.REQUEST, 0, key, 0, 0, json.dumps(message).encode())
-        self.wait_for(reply, timeout)
-        self._replies.pop(key, None)
-        return None if reply.answer is None or "lost" in reply.answer else reply.answer
+            if reply.answer is not ASK_AGAIN:
+                return None if reply.answer is None or "lost" in reply.answer else reply.answer
 
     def tell(self, message: dict[str, Any]) -> None:
         """A request whose answer nobody waits for; it comes before whatever is sent later."""
@@ -488,9 +575,13 @@ class Client(Reader):
 
     def _supervisor_died(self) -> None:
         super()._supervisor_died()
+        if not self._over:
+            return  # another supervisor is waited for
         if self._closed == "lost" and context._orphaned is not None:
             context._orphaned()
         clients.living.discard(self)
+        if self.recovery is not None:
+            self.recovery.close()
 
     def forked(self) -> None:
         """This process is a fork: the rings are not here, the supervisor is not ours."""
@@ -499,6 +590,8 @@ class Client(Reader):
         self.supervisor.is_a_forks()
         if self.arenas is not None:
             self.arenas.forked()
+        if self.recovery is not None:
+            self.recovery.forked()
         self._forget_threads()
         self.observer.forked()
         self.functions = FunctionTable(self.sending.function, self.sending.forget)

@@ -54,6 +54,9 @@ class ConnectedWorker(ProcessWorker):
         when_gone: What becomes of the tasks if this program dies: "cancel" cancels them, those that run too; with
             "finish" they come to their end, and nobody is told.
         connect_timeout: Seconds to wait for a supervisor that is not there yet, or says nothing.
+        reconnect_timeout: Seconds to wait for another supervisor when the one that this program is attached to dies:
+            what it had accepted and has no outcome is submitted again, and an attempt that was running counts as one
+            whose child has died. What is called meanwhile waits. 0: all that is pending ends `SupervisorLost` at once.
 
     Raises:
         InvalidArgument: An option has a wrong type.
@@ -81,6 +84,7 @@ class ConnectedWorker(ProcessWorker):
         submit_middleware: Sequence[Callable[..., Any]] = (),
         when_gone: Literal["cancel", "finish"] = "cancel",
         connect_timeout: float = 5.0,
+        reconnect_timeout: float = 60.0,
     ) -> None:
         if not isinstance(path, str | os.PathLike | None):
             raise InvalidArgument(f"path must be that of a supervisor's socket, not {path!r}")
@@ -89,10 +93,11 @@ class ConnectedWorker(ProcessWorker):
             raise ConfigurationError(f"when_gone must be 'cancel' or 'finish', not {when_gone!r}")
         check_text("name", name, 0)
         wait = check_seconds("connect_timeout", connect_timeout)
+        waits = (wait, check_seconds("reconnect_timeout", reconnect_timeout, zero=True))
         most = None if max_pending is None else check_int("max_pending", max_pending, 1, 1 << 40)
         defaults = TaskDefaults(timeout, retries, crash_retries, retry_policy)
         observing = Observing(hooks, tracer, logger, submit_middleware)
-        client, n = self._attach(observing, name, when_gone, wait, most, submit_timeout)
+        client, n = self._attach(observing, name, when_gone, waits, most, submit_timeout)
         try:
             be_executors()
             TaskView.__init__(self, client, defaults, n)
@@ -107,17 +112,16 @@ class ConnectedWorker(ProcessWorker):
         observing: Observing,
         name: str,
         when_gone: str,
-        connect_timeout: float,
+        waits: tuple[float, float],
         max_pending: int | None,
         submit_timeout: float | None,
     ) -> tuple[Client, int]:
-        with Attached(self._path, observing, name, when_gone, connect_timeout) as attached:
+        with Attached(self._path, observing, name, when_gone, *waits) as attached:
             terms = attached.terms
             self._steers: bool = terms["steers"]
             options = WorkerOptions(submit_timeout=submit_timeout, **terms_as_options(terms, max_pending))
             client = self._client_kind()(options, observing, attached)
-            client.queues.know(terms["queues"], terms["unknown_queues"] == "refuse")
-            client.option_table.priority_min = terms["priority_min"]
+            client.agree(terms)
             return client, options.n
 
     def _client_kind(self) -> type[Client]:
@@ -139,6 +143,11 @@ class ConnectedWorker(ProcessWorker):
         """Ask what an operator asks: `mpworker status` and its like."""
         self._must_steer("operate")
         return self._client.carry_out(answered(self._client, {"verb": "service"} | what))
+
+    def _reload(self) -> dict[str, Any]:
+        """Have the configuration read again; what came of it: `mpworker.supervisor.reloading.Reloading.outcome`."""
+        self._must_steer("reload")
+        return self._client.carry_out(answered(self._client, {"verb": "reload"}))
 
     def set_queue(self, name: str, **options: Any) -> None:
         """See `ProcessWorker`, here and below; ConfigurationError for who may not."""

@@ -257,6 +257,15 @@ class Ending:
 
     # ------------------------------------------------------------ the supervisor is dead
 
+    def wants_no_other(self) -> bool:
+        """Is it of no use to wait for another supervisor?"""
+        done = self.asked and not (self._client.pending or self._client.resending.chunks)
+        return self._at_once or done or self._client._broken is not None
+
+    def drains(self) -> bool:
+        """Has the supervisor been asked to end when it has finished all?"""
+        return self.asked and not self._at_once
+
     def note_failure_to_start(self) -> None:
         """If it has never stood, keep why."""
         client = self._client

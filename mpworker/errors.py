@@ -74,7 +74,13 @@ class WrongEventLoop(MPWorkerError, RuntimeError):
 
 
 class ConnectError(MPWorkerError, ConnectionError):
-    """No supervisor can be attached to: none listens there, it refuses this program, or it says nothing in time."""
+    """No supervisor can be attached to: none listens there, it refuses this program, or it says nothing in time.
+
+    Attributes:
+        refused: It has refused this program.
+    """
+
+    refused = False
 
 
 class ShareError(MPWorkerError):

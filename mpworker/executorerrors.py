@@ -20,8 +20,9 @@ class WorkerCrashed(MPWorkerError, BrokenExecutor):
         cause: "signal", "exit", "oom" (the kernel's out-of-memory kill), "memory" (more than `memory_limit_hard`),
             "lease" (no heartbeat), "grace" (it was interrupted, for a timeout or a cancel, and did not end within
             `grace`), "nursery" (the process that forks the children died), "corrupt" (it wrote nonsense into the
-            memory it shares with the supervisor), "lost" (a chunk's item ended, its result died with the child) or
-            "unkillable" (the child survived SIGKILL).
+            memory it shares with the supervisor), "lost" (a chunk's item ended, its result died with the child),
+            "unkillable" (the child survived SIGKILL) or "supervisor" (that died, of a worker that has attached: `pid`
+            and `signal` are 0).
         attempt: The attempt that this death ended, from 1.
     """
 

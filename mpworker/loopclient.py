@@ -26,9 +26,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mpworker.aiofuture import LoopFuture, Wakes
 from mpworker.aioline import ABOUT_TASKS, complete
+from mpworker.client import ASK_AGAIN
 from mpworker.errors import WrongEventLoop
 from mpworker.ipc import codec, json
 from mpworker.ipc._native import Bell, RingCorrupt
+from mpworker.kept import Pending
+from mpworker.launch import Supervisor
 from mpworker.loopending import LoopEnding
 from mpworker.loopline import LineClient
 from mpworker.loopobserver import LoopObserver
@@ -100,13 +103,48 @@ class LoopClient(LineClient):
             raise WrongEventLoop(
                 "this AsyncProcessWorker is used by another event loop, or was: one loop, and so one thread, can use it"
             )
-        if not self._over:
-            running.add_reader(self.supervisor.channel.fd, self._on_bell)
-            running.add_reader(self.supervisor.pidfd, self._on_death)
         self.loop = running
+        if not self._over:
+            self._watch_supervisor(True)
         self._wake_leader()  # for what came before
         running.call_soon(self._call)
         return running
+
+    def _watch_supervisor(self, on: bool) -> None:
+        """Have the loop look at it, or no longer: before the numbers of its descriptors are another file's."""
+        loop = self.loop
+        if loop is None or loop.is_closed():
+            return
+        if on:
+            loop.add_reader(self.supervisor.channel.fd, self._on_bell)
+            loop.add_reader(self.supervisor.pidfd, self._on_death)
+        else:
+            loop.remove_reader(self.supervisor.channel.fd)
+            loop.remove_reader(self.supervisor.pidfd)
+
+    def stand_by(self, supervisor: Supervisor) -> None:
+        """See `Client`."""
+        self._watch_supervisor(False)
+        super().stand_by(supervisor)
+        self._watch_supervisor(True)
+        self._wake_leader()
+
+    def is_served_by(self, supervisor: Supervisor) -> None:
+        """See `Client`. It is told by another thread, and so done when the loop comes to it."""
+        loop = self.loop
+        try:
+            if loop is not None:
+                loop.call_soon_threadsafe(self._is_served_in_loop, supervisor)
+                return
+        except RuntimeError:
+            pass  # it is closed
+        super().is_served_by(supervisor)
+
+    def _is_served_in_loop(self, supervisor: Supervisor) -> None:
+        self._watch_supervisor(False)
+        super().is_served_by(supervisor)
+        self._watch_supervisor(True)
+        self._wake_leader()  # for what waits to be sent
 
     def call_soon(self, callback: Callable[[], object]) -> None:
         """Have the loop call this, once for all who ask before it has."""
@@ -170,8 +208,7 @@ class LoopClient(LineClient):
                 self._leader = None
 
     def _sees_any(self) -> bool:
-        outbox = self._outbox
-        return bool(self.due or self._inbox) or self._fill() > 0 or (bool(outbox) and self._fits(len(outbox[0][5])))
+        return bool(self.due or self._inbox) or self._fill() > 0 or self.can_send()
 
     def _tell(self) -> None:
         due = self.due
@@ -199,7 +236,7 @@ class LoopClient(LineClient):
             self._leader = None
             if not told and self.loop is not None:
                 self.loop.call_soon(self._on_death)  # there are more, or an interrupt came
-        if told:
+        if told and self._over:
             for waiter in self.over_waiters:
                 waiter.wake()
 
@@ -211,13 +248,10 @@ class LoopClient(LineClient):
     def _supervisor_died(self) -> None:
         super()._supervisor_died()
         if self._over:
-            self._push_now = self._push  # the ring's memory goes
+            self._push_now = self._push_keeping  # the ring's memory goes; neither does anything
 
     def _fail_all(self, status: int, data: bytes) -> None:
-        if self.loop is not None:
-            # Before their numbers are another file's.
-            self.loop.remove_reader(self.supervisor.channel.fd)
-            self.loop.remove_reader(self.supervisor.pidfd)
+        self._watch_supervisor(False)
         self._forget_what_waits()
         super()._fail_all(status, data)
 
@@ -237,6 +271,8 @@ class LoopClient(LineClient):
 
     def _cancel(self, key: int) -> None:
         if key in self.pending and not self._drop_from_line(key) and not (self._exited or self._forked):
+            if isinstance(self.pending, Pending):
+                self.pending.cancelled.add(key)
             self.sending.send(codec.REQUEST, 0, 0, 0, 0, json.dumps({"verb": "cancel", "task": key}).encode())
 
     async def ask(self, message: Message, timeout: float | None = None) -> Answer:
@@ -266,19 +302,23 @@ class LoopClient(LineClient):
                 self._wake_leader()  # for what there was no room for
 
     async def _ask(self, message: Message, timeout: float | None) -> Answer:
-        reply = Wakes(self.check())
-        if self._exited:
-            return None
-        key = next(self._keys)
-        self._replies[key] = reply  # type: ignore[assignment]  # settled in the same way
-        try:
-            data = json.dumps(message).encode()
-            if message["verb"] != "drain" or not self._stand_in_line(key, message, data):
-                self.sending.send(codec.REQUEST, 0, key, 0, 0, data)
-            await asyncio.wait([reply.future], timeout=timeout)
-        finally:
-            self._replies.pop(key, None)
-        return None if reply.answer is None or "lost" in reply.answer else reply.answer
+        loop = self.check()
+        by = None if timeout is None else loop.time() + timeout
+        while True:
+            reply = Wakes(loop)
+            if self._exited:
+                return None
+            key = next(self._keys)
+            self._replies[key] = reply  # type: ignore[assignment]  # settled in the same way
+            try:
+                data = json.dumps(message).encode()
+                if message["verb"] != "drain" or not self._stand_in_line(key, message, data):
+                    self.sending.send(codec.REQUEST, 0, key, 0, 0, data)
+                await asyncio.wait([reply.future], timeout=None if by is None else max(0.0, by - loop.time()))
+            finally:
+                self._replies.pop(key, None)
+            if reply.answer is not ASK_AGAIN:
+                return None if reply.answer is None or "lost" in reply.answer else reply.answer
 
     async def carry_out_soon(self, steps: Steps[T]) -> T:
         """Ask what a verb asks, and return what it returns."""

@@ -24,8 +24,10 @@ from typing import Final
 from mpworker.client import Client, queue_full
 from mpworker.ending import DRAIN
 from mpworker.ipc import codec, details
+from mpworker.ipc.channel import Channel
 from mpworker.ipc.codec import Record
 from mpworker.ipc.ring import split
+from mpworker.launch import Supervisor
 from mpworker.observing import Observing
 from mpworker.options import WorkerOptions
 from mpworker.starting import Beginning
@@ -43,6 +45,7 @@ class LineClient(Client):
     """
 
     __slots__ = (
+        "_cut",
         "_drains",
         "_holds",
         "_in_line",
@@ -71,12 +74,34 @@ class LineClient(Client):
         self._questions = asyncio.Lock()  # about tasks
         self._holds = False  # the answer to one is under way: nothing leaves the line
         self._outbox: deque[Record] = deque()  # behind a full ring
+        self._cut: deque[Record] = deque()  # of the first in the outbox, if that goes in parts and has begun to
         super().__init__(options, observing, start)
-        self._room_max = self.supervisor.channel.outbound.max_payload
+        self.sending.max_record = options.max_payload_bytes  # the outbox cuts what is larger than the ring takes
+
+    def takes_from(self, supervisor: Supervisor) -> None:
+        """See `Reader`."""
+        super().takes_from(supervisor)
+        self._room_max = supervisor.channel.outbound.max_payload
         self._push_now = self._push
         self._push = self._send_or_keep
-        self._submit = None
-        self.sending.max_record = options.max_payload_bytes  # the outbox cuts what is larger than the ring takes
+        self._cut.clear()  # another supervisor has nothing of it
+
+    def submits_to(self, channel: Channel) -> None:
+        """Nothing goes in one native call: what there is no room for is kept."""
+
+    def is_served_by(self, supervisor: Supervisor) -> None:
+        """See `Client`."""
+        super().is_served_by(supervisor)
+        self.sending.max_record = self._options.max_payload_bytes
+
+    @property
+    def _keeps(self) -> dict[int, Record] | None:
+        return None  # what is sent may wait in the outbox, and is kept when it leaves that
+
+    def _push_first(self, record: Record, whole: Record) -> bool:
+        """Push what is next: a record, or the last or another part of one, which is kept if it is a task's."""
+        kept = self.kept if record[0] in (codec.SUBMIT, codec.CHUNK) else None
+        return self._push_now(*record) if kept is None else self._push_keeping(kept, whole, *record)
 
     def _send_or_keep(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> bool:
         """Send a record, or see to it that it is sent later: in place of a push, which may find no room."""
@@ -109,12 +134,21 @@ class LineClient(Client):
 
     def _post(self, record: Record) -> None:
         outbox = self._outbox
-        large = len(record[5]) > self._room_max
-        if not outbox and not large and self._push_now(*record):
+        if not outbox and len(record[5]) <= self._room_max and self._push_first(record, record):
             return
-        # In one call: nothing of a handler's may come between the parts.
-        outbox.extend(list(split(record, self._room_max // 2)) if large else [record])
+        outbox.append(record)
         self._wake_leader()
+
+    def _next_part(self) -> Record:
+        """What is to be pushed next of what waits: the first record, or a part of it."""
+        whole = self._outbox[0]
+        if not self._cut and len(whole[5]) > self._room_max:
+            self._cut.extend(split(whole, self._room_max // 2))
+        return self._cut[0] if self._cut else whole
+
+    def can_send(self) -> bool:
+        """Is there something that waits, and room for it?"""
+        return bool(self._outbox) and self._fits(len(self._next_part()[5]))
 
     def stands_in_line(self) -> bool:
         """See `Client`: what does lies in no arena, and so in nobody's way."""
@@ -122,15 +156,25 @@ class LineClient(Client):
 
     def _flush(self) -> bool:
         """Push what waits, as far as there is room; False if something still waits."""
-        outbox = self._outbox
+        outbox, parts = self._outbox, self._cut
         while outbox:
-            if not self._fits(len(outbox[0][5])):
+            part = self._next_part()
+            if not self._fits(len(part[5])):
                 self._ring()
                 return False
-            first = outbox[0]
+            whole = outbox[0]
+            if len(parts) > 1:
+                del parts[0]
+                if not self._push_first(part, whole):  # a handler has taken the room
+                    parts.appendleft(part)
+                    return False
+                continue
+            parts.clear()
             del outbox[0]
-            if not self._push_now(*first):  # a handler has taken the room
-                outbox.appendleft(first)
+            if not self._push_first(part, whole):
+                outbox.appendleft(whole)
+                if part is not whole:
+                    parts.append(part)
                 return False
         self._ring()
         return True
@@ -240,3 +284,4 @@ class LineClient(Client):
         self._leaving.clear()
         self._in_line = 0
         self._outbox.clear()
+        self._cut.clear()

@@ -86,6 +86,7 @@ class Observer(ClientThread):
         self.unfinished: frozenset[int] | None = None
         self._next = 1  # the number of the record to be told next
         self._top = 1  # one more than the highest that has come
+        self._before = 0  # how many came from supervisors that have died: each counts from 1
         self._records: dict[int, tuple[int, int, int, bytes, str, str]] = {}
         self._posts: deque[tuple[int, str, dict[str, Any]]] = deque()  # records of the client's own
         self._open: dict[int, _Open] = {}
@@ -103,7 +104,9 @@ class Observer(ClientThread):
         client.poll()  # what has happened so far is told to those that were there
         self._changes.append((self._top, hooks))
         if wanted != was:
-            client.tell({"verb": "watch", "on": wanted})
+            message = {"verb": "watch", "on": wanted}
+            client.note_standing("watch", *[message] if wanted else [])
+            client.tell(message)
             self.read_in_time(wanted)
         self.need()
 
@@ -115,6 +118,10 @@ class Observer(ClientThread):
             background.need()
         else:
             self._client.wake_everybody()
+
+    def begins_anew(self) -> None:
+        """What comes from now on is another supervisor's."""
+        self._before = self._top - 1
 
     def counts(self, middleware: int) -> dict[str, Any]:
         """For `Metrics`; so many errors of middleware were in children."""
@@ -131,6 +138,7 @@ class Observer(ClientThread):
 
     def take(self, kind: int, what: int, key: int, number: int, data: bytes) -> None:
         """A record of the supervisor's has come; it may be taken more than once."""
+        number += self._before
         future = self._client.pending.get(key) if key else None
         task_id, name = getattr(future, "task_id", ""), getattr(future, "_name", "")
         entry = (kind, what, key, data, task_id, name)

@@ -147,10 +147,15 @@ class OptionTable:
             said["options"] = self._report(shared)
         elif key is None:
             key = next(self._numbers)
-            self._client.sending.send(codec.OPTIONS, 0, key, 0, 0, json.dumps(self._report(shared)).encode())
-            self._sets[key] = shared
+            report = self._report(shared)
+            self._sets[key] = shared  # first: another supervisor is sent all that are here
+            self._client.sending.send(codec.OPTIONS, 0, key, 0, 0, json.dumps(report).encode())
             self._keys[shared] = key  # another thread may have sent the same ones: either number will do
         return key, said or None
+
+    def reports(self) -> list[tuple[int, bytes]]:
+        """All that the supervisor was told, by number."""
+        return [(key, json.dumps(self._report(shared)).encode()) for key, shared in list(self._sets.items())]
 
     def said(self, number: int) -> dict[str, Any]:
         """The queue, priority and weight that the supervisor knows by this number."""

@@ -128,6 +128,12 @@ _CAUSES = {
 
 def _crashed(report: dict[str, Any], subject: str) -> BaseException:
     pid, number, code = report["pid"], report["signal"], report["exit_code"]
+    if report["cause"] == "supervisor":
+        message = (
+            f"{subject}: the supervisor died while it ran, or before its outcome could be told {_attempt(report)}: "
+            "crash_retries=1 would have had it run once more"
+        )
+        return WorkerCrashed(message, pid, number, code, report["cause"], report["attempt"])
     if number:
         import signal
 

@@ -121,6 +121,19 @@ def service_command(python: str, fd: int) -> list[str]:
     return [python, "-I", "-S", "-c", f"{bootstrap}\nmain({fd})"]
 
 
+def own_command(module: str, arguments: list[str]) -> list[str]:
+    """The command line of a program of this package, by an interpreter like this one.
+
+    Args:
+        module: Its `main` is called.
+        arguments: What it finds as those of the command line.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.abspath(mpworker.__file__)))
+    isolated = ["-I"] if sys.flags.isolated else []
+    bootstrap = _BOOTSTRAP.format(root, module)
+    return [sys.executable, "-P", *isolated, *_interpreter_flags(), "-c", f"{bootstrap}\nmain()", *arguments]
+
+
 class Begun:
     """A supervisor that is on its way, with its first nursery: it waits for its configuration.
 

@@ -76,13 +76,12 @@ class Reader:
         *("_any_event", "_followers", "_leader", "_room", "_turn", "background"),
         *("_inbox", "_parts", "_replies", "_settled", "fanout", "farewell", "pending", "take_out"),
         *("_broken", "_closed", "_exited", "_forked", "_over", "ending", "supervisor"),
-        *("_bell", "_fill", "_fits", "_pop", "_push", "_ring", "_ring_room", "_submit"),
+        *("_bell", "_fill", "_fits", "_pop", "_push", "_push_keeping", "_ring", "_ring_room", "_submit"),
         "arenas",
     )
     observer: Observer
 
     def __init__(self, supervisor: Supervisor, ending: Ending) -> None:
-        self.supervisor = supervisor
         self.ending = ending
         self._forget_threads()
         self.pending: dict[int, Any] = {}
@@ -100,16 +99,23 @@ class Reader:
         self._exited = False  # the supervisor is dead
         self._over = False  # what was pending has been settled, and nothing of it is left
         self._forked = False
+        # None where that is no ring, or where a record that has no room is kept.
+        self._submit: Submit | None = None
+        self.takes_from(supervisor)
+
+    def takes_from(self, supervisor: Supervisor) -> None:
+        """Send to this supervisor from now on, and read what it sends."""
         channel = supervisor.channel
         self._bell: Bell | None = channel.bell
         self._push: Callable[..., bool] = channel.outbound.push
-        # None where that is no ring, or where a record that has no room is kept.
-        self._submit: Submit | None = None
+        # What is no ring is this process's, which needs no other one.
+        self._push_keeping: Callable[..., bool] = getattr(channel.outbound, "push_keeping", _always)
         self._pop: Callable[[list[Record], int], int] = channel.inbound.pop
         self._fill: Callable[[], int] = channel.inbound.fill
         self._fits: Callable[[int], bool] = channel.outbound.fits
         self._ring: Callable[[], None] = channel.peer_bell.ring
         self._ring_room: Callable[[], None] = channel.peer_bell.ring_room
+        self.supervisor = supervisor
 
     def _forget_threads(self) -> None:
         """Nobody leads, follows or waits."""
@@ -122,6 +128,10 @@ class Reader:
 
     def _refuse(self) -> None:
         """Raise why nothing more is accepted."""
+        raise NotImplementedError
+
+    def agree(self, terms: dict[str, Any]) -> None:
+        """What the supervisor says of what may be asked for."""
         raise NotImplementedError
 
     def refuse_if_forked(self) -> None:
@@ -181,8 +191,9 @@ class Reader:
                 self._leader = None
 
     def _read_until(self, target: Waitable, deadline: float | None, need: int | None, thread: int) -> bool:
-        supervisor, channel = self.supervisor, self.supervisor.channel
         while self._leader == thread:
+            supervisor = self.supervisor  # it may be another one after each wait
+            channel = supervisor.channel
             self._turn += 1
             found_some = self._read_some(thread)
             settled = self._settled
@@ -431,6 +442,8 @@ class Reader:
             self.farewell = data
         elif kind == codec.CLOSING:
             self.ending.is_asked_for()
+        elif kind == codec.TERMS:
+            self.agree(json.loads(data))
 
     def _fail_all(self, status: int, data: bytes) -> None:
         """Nothing more will come: settle what is pending."""
@@ -445,6 +458,10 @@ class Reader:
             reply.settle({"lost": True})
         self._replies.clear()
 
+    def _recovers(self) -> bool:
+        """The supervisor is dead, and all that it had sent was read: is it waited for another one?"""
+        return False
+
     def _supervisor_died(self) -> None:
         """The pidfd is readable: take in what it had sent, then settle the rest.
 
@@ -458,6 +475,8 @@ class Reader:
         if self._leader != thread:
             return  # the one that leads sees it, too, and reads what this one did not
         self._settled += 1
+        if self._recovers():
+            return
         self._exited = True
         status, report = self.ending.verdict()
         if self._over:
@@ -465,7 +484,7 @@ class Reader:
         self._fail_all(status, report)
         # The bells' numbers may be another file's from now on, and a future that is kept shall not keep the memory.
         self._bell = None
-        self._push = self._fits = _always
+        self._push = self._push_keeping = self._fits = _always
         self._submit = None
         self._pop = self._fill = _nothing
         self._ring = self._ring_room = _ring_nowhere

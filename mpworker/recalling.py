@@ -4,6 +4,7 @@ from typing import Any
 
 from mpworker.client import Client
 from mpworker.future import TaskFuture, in_queue
+from mpworker.kept import Pending
 from mpworker.steps import Steps
 
 
@@ -18,6 +19,8 @@ def awaiting(client: Client, report: dict[str, Any]) -> TaskFuture[Any]:
     """A future of what the supervisor will be asked for."""
     key = client.new_key()
     future = client.pending[key] = in_queue(report["queue"], client, key, name_in(client, report))
+    if isinstance(client.pending, Pending):
+        client.pending.recalled.add(key)
     return future
 
 

@@ -280,8 +280,11 @@ def asking_cron(client: Client, op: str, name: str | None = None, **fields: Any)
     """
     if op != "list":
         _check_name(name)
-    answer = yield from answered(client, {"verb": "cron", "op": op, "name": name, **fields})
+    message = {"verb": "cron", "op": op, "name": name, **fields}
+    answer = yield from answered(client, message)
     error = answer.get("error")
+    if not error:
+        _note_standing(client, message)
     if error == "nobody":
         client.recurs = False
         raise ConfigurationError("with debug=True nobody keeps the time: nothing recurs")
@@ -295,6 +298,18 @@ def asking_cron(client: Client, op: str, name: str | None = None, **fields: Any)
         names = ", ".join(map(repr, answer["names"])) + (", ..." if answer["more"] else "")
         raise TaskNotFound(f"no cron task is called {name!r}; there is {names or 'none at all'}")
     return answer
+
+
+def _note_standing(client: Client, message: dict[str, Any]) -> None:
+    """Have what recurs recur with another supervisor, too, if this one dies."""
+    about, op = ("cron", message["name"]), message["op"]
+    if op == "register":
+        client.note_standing(about, message)
+    elif op == "remove":
+        client.note_standing(about)
+    elif op in ("pause", "resume"):
+        known = client.standing(about)[:1]
+        client.note_standing(about, *known, *[message] if known and op == "pause" else [])
 
 
 def _each_run(task: Callable[[], object] | Task[Any]) -> Task[Any]:

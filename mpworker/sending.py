@@ -17,6 +17,7 @@ from mpworker.ipc.arena import NO_BLOCK, SHARES_MAX
 from mpworker.ipc.codec import Record
 from mpworker.ipc.payload import Parts
 from mpworker.ipc.ring import split
+from mpworker.kept import Pending
 from mpworker.waiting import wake_all
 
 TYPE_CHECKING = False
@@ -24,8 +25,13 @@ if TYPE_CHECKING:
     from mpworker.arenas import Arenas
     from mpworker.client import Client
     from mpworker.ipc.shares import Share
+    from mpworker.launch import Supervisor
 
 _NAMES_ONE = (codec.SUBMIT, codec.CHUNK)  # records that name a function
+
+
+class _OtherSupervisor(Exception):
+    """The one that a record was being sent to has died, and another one takes its place."""
 
 
 class Sending:
@@ -56,6 +62,14 @@ class Sending:
             self.slowly(kind, flags, a, b, c, data, kind == codec.REQUEST)  # answered until the end
         client._ring()
 
+    def push(self, record: Record, whole: Record | None = None) -> bool:
+        """Push a record if there is room for it, and keep what is kept of it: `whole`, or the record itself."""
+        client = self._client
+        kept = client._keeps if record[0] in _NAMES_ONE else None
+        if kept is None:
+            return client._push(*record)
+        return client._push_keeping(kept, record if whole is None else whole, *record)
+
     def slowly(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes, until_end: bool = False) -> bool:
         """Send a record that must wait for room or go in parts, reading events meanwhile.
 
@@ -66,15 +80,28 @@ class Sending:
             raise SerializationError(
                 f"a pickle of {len(data)} bytes exceeds max_payload_bytes={self._max_payload_bytes}"
             )
-        record = (kind, flags, a, b, c, data)
+        while True:
+            supervisor = self._client.supervisor
+            try:
+                return self._send_to(supervisor, (kind, flags, a, b, c, data), until_end)
+            except _OtherSupervisor:
+                pass  # which has nothing of it
+
+    def _send_to(self, supervisor: Supervisor, record: Record, until_end: bool) -> bool:
+        """Send a record to this supervisor.
+
+        Raises:
+            _OtherSupervisor: There is another one by now.
+        """
+        kind, _, _, b, _, data = record
         if len(data) <= self.max_record:
-            return self._push_when_there_is_room(record, until_end)
+            return self._push_when_there_is_room(supervisor, record, None, until_end)
         taken = [-1]
         try:
             self._take_stream(taken)  # from here on no function is forgotten
             if kind in _NAMES_ONE and b not in self._client.functions.live:
                 return False
-            self._push_each(split(record, self.max_record // 2, taken[0]), until_end)
+            self._push_each(supervisor, split(record, self.max_record // 2, taken[0]), record, until_end)
         finally:
             if taken[0] >= 0:
                 self.streams[taken[0]] = 0
@@ -109,27 +136,45 @@ class Sending:
         if self._forgotten:
             self._send_forgotten()
 
-    def _push_each(self, parts: Iterable[Record], until_end: bool) -> None:
+    def _push_each(self, supervisor: Supervisor, parts: Iterable[Record], whole: Record, until_end: bool) -> None:
         for part in parts:
-            self._push_when_there_is_room(part, until_end)
+            self._push_when_there_is_room(supervisor, part, whole, until_end)
 
-    def _push_when_there_is_room(self, record: Record, until_end: bool) -> bool:
-        """Push a record, reading events while the ring is full; False if it names a function that was dropped."""
+    def _push_when_there_is_room(
+        self, supervisor: Supervisor, record: Record, whole: Record | None, until_end: bool
+    ) -> bool:
+        """Push a record, reading events while the ring is full; False if it names a function that was dropped.
+
+        Args:
+            supervisor: To which.
+            record: The record.
+            whole: What it is the last part of, perhaps; None if it is no part.
+            until_end: It goes although nothing more is accepted.
+
+        Raises:
+            _OtherSupervisor: There is another one by now.
+        """
         client = self._client
         kind, function, size = record[0], record[3], len(record[5])
         names_one = kind in _NAMES_ONE and not record[1] & codec.FRAGMENTED
         live = client.functions.live
         over = client.is_over if until_end else client.is_closed
+        kept = client._keeps if record[0] in _NAMES_ONE else None
+        what = record if whole is None else whole
         while True:
             if client._closed and not until_end:
                 client._refuse()
             if names_one and function not in live:
                 return False
-            if client._push(*record):  # no call between the looks and this, as in submit
+            if client.supervisor is not supervisor:
+                raise _OtherSupervisor
+            # No call between the looks and this, as in submit.
+            if client._push(*record) if kept is None else client._push_keeping(kept, what, *record):
                 return True
             try:
                 client._ring()
-                client.ending.wait_for_room(client.when(lambda: client._fits(size) or over()), size)
+                ready = client.when(lambda: client._fits(size) or over() or client.supervisor is not supervisor)
+                client.ending.wait_for_room(ready, size)
             except BaseException:
                 if names_one:
                     self.unsent(record[1], record[5])
@@ -235,7 +280,7 @@ class Sending:
     def awaits_room(self, until_end: bool = False) -> None:
         """Have the bell rung for what was given back quietly before this: see `Arenas.give_back`."""
         if not self._client._push(codec.FREE, 0, 0, 0, 0, b""):
-            self._push_when_there_is_room((codec.FREE, 0, 0, 0, 0, b""), until_end)
+            self.slowly(codec.FREE, 0, 0, 0, 0, b"", until_end)
         self._client._ring()
 
     def unsent(self, flags: int, data: bytes) -> None:
@@ -252,10 +297,14 @@ class Sending:
 
     def function(self, key: int, blob: bytes) -> None:
         """A function, before any task that uses it."""
+        if isinstance(self._client.pending, Pending):
+            self._client.pending.functions[key] = blob  # first: another supervisor is sent all that are here
         self.send(codec.FUNCTION, 0, key, 0, 0, blob)
 
     def forget(self, key: int) -> None:
         """No later task will use this function."""
+        if isinstance(self._client.pending, Pending):
+            self._client.pending.forget_function(key)
         self._forgotten.append(key)
         self._send_forgotten()
 

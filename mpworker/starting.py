@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Self
 
+    from mpworker.client import Client
     from mpworker.launch import Supervisor
     from mpworker.logger import Logger
     from mpworker.observing import Observing
     from mpworker.options import WorkerOptions
+    from mpworker.service.recovery import Recovery
 
 
 class Beginning:
@@ -43,6 +45,10 @@ class Beginning:
 
             self._logger = as_logger(None)
         return self._logger
+
+    def recovery_of(self, client: Client) -> Recovery | None:
+        """What a client does when its supervisor dies; None if that is the end of it."""
+        return None
 
     def __enter__(self) -> Self:
         return self

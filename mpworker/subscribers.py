@@ -34,7 +34,7 @@ from mpworker.ending import RUNS
 from mpworker.errors import ConfigurationError, InvalidArgument
 from mpworker.future import TaskFuture
 from mpworker.ipc import json
-from mpworker.outcomes import FINAL_STATUSES, final_status
+from mpworker.outcomes import FINAL_STATUSES, LOST, final_status
 from mpworker.queues import check_queue_name
 from mpworker.results import BLOCK, POLICIES, Buffered, Subscription, TaskResult
 from mpworker.words import Word
@@ -115,6 +115,12 @@ class Fanout:
         """The worker is over, and with it what runs."""
         for key in tuple(self._runs):
             self.run_ends(key, status, data)
+
+    def begins_anew(self) -> None:
+        """Another supervisor takes the place of one that has died: it knows nothing yet, and numbers its own runs."""
+        self.all_runs_end(LOST, b"")
+        self._newest_run = self.left_out = 0
+        self.hold.told = self._listens.told = False
 
     def _offer_each(self) -> None:
         log = self._log

@@ -140,7 +140,9 @@ class Tasks:
         self._client.refuse_if_closed()
         told = asdict(retention)
         told["interval"] = told.pop("cleanup_interval")
-        self._client.tell({"verb": "retention", "options": told})
+        message = {"verb": "retention", "options": told}
+        self._client.note_standing("retention", message)
+        self._client.tell(message)
 
     # ------------------------------------------------------------ look up
 

@@ -246,7 +246,7 @@ PARTS = {
     "head": ("mpworker-child", 192, 200),  # how far this process has read
     "tail": ("mpworker-child", 256, 264),  # how far it has written
     "rings": ("mpworker-child", 4096, None),
-    "claims": ("mpworker-claims", 0, None),
+    "claims": ("mpworker-roll", 0, None),
     "everything": ("mpworker", 0, None),
 }
 

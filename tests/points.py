@@ -62,6 +62,7 @@ class AtPoint:
             self.last.pop(frame.f_back, None)  # it calls Python code, and no look follows its return
             if not any(part in frame.f_code.co_filename for part in self.parts):
                 return None
+            frame.f_trace = self.trace  # CPython 3.13 traces instructions only of a frame that has one by then
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False
             self.last[frame] = frame.f_lasti  # its RESUME, which is executed already

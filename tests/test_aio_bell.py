@@ -77,10 +77,9 @@ def test_room_that_comes_just_before_the_bell_is_armed_is_seen() -> None:
         async with AsyncProcessWorker(n=1, client_ring_bytes=1 << 12) as w:
             assert await w.submit(abs, -1) == 1
             client = client_of(w)
-            fits = client.supervisor.channel.outbound.fits
 
             def room() -> None:
-                while client._outbox and not fits(len(client._outbox[0][5])):
+                while client._outbox and not client.can_send():
                     pass
 
             client._bell = cast(Any, Bell(client._bell, room))

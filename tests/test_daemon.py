@@ -298,7 +298,7 @@ def test_a_dead_clients_tasks_are_finished_if_it_has_asked_for_that(gate: Gate, 
 
 
 def test_a_client_whose_supervisor_is_killed_knows(gate: Gate, one: Service) -> None:
-    w = one.connect()
+    w = one.connect(reconnect_timeout=0)
     future = w.submit(pooljobs.hold, gate.folder)
     gate.wait_begun()
     children = [child["pid"] for child in w.processes()["children"]]
@@ -423,6 +423,8 @@ HELLO = {
     "name": "",
     "when_gone": "cancel",
     "log_level": 30,
+    "prefix": None,
+    "recovers": False,
 }
 
 
@@ -433,6 +435,10 @@ HELLO = {
         (HELLO | {"python": [3, 8]}, "functions travel as byte code"),
         (HELLO | {"when_gone": "perhaps"}, "no hello"),
         (HELLO | {"log_level": "loud"}, "no hello"),
+        (HELLO | {"prefix": "x"}, "no hello"),
+        (HELLO | {"prefix": ""}, "no hello"),
+        (HELLO | {"prefix": 5}, "no hello"),
+        (HELLO | {"prefix": "0011-"}, "no hello"),
         ({"op": "attach"}, "no hello"),
         ([1, 2], "no hello"),
     ],
@@ -521,7 +527,7 @@ def test_a_client_that_goes_on_talking_is_served_no_more(two: Service) -> None:
         assert "prefix" in heard(sock)
         sock.sendall(b"more")
         with contextlib.suppress(ConnectionResetError):  # there were descriptors that nobody has taken
-            assert sock.recv(1) == b""
+            assert sock.recv(9) == codec.DISMISSED
 
 
 def test_a_corrupt_ring_ends_the_service_of_its_client_alone(one: Service) -> None:
@@ -752,7 +758,7 @@ def test_it_unpickles_nothing(tmp_path: Path) -> None:
             words[-1] = {bootstrap!r} + words[-1]
             return words
         programs.service_command = command
-        launch.become_supervisor(read(None, {{}}, {{"socket": sys.argv[1], "n": 1}}))
+        launch.become_supervisor(read(None, {{}}, {{"socket": sys.argv[1], "n": 1}}), [])
         """
     )
     path = str(tmp_path / "pool.sock")

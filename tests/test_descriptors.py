@@ -73,7 +73,7 @@ def test_each_process_holds_its_own_descriptors_and_no_other(kills: int) -> None
         # Two bells for each pair of processes, and each side has one descriptor of either.
         assert pairs == {tuple(sorted((supervisor, peer))): 2 for peer in (os.getpid(), *children)}
         for pid, expected in (
-            (supervisor, {"memfd": 2 + 2 + 2 * 2, "socket": 2, "pidfd": 3, "eventpoll": 1}),
+            (supervisor, {"memfd": 2 + 2 + 1 + 2 * 2, "socket": 2, "pidfd": 3, "eventpoll": 1}),
             (nursery, {"memfd": 2, "socket": 1, "pidfd": 2}),
             *((child, {"memfd": 2 + 3}) for child in children),  # the third for its stack
         ):

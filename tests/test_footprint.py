@@ -92,6 +92,8 @@ def test_what_every_task_passes_has_its_attributes_at_hand() -> None:
         "descriptors": 0,
         "child": {"max_payload_bytes": 1 << 20},
     }
-    assert len(vars(World(sizes, [], channel()))) <= INLINE_MAX
+    world = World(sizes, [], channel())
+    assert len(vars(world)) <= INLINE_MAX
+    world.roll.close()
     for kind in (Client, LoopClient, InlineClient):
         assert not hasattr(kind.__new__(kind), "__dict__")

@@ -189,6 +189,28 @@ def test_a_fork_that_comes_back_says_nothing(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_a_fork_says_nothing_after_one_within_the_programs_own_filters(tmp_path: Path) -> None:
+    done = programs.run_source(
+        """
+        import os, warnings
+        from mpworker import ProcessWorker
+        def fork():
+            pid = os.fork()
+            if not pid:
+                os._exit(0)
+            os.waitpid(pid, 0)
+        def work():
+            with warnings.catch_warnings():
+                fork()
+            fork()
+        with ProcessWorker(n=1) as w:
+            w.submit(work).result()
+        """,
+        tmp_path,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def test_what_a_task_leaves_running_ends_with_the_pool(tmp_path: Path) -> None:
     path = str(tmp_path / "pids")
 

@@ -91,6 +91,7 @@ def made(kind: type[Loop] = Loop, ends: list[Channel] | None = None) -> Iterator
             loop.client_end = theirs
         yield loop
         loop._epoll.close()
+        loop.world.roll.close()
     finally:
         ours.close()
         theirs.close()

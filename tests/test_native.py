@@ -167,26 +167,34 @@ def calls(fd: int) -> Calls:
 
     client_in, client_out = Ring(task_memory, 256, 24576, 8192), Ring(task_memory, 384, 32768, 8192)
     taken = Ring(task_memory, 384, 32768, 8192)
-    client = type("Client", (), {"_closed": "", "_last_key": 0})()
+    client = type("Client", (), {"_closed": "", "_last_key": 0, "_submit": None})()
     entries = {id(abs): type("Entry", (), {"guard": None, "key": 1 << 20})}
     pending: dict[int, object] = {}
     live = {1 << 20: "abs"}
-    sends = (client_out, client_in, closed, entries, live, pending, itertools.count(1 << 20), len, 9, 4096, 4096)
-    submit = Submit(*sends)
+    kept: dict[int, object] = {}
+    sends = (client_out, client_in, closed, entries, live, pending, itertools.count(1 << 20), len, kept, 9, 4096, 4096)
+    submit = client._submit = Submit(*sends)
 
     def make(*made: object) -> object:
         return made
+
+    def push_keeping() -> None:
+        assert producer.push_keeping(kept, large, 0, 0, 1 << 30, 0, 0, b"")
+        consumer.pop([], 9)
+        kept.clear()
 
     def submitted(function: Callable[..., object], *args: object, details: bytes = b"") -> None:
         future = submit.submit(client, function, args, {}, 1 << 20, details, make)
         assert bool(pending) == bool(taken.pop([], 8)) == (type(future) is tuple)
         pending.clear()
+        kept.clear()
 
     def submitted_all(*functions: Callable[..., object], args: tuple[object, ...] = (1000,)) -> None:
         futures: list[object] = []
         submit.submit_all(client, [(function, args, {}, 1 << 20, b"", make) for function in functions], futures)
         assert len(futures) == len(pending) == taken.pop([], 8)
         pending.clear()
+        kept.clear()
 
     return {
         "AttemptState": [(None, AttemptState)],
@@ -223,6 +231,7 @@ def calls(fd: int) -> Calls:
             (TypeError, lambda: Submit(closed, *sends[1:])),  # type: ignore[arg-type]
             (TypeError, lambda: Submit(*sends[:4], [], *sends[5:])),  # type: ignore[arg-type]
             (TypeError, lambda: Submit(*sends[:6], [], *sends[7:])),  # type: ignore[arg-type]
+            (TypeError, lambda: Submit(*sends[:8], [], *sends[9:])),  # type: ignore[arg-type]
         ],
         "Submit.submit": [
             (None, lambda: submitted(abs, 1000)),
@@ -261,6 +270,22 @@ def calls(fd: int) -> Calls:
             (TypeError, lambda: producer.push(0, 0, 0, 0, 0, "text")),  # type: ignore[arg-type]
             (TypeError, lambda: producer.push(0)),  # type: ignore[call-arg]
             (_native.RingCorrupt, lambda: head_lies.push(0, 0, 0, 0, 0, small)),
+        ],
+        "Ring.push_keeping": [
+            (None, lambda: (full.push_keeping(kept, large, 0, 0, 1 << 30, 0, 0, small), kept.clear())),
+            (
+                None,
+                lambda: (
+                    producer.push_keeping(kept, large, 0, 0, 1 << 30, 0, 0, b""),
+                    consumer.pop([], 9),
+                    kept.clear(),
+                ),
+            ),
+            (ValueError, lambda: producer.push_keeping(kept, large, 0, 0, 1 << 30, 0, 0, bytes(400))),
+            (TypeError, lambda: producer.push_keeping([], large, 0, 0, 1 << 30, 0, 0, small)),  # type: ignore[arg-type]
+            (TypeError, lambda: producer.push_keeping(kept, large, 0, 0, "1", 0, 0, small)),  # type: ignore[arg-type]
+            (TypeError, lambda: producer.push_keeping(kept)),  # type: ignore[call-arg]
+            (_native.RingCorrupt, lambda: head_lies.push_keeping(kept, large, 0, 0, 1 << 30, 0, 0, small)),
         ],
         "Ring.pop": [
             (None, push_and_pop),
@@ -514,6 +539,7 @@ address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 ring, bell, claims = Ring(memory, 0, 128, 256), Bell(memory, 1024, fd), Claims(claims_memory, 4)
 calls = {
     "Ring.push": lambda: ring.push(0, 0, 0, 0, 0, b""),
+    "Ring.push_keeping": lambda: ring.push_keeping({}, None, 0, 0, 0, 0, 0, b""),
     "Ring.pop": lambda: ring.pop([], 1),
     "Ring.readable": ring.readable,
     "Ring.fits": lambda: ring.fits(8),

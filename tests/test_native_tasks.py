@@ -453,7 +453,10 @@ def test_in_a_fork_that_its_task_has_left_nothing_is_answered(runs: Runs) -> Non
 class Sends:
     """A client, and who reads what it sends."""
 
-    def __init__(self, pending_max: int = 100, record_max: int = 4000, look_at: int = 0) -> None:
+    def __init__(
+        self, pending_max: int = 100, record_max: int = 4000, look_at: int = 0, kept: dict[int, Record] | None = None
+    ) -> None:
+        self.kept = kept
         memory = mmap.mmap(-1, 1 << 16)
         outbound, self.sent = ends(memory, 0, 8192)
         self.other_end, inbound = ends(memory, 128, 16384)
@@ -471,7 +474,7 @@ class Sends:
         self.dumped: list[object] = []
         self.native = Submit(
             *(outbound, inbound, self.bell, self.entries, self.live, self.pending, self.keys, self.dumps),
-            *(pending_max, record_max, look_at),
+            *(self.kept, pending_max, record_max, look_at),
         )
         self.close = lambda: (os.close(self.bell_end), os.close(write_end))
 
@@ -546,6 +549,39 @@ def test_a_pickle_that_is_no_records_is_left_for_who_knows_what_to_do(sends: Sen
     assert type(sends.submit(whole, details=bytes(100))) is bytes
     assert type(sends.submit([whole], details=bytes(100))) is bytes
     assert sends.submit(whole) == sends.pending[2]
+
+
+def test_what_may_have_to_be_sent_again_is_kept_as_it_was_sent() -> None:
+    kept: dict[int, Record] = {}
+    sends = Sends(kept=kept)
+    sends.client._submit = sends.native
+    sends.submit(-1, details=b"details")
+    sends.submit([2])
+    sends.submit_all((3,), ("x" * 300,))
+    assert list(kept.values()) == sends.records()
+    assert [record[2] for record in kept.values()] == list(kept) == list(sends.pending)
+    _fill(sends)
+    assert sends.submit(4) is None
+    assert len(kept) == 4
+    sends.client._submit = None  # another supervisor takes this one's place
+    sends.records()
+    assert sends.submit(5) is None
+    assert (sends.records(), len(kept), len(sends.pending)) == ([], 4, 4)
+    sends.close()
+
+
+@pytest.mark.parametrize("now", [threading.Lock(), [1], 1])
+def test_one_that_is_no_plain_call_any_more_when_it_is_written_is_left(sends: Sends, now: object) -> None:
+    kwargs: dict[str, object] = {}
+
+    def make(*made: Any) -> Any:
+        kwargs["a"] = now
+        return made
+
+    assert sends.native.submit(sends.client, abs, (7,), kwargs, 9, b"", make) is None
+    assert (sends.pending, sends.records(), sends.client._last_key) == ({}, [], 0)
+    assert sends.submit(8), "and the ring is as it was"
+    assert sends.calls() == [((8,), {})]
 
 
 def _close(sends: Sends) -> None:

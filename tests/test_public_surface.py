@@ -176,7 +176,7 @@ def test_the_connected_worker() -> None:
     assert signature(mpworker.ConnectedWorker.__init__) == (
         "(self, path=None, *, name='', timeout=None, retries=0, crash_retries=None, retry_policy=None, "
         "max_pending=None, submit_timeout=None, retention=None, hooks=None, tracer=None, logger=None, "
-        "submit_middleware=(), when_gone='cancel', connect_timeout=5.0)"
+        "submit_middleware=(), when_gone='cancel', connect_timeout=5.0, reconnect_timeout=60.0)"
     )
 
 

@@ -12,8 +12,8 @@ import pytest
 from mpworker import ProcessWorker, Task, stacks
 from mpworker.errors import TaskTimeout
 from mpworker.ipc import codec
-from mpworker.ipc.channel import claims_bytes, make_claims, map_claims
-from mpworker.ipc.stacks import STACK_BYTES
+from mpworker.ipc.channel import channel_bytes, close_all, make_channel
+from mpworker.ipc.stacks import STACK_BYTES, StackFile, StackView
 
 LIMIT = 60.0  # seconds: a guard against a hang, never a measure
 GRACE = 0.1
@@ -121,11 +121,11 @@ def count_down_for_ever() -> None:
 
 
 def page() -> tuple[int, int]:
-    """In a child: a descriptor of the page, and where in it the stack begins. All such share one offset."""
+    """In a child: a descriptor of the channel, and where in it the stack begins. All such share one offset."""
     for name in os.listdir("/proc/self/fd"):
-        if os.path.exists(f"/proc/self/fd/{name}") and "mpworker-claims" in os.readlink(f"/proc/self/fd/{name}"):
+        if os.path.exists(f"/proc/self/fd/{name}") and "mpworker-child" in os.readlink(f"/proc/self/fd/{name}"):
             return int(name), os.fstat(int(name)).st_size - STACK_BYTES
-    raise AssertionError("a child has its page")
+    raise AssertionError("a child has its channel")
 
 
 def stack_now() -> list[str]:
@@ -193,24 +193,24 @@ def test_whatever_a_child_writes_there_hurts_nobody(garbage: bytes) -> None:
 
 
 def test_a_stack_ends_where_its_page_does() -> None:
-    fd, claims, view = make_claims("test", 8)
-    theirs = os.dup(fd)
-    del claims
+    capacities = (256, 256)
+    (theirs, *bells), channel = make_channel("test", capacities, STACK_BYTES)
+    view = StackView(channel.more)
     try:
-        file = map_claims(theirs, 8)[1]
+        file = StackFile(theirs, channel_bytes(capacities))
         file.rewind()
         for _ in range(STACK_BYTES // 1024):
             os.write(theirs, b"x" * 1024)
         with pytest.raises(PermissionError):
             os.write(theirs, b"x")
         file.rewind()
-        assert os.lseek(theirs, 0, os.SEEK_CUR) == claims_bytes(8)
+        assert os.lseek(theirs, 0, os.SEEK_CUR) == channel_bytes(capacities)
         assert view.read() == b"x" * STACK_BYTES
         view.clear()
         assert view.read() == b""
     finally:
-        os.close(theirs)
-        os.close(fd)
+        close_all([theirs, *bells])
+        channel.close()
     file.rewind()  # a task may close what it likes
 
 

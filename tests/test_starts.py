@@ -367,7 +367,7 @@ def test_what_the_constructor_cannot_have_is_one_clear_error(
             "no process that forks the children can be started: .*RLIMIT_NOFILE",
         ),
         ("make_channel", errno.ENOSPC, "no child can be made: No space"),
-        ("make_claims", errno.ENOMEM, "no child can be made: Cannot allocate"),
+        ("Roll.take", errno.ENOMEM, "no child can be made: Cannot allocate"),
     ],
     ids=["process", "descriptor", "space", "memory"],
 )
@@ -380,7 +380,7 @@ def test_what_the_supervisor_cannot_have_is_tried_again_and_then_told(
         ours, theirs = frames.pair()
         monkeypatch.setattr(f"{children.__name__}.{call}", refusal(number))
         monkeypatch.setattr(loop.world, "send", lambda *record: sent.append(record))
-        for_a_nursery = not call.startswith("make")
+        for_a_nursery = not call.startswith(("make", "Roll"))
         if not for_a_nursery:
             loop.world.nursery, loop.world.nursery_ready = ours, True
         for failures in range(1, _START_FAILURES_MAX + 1):

@@ -130,15 +130,30 @@ def test_it_stops_in_time_with_tasks_that_run_and_leaves_nothing(running: int) -
 
 
 def test_one_that_stands_still_is_killed_and_started_again(running: int) -> None:
-    w = mpworker.connect(SOCKET)
-    w.submit(pow, 2, 2).result(GUARD)
-    os.kill(running, signal.SIGSTOP)
-    wait_until(lambda: int(shown("MainPID") or 0) not in (0, running) and shown("ActiveState") == "active", GUARD)
+    with mpworker.connect(SOCKET) as w:
+        ran = w.options(crash_retries=1).submit(time.sleep, 0.5)
+        waiting = [w.submit(pow, 2, number) for number in range(100)]
+        wait_until(ran.running, GUARD)
+        os.kill(running, signal.SIGSTOP)
+        assert [future.result(GUARD) for future in waiting] == [2**number for number in range(100)], "nothing is lost"
+        assert ran.result(GUARD) is None
+        assert w.processes()["supervisor"] not in (0, running)
     assert int(shown("NRestarts")) >= 1
-    with pytest.raises(mpworker.errors.SupervisorLost):
-        w.submit(pow, 2, 2).result(GUARD)
-    with mpworker.connect(SOCKET) as again:
-        assert again.submit(pow, 2, 3).result(GUARD) == 8
+
+
+def test_reload_returns_when_it_is_done(running: int) -> None:
+    config = Path("/etc/mpworker/mpworker.toml")
+    config.write_text(CONFIG.replace("n = 2", "n = 3"))
+    systemctl("reload", UNIT)
+    assert shown("ActiveState") == "active"
+    with mpworker.connect(SOCKET) as w:
+        assert wait_until(lambda: len(w.processes()["children"]) == 3, GUARD)
+    config.write_text("n = 0\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        systemctl("reload", UNIT)
+    assert shown("ActiveState") == "active"
+    assert int(shown("MainPID")) == running
+    config.write_text(CONFIG)
 
 
 def test_one_that_is_killed_is_started_again(running: int) -> None:

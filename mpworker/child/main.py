@@ -136,9 +136,15 @@ def _allow_forks() -> None:
     Ours has one that holds no lock and runs no Python; the warning would come for every task that uses multiprocessing.
     """
     if sys.version_info >= (3, 12):
-        ownpath.imported("re")  # which `warnings` needs for a pattern, and no child of an older Python waits for
-        warnings = ownpath.imported("warnings")
-        warnings.filterwarnings("ignore", r".*use of fork\(\) may lead to deadlocks", DeprecationWarning)
+        os.register_at_fork(before=_ignore_fork_warning)
+
+
+def _ignore_fork_warning() -> None:
+    # Not before a task forks: no start shall wait for what `warnings` needs for a pattern. And at each fork: the first
+    # may be inside a `warnings.catch_warnings`, whose end takes the filter away.
+    ownpath.imported("re")
+    warnings = ownpath.imported("warnings")
+    warnings.filterwarnings("ignore", r".*use of fork\(\) may lead to deadlocks", DeprecationWarning)
 
 
 def _nothing(_: int) -> None:

@@ -29,7 +29,7 @@ def _socket_option(command: Any) -> Any:
 
 def _attached(socket: str | None) -> ConnectedWorker:
     try:
-        return connect(socket, name="mpworker command", connect_timeout=_CONNECT_SECONDS)
+        return connect(socket, name="mpworker command", connect_timeout=_CONNECT_SECONDS, reconnect_timeout=0)
     except ConnectError as error:
         raise CommandError(str(error), ExitCode.UNREACHABLE) from error
 
@@ -184,6 +184,29 @@ def _stop(socket: str | None, now: bool) -> ExitCode:
     return ExitCode.OK
 
 
+@click.command("reload")
+@_socket_option
+@click.option("--json", "as_json", is_flag=True, help="What has changed, as JSON.")
+def _reload(socket: str | None, as_json: bool) -> ExitCode:
+    """Have the supervisor read its configuration again, and do from now on what it says.
+
+    It is checked first: a wrong one is refused with the reason and exit code 78, and nothing changes. What can only be
+    otherwise after a restart is named, and stays as it is.
+
+    Example: mpworker reload
+    """
+    outcome = _carry_out(socket, lambda w: w._reload())
+    if as_json:
+        click.echo(json.dumps(outcome, indent=1))
+    if "refused" in outcome:
+        raise CommandError(f"nothing has changed: {outcome['refused']}", ExitCode.CONFIG)
+    if not as_json:
+        click.echo(f"changed: {', '.join(outcome['changed']) or 'nothing'}")
+        if outcome["at_restart"]:
+            click.echo(f"only after a restart: {', '.join(outcome['at_restart'])}")
+    return ExitCode.OK
+
+
 COMMANDS = (
     _look("status", ("clients", "queues", "children"), True, "Show a supervisor on one screen."),
     _look("clients", ("clients",), False, "Show the programs that are attached."),
@@ -197,5 +220,6 @@ COMMANDS = (
         lambda w, names: w.drain(*names),
     ),
     _scale,
+    _reload,
     _stop,
 )

@@ -26,6 +26,19 @@ def _config_option(command: Any) -> Any:
     )(command)
 
 
+def _flags(command: Any) -> Any:
+    """The settings that have a flag."""
+    for option in (
+        click.option("--log-level", help="debug, info, warning or error. [info]"),
+        click.option("-n", "--processes", "n", type=int, help="Children. [one for each core]"),
+        click.option(
+            "--socket", metavar="PATH", help="Where it listens. [$XDG_RUNTIME_DIR or /run, mpworker/mpworker.sock]"
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def effective(path: str | None, **flags: Any) -> Effective:
     """The settings that are in force.
 
@@ -46,9 +59,7 @@ def effective(path: str | None, **flags: Any) -> Effective:
 
 @click.command("serve")
 @_config_option
-@click.option("--socket", metavar="PATH", help="Where it listens. [$XDG_RUNTIME_DIR or /run, mpworker/mpworker.sock]")
-@click.option("-n", "--processes", "n", type=int, help="Children. [one for each core]")
-@click.option("--log-level", help="debug, info, warning or error. [info]")
+@_flags
 def serve_command(path: str | None, socket: str | None, n: int | None, log_level: str | None) -> ExitCode:
     """Be a supervisor that programs attach to with mpworker.connect().
 
@@ -62,8 +73,10 @@ def serve_command(path: str | None, socket: str | None, n: int | None, log_level
     config = effective(path, socket=socket, n=n, log_level=log_level)
     from mpworker.service.launch import become_supervisor
 
+    said = {"config": path and os.path.abspath(path), "socket": socket, "processes": n, "log_level": log_level}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in said.items() if value is not None]
     try:
-        become_supervisor(config)
+        become_supervisor(config, arguments)
     except OSError as error:
         raise CommandError(f"the supervisor cannot be started: {error}", ExitCode.SYSTEM) from error
 
@@ -102,6 +115,20 @@ def _check(path: str | None) -> ExitCode:
     Example: mpworker config check --config new.toml
     """
     effective(path)
+    return ExitCode.OK
+
+
+@config_command.command("told", hidden=True)
+@_config_option
+@_flags
+def _told(path: str | None, **flags: Any) -> ExitCode:
+    """What a supervisor is told of it: see `mpworker.supervisor.reloading`."""
+    config = effective(path, **flags)
+    from mpworker.service.launch import told
+
+    what = told(config)
+    del what["blob"]  # what only the next start can change, and the environment with it
+    click.echo(json.dumps(what))
     return ExitCode.OK
 
 

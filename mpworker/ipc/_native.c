@@ -70,6 +70,7 @@ typedef struct {
 typedef struct {
     mapped_object base;
     mpw_claims *page;
+    mpw_entry *entries; /* NULL: nobody notes what is offered */
     mpw_heartbeat heartbeat;
     Py_ssize_t slots;
     bool inside; /* under the GIL: a call of run() is under way, or was the last thing and has raised */
@@ -364,6 +365,28 @@ static PyObject *ring_push(PyObject *self, PyObject *const *args, Py_ssize_t nar
     }
 }
 
+/* Both or neither: between the two no other thread and no signal handler sees the one without the other. */
+static PyObject *ring_push_keeping(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (!argument_count(nargs, 8, "push_keeping"))
+        return NULL;
+    PyObject *kept = args[0], *key = args[4];
+    if (!PyDict_Check(kept) || !PyLong_Check(key)) {
+        PyErr_SetString(PyExc_TypeError, "push_keeping() takes a dict, and a number to keep it by");
+        return NULL;
+    }
+    if (PyDict_SetItem(kept, key, args[1]) < 0)
+        return NULL;
+    PyObject *pushed = ring_push(self, args + 2, 6);
+    if (pushed != Py_True) {
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        PyDict_DelItem(kept, key);
+        PyErr_Restore(type, value, trace);
+    }
+    return pushed;
+}
+
 /* Fill an empty tuple of six; false if there is no memory. */
 static bool fill_tuple(PyObject *tuple, const mpw_record *record)
 {
@@ -453,6 +476,9 @@ static PyObject *ring_max_payload(PyObject *self, void *Py_UNUSED(closure))
 static PyMethodDef ring_methods[] = {
     {"push", (PyCFunction)(void (*)(void))ring_push, METH_FASTCALL,
      "push(kind, flags, a, b, c, payload) -> bool\n\nPublish one record; False when the ring is full."},
+    {"push_keeping", (PyCFunction)(void (*)(void))ring_push_keeping, METH_FASTCALL,
+     "push_keeping(kept, value, kind, flags, a, b, c, payload) -> bool\n\nThe same, and if it is published kept[a] is the "
+     "value."},
     {"pop", (PyCFunction)(void (*)(void))ring_pop, METH_FASTCALL,
      "pop(into, limit) -> int\n\nAppend up to limit records (kind, flags, a, b, c, payload) to the list; how many."},
     {"readable", ring_readable, METH_NOARGS, "readable() -> bool\n\nIs there a record to pop?"},
@@ -681,9 +707,9 @@ static PyType_Spec bell_spec = {"mpworker.ipc._native.Bell", sizeof(bell_object)
 static PyObject *claims_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     PyObject *buffer;
-    Py_ssize_t slots;
-    static char *names[] = {"", "", NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "On:Claims", names, &buffer, &slots))
+    Py_ssize_t slots, notes = 0;
+    static char *names[] = {"", "", "", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "On|n:Claims", names, &buffer, &slots, &notes))
         return NULL;
     if (slots < 1 || slots > 256)
         return PyErr_Format(PyExc_ValueError, "a claim page has 1 to 256 slots, not %zd", slots);
@@ -693,7 +719,9 @@ static PyObject *claims_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     claims_object *claims = (claims_object *)self;
     claims->slots = slots;
     claims->page = mapped_at(self, 0, (Py_ssize_t)(sizeof(mpw_claims) + (size_t)slots * sizeof(mpw_slot)), "a claim page");
-    if (!claims->page)
+    if (claims->page && notes)
+        claims->entries = mapped_at(self, notes, slots * (Py_ssize_t)sizeof(mpw_entry), "what is offered in a claim page");
+    if (!claims->page || (notes && !claims->entries))
         Py_CLEAR(self);
     return self;
 }
@@ -717,38 +745,58 @@ static mpw_slot *slot_arguments(PyObject *self, PyObject *const *args, Py_ssize_
     return &claims->page->slots[index];
 }
 
-static PyObject *claims_offer(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+/* The slot of an offer of this task (args: slot, generation, then `between` others, task, range), which is noted; NULL with an
+ * error. Where the page has no notes the last two may be left out. */
+static mpw_slot *offer_arguments(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py_ssize_t between,
+                                 const char *name, uint64_t *generation, uint64_t *task, uint64_t *range)
 {
-    uint64_t generation;
-    mpw_slot *slot = slot_arguments(self, args, nargs, 2, "offer", &generation);
+    claims_object *claims = (claims_object *)self;
+    Py_ssize_t wanted = between + (nargs == between + 2 && !claims->entries ? 2 : 4);
+    mpw_slot *slot = argument_count(nargs, wanted, name) ? slot_arguments(self, args, 2, 2, name, generation) : NULL;
     if (!slot)
         return NULL;
-    if (!generation)
-        return PyErr_Format(PyExc_ValueError, "generation 0 stands for none");
+    if (!*generation)
+        return (void *)PyErr_Format(PyExc_ValueError, "generation 0 stands for none");
+    *task = *range = 0;
+    if (wanted == between + 4 && !(get_u64(args[nargs - 2], task) && get_u64(args[nargs - 1], range)))
+        return NULL;
+    return slot;
+}
+
+static void note_and_offer(PyObject *self, mpw_slot *slot, uint64_t generation, uint64_t task, uint64_t range)
+{
+    claims_object *claims = (claims_object *)self;
+    if (claims->entries)
+        mpw_claim_note(&claims->entries[slot - claims->page->slots], generation, task, range);
     mpw_claim_offer(slot, generation);
+}
+
+static PyObject *claims_offer(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t generation, task, range;
+    mpw_slot *slot = offer_arguments(self, args, nargs, 0, "offer", &generation, &task, &range);
+    if (!slot)
+        return NULL;
+    note_and_offer(self, slot, generation, task, range);
     return none();
 }
 
 static PyObject *claims_send_offer(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    uint64_t generation;
+    uint64_t generation, task, range;
     mpw_record_header header;
     Py_buffer payload;
-    if (!argument_count(nargs, 8, "send_offer"))
-        return NULL;
-    mpw_slot *slot = slot_arguments(self, args, 2, 2, "send_offer", &generation);
+    mpw_slot *slot = offer_arguments(self, args, nargs, 6, "send_offer", &generation, &task, &range);
     if (!slot)
         return NULL;
     PyObject *ring = args[2];
-    if (!generation || Py_TYPE(ring) != state_of(self)->ring_type) {
-        PyErr_SetString(PyExc_ValueError, "an offer has a generation that is not 0, and goes into a Ring");
-        return NULL;
-    }
+    if (Py_TYPE(ring) != state_of(self)->ring_type)
+        return PyErr_Format(PyExc_ValueError, "an offer goes into a Ring");
     if (!ring_usable(ring) || !get_u64(args[5], &header.a) || !get_u64(args[6], &header.c) ||
         !record_arguments(args[3], args[4], args[7], &header, &payload))
         return NULL;
     header.b = generation;
-    mpw_claim_offer(slot, generation); /* first: whoever finds the record may claim it at once */
+    note_and_offer(self, slot, generation, task, range); /* first: whoever finds the record may claim it at once */
     mpw_status status = push_view(&((ring_object *)ring)->ring, &header, &payload);
     return status == MPW_CORRUPT ? ring_condemn(ring) : PyBool_FromLong(status == MPW_OK);
 }
@@ -892,10 +940,11 @@ static PyObject *claims_start_heartbeat(PyObject *self, PyObject *interval)
 
 static PyMethodDef claims_methods[] = {
     {"offer", (PyCFunction)(void (*)(void))claims_offer, METH_FASTCALL,
-     "offer(slot, generation)\n\nSupervisor: open the slot for this generation, before its record is pushed."},
+     "offer(slot, generation[, task, range])\n\nSupervisor: open the slot for this generation, before its record is pushed. "
+     "Where the page has notes, it is noted what is offered."},
     {"send_offer", (PyCFunction)(void (*)(void))claims_send_offer, METH_FASTCALL,
-     "send_offer(slot, generation, ring, kind, flags, a, c, payload) -> bool\n\n"
-     "Supervisor: open the slot, and push its record, whose b is the generation. False: the ring has no room for it now, or "
+     "send_offer(slot, generation, ring, kind, flags, a, c, payload[, task, range]) -> bool\n\n"
+     "Supervisor: open the slot as by offer(), and push its record, whose b is the generation. False: the ring has no room for it now, or "
      "ever, and it is to be sent otherwise; the slot is open."},
     {"claim", (PyCFunction)(void (*)(void))claims_claim, METH_FASTCALL,
      "claim(slot, generation) -> int\n\nChild: take the offer. The monotonic time in ns, or 0: it was revoked."},
@@ -921,7 +970,8 @@ static PyGetSetDef claims_getset[] = {
 };
 
 static PyType_Slot claims_slots[] = {
-    {Py_tp_doc, "Claims(buffer, slots)\n\nA child's claim page; see claims.h."},
+    {Py_tp_doc, "Claims(buffer, slots[, notes])\n\nA child's claim page, and at `notes` bytes from its beginning, if that is "
+                 "given, what is offered in each slot; see claims.h."},
     {Py_tp_new, claims_new},
     {Py_tp_dealloc, mapped_dealloc},
     {Py_tp_methods, claims_methods},
@@ -980,6 +1030,7 @@ static int module_exec(PyObject *module)
         {"BELL_BYTES", sizeof(mpw_bell_word)},
         {"CLAIMS_HEADER_BYTES", sizeof(mpw_claims)},
         {"CLAIM_SLOT_BYTES", sizeof(mpw_slot)},
+        {"CLAIM_NOTE_BYTES", sizeof(mpw_entry)},
         {"SUBMIT", MPW_KIND_SUBMIT},
         {"TASK", MPW_KIND_TASK},
         {"DONE", MPW_KIND_DONE},

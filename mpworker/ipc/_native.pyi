@@ -13,6 +13,7 @@ RECORD_HEADER_BYTES: Final[int]
 BELL_BYTES: Final[int]
 CLAIMS_HEADER_BYTES: Final[int]
 CLAIM_SLOT_BYTES: Final[int]
+CLAIM_NOTE_BYTES: Final[int]
 SUBMIT: Final[int]
 TASK: Final[int]
 DONE: Final[int]
@@ -47,6 +48,9 @@ class MadeBeforeFork(Exception): ...
 class Ring:
     def __new__(cls, buffer: Buffer, ctl_offset: int, data_offset: int, capacity: int, /) -> Ring: ...
     def push(self, kind: int, flags: int, a: int, b: int, c: int, payload: Buffer, /) -> bool: ...
+    def push_keeping(
+        self, kept: dict[int, Any], value: object, kind: int, flags: int, a: int, b: int, c: int, payload: Buffer, /
+    ) -> bool: ...
     def pop(self, into: list[tuple[int, int, int, int, int, bytes]], limit: int, /) -> int: ...
     def readable(self) -> bool: ...
     def fits(self, payload_bytes: int, /) -> bool: ...
@@ -81,10 +85,21 @@ class Bell:
 
 @final
 class Claims:
-    def __new__(cls, buffer: Buffer, slots: int, /) -> Claims: ...
-    def offer(self, slot: int, generation: int, /) -> None: ...
+    def __new__(cls, buffer: Buffer, slots: int, notes: int = 0, /) -> Claims: ...
+    def offer(self, slot: int, generation: int, task: int = 0, range: int = 0, /) -> None: ...
     def send_offer(
-        self, slot: int, generation: int, ring: Ring, kind: int, flags: int, a: int, c: int, payload: Buffer, /
+        self,
+        slot: int,
+        generation: int,
+        ring: Ring,
+        kind: int,
+        flags: int,
+        a: int,
+        c: int,
+        payload: Buffer,
+        task: int = 0,
+        range: int = 0,
+        /,
     ) -> bool: ...
     def claim(self, slot: int, generation: int, /) -> int: ...
     def revoke(self, slot: int, generation: int, /) -> bool: ...
@@ -152,6 +167,7 @@ class Submit:
         pending: dict[int, Any],
         keys: Iterator[int],
         dumps: Callable[[tuple[tuple[Any, ...], dict[str, Any]]], object],
+        kept: dict[int, Any] | None,
         pending_max: int,
         record_max: int,
         look_at: int,

@@ -3,8 +3,10 @@
 The segment holds a bell word for each side, the control blocks of two rings and the two rings::
 
     0      64     128        256        4096             4096 + capacity[0]
-    | bell | bell | ring 0   | ring 1   | ring 0's bytes | ring 1's bytes   |
+    | bell | bell | ring 0   | ring 1   | ring 0's bytes | ring 1's bytes   | more
       of 0   of 1   control    control    side 0 pushes    side 1 pushes
+
+What there is more of it is what the two agree on: for a child, where its stack goes.
 
 Side 0 is the one that made the channel. Nothing has a name in any file system: the descriptors travel over a unix
 socket, and when the last process that maps the segment is gone, so is the memory.
@@ -24,13 +26,12 @@ import os
 
 from mpworker.ipc import _native
 from mpworker.ipc._native import Bell, Claims, Ring
-from mpworker.ipc.stacks import STACK_BYTES, StackFile, StackView
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_PAGE = 4096
+PAGE = 4096
 _MFD_NOEXEC_SEAL = 0x0008  # Linux 6.3; not named by Python 3.11
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -95,8 +96,9 @@ def close_all(fds: Sequence[int]) -> None:
         os.close(fd)
 
 
-def _size(capacities: Sequence[int]) -> int:
-    return _PAGE + sum(capacities)
+def channel_bytes(capacities: Sequence[int]) -> int:
+    """The size of a channel, without what there is more in its segment."""
+    return PAGE + sum(capacities)
 
 
 def open_anew(pipe: int) -> int:
@@ -121,8 +123,10 @@ class Channel:
         fds: The segment, which the caller closes, and this side's own descriptions of the bells of sides 0 and 1.
         capacities: Bytes of the ring of side 0, and of side 1.
         side: Which one this is.
+        more: Bytes that are mapped beyond the rings.
 
     Attributes:
+        more: These bytes.
         outbound: The ring this side pushes to.
         inbound: The ring this side pops from.
         bell: This side's own bell: others ring it, this side waits on it.
@@ -130,14 +134,14 @@ class Channel:
         fd: The pipe of the own bell, for an event loop to watch.
     """
 
-    def __init__(self, fds: Sequence[int], capacities: Sequence[int], side: int) -> None:
+    def __init__(self, fds: Sequence[int], capacities: Sequence[int], side: int, more: int = 0) -> None:
         segment, *pipes = fds
-        mapping = map_segment(segment, _size(capacities))
+        mapping = map_segment(segment, channel_bytes(capacities) + more)
         rings = [
             Ring(
                 mapping,
                 2 * _native.BELL_BYTES + index * _native.RING_CTL_BYTES,
-                _PAGE + index * capacities[0],
+                PAGE + index * capacities[0],
                 capacity,
             )
             for index, capacity in enumerate(capacities)
@@ -149,16 +153,17 @@ class Channel:
         self.peer_bell = bells[1 - side]
         self.fd = pipes[side]
         self._pipes = pipes
+        self.more = memoryview(mapping)[channel_bytes(capacities) :]
 
     def close(self) -> None:
         """Close the bells' descriptors and let go of the rings and bells: with the last of these goes the memory."""
         pipes, self._pipes = self._pipes, []
         close_all(pipes)
-        for name in ("outbound", "inbound", "bell", "peer_bell"):
+        for name in ("outbound", "inbound", "bell", "peer_bell", "more"):
             self.__dict__.pop(name, None)
 
 
-def make_channel(name: str, capacities: tuple[int, int]) -> tuple[list[int], Channel]:
+def make_channel(name: str, capacities: tuple[int, int], more: int = 0) -> tuple[list[int], Channel]:
     """A new channel: the descriptors for the other side, and side 0 of it.
 
     The caller sends the descriptors and closes them; the channel has its own.
@@ -166,6 +171,7 @@ def make_channel(name: str, capacities: tuple[int, int]) -> tuple[list[int], Cha
     Args:
         name: Shown in /proc/PID/maps.
         capacities: Bytes of the ring that this side pushes to, and of the one that it pops from: powers of two.
+        more: Bytes beyond the rings.
 
     Raises:
         OSError: No memory or no descriptor is left, or there is no /proc. Nothing is left open.
@@ -173,7 +179,7 @@ def make_channel(name: str, capacities: tuple[int, int]) -> tuple[list[int], Cha
     theirs: list[int] = []
     ours: list[int] = []
     try:
-        theirs.append(make_segment(name, _size(capacities)))
+        theirs.append(make_segment(name, channel_bytes(capacities) + more))
         for _ in range(2):
             ends = os.pipe()
             try:
@@ -181,7 +187,7 @@ def make_channel(name: str, capacities: tuple[int, int]) -> tuple[list[int], Cha
                     side.append(open_anew(ends[0]))
             finally:
                 close_all(ends)
-        return theirs, Channel([theirs[0], *ours], capacities, 0)
+        return theirs, Channel([theirs[0], *ours], capacities, 0, more)
     except BaseException:
         close_all(theirs + ours)
         raise
@@ -189,22 +195,9 @@ def make_channel(name: str, capacities: tuple[int, int]) -> tuple[list[int], Cha
 
 def claims_bytes(slots: int) -> int:
     """The size of a claim page: whole pages."""
-    return -(-(_native.CLAIMS_HEADER_BYTES + slots * _native.CLAIM_SLOT_BYTES) // _PAGE) * _PAGE
+    return -(-(_native.CLAIMS_HEADER_BYTES + slots * _native.CLAIM_SLOT_BYTES) // PAGE) * PAGE
 
 
-def make_claims(name: str, slots: int) -> tuple[int, Claims, StackView]:
-    """A new claim page: its descriptor for the child (the caller closes it), the page, and the stack after it."""
-    size = claims_bytes(slots)
-    fd = make_segment(name, size + STACK_BYTES)
-    try:
-        mapping = map_segment(fd, size + STACK_BYTES)
-        return fd, Claims(mapping, slots), StackView(memoryview(mapping)[size:])
-    except BaseException:
-        os.close(fd)
-        raise
-
-
-def map_claims(fd: int, slots: int) -> tuple[Claims, StackFile]:
-    """The child's view of its claim page, and where its stack goes, to which the descriptor belongs from now on."""
-    size = claims_bytes(slots)
-    return Claims(map_segment(fd, size), slots), StackFile(fd, size)
+def map_claims(fd: int, at: int, slots: int) -> Claims:
+    """The child's view of its claim page, which begins there in a `mpworker.ipc.roll`."""
+    return Claims(map_segment(fd, claims_bytes(slots), at), slots)

@@ -11,6 +11,10 @@
  * Generations begin at 1, since 0 stands for "none" in a fresh page, and stay below 2^62, to fit the word.
  * When a child has died, its page says which task it was running (CLAIMED) and which it had not begun (OFFERED).
  *
+ * Who reads the page when the supervisor is dead as well knows no task by its slot. So the supervisor notes, behind the page
+ * and where no child looks, what it offers in each: an entry for each slot. One whose generation is not that of the slot's
+ * word says nothing of it: the supervisor has died between the two.
+ *
  * A child maps its own page only. It can spoil that page, so the supervisor compares and never computes addresses from
  * it; a word that is neither OFFERED nor REVOKED at the expected generation counts as claimed.
  */
@@ -42,9 +46,32 @@ typedef struct {
 _Static_assert(sizeof(mpw_slot) == 32, "two slots a cache line");
 _Static_assert(sizeof(mpw_claims) == 64, "the slots begin on the second line");
 
+/* What was offered in a slot last. */
+typedef struct {
+    _Atomic uint64_t generation;
+    _Atomic uint64_t task;
+    _Atomic uint64_t range; /* items of a chunk: start | stop << 32; 0 for a single task */
+} mpw_entry;
+
+_Static_assert(sizeof(mpw_entry) == 24, "three words");
+
 static inline uint64_t mpw_claim_word(uint64_t generation, unsigned state)
 {
     return generation << 2 | state;
+}
+
+/* Supervisor: note what it is about to offer. Nobody reads it before this process is dead, and so all stores that it has
+ * done can be seen; the fences keep them in this order for the compiler, and the generation is right only between the last
+ * one here and the next note. */
+static inline void mpw_claim_note(mpw_entry *entry, uint64_t generation, uint64_t task, uint64_t range)
+{
+    atomic_store_explicit(&entry->generation, 0, memory_order_relaxed);
+    atomic_signal_fence(memory_order_seq_cst);
+    atomic_store_explicit(&entry->task, task, memory_order_relaxed);
+    atomic_store_explicit(&entry->range, range, memory_order_relaxed);
+    atomic_signal_fence(memory_order_seq_cst);
+    atomic_store_explicit(&entry->generation, generation, memory_order_relaxed);
+    atomic_signal_fence(memory_order_seq_cst);
 }
 
 /* Supervisor: offer. The slot is its own until the store: the child acts on a slot only after it read a record. */

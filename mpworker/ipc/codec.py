@@ -33,6 +33,7 @@ EVENT    supervisor > client              task                  number          
 LOG      supervisor > client              task, 0 for none      number                  0
 FAREWELL supervisor > client: it ends     0                     0                       0
 CLOSING  supervisor > client: takes no more 0                   0                       0
+TERMS    supervisor > client: of many clients 0                 0                       0
 RUN      supervisor > client              task                  runs not told of        0
 RAN      supervisor > client              task                  0                       0
 WANT     child > supervisor               bytes                 0                       0
@@ -55,9 +56,11 @@ that tells, for an exception, whether a task is not to be tried again, and the p
 nothing at all is over. AFTER goes before the DONE or ITEMS of the attempt that raised Retry. REFUSED and BROKEN carry
 JSON: {"why", "traceback"}, a line and what a failed initializer or preload printed. BEGUN is sent of what is WATCHED,
 when it was claimed. NOTE carries JSON, of a middleware that raised: {"middleware", "traceback"}. FAREWELL carries JSON:
-the answer to "metrics" that holds from then on. EVENT and LOG are numbered together, those that were dropped included:
-`mpworker.supervisor.watching`. RUN and RAN are of runs of recurring tasks, and sent while the client listens: RUN
-carries JSON, {"name", "queue"}, and RAN, of what was announced by a RUN, is as RESULT: `mpworker.supervisor.telling`.
+the answer to "metrics" that holds from then on. TERMS carries JSON, of what a client was told when it attached and is
+otherwise by now: {"queues", "unknown_queues", "priority_min"}. EVENT and LOG are numbered together, those that were
+dropped included: `mpworker.supervisor.watching`. RUN and RAN are of runs of recurring tasks, and sent while the client
+listens: RUN carries JSON, {"name", "queue"}, and RAN, of what was announced by a RUN, is as RESULT:
+`mpworker.supervisor.telling`.
 """
 
 from __future__ import annotations
@@ -104,6 +107,7 @@ SHARE: Final = 31
 UNSHARE: Final = 32
 CONTEXT: Final = 33
 CLOSING: Final = 34
+TERMS: Final = 35
 
 # What a supervisor says on its socket before anything else, for the client to look at if it dies: that it serves, or
 # why it cannot, with the reason as text. One that says nothing was none.
@@ -113,12 +117,14 @@ CANNOT_IMPORT: Final = b"?"  # this package, by the interpreter that the user ch
 
 # What a supervisor of several clients says on the socket of one before it closes it: all is well.
 LEFT: Final = b"+"
+DISMISSED: Final = b"-"  # or: it serves this one no more, for what it has sent
 
 # Flags. The low byte is the attempt on its way to a child (255 stands for more) and the status on the way back.
 LOW: Final = 0xFF
 SPREAD: Final = 0x0100  # the items of a chunk are argument tuples, not single arguments
 LAST: Final = 0x0200  # ITEMS: the chunk ends with this record and its slot is free
 FINAL: Final = 0x0100  # DONE, ITEMS: not to be tried again, whatever `retries` are left
+AGAIN: Final = 0x0001  # SUBMIT, CHUNK: a supervisor that has died had accepted it; the details say what is known of it
 DETAILED: Final = 0x0200  # SUBMIT, CHUNK, TASK, RANGE: the payload begins with details: `mpworker.ipc.details`
 WATCHED: Final = 0x0400  # TASK: its child tells when it begins
 FIRST: Final = 0x0400  # FRAGMENT: a payload begins

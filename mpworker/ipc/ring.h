@@ -24,7 +24,7 @@
  * Lines
  * -----
  * What a record costs beyond its bytes is the way of its cache lines from core to core, there and back. Each end knows
- * where it will go on, and orders the lines before it needs them: a task with 1 KiB costs 3 % of one without less by that.
+ * where it will go on, and orders the lines before it needs them.
  *
  * This header needs neither Python nor Linux, so that sanitizers and fuzzers link it alone.
  */
@@ -184,7 +184,7 @@ static inline void mpw_ring_expect_room(const mpw_ring *ring, uint64_t total)
 static inline void mpw_ring_publish(mpw_ring *ring, uint64_t payload)
 {
     ring->own += mpw_record_bytes(payload);
-    /* release: pairs with the acquire load of `tail` in mpw_ring_peek; header, payload and marker are whole before the
+    /* release: pairs with the acquire load of `tail` in mpw_ring_next; header, payload and marker are whole before the
      * record can be seen. The one store by which a record comes to exist. */
     atomic_store_explicit(&ring->ctl->tail, ring->own, memory_order_release);
     mpw_ring_expect_room(ring, mpw_record_bytes(payload));
@@ -234,7 +234,7 @@ static inline mpw_status mpw_ring_next(mpw_ring *ring, mpw_record *out)
 {
     for (;;) {
         if (ring->seen == ring->own) {
-            /* acquire: pairs with the release store of `tail` in mpw_ring_push. */
+            /* acquire: pairs with the release store of `tail` in mpw_ring_publish. */
             uint64_t tail = atomic_load_explicit(&ring->ctl->tail, memory_order_acquire);
             if (tail == ring->own)
                 return MPW_EMPTY;

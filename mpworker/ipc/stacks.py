@@ -2,7 +2,7 @@
 
 Python's own handlers run between two byte codes: a task that is in C code (`sum(itertools.repeat(1))`) takes no
 interrupt, and nobody could say where it was. `faulthandler` writes the Python stack of the main thread from within the
-signal handler, to a descriptor: the end of the child's claim page, of which the supervisor has a mapping. So
+signal handler, to a descriptor: the end of the child's channel, of which the supervisor has a mapping. So
 
 - the supervisor neither waits nor opens anything; it looks at STACK_BYTES of memory, whatever the child has put there;
 - a stack ends where the segment does: that is sealed, so a write beyond its end fails;

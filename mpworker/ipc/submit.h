@@ -13,9 +13,10 @@
 enum { MPW_KIND_SUBMIT = 5 };       /* of a record: `mpworker.ipc.codec` */
 enum { MPW_SUBMITS_PER_LOOK = 64 }; /* a power of two: how often a client that only submits looks at what has come */
 enum { SUBMIT_DETAILED = 0x0200 };  /* of its flags: details come before the pickle */
+enum { SUBMIT_PARTS = 9 };          /* that a Submit is made of, beside numbers */
 enum { SUBMIT_CALL_PARTS = 6 };     /* function, args, kwargs, options, details, make */
-enum { SUBMIT_GUARD, SUBMIT_HOLDS, SUBMIT_KEY, SUBMIT_CLOSED, SUBMIT_LAST_KEY, SUBMIT_NAMES };
-static const char *const submit_names[SUBMIT_NAMES] = {"guard", "holds", "key", "_closed", "_last_key"};
+enum { SUBMIT_GUARD, SUBMIT_HOLDS, SUBMIT_KEY, SUBMIT_CLOSED, SUBMIT_LAST_KEY, SUBMIT_SUBMIT, SUBMIT_NAMES };
+static const char *const submit_names[SUBMIT_NAMES] = {"guard", "holds", "key", "_closed", "_last_key", "_submit"};
 
 typedef struct {
     PyObject_HEAD
@@ -27,6 +28,7 @@ typedef struct {
     PyObject *pending; /* dict: futures by their keys */
     PyObject *keys;    /* iterator */
     PyObject *dumps;   /* (args, kwargs) -> bytes, or something else that is no record's */
+    PyObject *kept;    /* dict: by their keys the records of tasks, for who may have to send them again; None for no need */
     Py_ssize_t pending_max;
     Py_ssize_t record_max; /* bytes of a payload */
     uint64_t look_at;      /* bytes in `inbound` that are worth a look */
@@ -36,24 +38,26 @@ typedef struct {
 
 static PyObject *submit_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {
-    PyObject *parts[8];
+    PyObject *parts[SUBMIT_PARTS];
     Py_ssize_t pending_max, record_max, look_at;
-    if (!PyArg_ParseTuple(args, "OOOO!O!O!OOnnn:Submit", &parts[0], &parts[1], &parts[2], &PyDict_Type, &parts[3],
-                          &PyDict_Type, &parts[4], &PyDict_Type, &parts[5], &parts[6], &parts[7], &pending_max, &record_max,
-                          &look_at))
+    if (!PyArg_ParseTuple(args, "OOOO!O!O!OOOnnn:Submit", &parts[0], &parts[1], &parts[2], &PyDict_Type, &parts[3],
+                          &PyDict_Type, &parts[4], &PyDict_Type, &parts[5], &parts[6], &parts[7], &parts[8], &pending_max,
+                          &record_max, &look_at))
         return NULL;
     module_state *state = PyType_GetModuleState(type);
     if (Py_TYPE(parts[0]) != state->ring_type || Py_TYPE(parts[1]) != state->ring_type ||
-        Py_TYPE(parts[2]) != state->bell_type || !PyIter_Check(parts[6])) {
-        PyErr_SetString(PyExc_TypeError, "Submit() takes two Rings, a Bell, three dicts and an iterator");
+        Py_TYPE(parts[2]) != state->bell_type || !PyIter_Check(parts[6]) ||
+        !(parts[8] == Py_None || PyDict_Check(parts[8]))) {
+        PyErr_SetString(PyExc_TypeError, "Submit() takes two Rings, a Bell, three dicts, an iterator and a dict or None");
         return NULL;
     }
     submit_object *submit = (submit_object *)object_new(type);
     if (!submit)
         return NULL;
-    PyObject **fields[8] = {(PyObject **)&submit->outbound, (PyObject **)&submit->inbound, (PyObject **)&submit->peer_bell,
-                            &submit->entries, &submit->live, &submit->pending, &submit->keys, &submit->dumps};
-    for (int i = 0; i < 8; i++) {
+    PyObject **fields[SUBMIT_PARTS] = {(PyObject **)&submit->outbound, (PyObject **)&submit->inbound,
+                                       (PyObject **)&submit->peer_bell, &submit->entries, &submit->live, &submit->pending,
+                                       &submit->keys, &submit->dumps, &submit->kept};
+    for (int i = 0; i < SUBMIT_PARTS; i++) {
         Py_INCREF(parts[i]);
         *fields[i] = parts[i];
     }
@@ -72,9 +76,10 @@ static PyObject *submit_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNU
 static void submit_dealloc(PyObject *self)
 {
     submit_object *submit = (submit_object *)self;
-    PyObject *parts[8] = {(PyObject *)submit->outbound, (PyObject *)submit->inbound, (PyObject *)submit->peer_bell,
-                          submit->entries, submit->live, submit->pending, submit->keys, submit->dumps};
-    for (int i = 0; i < 8; i++)
+    PyObject *parts[SUBMIT_PARTS] = {(PyObject *)submit->outbound, (PyObject *)submit->inbound,
+                                     (PyObject *)submit->peer_bell, submit->entries, submit->live, submit->pending,
+                                     submit->keys, submit->dumps, submit->kept};
+    for (int i = 0; i < SUBMIT_PARTS; i++)
         Py_XDECREF(parts[i]);
     for (int i = 0; i < SUBMIT_NAMES; i++)
         Py_XDECREF(submit->names[i]);
@@ -165,6 +170,11 @@ static bool submit_may(submit_object *submit, PyObject *client, PyObject *functi
     PyObject *closed = PyObject_GetAttr(client, submit->names[SUBMIT_CLOSED]);
     bool open = closed && PyUnicode_Check(closed) && !PyUnicode_GetLength(closed);
     Py_XDECREF(closed);
+    if (open && submit->kept != Py_None) { /* else there is no other supervisor that it could have by now */
+        PyObject *now = PyObject_GetAttr(client, submit->names[SUBMIT_SUBMIT]);
+        open = now == (PyObject *)submit;
+        Py_XDECREF(now);
+    }
     return open && PyDict_Size(submit->pending) < submit->pending_max &&
            PyDict_GetItemWithError(submit->live, function_key) && ring_usable((PyObject *)submit->outbound);
 }
@@ -176,6 +186,19 @@ static bool submit_noted(submit_object *submit, PyObject *client, PyObject *key)
     int higher = last ? PyObject_RichCompareBool(key, last, Py_GT) : -1;
     Py_XDECREF(last);
     return higher > 0 ? PyObject_SetAttr(client, submit->names[SUBMIT_LAST_KEY], key) == 0 : higher == 0;
+}
+
+/* Keep the record that is about to be published, for who may have to send it again; false with an error. No Python runs in
+ * here. */
+static bool submit_keep(submit_object *submit, PyObject *key, const mpw_record_header *header, const uint8_t *payload)
+{
+    if (submit->kept == Py_None)
+        return true;
+    PyObject *record = Py_BuildValue("(iiOKKy#)", (int)header->kind, (int)header->flags, key, (unsigned long long)header->b,
+                                     (unsigned long long)header->c, (const char *)payload, (Py_ssize_t)header->size);
+    bool done = record && PyDict_SetItem(submit->kept, key, record) == 0;
+    Py_XDECREF(record);
+    return done;
 }
 
 /* Make the future of a call and push it: the future, or NULL, perhaps with an error, if it was not sent. */
@@ -199,10 +222,19 @@ static PyObject *submit_push(submit_object *submit, PyObject *client, PyObject *
                                     .flags = PyBytes_Size(call->details) ? SUBMIT_DETAILED : 0};
         if (size >= 0 && (status = mpw_ring_begin(ring, header, &at)) == MPW_OK) {
             submit_write(call, at);
-            mpw_ring_publish(ring, (uint64_t)size);
+            if (submit_keep(submit, key, &header, at))
+                mpw_ring_publish(ring, (uint64_t)size); /* else it was begun, and is not there */
+            else
+                status = MPW_TOO_LARGE;
         }
-        else if (PyDict_DelItem(submit->pending, key) == 0 && status == MPW_CORRUPT)
-            ring_condemn((PyObject *)submit->outbound);
+        if (status != MPW_OK) {
+            PyObject *type, *value, *trace;
+            PyErr_Fetch(&type, &value, &trace);
+            if (PyDict_DelItem(submit->pending, key) == 0 && status == MPW_CORRUPT)
+                ring_condemn((PyObject *)submit->outbound);
+            else if (type)
+                PyErr_Restore(type, value, trace);
+        }
     }
     if (status != MPW_OK || !submit_noted(submit, client, key))
         Py_CLEAR(future);
@@ -328,7 +360,8 @@ static PyMethodDef submit_methods[] = {
 };
 
 static PyType_Slot submit_slots[] = {
-    {Py_tp_doc, "Submit(outbound, inbound, peer_bell, entries, live, pending, keys, dumps, pending_max, record_max, look_at)\n\n"
+    {Py_tp_doc, "Submit(outbound, inbound, peer_bell, entries, live, pending, keys, dumps, kept, pending_max, record_max, "
+                "look_at)\n\n"
                 "Submits tasks for a client: see submit.h."},
     {Py_tp_new, submit_new},
     {Py_tp_dealloc, submit_dealloc},

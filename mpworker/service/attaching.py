@@ -22,8 +22,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
+    from mpworker.client import Client
     from mpworker.observing import Observing
+    from mpworker.service.recovery import Recovery
 
+_FDS_OF_A_CHANNEL: Final = 3
 _AGAIN_AFTER: Final = 0.02  # seconds; a supervisor that is being started is there in some 100 ms
 
 
@@ -50,11 +53,15 @@ class Attachment(Supervisor):
         """Nobody kills what others use: the connection ends."""
         self._sock.hang_up()
 
-    def ended_well(self) -> bool:
-        """Has the supervisor said that all is well, before the connection ended?"""
+    def last_words(self) -> bytes:
+        """What the supervisor has said before the connection ended: `codec.LEFT`, `codec.DISMISSED`, or nothing."""
         if self._words is None:
             self._words = self._sock.words()
-        return self._words == codec.LEFT
+        return self._words
+
+    def ended_well(self) -> bool:
+        """Has it said that all is well?"""
+        return self.last_words() == codec.LEFT
 
     def start_failure(self) -> dict[str, str] | None:
         """Nothing: see `Supervisor`."""
@@ -79,6 +86,7 @@ class Attached(Beginning):
         name: What it calls itself.
         when_gone: What becomes of its tasks when it dies.
         timeout: Seconds that all of this may take; a supervisor that is not there yet is waited for as long.
+        reconnect_timeout: Seconds that another supervisor is waited for when this one dies; 0 for none.
 
     Attributes:
         prefix: Of the ids of its tasks.
@@ -90,7 +98,9 @@ class Attached(Beginning):
         OSError: No memory or descriptor is left.
     """
 
-    def __init__(self, path: str, observing: Observing, name: str, when_gone: str, timeout: float) -> None:
+    def __init__(
+        self, path: str, observing: Observing, name: str, when_gone: str, timeout: float, reconnect_timeout: float
+    ) -> None:
         clients.sweep()
         self._logger = None
         level = WARNING
@@ -99,45 +109,80 @@ class Attached(Beginning):
 
             self._logger = as_logger(observing.logger)
             level = level_of(self._logger)
-        hello = {
+        self._hello = {
             "op": "attach",
             "build": build(),
             "python": list(sys.version_info[:2]),
             "name": name,
             "when_gone": when_gone,
             "log_level": level,
+            "prefix": None,
+            "recovers": reconnect_timeout > 0,
         }
-        by = time.monotonic() + timeout
-        sock = _connected(path, by)
-        try:
-            sock.settimeout(max(0.001, by - time.monotonic()))
-            connection = frames.Frames(sock)
-            with suppress(BrokenPipeError):  # it has refused us already, and has said so
-                connection.send(hello)
-            answer = connection.receive()
-            sock.settimeout(None)
-        except TimeoutError:
-            sock.close()
-            raise ConnectError(f"the supervisor at {path} said nothing in {timeout:g} s") from None
-        except ConnectionError as error:
-            sock.close()
-            raise ConnectError(f"the supervisor at {path} has hung up: {error}") from error
-        except BaseException:
-            sock.close()
-            raise
-        self.terms, fds = answer if answer is not None else ({"refused": "it has hung up"}, [])
-        if "refused" in self.terms:
-            close_all(fds)
-            connection.close()
-            raise ConnectError(f"the supervisor at {path} refuses this program: {self.terms['refused']}")
+        self._path = path
+        self._reconnect_timeout = reconnect_timeout
+        self.supervisor, self.terms, self._left = attach(path, self._hello, time.monotonic() + timeout, timeout)
         self.prefix = self.terms["prefix"]
-        try:
-            channel = Channel(fds, self.terms["capacities"], 1)
-            os.close(fds[0])
-            self.supervisor = Attachment(connection, channel, self.terms["pid"])
-        except BaseException:
-            connection.close()
-            raise
+
+    def recovery_of(self, client: Client) -> Recovery | None:
+        """See `Beginning`."""
+        if not self._hello["recovers"]:
+            return None
+        from mpworker.service.recovery import Recovery
+
+        hello = self._hello | {"prefix": self.prefix}
+        return Recovery(client, self._path, hello, self.terms, self._left, self._reconnect_timeout)
+
+
+def attach(path: str, hello: dict[str, Any], by: float, timeout: float) -> tuple[Attachment, dict[str, Any], list[int]]:
+    """Attach to a supervisor.
+
+    Args:
+        path: Its socket.
+        hello: What it is told.
+        by: When it must have been done, on the monotonic clock.
+        timeout: Seconds that are told of when it was not.
+
+    Returns:
+        The supervisor, what it has said, and the descriptors of what it leaves if it dies, if it was asked for these.
+
+    Raises:
+        ConnectError: No supervisor listens there, or it refuses: then its `refused` says so.
+        OSError: No memory or descriptor is left.
+    """
+    sock = _connected(path, by)
+    try:
+        sock.settimeout(max(0.001, by - time.monotonic()))
+        connection = frames.Frames(sock)
+        with suppress(BrokenPipeError):  # it has refused us already, and has said so
+            connection.send(hello)
+        answer = connection.receive()
+        sock.settimeout(None)
+    except TimeoutError:
+        sock.close()
+        raise ConnectError(f"the supervisor at {path} said nothing in {timeout:g} s") from None
+    except ConnectionError as error:
+        sock.close()
+        raise ConnectError(f"the supervisor at {path} has hung up: {error}") from error
+    except BaseException:
+        sock.close()
+        raise
+    terms, fds = answer if answer is not None else ({"refused": "it has hung up"}, [])
+    if "refused" in terms:
+        close_all(fds)
+        connection.close()
+        refusal = ConnectError(f"the supervisor at {path} refuses this program: {terms['refused']}")
+        refusal.refused = answer is not None
+        raise refusal
+    ours, left = fds[:_FDS_OF_A_CHANNEL], fds[_FDS_OF_A_CHANNEL:]
+    try:
+        channel = Channel(ours, terms["capacities"], 1)
+        os.close(ours[0])
+        return Attachment(connection, channel, terms["pid"]), terms, left
+    except BaseException:
+        connection.close()
+        close_all(left)
+        raise
 
 
 def _connected(path: str, by: float) -> _socket.socket:

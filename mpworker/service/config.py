@@ -41,12 +41,14 @@ class Setting:
         check: Returns a value as it is meant, or raises ConfigurationError; it is called with the name and the value.
         default: Makes what it is if nobody says so.
         what: What it means.
+        live: Is it in force as soon as the configuration is read again? Else from the next start on.
     """
 
     name: str
     check: Callable[[str, Any], Any]
     default: Callable[[], Any]
     what: str
+    live: bool = False
 
     @property
     def variable(self) -> str:
@@ -160,31 +162,34 @@ def _ours() -> list[int]:
 
 SETTINGS: Final = (
     Setting("socket", _text, paths.to_listen_at, "Where it listens. A socket that is passed on (systemd) goes first."),
-    Setting("n", _int(1, N_MAX), lambda: min(available_cores(), N_MAX), "Children."),
-    Setting("n_max", _int(1, N_MAX), lambda: N_MAX // 4, "The most children that `scale` and SIGTTIN lead to."),
-    Setting("log_level", _one_of(*_LEVELS), lambda: "info", "The least level of what is logged."),
+    Setting("n", _int(1, N_MAX), lambda: min(available_cores(), N_MAX), "Children.", live=True),
+    Setting("n_max", _int(1, N_MAX), lambda: N_MAX // 4,
+            "The most children that `scale` and SIGTTIN lead to.", live=True),
+    Setting("log_level", _one_of(*_LEVELS), lambda: "info", "The least level of what is logged.", live=True),
     Setting("stop_timeout", _seconds(optional=True), lambda: 60.0,
-            "Seconds that SIGTERM lets tasks have until the rest is cancelled; none waits for all."),
+            "Seconds that SIGTERM lets tasks have until the rest is cancelled; none waits for all.", live=True),
     Setting("unknown_queues", _one_of("create", "refuse"), lambda: "refuse",
-            "What a queue is that is not configured here: made with weight 1, or an error."),
-    Setting("rate", _rate, lambda: None, "Starts per second of all queues together; none for no limit."),
-    Setting("burst", _burst, lambda: None, "How many may start at once when none has for long; none for n."),
+            "What a queue is that is not configured here: made with weight 1, or an error.", live=True),
+    Setting("rate", _rate, lambda: None, "Starts per second of all queues together; none for no limit.", live=True),
+    Setting("burst", _burst, lambda: None, "How many may start at once when none has for long; none for n.", live=True),
     Setting("clients.socket_mode", _mode, lambda: 0o600, "Who may connect to the socket, as for chmod."),
-    Setting("clients.uids", _list_of(_UID), _ours, "Users that may attach; their code runs as this user."),
-    Setting("clients.gids", _list_of(_GID), list, "Groups that may attach."),
+    Setting("clients.uids", _list_of(_UID), _ours, "Users that may attach; their code runs as this user.", live=True),
+    Setting("clients.gids", _list_of(_GID), list, "Groups that may attach.", live=True),
     Setting("clients.steering_uids", _list_of(_UID), _ours,
-            "Users that may do what concerns all: queues, limits, the number of children."),
-    Setting("clients.max", _int(1, CLIENTS_MAX), lambda: 256, "How many are attached at once."),
-    Setting("clients.max_pending", _int(1, 1 << 40), lambda: 1_000_000, "Unfinished tasks of each of them."),
+            "Users that may do what concerns all: queues, limits, the number of children.", live=True),
+    Setting("clients.max", _int(1, CLIENTS_MAX), lambda: 256, "How many are attached at once.", live=True),
+    Setting("clients.max_pending", _int(1, 1 << 40), lambda: 1_000_000, "Unfinished tasks of each of them.", live=True),
     Setting("clients.priority_min", _int(-(1 << 31), 1 << 31, optional=True), lambda: 0,
-            "The most urgent priority that one may ask for; none for any."),
+            "The most urgent priority that one may ask for; none for any.", live=True),
     Setting("clients.ring_bytes", _int(1 << 12, 1 << 30), lambda: 1 << 20, "Each of the two rings of a client."),
     Setting("children.preload", _list_of(_text), list, "Modules that are imported once, before the first fork."),
     Setting("children.path", _list_of(_text), list, "Folders in front of the path on which they import."),
-    Setting("children.grace", _seconds(), lambda: 5.0, "Seconds from an interrupt to the kill."),
+    Setting("children.grace", _seconds(), lambda: 5.0, "Seconds from an interrupt to the kill.", live=True),
     Setting("children.lease_ttl", _seconds(), lambda: 10.0, "Seconds without a heartbeat until one counts as frozen."),
-    Setting("children.start_timeout", _seconds(), lambda: 60.0, "Seconds that one may take until it is ready."),
-    Setting("children.kill_timeout", _seconds(), lambda: 10.0, "Seconds after SIGKILL until it counts as unkillable."),
+    Setting("children.start_timeout", _seconds(), lambda: 60.0,
+            "Seconds that one may take until it is ready.", live=True),
+    Setting("children.kill_timeout", _seconds(), lambda: 10.0,
+            "Seconds after SIGKILL until it counts as unkillable.", live=True),
     Setting("children.max_tasks", _int(1, 1 << 40, optional=True), lambda: None, "Tasks after which one is replaced."),
     Setting("children.memory_limit", _memory, lambda: None, "Bytes with which one is replaced after a task."),
     Setting("children.memory_limit_hard", _memory, lambda: None, "Bytes with which one is killed."),

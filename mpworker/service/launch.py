@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 
 from mpworker import programs
 from mpworker.cgroups import available_cores
 from mpworker.ipc import json
 from mpworker.launch import blob_of, config_of, descriptors_of, overlap
 from mpworker.options import QUEUES_MAX, WorkerOptions
-from mpworker.service.config import level_of
+from mpworker.service.config import SETTINGS, level_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from mpworker.service.config import Effective
 
-_FDS_OF_A_CLIENT: Final = 4  # the connection, the process, and a description of either bell
+_FDS_OF_A_CLIENT: Final = 6  # the connection, the process, a description of either bell, and two files of a ledger
 _FDS_OF_THE_SERVICE: Final = 96  # who has connected and not said hello, and what is opened now and then
 _FIRST_GIVEN: Final = 3  # sd_listen_fds(3)
 # What systemd says to the service's process alone.
@@ -57,8 +58,14 @@ def given_socket() -> int | None:
     return _FIRST_GIVEN
 
 
+def _settings(config: Effective) -> dict[str, Any]:
+    """What every setting is, by its name; of queues, what was said of each."""
+    queues = {f"queues.{name}": asdict(each) for name, each in config.queues.items()}
+    return {**config.values, **queues}
+
+
 def told(config: Effective) -> dict[str, Any]:
-    """All that the supervisor is told."""
+    """All that the supervisor is told, at its start and when its configuration is read again."""
     options = options_of(config)
     n_max: int = config["n_max"]
     descriptors = (
@@ -93,25 +100,39 @@ def told(config: Effective) -> dict[str, Any]:
         "stop_timeout": config["stop_timeout"],
         "n_max": n_max,
         "descriptors_of_n_max": descriptors,
+        "settings": _settings(config),
+        "live": [setting.name for setting in SETTINGS if setting.live],
     }
     blob: dict[str, Any] = json.loads(blob_of(options, b"", b""))
     blob["path"] = [*config["children.path"], *blob["path"]]
     blob["argv"] = [""]
-    blob["environment"] = {name: each for name, each in os.environ.items() if name not in _NOT_THE_CHILDRENS}
+    blob["environment"] = _environment()
     made = config_of(options, "", level_of(config["log_level"]), descriptors, available_cores(), 0)
     _, nursery = programs.commands(sys.executable)
     return made | {"service": service, "blob": blob, "nursery_argv": nursery, "apart": True}
 
 
-def become_supervisor(config: Effective) -> NoReturn:
+def _environment() -> dict[str, str]:
+    """This process's, but for what is between it and the service manager."""
+    return {name: each for name, each in os.environ.items() if name not in _NOT_THE_CHILDRENS}
+
+
+def become_supervisor(config: Effective, arguments: list[str]) -> NoReturn:
     """Exec the supervisor, in this very process.
+
+    Args:
+        config: What it is to be.
+        arguments: Of `mpworker config told`, which says the same of the configuration as it is later.
 
     Raises:
         OSError: There is no memory or descriptor left, or the folder of the socket cannot be made.
     """
     if given_socket() is None:
         os.makedirs(os.path.dirname(config["socket"]) or ".", mode=0o755, exist_ok=True)
-    data = json.dumps(told(config)).encode()
+    all_of_it = told(config)
+    reread = programs.own_command("mpworker.cli", ["config", "told", *arguments])
+    all_of_it["service"]["reread"] = {"argv": reread, "environment": _environment()}
+    data = json.dumps(all_of_it).encode()
     fd = os.memfd_create("mpworker-service", 0)
     os.write(fd, data)
     os.set_inheritable(fd, True)

@@ -8,11 +8,11 @@ own. What concerns all clients, the children, queues and limits, is for whoever 
 from __future__ import annotations
 
 from mpworker.containers import Tally
-from mpworker.supervisor.effects import OK
+from mpworker.supervisor.effects import CRASHED, OK
 from mpworker.supervisor.ends import HISTORY_BYTES_MAX, HISTORY_MAX
 from mpworker.supervisor.fair import FairQueues, client_of
 from mpworker.supervisor.history import History
-from mpworker.supervisor.lifecycle import SCHEDULED
+from mpworker.supervisor.lifecycle import OFFER, SCHEDULED
 from mpworker.supervisor.recycling import Recycling
 from mpworker.supervisor.registry import CLOSING, CONTEXT_SHIFT, Attempt, DetailedTask, Seat, Task, TaskOptions
 
@@ -146,6 +146,57 @@ class SharedScheduler(Recycling):
             if seat is not None and task.items:
                 self._halt(seat, task, CLOSING)
 
+    def is_unfinished(self, key: int) -> bool:
+        """Has this task or chunk no outcome?"""
+        return key in self._tasks or key in self._pieces
+
+    def submitted_again(self, task: DetailedTask, parts: list[list[int]]) -> None:
+        """A task or chunk was accepted by a supervisor that has died with all its children.
+
+        Args:
+            task: As it was submitted.
+            parts: What of it has no outcome: ranges of the chunk's items, each with its attempts, failures and crashes,
+                that one included which ended with the supervisor; of a single task there is one, with no items.
+
+        Raises:
+            ValueError: These are no ranges of its items.
+        """
+        _check_parts(task, parts)
+        (start, stop, *counts), *others = parts
+        task.start, task.stop = start, stop
+        task.attempts, setbacks = counts[0], task.set_back()
+        setbacks.failures, setbacks.crashes = counts[1:]
+        if task.attempts:
+            task.run_at = None  # its time has come
+        pieces: list[Task] = [task]
+        for start, stop, attempts, failures, crashes in others:
+            piece = task.part(start, stop)
+            piece.attempts, setbacks = attempts, piece.set_back()
+            setbacks.failures, setbacks.crashes = failures, crashes
+            pieces.append(piece)
+        self.submitted_with_details(task)
+        for piece in pieces[1:]:
+            self._add_piece(piece)
+            self._put(piece)
+        for piece in pieces:
+            if piece.setbacks.crashes > piece.options.crash_retries:
+                self._end_with_supervisor(piece)
+
+    def _end_with_supervisor(self, task: Task) -> None:
+        """No attempt may follow the one that ended with the supervisor."""
+        self._leave_line(task, OFFER)  # that one, to a child of the dead one
+        self.crashes["supervisor"] += 1
+        report: dict[str, object] = {
+            "pid": 0,
+            "signal": 0,
+            "exit_code": None,
+            "cause": "supervisor",
+            "attempt": task.attempts,
+            "attempts": task.attempts,
+            "unclaimed_deaths": 0,
+        }
+        self._end(task, CRASHED, report)
+
     def _retry(self, task: Task, asked: float | None = None) -> None:
         super()._retry(task, asked)
         account = self._accounts.account(task.key)
@@ -168,6 +219,19 @@ class SharedScheduler(Recycling):
     def go_on_with(self, client: int) -> None:
         """The end of `set_aside`."""
         self._fair.go_on_with(client)
+
+
+def _check_parts(task: Task, parts: list[list[int]]) -> None:
+    """See that these are ranges of a task's items, in order.
+
+    Raises:
+        ValueError: They are not.
+    """
+    at = 0
+    for start, stop, *_ in parts:
+        if not (at <= start < stop <= task.items if task.items else (start, stop, at) == (0, 0, 0)):
+            raise ValueError(f"items {start} to {stop} of {task.items}, after {at}")
+        at = stop or 1
 
 
 class OwnHistory(History):
@@ -234,6 +298,14 @@ class Account:
     def submitted_with_details(self, task: DetailedTask) -> None:
         self.accepted += not task.items
         self._scheduler.submitted_with_details(task)
+
+    def submitted_again(self, task: DetailedTask, parts: list[list[int]]) -> None:
+        self.accepted += not task.items
+        self._scheduler.submitted_again(task, parts)
+
+    def is_unfinished(self, key: int) -> bool:
+        """Has this task or chunk, by the client's own number, no outcome?"""
+        return self._scheduler.is_unfinished(self._base | key)
 
     def options_known(self, options: TaskOptions) -> None:
         self._scheduler.options_known(options)

@@ -8,11 +8,12 @@ import time
 
 from mpworker.ipc import codec, frames
 from mpworker.ipc._native import Claims
-from mpworker.ipc.channel import Channel, close_all, make_channel, make_claims
+from mpworker.ipc.channel import Channel, close_all, make_channel
 from mpworker.ipc.codec import LOW, TASK
 from mpworker.ipc.ring import Assembler, Outbox, RingCorrupt
+from mpworker.ipc.roll import Roll
 from mpworker.ipc.signals import signal
-from mpworker.ipc.stacks import StackView
+from mpworker.ipc.stacks import STACK_BYTES, StackView
 from mpworker.supervisor import spawning
 from mpworker.supervisor.burying import bury, ends, kill_and_reap, kill_strays
 from mpworker.supervisor.held import Blocks, Held, Lending, of_result
@@ -46,6 +47,7 @@ class Child:
         "push",
         "ready",
         "refusal",
+        "region",
         "ring",
         "ring_bell",
         "ring_room",
@@ -55,13 +57,12 @@ class Child:
         "stopping",
     )
 
-    def __init__(
-        self, seat: Seat, channel: Channel, claims: Claims, stack_view: StackView, max_payload_bytes: int
-    ) -> None:
+    def __init__(self, seat: Seat, channel: Channel, region: int, claims: Claims, max_payload_bytes: int) -> None:
         self.seat = seat
         self.channel = channel
+        self.region = region  # of the roll
         self.claims = claims
-        self.stack_view = stack_view
+        self.stack_view = StackView(channel.more)
         self.outbox = Outbox(channel.outbound)
         self.ring = channel.outbound
         self.push = channel.outbound.push
@@ -111,11 +112,15 @@ class Children:
     Args:
         config: What the client sent; see `mpworker.client`.
         fds: What the nursery needs: its part of the configuration, passed on unread, and the arenas.
+
+    Attributes:
+        roll: Their claim pages.
     """
 
     def __init__(self, config: dict[str, Any], fds: list[int]) -> None:
         self._config = config | {"fds": fds}
         self.blocks = Blocks(Lending(config["arena_bytes"], self._taken_away))
+        self.roll = Roll(config["slots"])
         self._next_number = 0
         self._oom_kills = OomKills()
         self.by_number: dict[int, Child] = {}
@@ -125,7 +130,6 @@ class Children:
         self.corrupt: set[Child] = set()  # whose rings cannot be pushed to; the loop has them killed
         self.nursery: frames.Frames | None = None
         self.nursery_pid = 0
-        self._newborn = False  # was sent nothing so far
         self.nursery_ready = False
         self._inherited_bytes = 0  # what every child of this nursery has from the fork on, 0 while nobody has looked
         self.on_dismissed: Callable[[], None] = lambda: None  # a child's place is vacated
@@ -162,23 +166,21 @@ class Children:
         """
         self.nursery_ready = False
         self._inherited_bytes = 0
-        if not self._newborn:
+        if self.nursery is None:  # else it has been sent nothing so far
             self.adopt(spawning.start(self._config["nursery_argv"], self._config.get("apart", False)))
-        self._newborn = False
         nursery = self.nursery
         assert nursery is not None
         if self._own_limits is not None:
             import resource
 
             resource.prlimit(self.nursery_pid, resource.RLIMIT_NOFILE, self._own_limits)
-        nursery.send({"child": self._config["child"]}, self._config["fds"])
+        nursery.send({name: self._config.get(name) for name in ("child", "holds_life")}, self._config["fds"])
         return nursery
 
     def adopt(self, nursery: spawning.Started) -> None:
         """Here is a nursery that has been sent nothing."""
         sock, self.nursery_pid = nursery
         self.nursery = frames.Frames(sock)
-        self._newborn = True
 
     def nursery_lost(self) -> list[tuple[Child, int, str]]:
         """The nursery is dead or of no use: it is killed, its children die with it, and all are reaped here.
@@ -200,6 +202,7 @@ class Children:
         self._kill_all()
         for child in self.by_number.values():
             child.close()  # no descriptor might be left to look for strays by
+        self.roll.close()
         kill_strays(set())
 
     def _kill_all(self) -> list[tuple[Child, int, str]]:
@@ -242,19 +245,21 @@ class Children:
         capacities: tuple[int, int] = (self._config["child_ring_bytes"],) * 2
         seat = Seat(self._next_number, slots)
         self._next_number += 1
-        fds, channel = make_channel("mpworker-child", capacities)
+        fds, channel = make_channel("mpworker-child", capacities, STACK_BYTES)
+        region = -1
         try:
-            claims_fd, claims, stack_view = make_claims("mpworker-claims", slots)
-            fds.append(claims_fd)
-            order = {"op": "spawn", "id": seat.number, "capacities": capacities, "slots": slots}
+            region, claims = self.roll.take()
+            order = {"op": "spawn", "id": seat.number, "capacities": capacities, "slots": slots, "region": region}
             order["cores"] = cores = self._cores_of_next()
-            self.nursery.send(order, fds)
+            self.nursery.send(order, [*fds, self.roll.fd])
         except OSError:
             channel.close()
+            if region >= 0:
+                self.roll.give(region)
             raise
         finally:
             close_all(fds)
-        child = Child(seat, channel, claims, stack_view, self._config["child"]["max_payload_bytes"])
+        child = Child(seat, channel, region, claims, self._config["child"]["max_payload_bytes"])
         child.cores = cores
         self.by_number[seat.number] = child
         return child
@@ -287,6 +292,8 @@ class Children:
         self.backlog.discard(child)
         self.told.discard(child)
         self.corrupt.discard(child)
+        if not child.pid or child.has_ended():
+            self.roll.give(child.region)  # else it hangs in the kernel, and has it still
         child.close()
 
     def death(self, child: Child, status: int, cause: str = "") -> Death:
@@ -419,14 +426,15 @@ class Children:
             if -context.key not in child.known:
                 self._introduce(child, context)
         attempt = (task.attempts + 1 if task.attempts < LOW else LOW) | task.flags
-        kind, c = TASK, slot | key << 8
+        kind, c, items = TASK, slot | key << 8, 0
         if task.items:
             kind, c = codec.RANGE, codec.pack_range(slot, key, task.start, task.stop)
+            items = task.start | task.stop << 32
         try:
             # As `tell` does, without a call more for each task.
             if child.outbox.waiting:
-                child.claims.offer(slot, generation)
-            elif child.send_offer(slot, generation, child.ring, kind, attempt, name, c, task.payload):
+                child.claims.offer(slot, generation, task.key, items)
+            elif child.send_offer(slot, generation, child.ring, kind, attempt, name, c, task.payload, task.key, items):
                 self.told.add(child)
                 return
         except RingCorrupt:

@@ -18,12 +18,12 @@ from mpworker.containers import deque
 from mpworker.ipc import codec, json
 from mpworker.ipc.build import build
 from mpworker.ipc.channel import Channel, close_all, make_channel
+from mpworker.ipc.ledger import Ledger
 from mpworker.ipc.levels import ERROR, INFO, WARNING
 from mpworker.ipc.ring import RingCorrupt
 from mpworker.ipc.signals import signal
 from mpworker.supervisor.accounts import SharedScheduler
 from mpworker.supervisor.burying import ends
-from mpworker.supervisor.fair import client_of
 from mpworker.supervisor.gate import Gate, Peer, Refused, check_hello
 from mpworker.supervisor.guest import Guest
 from mpworker.supervisor.hall import Hall, Port
@@ -31,7 +31,8 @@ from mpworker.supervisor.ids import Ids
 from mpworker.supervisor.lookout import Log, Lookout
 from mpworker.supervisor.notify import Manager
 from mpworker.supervisor.nursing import DRAIN, NOW
-from mpworker.supervisor.registry import STATES_OF_SEATS
+from mpworker.supervisor.operating import described
+from mpworker.supervisor.reloading import Reloading
 from mpworker.supervisor.serving import Serving
 
 TYPE_CHECKING = False
@@ -47,7 +48,7 @@ _NUMBERS_MAX: Final = (1 << 23) - 1  # of clients: with their numbers in front, 
 _STATUS_EVERY: Final = 1.0  # seconds
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
 _WHEN_GONE: Final = ("cancel", "finish")
-_FLUSH_SECONDS: Final = 1.0  # that are left, when the time of a stop is over, to tell the clients
+_PREFIX_BYTES: Final = 4  # twice as many characters
 
 
 class Daemon(Serving):
@@ -58,6 +59,12 @@ class Daemon(Serving):
         sock: It listens.
         fds: What the nursery needs.
         log: Takes what is to be told to the operator.
+
+    Attributes:
+        guests: The clients that are attached, by their numbers.
+        manager: The service manager, if there is one.
+        began_at: When it began.
+        failed: There can be no children.
     """
 
     def __init__(self, config: dict[str, Any], sock: _socket.socket, fds: list[int], log: Log) -> None:
@@ -71,13 +78,16 @@ class Daemon(Serving):
         self._free_numbers: deque[int] = deque()
         self._sock = sock
         self._gate: Gate | None = None
-        self._manager = Manager()
-        self._alive_at = 0.0 if self._manager.alive_every is not None else None
+        self.manager = Manager()
+        self._alive_at = 0.0 if self.manager.alive_every is not None else None
         self._status_at = 0.0
         self._stop_by: float | None = None
         self._signals = -1
+        self._slots: int = config["slots"]
+        self._lookout.tried_again = self.hall.tried_again
+        self._reloading = Reloading(self, self._service, self._watch, self._unwatch)
         self._ready = False
-        self._began_at = time.monotonic()
+        self.began_at = time.monotonic()
         self.failed = False
 
     def _make_world(self, config: dict[str, Any], channel: Channel | None, fds: list[int]) -> Any:
@@ -90,7 +100,13 @@ class Daemon(Serving):
         return Lookout(level, self._log)
 
     @property
-    def _hall(self) -> Hall:
+    def stopping(self) -> bool:
+        """Does it take nothing more?"""
+        return bool(self._stopping)
+
+    @property
+    def hall(self) -> Hall:
+        """The children, and the port of each client."""
         hall: Any = self.world
         assert isinstance(hall, Hall)
         return hall
@@ -140,8 +156,8 @@ class Daemon(Serving):
                 self._asked_to_stop()
             elif number in (signal.SIGTTIN, signal.SIGTTOU):
                 self._resize_by(1 if number == signal.SIGTTIN else -1)
-            elif number == signal.SIGHUP:
-                self.watch.log(WARNING, "reload_refused", reason="this supervisor has no configuration file")
+            elif number == signal.SIGHUP and not self._stopping:
+                self.reload()
 
     def _resize_by(self, more: int) -> None:
         n = min(max(1, self.children_wanted + more), self._service["n_max"])
@@ -155,7 +171,7 @@ class Daemon(Serving):
         super()._child_is_ready(child)
         if not self._ready:
             self._ready = True
-            self._manager.tell("READY=1", f"MAINPID={os.getpid()}")
+            self.manager.is_ready()
 
     # ------------------------------------------------------------ clients come
 
@@ -176,34 +192,42 @@ class Daemon(Serving):
         if hello["when_gone"] not in _WHEN_GONE or not 0 <= int(hello["log_level"]) <= 1000:
             raise ValueError("no hello of ours")
         capacities: tuple[int, int] = (service["client_ring_bytes"],) * 2
+        prefix = self._prefix_of(hello)
         fds, channel = make_channel("mpworker-client", capacities)
+        ledger: Ledger | None = None
         try:
             number = self._take_number()
-            prefix = f"{os.urandom(4).hex()}-"
+            if hello["recovers"]:
+                ledger = Ledger()
+                fds += [self.hall.roll.readable(), os.dup(self.hall.life), *map(os.dup, ledger.fds)]
             steers = peer.uid in service["steering_uids"]
             answer = {
                 "prefix": prefix,
+                "client": number,
+                "slots": self._slots,
                 "pid": os.getpid(),
                 "n": self.children_wanted,
                 "capacities": capacities,
                 "max_payload_bytes": service["max_payload_bytes"],
                 "max_pending": service["max_pending"],
-                "queues": list(self.scheduler.queue_states()),
-                "unknown_queues": service["unknown_queues"],
-                "priority_min": service["priority_min"],
                 "steers": steers,
+                **self._terms(),
             }
             peer.frames.send(answer, fds)
         except BaseException:
             channel.close()
+            if ledger is not None:
+                ledger.close()
             raise
         finally:
             close_all(fds)
-        port = Port(self._hall, number, prefix, channel, service["max_payload_bytes"])
-        port.priority_min = service["priority_min"]
+        port = Port(self.hall, number, prefix, channel, service["max_payload_bytes"])
         port.admits = self._admits
+        port.allow(service["priority_min"], service["unknown_queues"] == "create")
         account = self._shared.open_account(number, steers)
         port.ids = Ids(account.keys)
+        port.ledger = ledger
+        port.is_unfinished = account.is_unfinished
         guest = Guest(self, port, account, peer, hello)
         self.guests[number] = guest
         self._lookout.watches[number] = guest.watch
@@ -214,12 +238,35 @@ class Daemon(Serving):
         self.sessions[guest] = None
         self.watch.log(INFO, "client_attached", client=number, pid=peer.pid, uid=peer.uid, name=guest.name)
 
-    def _admits(self, queue: str) -> bool:
-        """May a client put tasks into a queue of this name?"""
+    def _prefix_of(self, hello: dict[str, Any]) -> str:
+        """What the ids of a client's tasks begin with: as before, if it was attached to a supervisor that has died.
+
+        Raises:
+            Refused: Another one has it.
+            ValueError: It is no prefix of ours.
+        """
+        if hello["prefix"] is None:
+            return f"{os.urandom(_PREFIX_BYTES).hex()}-"
+        prefix = str(hello["prefix"])
+        if not prefix.endswith("-") or len(bytes.fromhex(prefix[:-1])) != _PREFIX_BYTES:
+            raise ValueError("no prefix of ours")
+        if any(port.prefix == prefix for port in self.hall.ports.values()):
+            raise Refused("another program has attached by the same name of its tasks")
+        return prefix
+
+    def _terms(self) -> dict[str, Any]:
+        """What a client may ask for: see `mpworker.client.Client.agree`."""
+        service = self._service
+        return {
+            "queues": list(self.scheduler.queue_states()),
+            "unknown_queues": service["unknown_queues"],
+            "priority_min": service["priority_min"],
+        }
+
+    def _admits(self, queue: str, creates: bool) -> bool:
+        """May a client put tasks into a queue of this name; may it make one for that?"""
         known = self.scheduler.queue_states()
-        return queue in known or (
-            self._service["unknown_queues"] == "create" and len(known) < self._service["queues_max"]
-        )
+        return queue in known or (creates and len(known) < self._service["queues_max"])
 
     def _take_number(self) -> int:
         """A number for a client: that of none that is there; of those that were there the one gone for longest."""
@@ -237,6 +284,10 @@ class Daemon(Serving):
         bell.disarm()
         self.sessions[guest] = None
 
+    def _before_offers(self) -> None:
+        if self.hall.unwritten:
+            self.hall.write_ledgers()
+
     def _let_rest(self) -> None:
         super()._let_rest()
         for session in tuple(self.sessions):
@@ -248,7 +299,7 @@ class Daemon(Serving):
                     del self.sessions[session]
 
     def _told_sessions(self) -> Iterable[Session]:
-        hall, guests = self._hall, self.guests
+        hall, guests = self.hall, self.guests
         told = [guests[number] for number in hall.told_ports if number in guests]
         return dict.fromkeys([*self.sessions, *told])
 
@@ -259,6 +310,7 @@ class Daemon(Serving):
         assert isinstance(session, Guest)
         if session.number in self.guests:
             self.watch.log(ERROR, "client_condemned", client=session.number)
+            session.peer.frames.say(codec.DISMISSED)
             self._dismiss(session, "client_dismissed", finishes=False)
 
     def _heard(self, guest: Guest) -> None:
@@ -340,30 +392,26 @@ class Daemon(Serving):
             if message["now"]:
                 self._asked_to_stop()
             return {}
-        now = time.monotonic()
-        return {
-            "pid": os.getpid(),
-            "nursery": self.world.nursery_pid,
-            "n": self.children_wanted,
-            "stopping": bool(self._stopping),
-            "uptime": now - self._began_at,
-            "clients": [guest.described(now) for guest in self.guests.values()],
-            "children": [self._described(child, now) for child in self.world.everyone if child.pid],
-            "queues": self.scheduler.queue_states(),
-        }
+        return described(self)
 
-    def _described(self, child: Child, now: float) -> dict[str, Any]:
-        """One child, and what it runs."""
-        seat = child.seat
-        told: dict[str, Any] = {"pid": child.pid, "state": STATES_OF_SEATS[seat.state], "client": None, "task": None}
-        for task in seat.offers.values():
-            began = self.scheduler.claimed_at(seat, task)
-            if began is not None:
-                client = client_of(task.key)
-                prefix = self._hall.ports[client].prefix
-                told |= {"client": client, "task": f"{prefix}{task.key & codec.TASK_MASK}", "for": now - began}
-                break
-        return told
+    def reload(self) -> int:
+        return self._reloading.ask()
+
+    def reloaded(self, number: int) -> dict[str, Any] | None:
+        return self._reloading.outcome(number)
+
+    def take_on(self, told: dict[str, Any]) -> None:
+        """A configuration that was read again has these values; those of the service are in force already."""
+        service = self._service
+        self._start_timeout, self._exit_grace = told["start_timeout"], told["grace"]
+        self._lookout.change_level(told["log_level"])
+        if self._gate is not None:
+            self._gate.admit(service["uids"], service["gids"])
+        terms = json.dumps(self._terms()).encode()
+        for guest in self.guests.values():
+            # It is not to blame for what it sends before it has heard of that: it may still do what it might before.
+            guest.own_port.allow(service["priority_min"], service["unknown_queues"] == "create")
+            guest.own_port.send(codec.TERMS, 0, 0, 0, 0, terms)
 
     # ------------------------------------------------------------ the end
 
@@ -376,7 +424,8 @@ class Daemon(Serving):
         self._stopping = DRAIN
         timeout = self._service["stop_timeout"]
         self._stop_by = None if timeout is None else now + timeout
-        self._manager.tell("STOPPING=1")
+        self._reloading.close()
+        self.manager.tell("STOPPING=1")
         self.watch.log(INFO, "stopping", clients=len(self.guests), timeout=timeout)
         if self._gate is not None:
             self._gate.close()
@@ -387,11 +436,11 @@ class Daemon(Serving):
         self.scheduler.close()
 
     def _look_at_the_end(self, now: float) -> None:
-        for number in self._hall.told_ports:
-            if number in self.guests and self._hall.ports[number].broken:
+        for number in self.hall.told_ports:
+            if number in self.guests and self.hall.ports[number].broken:
                 self.condemned(self.guests[number])
-        self._hall.told_ports.clear()
-        self._hall.forget_released()
+        self.hall.told_ports.clear()
+        self.hall.forget_released()
         for guest in tuple(self._leaving):
             if guest.is_finished():
                 self._leave(guest)
@@ -399,6 +448,7 @@ class Daemon(Serving):
             self._forget_those_without_tasks()
         if self._gate is not None and self._gate.next_at is not None and now >= self._gate.next_at:
             self._gate.look(now)
+        self._reloading.look(now)
         self._tell_manager(now)
         if self._stopping == DRAIN:
             self._drain(now)
@@ -410,7 +460,7 @@ class Daemon(Serving):
             self._stopping = NOW
 
     def _tell_manager(self, now: float) -> None:
-        manager = self._manager
+        manager = self.manager
         if self._alive_at is not None and now >= self._alive_at:
             assert manager.alive_every is not None
             self._alive_at = now + manager.alive_every
@@ -425,7 +475,7 @@ class Daemon(Serving):
 
     def _times(self) -> list[float | None]:
         at = self._gate.next_at if self._gate is not None else None
-        return [*super()._times(), at, self._alive_at, self._stop_by, self._exit_at]
+        return [*super()._times(), at, self._reloading.next_at, self._alive_at, self._stop_by, self._exit_at]
 
     def _broken(self, why: str, traceback: str) -> None:
         """There will be no children, and so no service."""
@@ -447,6 +497,7 @@ class Daemon(Serving):
             self._dismiss(guest, "client_dismissed", finishes=True)
         if self._gate is not None:
             self._gate.close()
+        self._reloading.close()
         self.watch.log(INFO, "stopped", unfinished=unfinished)
 
 

@@ -110,12 +110,16 @@ class Gate:
         enter: Callable[[Peer, dict[str, Any]], None],
     ) -> None:
         self._sock = sock
-        self._uids, self._gids = frozenset(uids), frozenset(gids)
+        self.admit(uids, gids)
         self._watch, self._unwatch, self._enter = watch, unwatch, enter
         self._waiting: dict[Peer, None] = {}  # in the order of their times
         self._listens = False
         self._again_at: float | None = None
         self._listen(True)
+
+    def admit(self, uids: list[int], gids: list[int]) -> None:
+        """These may attach from now on."""
+        self._uids, self._gids = frozenset(uids), frozenset(gids)
 
     def _listen(self, on: bool) -> None:
         if on and not self._listens:

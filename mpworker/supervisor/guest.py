@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mpworker.supervisor.daemon import Daemon
     from mpworker.supervisor.gate import Peer
     from mpworker.supervisor.hall import Port
+    from mpworker.supervisor.registry import DetailedTask
 
 
 class Guest(Session):
@@ -75,6 +76,9 @@ class Guest(Session):
         for _ in range(1 + self.own_port.channel.inbound.fill() // RECORD_HEADER_BYTES):
             if self.own_port.broken or not self.read():
                 return
+
+    def submitted_again(self, task: DetailedTask, data: bytes) -> None:
+        self.account.submitted_again(task, self.own_port.before(data))
 
     def may_steer(self) -> None:
         self.account.may_steer()

@@ -7,8 +7,11 @@ each client has at least one: it says what the ids of its tasks begin with.
 
 from __future__ import annotations
 
+import os
+
 from mpworker.containers import deque
-from mpworker.ipc import codec, json
+from mpworker.ipc import codec, details, json
+from mpworker.ipc.ledger import TRIED_AGAIN, Ledger
 from mpworker.ipc.ring import RingCorrupt
 from mpworker.supervisor.children import Children
 from mpworker.supervisor.fair import client_of
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from mpworker.ipc.channel import Channel
+    from mpworker.supervisor.children import Child
     from mpworker.supervisor.history import History
     from mpworker.supervisor.registry import DetailedTask, Task, TaskOptions
 
@@ -33,6 +37,7 @@ _OPTIONS: Final = {
     "priority": int,
     "weight": int,
 }
+_BEFORE: Final = 5  # start, stop, attempts, failures, crashes
 _DETAILS: Final = {
     "concurrency_key": str,
     "concurrency": int,
@@ -134,8 +139,9 @@ class Port(ClientPort):
     Attributes:
         prefix: What the ids of its tasks begin with.
         broken: Its ring cannot be written to.
-        priority_min: It may ask for none that is lower; None for any.
-        admits: Says of the name of a queue whether it may put tasks in there.
+        admits: Says of the name of a queue whether a client may put tasks in there, and whether it may make one.
+        ledger: What outlives this process of its tasks; None for a client that has no use for that.
+        is_unfinished: Says of the number of a task or chunk whether it has no outcome.
     """
 
     def __init__(self, hall: Hall, number: int, prefix: str, channel: Channel, max_payload_bytes: int) -> None:
@@ -143,13 +149,27 @@ class Port(ClientPort):
         self.number = number
         self.base = number << CONTEXT_SHIFT
         self.broken = False
-        self.priority_min: int | None = None
-        self.admits: Callable[[str], bool] = lambda _: True
+        self.admits: Callable[[str, bool], bool] = lambda *_: True
+        self._priority_min: int | None = 1 << 62
+        self._makes_queues = False
+        self.ledger: Ledger | None = None
+        self.is_unfinished: Callable[[int], bool] = lambda _: True
         self.prefix = prefix
         self._hall = hall
         self._said = json.dumps({"prefix": prefix}).encode()
         self._contexts: dict[int, Context] = {}  # by the client's number of their judge
         hall.ports[number] = self
+
+    def allow(self, priority_min: int | None, makes_queues: bool) -> None:
+        """It may do this as well from now on.
+
+        Args:
+            priority_min: Ask for a priority that is no lower; None for any.
+            makes_queues: Put tasks into a queue that is not there yet.
+        """
+        before = self._priority_min
+        self._priority_min = None if before is None or priority_min is None else min(before, priority_min)
+        self._makes_queues = self._makes_queues or makes_queues
 
     # ------------------------------------------------------------ in
 
@@ -164,6 +184,17 @@ class Port(ClientPort):
         _check(task, _DETAILS)
         return task
 
+    def before(self, payload: bytes) -> list[list[int]]:
+        """What a client knows of a task that another supervisor had accepted: see `mpworker.service.estate`.
+
+        Raises:
+            ValueError: That is none that a client of ours would send; so is TypeError.
+        """
+        parts = details.read(payload)["before"]
+        if not parts or not all(len(part) == _BEFORE and all(0 <= each < 1 << 32 for each in part) for part in parts):
+            raise ValueError("nothing that a client of ours would know of a task")
+        return parts  # type: ignore[no-any-return]
+
     def again(self, history: History, key: int, new_key: int) -> DetailedTask | None:
         return super().again(history, key, self.base | new_key)
 
@@ -176,9 +207,9 @@ class Port(ClientPort):
     def _task_options(self, judge: int = 0, backoff: list[Any] | None = None, **plain: Any) -> TaskOptions:
         options = super()._task_options(judge, backoff, **plain)
         _check(options, _OPTIONS)
-        if self.priority_min is not None and options.priority < self.priority_min:
+        if self._priority_min is not None and options.priority < self._priority_min:
             raise ValueError("a priority that no client of ours would ask for here")
-        if not self.admits(options.queue):
+        if not self.admits(options.queue, self._makes_queues):
             raise ValueError("a queue that no client of ours would name here")
         return options
 
@@ -212,11 +243,37 @@ class Port(ClientPort):
             return
         self.ended_ns.append(task.accepted_ns)
         self.emit_again(task.key & codec.TASK_MASK, status, payload)
+        if self.outbox.waiting:
+            self.enter(task, 0, 0, status)
 
     def emit_items(self, task: Task, start: int, stop: int, status: int, payload: bytes, duration_ns: int) -> None:
         if payload.__class__ is not bytes:
             status, payload = self._delivered(status, payload)
         self.send(codec.RESULTS, status, task.key & codec.TASK_MASK, start | stop << 32, duration_ns, payload)
+        if self.outbox.waiting:
+            self.enter(task, start, stop, status)
+
+    def enter(self, task: Task, start: int, stop: int, status: int) -> None:
+        """Note what the client is to know of a task, or of items, should this process die before it can be told."""
+        if self.ledger is not None:
+            setbacks, key = task.setbacks, task.key & codec.TASK_MASK
+            counts = task.attempts, setbacks.failures, setbacks.crashes
+            self.ledger.note((key, getattr(task, "generation", 0), start, stop, *counts, status & codec.LOW))
+            self._hall.unwritten[self.number] = None
+
+    def write_ledger(self) -> None:
+        """Write what was noted.
+
+        Raises:
+            OSError: See `Ledger.write`.
+        """
+        if self.ledger is not None:
+            self.ledger.write(self._is_needed)
+
+    def _is_needed(self, entry: tuple[int, ...]) -> bool:
+        """Does this say what the client cannot know otherwise?"""
+        key, status = entry[0], entry[-1]
+        return self.is_unfinished(key) if status == TRIED_AGAIN else bool(self.outbox.waiting)
 
     def divert(self, first_key: int, sink: Callable[[Task, int, bytes], None]) -> None:
         super().divert(self.base | first_key, sink)
@@ -230,6 +287,10 @@ class Port(ClientPort):
         """The client is gone: nothing more is sent. Its children's memory of it goes when its last task has ended."""
         self.broken = True
         self.outbox.waiting.clear()
+        self._hall.unwritten.pop(self.number, None)
+        if self.ledger is not None:
+            self.ledger.close()
+            self.ledger = None
 
     def leave(self) -> None:
         """No task of it is left: what the children know of it is forgotten with what is let go of here."""
@@ -246,14 +307,37 @@ class Hall(Children):
     Attributes:
         ports: By their numbers.
         told_ports: The numbers of those that were sent something in this turn.
+        unwritten: The numbers of those whose ledgers are to be written before anything more is offered.
+        life: A descriptor that ends (poll) when this process, every nursery and every child are dead: each of them has
+            the other end of that pipe.
         numbers: Of functions and contexts.
     """
 
     def __init__(self, config: dict[str, Any], fds: list[int]) -> None:
-        super().__init__(config, fds)
+        self.life, held = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        super().__init__(config | {"holds_life": True}, [*fds, held])
         self.ports: dict[int, Port] = {}
         self.told_ports: dict[int, None] = {}
+        self.unwritten: dict[int, None] = {}
         self.numbers = Numbers()
+
+    def tried_again(self, task: Task) -> None:
+        """Another attempt of a task, or of items, follows one that is over."""
+        self.ports[client_of(task.key)].enter(task, task.start, task.stop, TRIED_AGAIN)
+
+    def write_ledgers(self) -> None:
+        """Write what clients are to know if this process dies, before nothing else tells of it."""
+        for number in tuple(self.unwritten):
+            try:
+                self.ports[number].write_ledger()
+            except OSError:
+                continue  # no memory: it is tried again in the next turn; or the client forbids it, which is its loss
+            self.unwritten.pop(number, None)
+
+    def spawn(self) -> Child:
+        """See `Children`: the new child's slots may have been another's."""
+        self.write_ledgers()
+        return super().spawn()
 
     def forget_released(self) -> None:
         """What no task has any more, no child is to know: only then its number may be another's."""

@@ -21,6 +21,11 @@ class Interrupts(Dispatch):
         self._times = times
         self._leases = Leases(times.lease_ttl)
 
+    def change_times(self, grace: float, start_timeout: float, kill_timeout: float) -> None:
+        """Wait so long for a child from now on; who is waited for already is given what it was."""
+        times = self._times
+        times.grace, times.start_timeout, times.kill_timeout = grace, start_timeout, kill_timeout
+
     def dispatch(self, now: float) -> None:
         """Offer what waits to whoever has room."""
         if self._pausing:

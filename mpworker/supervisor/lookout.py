@@ -58,6 +58,7 @@ class Lookout(Watch):
 
     Attributes:
         watches: Those of the clients, by their numbers.
+        tried_again: Is called with each task of which another attempt follows.
     """
 
     def __init__(self, level: int, log: Log) -> None:
@@ -65,6 +66,7 @@ class Lookout(Watch):
         super().__init__(nobody, level)
         self._log = log
         self.watches: dict[int, Watch] = {}
+        self.tried_again: Callable[[Task], None] = lambda _: None
 
     def accepted(self, task: Task) -> None:
         """See `mpworker.supervisor.effects.Watcher`, here and below."""
@@ -84,6 +86,7 @@ class Lookout(Watch):
 
     def retried(self, task: Task, pause: float) -> None:
         super().retried(task, pause)
+        self.tried_again(task)
         watch = self.watches.get(client_of(task.key))
         if watch is not None and watch.tells:
             watch.told_of_retry(task, pause)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _socket
 import os
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +42,14 @@ class Manager:
                 self._sock.sendto("\n".join(lines).encode(), self._address)
             except OSError:
                 pass
+
+    def is_ready(self) -> None:
+        """The service is, or is again."""
+        self.tell("READY=1", f"MAINPID={os.getpid()}")
+
+    def reloads(self) -> None:
+        """It reads its configuration, until `is_ready`."""
+        self.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def status(self, text: str) -> None:
         """A line for people, if it is another one than before."""

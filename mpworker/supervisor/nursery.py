@@ -23,10 +23,11 @@ import sys
 
 from mpworker.ipc import frames, json, ownpath, tracebacks
 from mpworker.ipc._native import prctl
-from mpworker.ipc.channel import Channel, map_claims
+from mpworker.ipc.channel import Channel, channel_bytes, map_claims
 from mpworker.ipc.failures import brief, cut, full
 from mpworker.ipc.limits import explained
 from mpworker.ipc.signals import signal
+from mpworker.ipc.stacks import StackFile
 from mpworker.supervisor.advance import InAdvance
 from mpworker.supervisor.burying import become_subreaper, bury, kill_strays
 from mpworker.supervisor.spawning import UNHEEDED
@@ -47,6 +48,8 @@ class Nursery:
         settings: The "child" part of the configuration, handed to every child.
         initializer: The pickle of the user's initializer, or b"".
         arenas: The descriptors of the arenas, that for calls and that for results; none where there are none.
+        life: What each process is to have open until it is dead, if there is such a descriptor: by it others see that
+            all of them are.
         advance: What it imports when it has nothing to do.
     """
 
@@ -56,8 +59,10 @@ class Nursery:
         settings: dict[str, Any],
         initializer: bytes,
         arenas: list[int],
+        life: list[int],
         advance: InAdvance,
     ) -> None:
+        self._life = life
         self._supervisor = supervisor
         self._settings = settings
         self._initializer = initializer
@@ -104,7 +109,7 @@ class Nursery:
             try:
                 pid = os.fork()
                 if pid == 0:
-                    self._become_child(fds, order["capacities"], order["slots"], order["cores"])
+                    self._become_child(fds, order)
                 os.setpgid(pid, pid)  # here as well as in the child: whoever is first
                 pidfd = os.pidfd_open(pid)
             finally:
@@ -140,7 +145,7 @@ class Nursery:
             bury(pid)
         kill_strays(set())
 
-    def _become_child(self, fds: list[int], capacities: tuple[int, int], slots: int, cores: list[int]) -> NoReturn:
+    def _become_child(self, fds: list[int], order: dict[str, Any]) -> NoReturn:
         try:
             os.setpgid(0, 0)
             prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -152,14 +157,17 @@ class Nursery:
                 os.close(pidfd)
             _heed_signals()
             _set_oom_score()
-            segment, one_bell, other_bell, claims_fd, *arenas = _move_high([*fds, *self._arenas])
-            bells = (one_bell, other_bell)
-            channel = Channel([segment, *bells], capacities, 1)
-            claims, stack_file = map_claims(claims_fd, slots)
-            os.close(segment)
+            _move_high(self._life)
+            segment, one_bell, other_bell, roll, *arenas = _move_high([*fds, *self._arenas])
+            capacities = order["capacities"]
+            channel = Channel([segment, one_bell, other_bell], capacities, 1)
+            claims = map_claims(roll, order["region"], order["slots"])
+            os.close(roll)
+            stack_file = StackFile(segment, channel_bytes(capacities))
             from mpworker.child import main
 
-            main.run(channel, claims, stack_file, self._settings | {"cores": cores}, self._initializer, arenas)
+            settings = self._settings | {"cores": order["cores"]}
+            main.run(channel, claims, stack_file, settings, self._initializer, arenas)
         except BaseException as error:  # noqa: BLE001
             tracebacks.show(error)
         finally:
@@ -299,6 +307,7 @@ def _live(supervisor: frames.Frames, collects: bool) -> None:
     if first is None:
         return
     config, (blob_fd, *arenas) = first
+    life = [arenas.pop()] if config["holds_life"] else []
     with open(blob_fd, "rb") as file:
         file.seek(0)
         blob = json.loads(file.read())
@@ -330,7 +339,7 @@ def _live(supervisor: frames.Frames, collects: bool) -> None:
         return
     settings = config["child"] | {"nursery_pid": os.getpid(), "blas_threads": blas_threads}
     settings["middleware"] = bytes.fromhex(blob["middleware"])
-    nursery = Nursery(supervisor, settings, bytes.fromhex(blob["initializer"]), arenas, advance)
+    nursery = Nursery(supervisor, settings, bytes.fromhex(blob["initializer"]), arenas, life, advance)
     gc.freeze()  # the collector of a child would otherwise touch, and so copy, every page of the preloaded modules
     try:
         supervisor.send({"op": "ready"})

@@ -307,6 +307,7 @@ class Task:
         piece = type(self)(self.key, self.function, self.options, self.payload, self.items, self.flags)
         piece.start, piece.stop = start, stop
         piece.attempts, piece.order, piece.state = self.attempts, self.order, self.state
+        piece.generation = getattr(self, "generation", 0)  # the last attempt that began of it was of this offer
         if self.setbacks is not NO_SETBACKS:
             piece.setbacks = Setbacks(self.setbacks.failures, self.setbacks.crashes, self.setbacks.expired)
         return piece

@@ -247,6 +247,16 @@ def _service(session: Session, message: Message) -> Message:
     return session.loop.operated(message)
 
 
+def _reload(session: Session, message: Message) -> Message:
+    session.may_steer()
+    message["number"] = session.loop.reload()
+    return {}
+
+
+def _is_reloaded(session: Session, message: Message) -> Message | None:
+    return session.loop.reloaded(message["number"])
+
+
 def _retention(session: Session, message: Message) -> Message:
     session.scheduler.retain(**message["options"], now=time.monotonic())
     return {}
@@ -283,11 +293,15 @@ VERBS: dict[str, Callable[[Session, Message], Message]] = {
     "watch": _watch,
     "record": _record,
     "service": _service,
+    "reload": _reload,
 }
 # Answered at the end of the turn, when what came before them has been offered.
 _AFTERWARDS = ("children", "queues", "task", "tasks", "metrics")
 # Answered when these have something to say, which they are asked at the end of each turn.
-_IN_TIME: dict[str, Callable[[Session, Message], Message | None]] = {"drain": _are_drained}
+_IN_TIME: dict[str, Callable[[Session, Message], Message | None]] = {
+    "drain": _are_drained,
+    "reload": _is_reloaded,
+}
 
 
 class Requests:
@@ -332,7 +346,8 @@ class Requests:
         """Those of these queues (None: of all) will not come to their end."""
         left = []
         for request, message in self._awaited:
-            if names is None or message["names"] is None or set(names) & set(message["names"]):
+            of = message.get("names", ())
+            if message["verb"] == "drain" and (names is None or of is None or set(names) & set(of)):
                 self._session.port.reply(request, {"drained": False})
             else:
                 left.append((request, message))

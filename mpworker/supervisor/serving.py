@@ -116,6 +116,7 @@ class Serving(Nursing):
         if at is not None and now >= at:
             found += 1
             self._timer(now)
+        self._before_offers()
         if self._spawn_at is not None and now >= self._spawn_at:
             found += 1
             self._spawn_at = None
@@ -141,6 +142,9 @@ class Serving(Nursing):
             found += world.ring_told()  # an answer of one whose bell is not armed is not to be slept through
         return found
 
+    def _before_offers(self) -> None:
+        """The slots of what has been answered are about to be used anew."""
+
     def _told_sessions(self) -> Iterable[Session]:
         """Those that this turn may have told something."""
         return tuple(self.sessions)
@@ -156,6 +160,18 @@ class Serving(Nursing):
             ValueError: This is none.
         """
         raise ValueError("what an operator asks is asked of a supervisor that has one client")
+
+    def reload(self) -> int:
+        """Read the configuration again; by this number `reloaded` is asked what came of it.
+
+        Raises:
+            ValueError: There is none.
+        """
+        raise ValueError("a supervisor that has one client has no configuration of its own")
+
+    def reloaded(self, number: int) -> dict[str, Any] | None:
+        """What came of it; None as long as it is not over."""
+        raise NotImplementedError
 
     def stop(self, session: Session, now: bool) -> None:
         """A client has asked for the end, of itself or of all: at once, or when its tasks have ended."""

@@ -9,7 +9,7 @@ from mpworker.ipc.codec import SUBMIT, Record
 from mpworker.ipc.ring import RingCorrupt
 from mpworker.supervisor.describe import Describer
 from mpworker.supervisor.latency import Latency
-from mpworker.supervisor.registry import Task
+from mpworker.supervisor.registry import DetailedTask, Task
 from mpworker.supervisor.requests import Requests
 
 TYPE_CHECKING = False
@@ -100,7 +100,7 @@ class Session:
         elif kind == codec.CHUNK and not flags & codec.DETAILED:
             self.submitted(port.chunk(flags, a, b, c, data))
         elif kind in (codec.SUBMIT, codec.CHUNK):
-            scheduler.submitted_with_details(port.detailed(kind, flags, a, b, c, data))
+            self._submitted_with_details(port.detailed(kind, flags, a, b, c, data), flags, data)
         elif kind == codec.OPTIONS:
             scheduler.options_known(port.note_options(a, data))
         elif kind == codec.REQUEST:
@@ -115,6 +115,20 @@ class Session:
             forgotten = port.note(kind, flags, a, data)
             if forgotten is not None:
                 self.loop.world.forget(forgotten)
+
+    def _submitted_with_details(self, task: DetailedTask, flags: int, data: bytes) -> None:
+        if flags & codec.AGAIN:
+            self.submitted_again(task, data)
+        else:
+            self.scheduler.submitted_with_details(task)
+
+    def submitted_again(self, task: DetailedTask, data: bytes) -> None:
+        """A task has come that a supervisor had accepted which has died.
+
+        Raises:
+            ValueError: The only client of a supervisor dies with it, and sends none.
+        """
+        raise ValueError("no supervisor had accepted that")
 
     def end_turn(self, now: float) -> None:
         """Tell what this turn of the loop has brought."""

@@ -130,6 +130,10 @@ class Watch:
 
     # ------------------------------------------------------------ the log
 
+    def change_level(self, level: int) -> None:
+        """The least level that is sent from now on."""
+        self._level = level
+
     def log(self, level: int, event: str, task: int = 0, **fields: object) -> None:
         """A record for the log, of a task perhaps."""
         if level >= self._level:
