@@ -65,6 +65,7 @@ typedef struct {
     bool waiting; /* under the GIL */
     mpw_habit habit; /* so */
     mpw_patience patience; /* so */
+    bool spun; /* so: the last wait has spun for long, and in vain */
 } bell_object;
 
 typedef struct {
@@ -637,13 +638,26 @@ static PyObject *bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nar
         deadline_ns = mpw_now_ns() + (uint64_t)(timeout * 1e9);
     if (mpw_watch_ready(&watch))
         return PyLong_FromLong(1);
+    if (timeout == 0)
+        return PyLong_FromLong(mpw_bell_look(&watch, (int)also_fd));
     int result;
-    bool learns = by_habit && spin_ns, is_patient = !by_habit && longest_ns > spin_ns;
+    bool learns = by_habit && spin_ns, sleeps = bell->spun;
+    bool is_patient = !by_habit && longest_ns > spin_ns && !sleeps;
     uint64_t begun_ns = learns || is_patient ? mpw_now_ns() : 0;
-    uint64_t worth_ns = learns ? mpw_habit_spin(&bell->habit, spin_ns) : spin_ns;
-    bool for_long = is_patient && mpw_patience_spins(&bell->patience);
-    if (for_long)
-        worth_ns = longest_ns;
+    bell->spun = false;
+    if (is_patient && mpw_patience_spins(&bell->patience)) {
+        bell->waiting = true;
+        Py_BEGIN_ALLOW_THREADS
+        result = mpw_bell_spin(&watch, deadline_ns, longest_ns);
+        Py_END_ALLOW_THREADS
+        bell->waiting = false;
+        mpw_patience_learn(&bell->patience, longest_ns, true, mpw_now_ns() - begun_ns);
+        /* Not to sleep from here: a signal that has come meanwhile would not end that. Whoever waits looks whether there is
+         * something to do, and comes again to sleep. */
+        bell->spun = !result;
+        return PyLong_FromLong(1);
+    }
+    uint64_t worth_ns = learns ? mpw_habit_spin(&bell->habit, spin_ns) : sleeps ? 0 : spin_ns;
     bell->waiting = true;
     Py_BEGIN_ALLOW_THREADS
     result = mpw_bell_wait(bell->word, bell->fd, &watch, (int)also_fd, deadline_ns, worth_ns);
@@ -652,7 +666,7 @@ static PyObject *bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nar
     if (learns && worth_ns)
         mpw_habit_learn(&bell->habit, spin_ns, mpw_now_ns() - begun_ns);
     if (is_patient)
-        mpw_patience_learn(&bell->patience, longest_ns, for_long, mpw_now_ns() - begun_ns);
+        mpw_patience_learn(&bell->patience, longest_ns, false, mpw_now_ns() - begun_ns);
     if (result >= 0)
         return PyLong_FromLong(result);
     if (errno != EINTR)
@@ -676,7 +690,8 @@ static PyMethodDef bell_methods[] = {
      "Sleep until inbound has a record, outbound has room for need payload bytes, the bell was rung or a signal was handled "
      "(bit 1), also_fd is readable (bit 2), or timeout seconds are over (0; negative waits for ever). Spins for spin_ns first; "
      "by_habit, only where waits of that kind are usually short enough for it; else for longest_ns where that has turned out "
-     "to save more than it costs."},
+     "to save more than it costs: 1 if that was in vain, and the next call sleeps at once. With a timeout of 0 nobody is "
+     "disturbed who sleeps."},
     {NULL, NULL, 0, NULL},
 };
 

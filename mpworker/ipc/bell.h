@@ -237,25 +237,37 @@ static inline void mpw_patience_learn(mpw_patience *patience, uint64_t longest_n
         patience->failures = 0;
 }
 
+/* Is a ring ready within so long, and before the deadline (UINT64_MAX: none)? */
+static inline bool mpw_bell_spin(const mpw_watch *watch, uint64_t deadline_ns, uint64_t spin_ns)
+{
+    uint64_t until = mpw_now_ns() + spin_ns;
+    if (until > deadline_ns)
+        until = deadline_ns;
+    do {
+        for (int i = 0; i < 16; i++) {
+            mpw_relax();
+            if (mpw_watch_ready(watch))
+                return true;
+        }
+    } while (mpw_now_ns() < until);
+    return false;
+}
+
+/* Is a ring ready (bit 1), or `also_fd` readable (bit 2), now? The word and the pipe are left as they are: another thread of
+ * this side may sleep, whose wake-up would be lost by a word that is cleared, or a byte that is taken out. */
+static inline int mpw_bell_look(const mpw_watch *watch, int also_fd)
+{
+    struct pollfd also = {.fd = also_fd, .events = POLLIN};
+    return (mpw_watch_ready(watch) ? 1 : 0) | (poll(&also, 1, 0) > 0 ? 2 : 0);
+}
+
 /* Spin, then sleep, until a ring is ready (bit 1), the pipe is readable (bit 1) or `also_fd` is readable (bit 2).
  * 0 at the deadline (UINT64_MAX: none), -1 with errno. */
 static inline int mpw_bell_wait(mpw_bell_word *bell, int fd, const mpw_watch *watch, int also_fd, uint64_t deadline_ns,
                                 uint64_t spin_ns)
 {
-    if (mpw_watch_ready(watch))
+    if (mpw_watch_ready(watch) || (spin_ns && mpw_bell_spin(watch, deadline_ns, spin_ns)))
         return 1;
-    if (spin_ns) {
-        uint64_t until = mpw_now_ns() + spin_ns;
-        if (until > deadline_ns)
-            until = deadline_ns;
-        do {
-            for (int i = 0; i < 16; i++) {
-                mpw_relax();
-                if (mpw_watch_ready(watch))
-                    return 1;
-            }
-        } while (mpw_now_ns() < until);
-    }
     if (watch->head)
         mpw_bell_want_room(bell, true);
     mpw_bell_arm(bell);
