@@ -68,6 +68,7 @@ class Client(Reader):
         queues: and of queues.
         sending: How what needs patience is sent,
         resending: and what must be sent once more.
+        asked: The requests that this supervisor has, and has not answered, if another one may have to be asked.
         recovery: What is done when the supervisor dies; None where that is the end.
         recurs: A recurring task was registered.
     """
@@ -78,6 +79,8 @@ class Client(Reader):
         "_keys",
         "_last_key",
         "_options",
+        "_unanswered",
+        "asked",
         "functions",
         "observer",
         "option_table",
@@ -101,6 +104,8 @@ class Client(Reader):
         self.prefix = start.prefix
         super().__init__(start.supervisor, self._ending_kind(self))
         self.recovery = start.recovery_of(self)
+        self.asked: dict[int, object] = {}
+        self._unanswered: list[int] = []  # requests that a supervisor had which has died
         if self.recovery is not None:
             self.pending = Pending()
             self.take_out = self.pending.pop
@@ -156,6 +161,11 @@ class Client(Reader):
         return self.kept
 
     @property
+    def _asks(self) -> dict[int, object] | None:
+        """Where it is noted in the moment of a push that the supervisor has a request; None as above."""
+        return None if self.recovery is None else self.asked
+
+    @property
     def kept(self) -> dict[int, Record] | None:
         """What is kept of what was sent, to be sent again; None where nothing is."""
         pending = self.pending
@@ -182,6 +192,7 @@ class Client(Reader):
         """The supervisor is dead, and another one waited for: nothing is sent until `is_served_by`."""
         self._submit = None
         self.takes_from(supervisor)
+        self._unanswered, self.asked = [*self._unanswered, *self.asked], {}
 
     def is_served_by(self, supervisor: Supervisor) -> None:
         """Here is another supervisor, which knows what the one before did: whoever waited to send something goes on."""
@@ -198,8 +209,11 @@ class Client(Reader):
         self.submits_to(supervisor.channel)
         if self.fanout is not None:
             self.fanout.tell_for_sure()
-        for reply in list(self._replies.values()):
-            reply.settle(ASK_AGAIN)
+        unanswered, self._unanswered = self._unanswered, []
+        for key in unanswered:  # of the rest none has been sent: whoever does so sends it to this one
+            reply = self._replies.get(key)
+            if reply is not None:
+                reply.settle(ASK_AGAIN)
         wake_all((*self._any_event, *self._followers))
         if waited_on is not None:
             waited_on.wake()
@@ -488,6 +502,7 @@ class Client(Reader):
             self.sending.send(codec.REQUEST, 0, key, 0, 0, json.dumps(message).encode())
             self.wait_for(reply, None if by is None else max(0.0, by - time.monotonic()))
             self._replies.pop(key, None)
+            self.asked.pop(key, None)
             if reply.answer is not ASK_AGAIN:
                 return None if reply.answer is None or "lost" in reply.answer else reply.answer
 
@@ -521,7 +536,9 @@ class Client(Reader):
 
     def abandon(self, key: int) -> None:
         """Nobody wants the rest of this chunk any more."""
-        if key in self.pending and not (self._exited or self._forked):
+        if self.recovery is not None and self.recovery.stands_by():
+            self.pending.cancelled.add(key)  # type: ignore[attr-defined]  # the next supervisor need not know of it
+        elif key in self.pending and not (self._exited or self._forked):
             # The reply is an event, by which a submit that waits for max_pending sees that there is room.
             message = {"verb": "cancel", "task": key, "interrupt": self._interrupts}
             try:

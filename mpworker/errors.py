@@ -77,10 +77,12 @@ class ConnectError(MPWorkerError, ConnectionError):
     """No supervisor can be attached to: none listens there, it refuses this program, or it says nothing in time.
 
     Attributes:
-        refused: It has refused this program.
+        refused: It has refused this program,
+        for_good: and will whenever it is asked.
+        hung_up: It has ended the connection, as it has died perhaps.
     """
 
-    refused = False
+    refused = for_good = hung_up = False
 
 
 class ShareError(MPWorkerError):

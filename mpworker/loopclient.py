@@ -317,6 +317,7 @@ class LoopClient(LineClient):
                 await asyncio.wait([reply.future], timeout=None if by is None else max(0.0, by - loop.time()))
             finally:
                 self._replies.pop(key, None)
+                self.asked.pop(key, None)
             if reply.answer is not ASK_AGAIN:
                 return None if reply.answer is None or "lost" in reply.answer else reply.answer
 

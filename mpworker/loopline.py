@@ -19,7 +19,7 @@ import math
 import time
 from collections import deque
 from heapq import heapify, heappop, heappush
-from typing import Final
+from typing import Any, Final
 
 from mpworker.client import Client, queue_full
 from mpworker.ending import DRAIN
@@ -98,9 +98,15 @@ class LineClient(Client):
     def _keeps(self) -> dict[int, Record] | None:
         return None  # what is sent may wait in the outbox, and is kept when it leaves that
 
+    @property
+    def _asks(self) -> dict[int, object] | None:
+        return None
+
     def _push_first(self, record: Record, whole: Record) -> bool:
         """Push what is next: a record, or the last or another part of one, which is kept if it is a task's."""
-        kept = self.kept if record[0] in (codec.SUBMIT, codec.CHUNK) else None
+        kept: dict[int, Any] | None = self.kept if record[0] in (codec.SUBMIT, codec.CHUNK) else None
+        if record[0] == codec.REQUEST and record[2] and self.recovery is not None:
+            kept = self.asked
         return self._push_now(*record) if kept is None else self._push_keeping(kept, whole, *record)
 
     def _send_or_keep(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> bool:

@@ -22,6 +22,8 @@ from mpworker.waiting import wake_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from mpworker.arenas import Arenas
     from mpworker.client import Client
     from mpworker.ipc.shares import Share
@@ -58,17 +60,22 @@ class Sending:
     def send(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes) -> None:
         """Send a record that names no function."""
         client = self._client
-        if len(data) > self.max_record or not client._push(kind, flags, a, b, c, data):
+        if len(data) > self.max_record or not self.push((kind, flags, a, b, c, data)):
             self.slowly(kind, flags, a, b, c, data, kind == codec.REQUEST)  # answered until the end
         client._ring()
 
     def push(self, record: Record, whole: Record | None = None) -> bool:
         """Push a record if there is room for it, and keep what is kept of it: `whole`, or the record itself."""
-        client = self._client
-        kept = client._keeps if record[0] in _NAMES_ONE else None
+        client, kept = self._client, self._kept_of(record)
         if kept is None:
             return client._push(*record)
         return client._push_keeping(kept, record if whole is None else whole, *record)
+
+    def _kept_of(self, record: Record) -> dict[int, Any] | None:
+        """Where it is kept that the supervisor has a record; None where nobody keeps it."""
+        if record[0] in _NAMES_ONE:
+            return self._client._keeps
+        return self._client._asks if record[0] == codec.REQUEST and record[2] else None
 
     def slowly(self, kind: int, flags: int, a: int, b: int, c: int, data: bytes, until_end: bool = False) -> bool:
         """Send a record that must wait for room or go in parts, reading events meanwhile.
@@ -159,7 +166,7 @@ class Sending:
         names_one = kind in _NAMES_ONE and not record[1] & codec.FRAGMENTED
         live = client.functions.live
         over = client.is_over if until_end else client.is_closed
-        kept = client._keeps if record[0] in _NAMES_ONE else None
+        kept = self._kept_of(record)
         what = record if whole is None else whole
         while True:
             if client._closed and not until_end:

@@ -343,6 +343,76 @@ def test_what_is_called_meanwhile_waits(service: Service) -> None:
         assert sorted(map(repr, made)) == sorted(map(repr, [9, [0, 1, 4, 9], 328350, 2, 200_000, 5]))
 
 
+def test_what_is_asked_meanwhile_is_done_once(service: Service) -> None:
+    with service.connect() as w:
+        w.register_cron_task("gone", "@every 1h", abs_of_one)
+        waiting = [w.submit(time.sleep, 600) for _ in range(4)]
+        assert wait_until(waiting[0].running, GUARD)
+        kill(service)
+        found: dict[str, Any] = {}
+        calls = {
+            "register": lambda: w.register_cron_task("new", "@every 1h", abs_of_one),
+            "remove": lambda: w.remove_cron_task("gone"),
+            "cancel": w.cancel_all,
+        }
+        threads = [
+            threading.Thread(target=lambda name=name, call=call: found.update({name: call()}))  # type: ignore[misc]
+            for name, call in calls.items()
+        ]
+        for thread in threads:
+            thread.start()
+        service.start()
+        for thread in threads:
+            thread.join(GUARD)
+        assert found == {"register": None, "remove": None, "cancel": 3}, "the first one has crashed"
+        replace(service)
+        assert [task.name for task in w.cron_tasks()] == ["new"]
+
+
+def test_a_map_that_nobody_wants_any_more_is_let_go_of_at_once(service: Service, gate: Gate) -> None:
+    with service.connect() as w:
+        results = w.map(note_and_hold, [gate.folder] * 400, [f"{gate.folder}/noted"] * 400, range(400), chunksize=50)
+        assert next(results) == 0
+        gate.wait_begun()  # item 150
+        kill(service)
+        assert wait_until(lambda: isinstance(w._client.supervisor, StandIn), GUARD)
+        results.close()
+        service.start()
+        assert w.submit(abs, -1).result(GUARD) == 1
+    assert len(lines(Path(gate.folder) / "noted")) <= 151, "nothing more of it has begun"
+
+
+def test_a_nursery_that_imports_is_not_waited_for(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        f"import os, time\nopen({str(tmp_path / 'imports')!r}, 'w').close()\ntime.sleep(600)\n"
+    )
+    with service.connect() as w:
+        kill(service)
+        waiting = w.submit  # what is called waits, so it is called in a thread
+        found: list[Any] = []
+        asked = threading.Thread(target=lambda: found.append(waiting(pooljobs.square, 3).result(GUARD)))
+        asked.start()
+        service.config.write_text(f"{CONFIG}[children]\npath = [{str(tmp_path)!r}]\npreload = ['slow']\n")
+        service.start()
+        assert wait_until((tmp_path / "imports").exists, GUARD)
+        service.config.write_text(CONFIG)
+        replace(service)
+        asked.join(GUARD / 2)
+        assert found == [9]
+
+
+def test_who_says_hello_to_one_that_dies_says_it_to_the_next(service: Service) -> None:
+    os.kill(service.process.pid, signal.SIGSTOP)
+    made: list[ConnectedWorker] = []
+    hello = threading.Thread(target=lambda: made.append(service.connect()))
+    hello.start()
+    time.sleep(0.2)  # so that it has connected; if it has not yet, it is none the worse
+    replace(service)
+    hello.join(GUARD)
+    with made[0] as w:
+        assert w.submit(abs, -1).result(GUARD) == 1
+
+
 def test_leaving_the_block_meanwhile_waits_for_what_was_submitted(service: Service, gate: Gate) -> None:
     with service.connect() as w:
         running = w.options(crash_retries=1).submit(pooljobs.hold, gate.folder, 1)
@@ -410,7 +480,7 @@ def test_one_that_refuses_is_not_waited_for(service: Service, gate: Gate) -> Non
         listener.listen()
         listener.settimeout(GUARD)
         theirs, _ = listener.accept()
-        answer = json.dumps({"refused": "another version"}).encode()
+        answer = json.dumps({"refused": "another version", "for_good": True}).encode()
         theirs.sendall(struct.pack("<II", len(answer), 0) + answer)
         with pytest.raises(SupervisorLost):
             running.result(GUARD)

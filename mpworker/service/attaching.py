@@ -121,7 +121,7 @@ class Attached(Beginning):
         }
         self._path = path
         self._reconnect_timeout = reconnect_timeout
-        self.supervisor, self.terms, self._left = attach(path, self._hello, time.monotonic() + timeout, timeout)
+        self.supervisor, self.terms, self._left = _attach_in_time(path, self._hello, timeout)
         self.prefix = self.terms["prefix"]
 
     def recovery_of(self, client: Client) -> Recovery | None:
@@ -132,6 +132,18 @@ class Attached(Beginning):
 
         hello = self._hello | {"prefix": self.prefix}
         return Recovery(client, self._path, hello, self.terms, self._left, self._reconnect_timeout)
+
+
+def _attach_in_time(path: str, hello: dict[str, Any], timeout: float) -> tuple[Attachment, dict[str, Any], list[int]]:
+    """See `attach`. A supervisor that dies meanwhile may be followed by another one."""
+    by = time.monotonic() + timeout
+    while True:
+        try:
+            return attach(path, hello, by, timeout)
+        except ConnectError as error:
+            if not error.hung_up or time.monotonic() + _AGAIN_AFTER >= by:
+                raise
+        time.sleep(_AGAIN_AFTER)
 
 
 def attach(path: str, hello: dict[str, Any], by: float, timeout: float) -> tuple[Attachment, dict[str, Any], list[int]]:
@@ -163,16 +175,20 @@ def attach(path: str, hello: dict[str, Any], by: float, timeout: float) -> tuple
         raise ConnectError(f"the supervisor at {path} said nothing in {timeout:g} s") from None
     except ConnectionError as error:
         sock.close()
-        raise ConnectError(f"the supervisor at {path} has hung up: {error}") from error
+        raise _hung_up(path, error) from error
     except BaseException:
         sock.close()
         raise
-    terms, fds = answer if answer is not None else ({"refused": "it has hung up"}, [])
+    if answer is None:
+        connection.close()
+        raise _hung_up(path)
+    terms, fds = answer
     if "refused" in terms:
         close_all(fds)
         connection.close()
         refusal = ConnectError(f"the supervisor at {path} refuses this program: {terms['refused']}")
-        refusal.refused = answer is not None
+        refusal.refused = True
+        refusal.for_good = bool(terms.get("for_good"))
         raise refusal
     ours, left = fds[:_FDS_OF_A_CHANNEL], fds[_FDS_OF_A_CHANNEL:]
     try:
@@ -183,6 +199,12 @@ def attach(path: str, hello: dict[str, Any], by: float, timeout: float) -> tuple
         connection.close()
         close_all(left)
         raise
+
+
+def _hung_up(path: str, why: object = "") -> ConnectError:
+    error = ConnectError(f"the supervisor at {path} has hung up{f': {why}' if why else ''}")
+    error.hung_up = True
+    return error
 
 
 def _connected(path: str, by: float) -> _socket.socket:

@@ -159,6 +159,10 @@ class Recovery(ClientThread):
         self._rest.wake()
         return True
 
+    def stands_by(self) -> bool:
+        """Is another supervisor waited for?"""
+        return self._stand_in is not None and self._client.supervisor is self._stand_in
+
     def _is_over(self) -> bool:
         """Is no other supervisor waited for any more?"""
         return self._given_up or self._end < 0 or bool(select.select([self._end], [], [], 0)[0])
@@ -264,7 +268,9 @@ class Recovery(ClientThread):
         events = dict(poller.poll(max(0.0, by - time.monotonic()) * 1000))
         self._look_for_end()
         if life not in events:
-            raise GivenUp("processes of the supervisor that has died are still there")
+            raise GivenUp(
+                f"processes of the supervisor that has died are still there after reconnect_timeout={self._timeout:g} s"
+            )
 
     def _look_for_end(self) -> None:
         if self._is_over() or self._client.is_fork():
@@ -277,7 +283,7 @@ class Recovery(ClientThread):
                 return attach(self._path, self._hello, until, self._timeout)
             except ConnectError as error:
                 self._look_for_end()
-                if error.refused or time.monotonic() + _AGAIN_AFTER >= by:
+                if error.for_good or time.monotonic() + _AGAIN_AFTER >= by:
                     raise
             time.sleep(_AGAIN_AFTER)
 
@@ -356,6 +362,8 @@ class Telling:
             if future is not None:
                 future.settle(LOST, b"")
                 client.take_out(key, None)
+        for key in list(pending.cancelled):  # of those that were told before it was so
+            self._request({"verb": "cancel", "task": key})
         if client.ending.drains():
             self._request({"verb": "stop", "now": False})
 
@@ -366,8 +374,6 @@ class Telling:
             said, data = details.read(data) | said, details.after(data)
         flags = flags & ~codec.FRAGMENTED | codec.DETAILED | codec.AGAIN
         self._send((kind, flags, key, function, c, details.pack(said) + data))
-        if key in self._pending.cancelled:
-            self._request({"verb": "cancel", "task": key})
 
     def _request(self, message: dict[str, Any]) -> None:
         self._send((codec.REQUEST, 0, 0, 0, 0, json.dumps(message).encode()))

@@ -33,7 +33,16 @@ _AGAIN_AFTER: Final = 0.1  # seconds, until it is looked whether there is a desc
 
 
 class Refused(Exception):
-    """A client may not attach; the text is for its user."""
+    """A client may not attach; the text is for its user.
+
+    Args:
+        why: The text.
+        for_good: It need not try again.
+    """
+
+    def __init__(self, why: str, for_good: bool = False) -> None:
+        super().__init__(why)
+        self.for_good = for_good
 
 
 class Peer:
@@ -159,7 +168,8 @@ class Gate:
             os.close(fd)
             return
         if peer.uid not in self._uids and self._gids.isdisjoint(peer.gids):
-            self._answer(peer, {"refused": f"user {peer.uid} may not attach to this supervisor"})
+            why = f"user {peer.uid} may not attach to this supervisor"
+            self._answer(peer, {"refused": why, "for_good": True})
             peer.close()
             return
         self._waiting[peer] = None
@@ -184,7 +194,7 @@ class Gate:
         try:
             self._enter(peer, hello)
         except Refused as why:
-            self._answer(peer, {"refused": str(why)})
+            self._answer(peer, {"refused": str(why), "for_good": why.for_good})
             peer.close()
         except (KeyError, TypeError, ValueError):
             self._answer(peer, {"refused": "that is no hello that this supervisor knows"})
@@ -233,12 +243,16 @@ def check_hello(hello: dict[str, Any], build: str) -> None:
         KeyError: It is no hello.
     """
     if hello["build"] != build:
-        raise Refused(f"the supervisor runs mpworker {build} and this program {hello['build']}: restart the older one")
+        raise Refused(
+            f"the supervisor runs mpworker {build} and this program {hello['build']}: restart the older one",
+            for_good=True,
+        )
     python = list(sys.version_info[:2])
     if hello["python"] != python:
         ours, theirs = (".".join(map(str, each)) for each in (python, hello["python"]))
         raise Refused(
-            f"the supervisor's children run Python {ours} and this program {theirs}: functions travel as byte code"
+            f"the supervisor's children run Python {ours} and this program {theirs}: functions travel as byte code",
+            for_good=True,
         )
 
 

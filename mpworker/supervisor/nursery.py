@@ -303,17 +303,17 @@ def _live(supervisor: frames.Frames, collects: bool) -> None:
     from mpworker.child import main as child_main
 
     del atexit, resource, child_main
+    # While it imports what to preload it looks at no socket, and there is nothing yet that it would have to end.
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     first = supervisor.receive()
-    if first is None:
-        return
+    if first is None or supervisor.peek() == b"":
+        return  # the supervisor was dead before
     config, (blob_fd, *arenas) = first
     life = [arenas.pop()] if config["holds_life"] else []
     with open(blob_fd, "rb") as file:
         file.seek(0)
         blob = json.loads(file.read())
     become_subreaper()
-    # Stopped, it could not see that its supervisor is gone; and a stopped one may get the SIGHUP of an orphaned group.
-    prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     if blob["preload"] or config["child"]["blas_asked"]:
         from mpworker.supervisor import blas  # few pools need it
 
@@ -340,6 +340,8 @@ def _live(supervisor: frames.Frames, collects: bool) -> None:
     settings = config["child"] | {"nursery_pid": os.getpid(), "blas_threads": blas_threads}
     settings["middleware"] = bytes.fromhex(blob["middleware"])
     nursery = Nursery(supervisor, settings, bytes.fromhex(blob["initializer"]), arenas, life, advance)
+    # Stopped, it could not see that its supervisor is gone; and a stopped one may get the SIGHUP of an orphaned group.
+    prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     gc.freeze()  # the collector of a child would otherwise touch, and so copy, every page of the preloaded modules
     try:
         supervisor.send({"op": "ready"})
