@@ -141,7 +141,7 @@ def test_one_that_stands_still_is_killed_and_started_again(running: int) -> None
     assert int(shown("NRestarts")) >= 1
 
 
-def test_reload_returns_when_it_is_done(running: int) -> None:
+def test_a_reload_is_in_force_or_refused(running: int) -> None:
     config = Path("/etc/mpworker/mpworker.toml")
     config.write_text(CONFIG.replace("n = 2", "n = 3"))
     systemctl("reload", UNIT)
@@ -149,8 +149,9 @@ def test_reload_returns_when_it_is_done(running: int) -> None:
     with mpworker.connect(SOCKET) as w:
         assert wait_until(lambda: len(w.processes()["children"]) == 3, GUARD)
     config.write_text("n = 0\n")
-    with pytest.raises(subprocess.CalledProcessError):
-        systemctl("reload", UNIT)
+    systemctl("reload", UNIT)
+    said = ["journalctl", "-u", UNIT, "-o", "cat"]
+    assert wait_until(lambda: b"reload_refused" in subprocess.run(said, capture_output=True, check=True).stdout, GUARD)
     assert shown("ActiveState") == "active"
     assert int(shown("MainPID")) == running
     config.write_text(CONFIG)

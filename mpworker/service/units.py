@@ -54,8 +54,8 @@ StartLimitBurst=5
 Type=notify
 NotifyAccess=main
 ExecStart={program} serve{arguments}
-# It returns when the new configuration is in force, or refused.
-ExecReload={program} reload --socket {socket}
+# By a signal, and not by `mpworker reload`: the service's own user need not be one that may steer.
+ExecReload=/bin/kill -HUP $MAINPID
 Restart=on-failure
 RestartSec=0.5
 # A wrong configuration, or another supervisor at its socket, is no better after a restart.
@@ -72,7 +72,6 @@ Environment=PYTHONUNBUFFERED=1
 [Install]
 WantedBy=multi-user.target
 """
-_SOCKET_OF: Final = "/run/{}/mpworker.sock"
 _SOCKET: Final = """\
 [Unit]
 Description=mpworker: where programs attach
@@ -102,20 +101,11 @@ def _home() -> str:
 def units() -> Mapping[str, str]:
     """The text of each unit, by the name of its file."""
     hardening = _HARDENING.format(home=_home())
-    one = _SERVICE.format(
-        of="",
-        program=_program(),
-        arguments="",
-        socket=_SOCKET_OF.format("mpworker"),
-        runtime="mpworker",
-        hardening=hardening,
-    )
-    socket = _SOCKET_OF.format("mpworker-%i")
+    one = _SERVICE.format(of="", program=_program(), arguments="", runtime="mpworker", hardening=hardening)
     each = _SERVICE.format(
         of=" %i",
         program=_program(),
-        arguments=f" --config /etc/mpworker/%i.toml --socket {socket}",
-        socket=socket,
+        arguments=" --config /etc/mpworker/%i.toml --socket /run/mpworker-%i/mpworker.sock",
         runtime="mpworker-%i",
         hardening=hardening,
     )
