@@ -270,6 +270,24 @@ def alone(lock: str, begun: str) -> str:
     return "alone"
 
 
+def test_the_next_one_is_told_nothing_before_all_of_the_old_one_are_dead(service: Service) -> None:
+    with service.connect() as w:
+        assert w.submit(abs, -1).result(GUARD) == 1
+        recovery = w._client.recovery
+        assert recovery is not None
+        living = os.open(f"/proc/self/fd/{recovery._left[1]}", os.O_WRONLY)  # as a process that is not dead yet has it
+        try:
+            replace(service)
+            with service.connect() as other:
+                assert other.submit(abs, -2).result(GUARD) == 2
+                time.sleep(0.3)  # in which it would have attached
+                assert len(service.records("client_attached")) == 3
+        finally:
+            os.close(living)
+        assert w.submit(abs, -3).result(GUARD) == 3
+        service.wait_for("client_attached", 4)
+
+
 @pytest.mark.parametrize("crash_retries", [0, 100])
 def test_kills_at_any_moment(service: Service, tmp_path: Path, crash_retries: int) -> None:
     rng = random.Random(seed := random.randrange(2**32))
