@@ -28,6 +28,7 @@ from mpworker import AsyncProcessWorker, ConnectedWorker, RetryPolicy, Task
 from mpworker.errors import SupervisorLost, TaskCancelled, WorkerCrashed, WorkerStopped
 from mpworker.hooks import Hooks, TaskEvent
 from mpworker.ipc import codec, details
+from mpworker.kept import Pending
 from mpworker.service.recovery import StandIn
 
 KILLS = 10
@@ -610,6 +611,32 @@ def test_who_knows_of_a_task_what_no_client_of_ours_would_is_served_no_more(
         with pytest.raises(SupervisorLost):
             w.submit(abs, -1).result(GUARD)
         assert other.submit(abs, -2).result(GUARD) == 2
+
+
+def test_what_has_ended_is_kept_no_longer(service: Service) -> None:
+    with service.connect() as w:
+        pending = w._client.pending
+        assert isinstance(pending, Pending)
+        for _ in range(2):
+            assert [w.submit(lambda each=each: each).result(GUARD) for each in range(200)] == list(range(200))  # type: ignore[misc]
+            assert list(w.map(pooljobs.square, range(100), chunksize=10)) == [each**2 for each in range(100)]
+            replace(service)
+            assert w.submit(pooljobs.square, 3).result(GUARD) == 9
+        assert not any((pending, pending.kept, pending.known, pending.recalled, pending.cancelled))
+
+
+def test_a_function_is_kept_as_long_as_a_task_may_have_to_be_sent_again() -> None:
+    pending = Pending()
+    pending.functions.update((key, b"") for key in range(200))
+    pending.kept[1] = (codec.SUBMIT, 0, 1, 7, 0, b"")
+    for key in range(128):
+        pending.forget_function(key)
+    assert set(pending.functions) == {7, *range(127, 200)} | set(pending.forgotten())
+    assert 7 in pending.forgotten()
+    del pending.kept[1]
+    for key in range(128, 192):
+        pending.forget_function(key)
+    assert 7 not in pending.functions
 
 
 # ------------------------------------------------------------ in an event loop
