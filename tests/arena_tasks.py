@@ -41,6 +41,13 @@ def make(size: int, value: int) -> Array:
     return np.full(size, value, dtype="u1")
 
 
+def make_held(folder: str | None, size: int, value: int) -> Array:
+    """The same, when the gate in that folder lets it."""
+    if folder is not None:
+        pooljobs.hold(folder)
+    return make(size, value)
+
+
 def keep(values: Array) -> int:
     kept.append(values)
     return os.getpid()

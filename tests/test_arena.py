@@ -643,6 +643,22 @@ def test_a_result_that_cannot_be_mapped_is_copied(w: ProcessWorker, monkeypatch:
     assert all(got.flags.writeable for got in results)
 
 
+def test_what_comes_while_a_result_waits_for_room_is_done(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    try:
+        with ProcessWorker(n=1, arena_max_bytes=64 * MB) as w:
+            for _ in range(200):  # so that it is known to be short, and another is offered behind it
+                w.submit(tasks.make_held, None, 1, 1).result(LIMIT)
+            held = w.submit(tasks.make_held, gate.folder, 2 * BUFFER_MIN, 2)
+            gate.wait_begun()
+            behind = [w.submit(tasks.make_held, None, 2 * BUFFER_MIN, 3), w.submit(tasks.total, np.ones(MB))]
+            assert wait_until(lambda: w.processes()["children"][0]["offers"] == 2, LIMIT)
+            gate.release()
+            assert [held.result(LIMIT)[0], behind[0].result(LIMIT)[0], behind[1].result(LIMIT)] == [2, 3, MB]
+    finally:
+        gate.close()
+
+
 def test_bounds_of_the_option() -> None:
     with pytest.raises(ConfigurationError, match=r"arena_max_bytes must be .*not -1"):
         ProcessWorker(n=1, arena_max_bytes=-1)

@@ -289,6 +289,25 @@ def test_what_a_task_sees_of_itself(runs: Runs) -> None:
     assert (attempt.number, attempt.running) == (0, 0)
 
 
+def test_what_was_held_back_goes_before_what_is_in_the_ring(runs: Runs) -> None:
+    def hold_back(_: Any) -> tuple[int, bytes]:
+        runs.attempt.held_back = True
+        return codec.OK, b"of a value"
+
+    runs.tasks = Tasks(
+        *(runs.claims, runs.attempt, runs.inbound, runs.outbound, runs.supervisor, runs.functions),
+        *(runs.loads, hold_back, runs.of_failure, runs.of_unread, print, 4096, True),
+    )
+    runs.offer(lambda: [1])
+    for number in range(2):
+        runs.offers.push(codec.FORGET, 0, number, 0, 0, b"")
+    assert runs.tasks.run() is None
+    assert len(runs.answered()) == 1
+    assert runs.tasks.run() is None, "as long as it is held back"
+    runs.attempt.held_back = False
+    assert [record and record[2] for record in (runs.tasks.run(), runs.tasks.run(), runs.tasks.run())] == [0, 1, None]
+
+
 class Noted:
     """Notes the state at its end."""
 

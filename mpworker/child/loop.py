@@ -53,7 +53,10 @@ class Loop:
         self._waiting: list[Record] = []
 
     def ask(self, size: int) -> Record:
-        """Ask for room for a result of so many bytes; the answer. What comes before that waits for its turn."""
+        """Ask for room for a result of so many bytes; the answer.
+
+        What comes before that waits for its turn, which is before that of all that is in the ring still.
+        """
         self._answers.push(codec.WANT, 0, size, 0, 0, b"")
         inbound, bell, ring_room = self._channel.inbound, self._channel.bell, self._channel.peer_bell.ring_room
         while True:
@@ -64,6 +67,7 @@ class Loop:
             if found[0][0] == codec.LENT:
                 return found[0]
             self._waiting += found
+            self._attempt.held_back = True
 
     def serve(
         self, tasks: TaskRunner, run_range: Run, taken_away: Callable[[int], None], let_go: Callable[[int], None]
@@ -79,9 +83,9 @@ class Loop:
         inbound, bell = self._channel.inbound, self._channel.bell
         waiting, attempt = self._waiting, self._attempt
         while not attempt.orphans:  # they die with this process; what it has not begun goes elsewhere
-            record = waiting.pop(0) if waiting else self._next(tasks)
+            record = self._next(tasks)
             if record is None:
-                if not attempt.orphans:
+                if not (waiting or attempt.orphans):  # either may have come of the last task, the first by `ask`
                     flush_streams()
                     bell.wait(inbound, None, 0, _FOREVER, -1, self._spin_ns, False)
                 continue
@@ -115,6 +119,10 @@ class Loop:
             self._contexts.pop(number, None)
 
     def _next(self, tasks: TaskRunner) -> Record | None:
+        if self._waiting:
+            record = self._waiting.pop(0)
+            self._attempt.held_back = bool(self._waiting)
+            return record
         try:
             return tasks.run_tasks()
         except MemoryError:

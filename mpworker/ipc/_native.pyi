@@ -131,6 +131,7 @@ class AttemptState:
     early: bool
     itemwise: bool
     orphans: bool
+    held_back: bool
     details: bytes
     stack: str | None
 

@@ -35,6 +35,7 @@ typedef struct {
     char early;
     char itemwise;
     char orphans;
+    char held_back;
     PyObject *details;
     PyObject *stack;
 } attempt_object;
@@ -98,6 +99,8 @@ static PyMemberDef attempt_members[] = {
      "A chunk is claimed, of which nothing runs between two items though `running` is set."},
     {"orphans", T_BOOL, offsetof(attempt_object, orphans), 0,
      "A pool that a task of this process had opened was lost: nothing more is to be run here."},
+    {"held_back", T_BOOL, offsetof(attempt_object, held_back), 0,
+     "Records that came before all that is in the ring are still to be done."},
     {"details", T_OBJECT_EX, offsetof(attempt_object, details), 0,
      "What it says beyond its call, and its call: read when somebody asks."},
     {"stack", T_OBJECT_EX, offsetof(attempt_object, stack), 0, "Of the task that was interrupted, until that is told."},
@@ -330,7 +333,7 @@ static PyObject *tasks_until_another(tasks_object *tasks)
     ring_object *inbound = tasks->inbound;
     mpw_ring *ring = &inbound->ring;
     mpw_record record;
-    while (!tasks->attempt->orphans) {
+    while (!tasks->attempt->orphans && !tasks->attempt->held_back) {
         if (!ring_usable((PyObject *)inbound))
             return NULL;
         mpw_ring before = *ring;
@@ -389,7 +392,7 @@ static PyObject *tasks_run(PyObject *self, PyObject *Py_UNUSED(ignored))
 static PyMethodDef tasks_methods[] = {
     {"run", tasks_run, METH_NOARGS,
      "run() -> record or None\n\nRun the tasks that have come, up to the first record that is not for here: that. None when "
-     "none is left."},
+     "none is left, or something that came before is to be done first: `held_back`, also of a task that has run here."},
     {NULL, NULL, 0, NULL},
 };
 
