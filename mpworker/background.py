@@ -59,7 +59,7 @@ class Background(ClientThread):
         Raises:
             RuntimeError: No thread can be started.
         """
-        self._start()
+        self.start()
         if self._resting:
             self._rest.wake()
         if self._due or self._reader.leads_below():

@@ -71,6 +71,7 @@ class Client(Reader):
         asked: The requests that this supervisor has, and has not answered, if another one may have to be asked.
         recovery: What is done when the supervisor dies; None where that is the end.
         recurs: A recurring task was registered.
+        unwanted: The chunks that nobody has wanted any more since their supervisor died.
     """
 
     # All that is sent and read passes here, and with so many attributes CPython would look each up in a dictionary.
@@ -92,6 +93,7 @@ class Client(Reader):
         "resending",
         "sending",
         "submission",
+        "unwanted",
     )
 
     make_future: type[TaskFuture[Any]] = TaskFuture
@@ -106,6 +108,7 @@ class Client(Reader):
         self.recovery = start.recovery_of(self)
         self.asked: dict[int, object] = {}
         self._unanswered: list[int] = []  # requests that a supervisor had which has died
+        self.unwanted: list[int] = []
         if self.recovery is not None:
             self.pending = Pending()
             self.take_out = self.pending.pop
@@ -131,7 +134,7 @@ class Client(Reader):
         clients.living.add(self)
         try:
             if self.recovery is not None:
-                self.recovery.begin()
+                self.recovery.start()
             self._observe(observing)
         except BaseException:  # no thread is left, say
             self.ending.stop_now()  # whoever keeps the error keeps the client, too
@@ -217,6 +220,7 @@ class Client(Reader):
         wake_all((*self._any_event, *self._followers))
         if waited_on is not None:
             waited_on.wake()
+        self._tell_unwanted()
 
     def _observe(self, observing: Observing) -> None:
         self.observer.post(INFO, "pool_started", supervisor=self.supervisor.pid, n=self._options.n)
@@ -537,17 +541,36 @@ class Client(Reader):
     def abandon(self, key: int) -> None:
         """Nobody wants the rest of this chunk any more."""
         if self.recovery is not None and self.recovery.stands_by():
-            self.pending.cancelled.add(key)  # type: ignore[attr-defined]  # the next supervisor need not know of it
-        elif key in self.pending and not (self._exited or self._forked):
-            # The reply is an event, by which a submit that waits for max_pending sees that there is room.
-            message = {"verb": "cancel", "task": key, "interrupt": self._interrupts}
+            self.unwanted.append(key)
+            self.pending.pop(key, None)
+            if not self.recovery.stands_by():
+                self._tell_unwanted()
+            return
+        if key in self.pending and not (self._exited or self._forked):
             try:
-                self.sending.send(codec.REQUEST, 0, 0, 0, 0, json.dumps(message).encode())
+                # The reply is an event, by which a submit that waits for max_pending sees that there is room.
+                self.tell(self.cancel_of_chunk(key))
             except BaseException:
                 if not getattr(self.pending.get(key), "sent", True):
                     self.pending.pop(key, None)  # of what was not sent nobody tells the end
                 raise
         self.pending.pop(key, None)  # last: a chunk that is neither here nor cancelled would keep a drain waiting
+
+    def cancel_of_chunk(self, key: int) -> dict[str, Any]:
+        """The request that cancels what is left of a chunk."""
+        return {"verb": "cancel", "task": key, "interrupt": self._interrupts}
+
+    def _tell_unwanted(self) -> None:
+        """Tell the supervisor that is there now what nobody has wanted any more since it was told of it.
+
+        It is most often nothing, and waits for no room: whoever finds another supervisor must not wait for this one.
+        """
+        while self.unwanted and not (self._exited or self._forked):
+            key = self.unwanted.pop()
+            if not self._push(codec.REQUEST, 0, 0, 0, 0, json.dumps(self.cancel_of_chunk(key)).encode()):
+                self.unwanted.append(key)
+                return
+            self._ring()
 
     def new_key(self) -> int:
         """The number of a task that is sent otherwise, or that the supervisor makes for this client."""

@@ -37,7 +37,7 @@ class ClientThread:
         self._joining: list[Follower] = []  # those that wait for its end
         self._held_up = False  # is there something that it could not do?
 
-    def _start(self) -> None:
+    def start(self) -> None:
         """See to it that there is one.
 
         Raises:

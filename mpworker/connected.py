@@ -149,6 +149,12 @@ class ConnectedWorker(ProcessWorker):
         self._must_steer("reload")
         return self._client.carry_out(answered(self._client, {"verb": "reload"}))
 
+    def _stacks(self) -> list[dict[str, Any]]:
+        """Where the children are now: `mpworker.supervisor.stacktaking.StackTaking.outcome`."""
+        self._must_steer("stacks")
+        children: list[dict[str, Any]] = self._client.carry_out(answered(self._client, {"verb": "stacks"}))["children"]
+        return children
+
     def set_queue(self, name: str, **options: Any) -> None:
         """See `ProcessWorker`, here and below; ConfigurationError for who may not."""
         self._must_steer("set_queue")

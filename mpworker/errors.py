@@ -77,12 +77,11 @@ class ConnectError(MPWorkerError, ConnectionError):
     """No supervisor can be attached to: none listens there, it refuses this program, or it says nothing in time.
 
     Attributes:
-        refused: It has refused this program,
-        for_good: and will whenever it is asked.
+        for_good: It has refused this program, and will whenever it is asked.
         hung_up: It has ended the connection, as it has died perhaps.
     """
 
-    refused = for_good = hung_up = False
+    for_good = hung_up = False
 
 
 class ShareError(MPWorkerError):

@@ -197,7 +197,7 @@ class FunctionTable:
     looks into `live` once more in the moment it sends a task, since another thread may have dropped it meanwhile.
 
     Args:
-        send: Called with (key, pickle) for a function that is new, before any task that uses it.
+        send: Called with (key, name, pickle) for a function that is new, before any task that uses it.
         forget: Called with the key of a function that no later task will use.
 
     Attributes:
@@ -207,7 +207,7 @@ class FunctionTable:
         entries: By the `id` of a function its entry, which holds if it has no guard. Else ask for its `key`.
     """
 
-    def __init__(self, send: Callable[[int, bytes], None], forget: Callable[[int], None]) -> None:
+    def __init__(self, send: Callable[[int, str, bytes], None], forget: Callable[[int], None]) -> None:
         self._send = send
         self._forget = forget
         self.entries: OrderedDict[int, _Entry] = OrderedDict()
@@ -293,8 +293,9 @@ class FunctionTable:
             raise SerializationError(f"{MAX_FUNCTIONS} functions were sent through one worker; make a new one")
         if len(self.entries) >= _CACHED_MAX:
             self._drop(*list(self.entries)[:1])
-        self._send(key, blob)
-        self.live[key] = payload.name_of_callable(function)
+        name = payload.name_of_callable(function)
+        self._send(key, name, blob)
+        self.live[key] = name
         self.entries[identity or -key] = _Entry(function, key, guard)
         return key
 

@@ -18,7 +18,7 @@ class Pending(dict[int, "Any"]):
         kept: The records of tasks and chunks that the supervisor has, by key.
         recalled: The keys of futures that only this supervisor can settle, as it alone knows what they stand for.
         cancelled: The keys of tasks whose cancellation it was told without waiting for an answer.
-        functions: The pickles of functions by their keys: of all that tasks may name, or that kept ones do.
+        functions: The records of functions by their keys: of all that tasks may name, or that kept ones do.
         known: What is known of tasks that supervisors had which have died: see `mpworker.service.estate`.
         standing: What it was asked once and for all, by what it is about: see `Client.note_standing`.
     """
@@ -28,7 +28,7 @@ class Pending(dict[int, "Any"]):
         self.kept: dict[int, Record] = {}
         self.recalled: set[int] = set()
         self.cancelled: set[int] = set()
-        self.functions: dict[int, bytes] = {}
+        self.functions: dict[int, Record] = {}
         self.known: dict[int, list[list[int]]] = {}
         self.standing: dict[Any, list[dict[str, Any]]] = {}
         self._forgotten: list[int] = []

@@ -183,7 +183,7 @@ class Observer(ClientThread):
     def need(self) -> None:
         """Something is to be told: see to it that it is."""
         try:
-            self._start()
+            self.start()
         except RuntimeError:
             pass  # there is no thread to be had now: the next record tries again
         self._rest.wake()

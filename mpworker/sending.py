@@ -302,11 +302,13 @@ class Sending:
 
     # ------------------------------------------------------------ functions
 
-    def function(self, key: int, blob: bytes) -> None:
+    def function(self, key: int, name: str, blob: bytes) -> None:
         """A function, before any task that uses it."""
+        said = name.encode(errors="replace")[: codec.NAME_BYTES_MAX]
+        record = codec.FUNCTION, 0, key, len(said), 0, said + blob
         if isinstance(self._client.pending, Pending):
-            self._client.pending.functions[key] = blob  # first: another supervisor is sent all that are here
-        self.send(codec.FUNCTION, 0, key, 0, 0, blob)
+            self._client.pending.functions[key] = record  # first: another supervisor is sent all that are here
+        self.send(*record)
 
     def forget(self, key: int) -> None:
         """No later task will use this function."""

@@ -92,6 +92,17 @@ def note(path: str, value: object) -> object:
     return value
 
 
+def notes(path: Path) -> list[str]:
+    """The lines of such a file; none while nobody has noted anything."""
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def note_and_rest(path: str, number: int) -> int:
+    note(path, number)
+    time.sleep(0.002)
+    return number
+
+
 def note_both(path: str, number: int) -> int:
     """Append a line at the begin and one at the end, with time for an interrupt between them."""
     note(path, f"+{number}")

@@ -80,6 +80,16 @@ class Service:
         self.process.send_signal(signal.SIGTERM)
         return self.ended()
 
+    def kill(self) -> None:
+        """Kill it, and wait for its end."""
+        self.process.kill()
+        self.process.wait()
+
+    def replace(self) -> None:
+        """Kill it, and start the next one."""
+        self.kill()
+        self.start()
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()

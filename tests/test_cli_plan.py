@@ -45,6 +45,17 @@ def test_json_takes_the_place_of_the_table(plan: Callable[..., tuple[int, str, s
     assert whole["load"].startswith("Described: 20 tasks at once")
 
 
+@pytest.mark.parametrize("target", [("--p95", "0.5"), ("--p95", "0.0001"), ()])
+def test_side_by_side_they_find_what_one_by_one_they_find(
+    plan: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, target: tuple[str, ...]
+) -> None:
+    found = []
+    for cores in (1, 2):
+        monkeypatch.setattr("mpworker.cli.plan.available_cores", lambda cores=cores: cores)
+        found.append(plan(*LOAD, *target, "-n", "1-4", "--json", "-"))
+    assert found[0] == found[1]
+
+
 def test_a_target_out_of_reach_is_an_exit_code(plan: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = plan(*LOAD, "--p95", "0.0001", "-n", "1-2")
     assert code == ExitCode.SOME_FAILED

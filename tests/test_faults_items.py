@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import faults_tasks as tasks
 import pytest
@@ -14,7 +14,6 @@ from faults import LIMIT
 from mpworker import ProcessWorker
 from mpworker.child.attempt import Attempt, TaskInterrupted
 from mpworker.errors import SerializationError, TaskExited, TaskTimeout, WorkerCrashed
-from mpworker.ipc.stacks import StackFile
 
 
 def mapped(w: Any, function: Callable[..., Any], values: list[Any], chunksize: int = 20) -> list[Any]:
@@ -159,7 +158,7 @@ def test_an_item_that_cannot_be_pickled_is_the_callers_error() -> None:
 
 def test_an_interrupt_between_two_items_hits_neither() -> None:
     page: Any = SimpleNamespace(inside=False, peek=lambda _slot: (7, 2, 0, 1, 7))
-    attempt = Attempt(page, cast(StackFile, SimpleNamespace(rewind=lambda: None)), "", {})
+    attempt = Attempt(page, "", {})
     attempt.running, attempt.itemwise = 7, True
     attempt.on_interrupt(0, None)
     assert attempt.stack is None

@@ -31,9 +31,9 @@ def sent(pool: ProcessWorker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     table = pool._client.functions
     send = table._send
 
-    def count(key: int, blob: bytes) -> None:
+    def count(key: int, name: str, blob: bytes) -> None:
         keys.append(key)
-        send(key, blob)
+        send(key, name, blob)
 
     monkeypatch.setattr(table, "_send", count)
     return keys

@@ -206,7 +206,7 @@ def calls(fd: int) -> Calls:
             for name, value, error in (
                 *(("running", large, TypeError), ("task", large, TypeError)),
                 *(("slot", 7, TypeError), ("number", 0, TypeError)),
-                *(("early", False, TypeError), ("itemwise", False, TypeError), ("orphans", False, TypeError)),
+                *((name, False, TypeError) for name in ("early", "itemwise", "orphans", "held_back")),
                 *(("details", small, None), ("stack", None, None)),
             )
         },
@@ -425,6 +425,7 @@ def calls(fd: int) -> Calls:
             (None, lambda: _native.to_main_thread(signal.SIGINT)),
             (ValueError, lambda: _native.to_main_thread(signal.SIGKILL)),
             (ValueError, lambda: _native.to_main_thread(0)),
+            (TypeError, lambda: _native.to_main_thread(signal.SIGINT, "1")),  # type: ignore[arg-type]
             (TypeError, lambda: _native.to_main_thread("1")),  # type: ignore[arg-type]
         ],
         "keep": [(None, lambda: _native.keep(memory))],
@@ -680,6 +681,41 @@ in_main_thread()
 file.seek(0)
 print("in_main_thread" in file.read().decode())
 """
+
+
+STACKS = """
+import faulthandler, os, signal, tempfile
+from mpworker.ipc._native import to_main_thread
+
+file = tempfile.TemporaryFile()
+file.write(b"head")
+file.flush()
+faulthandler.register(signal.SIGUSR1, file, all_threads=False)
+to_main_thread(signal.SIGUSR1, file.fileno(), 4)
+
+def first():
+    signal.raise_signal(signal.SIGUSR1)
+
+def second():
+    signal.raise_signal(signal.SIGUSR1)
+
+second()
+length = os.fstat(file.fileno()).st_size
+first()
+first()
+second()
+found = os.pread(file.fileno(), 10000, 0).decode()
+print(found.startswith("headStack"), "in second" in found, "in first" in found, len(found) == length)
+os.close(file.fileno())
+second()
+"""
+
+
+def test_each_stack_takes_the_place_of_the_last_one() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STACKS], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    assert (done.stdout.strip(), done.returncode) == ("True True False True", 0), done.stderr
 
 
 @pytest.mark.parametrize("how", ["redirected", "as it is"])

@@ -1,7 +1,6 @@
 """A supervisor that dies and is started again: its clients attach by themselves, and nothing accepted is lost, or run
 twice behind anybody's back."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -24,12 +23,12 @@ from pooljobs import Gate
 from services import GUARD, Service, serving
 
 import mpworker
-from mpworker import AsyncProcessWorker, ConnectedWorker, RetryPolicy, Task
+from mpworker import ConnectedWorker, RetryPolicy, Task
 from mpworker.errors import SupervisorLost, TaskCancelled, WorkerCrashed, WorkerStopped
 from mpworker.hooks import Hooks, TaskEvent
 from mpworker.ipc import codec, details
 from mpworker.kept import Pending
-from mpworker.service.recovery import StandIn
+from mpworker.service.recovery import StandIn, Telling
 
 KILLS = 10
 CONFIG = "n = 1\n[clients]\nring_bytes = 65536\n[queues.mail]\nweight = 2\n"
@@ -42,24 +41,9 @@ def service(tmp_path: Path) -> Iterator[Service]:
         yield service
 
 
-def kill(service: Service) -> None:
-    service.process.kill()
-    service.process.wait()
-
-
-def replace(service: Service) -> None:
-    """Kill it, and start the next one."""
-    kill(service)
-    service.start()
-
-
 def processes_of(w: ConnectedWorker) -> list[int]:
     found = w.processes()
     return [found["nursery"], *(child["pid"] for child in found["children"])]
-
-
-def lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
 
 
 # ------------------------------------------------------------ what becomes of tasks
@@ -72,14 +56,14 @@ def test_what_had_not_begun_begins_and_what_ran_is_run_once_more_if_it_may_be(se
         waiting = [w.submit(pooljobs.note, str(noted), number) for number in range(50)]
         by_value = w.submit(lambda: 42)
         gate.wait_begun()
-        replace(service)
+        service.replace()
         gate.wait_begun()
         gate.release()
         assert running.result(GUARD) is None
         assert [future.result(GUARD) for future in waiting] == list(range(50))
         assert by_value.result(GUARD) == 42
         assert w.submit(pooljobs.square, 3).result(GUARD) == 9
-    assert sorted(map(int, lines(noted))) == sorted([7, *range(50)])
+    assert sorted(map(int, pooljobs.notes(noted))) == sorted([7, *range(50)])
 
 
 def test_what_ran_and_may_not_be_run_again_has_crashed(service: Service, gate: Gate) -> None:
@@ -87,7 +71,7 @@ def test_what_ran_and_may_not_be_run_again_has_crashed(service: Service, gate: G
         running = w.submit(pooljobs.hold_and_note, gate.folder, 7)
         waiting = w.submit(pooljobs.square, 3)
         gate.wait_begun()
-        replace(service)
+        service.replace()
         with pytest.raises(WorkerCrashed, match="the supervisor died while it ran") as crash:
             running.result(GUARD)
         assert (crash.value.cause, crash.value.attempt) == ("supervisor", 1)
@@ -99,12 +83,12 @@ def test_what_has_ended_is_not_run_again(service: Service, tmp_path: Path) -> No
     noted = tmp_path / "noted"
     with service.connect() as w:
         futures = [w.submit(pooljobs.note, str(noted), number) for number in range(30)]
-        assert wait_until(lambda: len(lines(noted)) == 30, GUARD)
+        assert wait_until(lambda: len(pooljobs.notes(noted)) == 30, GUARD)
         time.sleep(0.05)  # the last answer is on its way from the child; it may be lost, and is not told twice
-        replace(service)
+        service.replace()
         ended = [future.exception(GUARD) for future in futures]
         assert w.submit(pooljobs.square, 3).result(GUARD) == 9
-    assert Counter(lines(noted)) == Counter(map(str, range(30)))
+    assert Counter(pooljobs.notes(noted)) == Counter(map(str, range(30)))
     assert all(error is None or isinstance(error, WorkerCrashed) for error in ended)
 
 
@@ -115,10 +99,10 @@ def test_an_outcome_that_had_no_room_in_the_ring(service: Service, tmp_path: Pat
         view = w.options(crash_retries=crash_retries)
         futures = [view.submit(note_and_return, str(noted), number) for number in range(100)]  # 400 KB of results
         assert wait_until(lambda: operator._operate({"op": "describe"})["clients"][0]["completed"] == 100, GUARD)
-        replace(service)
+        service.replace()
         outcomes = [future.exception(GUARD) for future in futures]
     lost = [number for number, error in enumerate(outcomes) if error is not None]
-    ran = Counter(map(int, lines(noted)))
+    ran = Counter(map(int, pooljobs.notes(noted)))
     if crash_retries:
         assert not lost
         again = [number for number in range(100) if ran[number] == 2]
@@ -142,10 +126,10 @@ def test_retries_that_were_used_are_used(service: Service, tmp_path: Path) -> No
     with service.connect() as w:
         waits = w.options(retries=1, retry_policy=policy).submit(note_and_fail, str(noted))
         assert wait_until(lambda: w.get_task(waits.task_id).status == "scheduled", GUARD)
-        replace(service)
+        service.replace()
         with pytest.raises(ValueError, match="wrong"):
             waits.result(GUARD)
-    assert len(lines(noted)) == 2
+    assert len(pooljobs.notes(noted)) == 2
 
 
 def note_and_fail(path: str) -> None:
@@ -160,7 +144,7 @@ def test_crashes_before_count(service: Service, gate: Gate) -> None:
         os.kill(w.processes()["children"][0]["pid"], signal.SIGKILL)
         for _ in range(2):
             gate.wait_begun()
-            replace(service)
+            service.replace()
         with pytest.raises(WorkerCrashed) as crash:
             future.result(GUARD)
         assert (crash.value.cause, crash.value.attempt) == ("supervisor", 3)
@@ -172,7 +156,7 @@ def test_what_was_cancelled_and_not_begun_never_begins(service: Service, gate: G
         running = w.options(crash_retries=1).submit(pooljobs.hold, gate.folder)
         gate.wait_begun()
         waiting = w.submit(pooljobs.hold_and_note, gate.folder, 1)
-        kill(service)
+        service.kill()
         asked = threading.Thread(target=waiting.cancel)
         asked.start()
         service.start()
@@ -189,7 +173,7 @@ def test_a_map_goes_on(service: Service, gate: Gate) -> None:
         results = w.options(crash_retries=3).map(hold_the_first_of_many, [gate.folder] * 500, range(500), chunksize=50)
         assert next(results) == 0
         gate.wait_begun()  # item 120
-        replace(service)
+        service.replace()
         gate.wait_begun()
         gate.release()
         assert list(results) == list(range(1, 500))
@@ -205,7 +189,7 @@ def test_items_of_a_map_run_once_or_are_blamed(service: Service, gate: Gate, tmp
     with service.connect() as w:
         results = w.map(note_and_hold, *arguments, chunksize=100, return_exceptions=True)
         gate.wait_begun()
-        replace(service)
+        service.replace()
         found = list(results)
     crashed = [number for number, value in enumerate(found) if isinstance(value, WorkerCrashed)]
     assert 150 in crashed
@@ -213,7 +197,7 @@ def test_items_of_a_map_run_once_or_are_blamed(service: Service, gate: Gate, tmp
     assert [value for number, value in enumerate(found) if number not in crashed] == [
         number for number in range(300) if number not in crashed
     ]
-    assert max(Counter(lines(noted)).values()) == 1
+    assert max(Counter(pooljobs.notes(noted)).values()) == 1
 
 
 def note_and_hold(folder: str, path: str, number: int) -> int:
@@ -231,7 +215,7 @@ def test_large_calls_and_details_go_again(service: Service, gate: Gate) -> None:
         timed = w.register_task(Task(pooljobs.square, (3,), run_at=0.2))
         late = w.register_task(Task(pooljobs.square, (3,), deadline=0.1))
         judged = w.options(retries=2, retry_policy=RetryPolicy(give_up_on=(ValueError,))).submit(pooljobs.fail, "final")
-        replace(service)
+        service.replace()
         gate.wait_begun()
         gate.release()
         assert running.result(GUARD) is None
@@ -253,9 +237,9 @@ def test_one_live_attempt_at_any_time(service: Service, tmp_path: Path) -> None:
     with service.connect() as w:
         future = w.options(crash_retries=5).submit(alone, str(tmp_path / "lock"), str(tmp_path / "begun"))
         for number in range(5):
-            assert wait_until(lambda count=number: len(lines(tmp_path / "begun")) > count, GUARD)  # type: ignore[misc]
-            replace(service)
-        assert wait_until(lambda: len(lines(tmp_path / "begun")) == 6, GUARD)
+            assert wait_until(lambda count=number: len(pooljobs.notes(tmp_path / "begun")) > count, GUARD)  # type: ignore[misc]
+            service.replace()
+        assert wait_until(lambda: len(pooljobs.notes(tmp_path / "begun")) == 6, GUARD)
         (tmp_path / "go").touch()
         assert future.result(GUARD) == "alone"
 
@@ -278,7 +262,7 @@ def test_the_next_one_is_told_nothing_before_all_of_the_old_one_are_dead(service
         assert recovery is not None
         living = os.open(f"/proc/self/fd/{recovery._left[1]}", os.O_WRONLY)  # as a process that is not dead yet has it
         try:
-            replace(service)
+            service.replace()
             with service.connect() as other:
                 assert other.submit(abs, -2).result(GUARD) == 2
                 time.sleep(0.3)  # in which it would have attached
@@ -299,21 +283,21 @@ def test_kills_at_any_moment(service: Service, tmp_path: Path, crash_retries: in
         for _ in range(KILLS):
             if done.wait(rng.uniform(0.0, 0.6)):
                 return
-            replace(service)
+            service.replace()
 
     unruly = threading.Thread(target=unrest)
     with service.connect() as w:
         view = w.options(crash_retries=crash_retries)
         unruly.start()
         try:
-            futures = [view.submit(note_and_rest, str(noted), number) for number in range(400)]
+            futures = [view.submit(pooljobs.note_and_rest, str(noted), number) for number in range(400)]
             mapped = list(view.map(pooljobs.square, range(5_000), chunksize=100, return_exceptions=True))
             outcomes = [future.exception(GUARD) for future in futures]
         finally:
             done.set()
             unruly.join(GUARD)
         assert w.submit(pooljobs.square, 3).result(GUARD) == 9
-    ran = Counter(map(int, lines(noted)))
+    ran = Counter(map(int, pooljobs.notes(noted)))
     assert all(error is None or isinstance(error, WorkerCrashed) for error in outcomes), f"seed {seed}: {outcomes}"
     for number, error in enumerate(outcomes):
         if crash_retries:
@@ -330,19 +314,13 @@ def test_kills_at_any_moment(service: Service, tmp_path: Path, crash_retries: in
         assert mapped == [number**2 for number in range(5_000)], f"seed {seed}"
 
 
-def note_and_rest(path: str, number: int) -> int:
-    pooljobs.note(path, number)
-    time.sleep(0.002)
-    return number
-
-
 # ------------------------------------------------------------ what else goes on
 
 
 def test_what_is_called_meanwhile_waits(service: Service) -> None:
     with service.connect() as w:
         w.submit(abs, 1).result(GUARD)
-        kill(service)
+        service.kill()
         made: list[Any] = []
         calls: list[Callable[[], Any]] = [
             lambda: w.submit(pooljobs.square, 3).result(GUARD),
@@ -367,7 +345,7 @@ def test_what_is_asked_meanwhile_is_done_once(service: Service) -> None:
         w.register_cron_task("gone", "@every 1h", abs_of_one)
         waiting = [w.submit(time.sleep, 600) for _ in range(4)]
         assert wait_until(waiting[0].running, GUARD)
-        kill(service)
+        service.kill()
         found: dict[str, Any] = {}
         calls = {
             "register": lambda: w.register_cron_task("new", "@every 1h", abs_of_one),
@@ -384,7 +362,7 @@ def test_what_is_asked_meanwhile_is_done_once(service: Service) -> None:
         for thread in threads:
             thread.join(GUARD)
         assert found == {"register": None, "remove": None, "cancel": 3}, "the first one has crashed"
-        replace(service)
+        service.replace()
         assert [task.name for task in w.cron_tasks()] == ["new"]
 
 
@@ -393,12 +371,42 @@ def test_a_map_that_nobody_wants_any_more_is_let_go_of_at_once(service: Service,
         results = w.map(note_and_hold, [gate.folder] * 400, [f"{gate.folder}/noted"] * 400, range(400), chunksize=50)
         assert next(results) == 0
         gate.wait_begun()  # item 150
-        kill(service)
+        service.kill()
         assert wait_until(lambda: isinstance(w._client.supervisor, StandIn), GUARD)
         results.close()
         service.start()
         assert w.submit(abs, -1).result(GUARD) == 1
-    assert len(lines(Path(gate.folder) / "noted")) <= 151, "nothing more of it has begun"
+    assert len(pooljobs.notes(Path(gate.folder) / "noted")) <= 151, "nothing more of it has begun"
+
+
+def test_a_map_that_nobody_wants_any_more_when_the_next_one_knows_of_it(
+    service: Service, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, closed = threading.Event(), threading.Event()
+    tell_all = Telling.tell_all
+
+    def tell_and_wait(telling: Telling, terms: dict[str, Any]) -> None:
+        tell_all(telling, terms)
+        told.set()
+        assert closed.wait(GUARD)
+
+    monkeypatch.setattr(Telling, "tell_all", tell_and_wait)
+    with service.connect() as w:
+        results = w.map(hold_from_the_fifth, [gate.folder] * 20, range(20), chunksize=5)
+        assert next(results) == 0
+        gate.wait_begun()
+        service.replace()
+        assert told.wait(GUARD)
+        gate.wait_begun()  # the one behind that which was blamed
+        results.close()
+        closed.set()
+        future = w.submit(abs, -1)
+        gate.release()
+        assert future.result(GUARD) == 1, "nothing more of it has begun"
+
+
+def hold_from_the_fifth(folder: str, number: int) -> int:
+    return pooljobs.hold(folder, number) if number >= 5 else number  # type: ignore[no-any-return]
 
 
 def test_a_nursery_that_imports_is_not_waited_for(service: Service, tmp_path: Path) -> None:
@@ -406,7 +414,7 @@ def test_a_nursery_that_imports_is_not_waited_for(service: Service, tmp_path: Pa
         f"import os, time\nopen({str(tmp_path / 'imports')!r}, 'w').close()\ntime.sleep(600)\n"
     )
     with service.connect() as w:
-        kill(service)
+        service.kill()
         waiting = w.submit  # what is called waits, so it is called in a thread
         found: list[Any] = []
         asked = threading.Thread(target=lambda: found.append(waiting(pooljobs.square, 3).result(GUARD)))
@@ -415,7 +423,7 @@ def test_a_nursery_that_imports_is_not_waited_for(service: Service, tmp_path: Pa
         service.start()
         assert wait_until((tmp_path / "imports").exists, GUARD)
         service.config.write_text(CONFIG)
-        replace(service)
+        service.replace()
         asked.join(GUARD / 2)
         assert found == [9]
 
@@ -426,7 +434,7 @@ def test_who_says_hello_to_one_that_dies_says_it_to_the_next(service: Service) -
     hello = threading.Thread(target=lambda: made.append(service.connect()))
     hello.start()
     time.sleep(0.2)  # so that it has connected; if it has not yet, it is none the worse
-    replace(service)
+    service.replace()
     hello.join(GUARD)
     with made[0] as w:
         assert w.submit(abs, -1).result(GUARD) == 1
@@ -437,7 +445,7 @@ def test_leaving_the_block_meanwhile_waits_for_what_was_submitted(service: Servi
         running = w.options(crash_retries=1).submit(pooljobs.hold, gate.folder, 1)
         waiting = [w.submit(pooljobs.square, number) for number in range(10)]
         gate.wait_begun()
-        kill(service)
+        service.kill()
         back = threading.Thread(target=lambda: (service.start(), gate.wait_begun(), gate.release()))
         back.start()
     back.join(GUARD)
@@ -452,7 +460,7 @@ def test_a_drain_that_was_asked_for_before_goes_on(service: Service, gate: Gate)
     stopped = threading.Thread(target=w.stop_graceful)
     stopped.start()
     assert wait_until(lambda: w._client.ending.asked, GUARD)
-    replace(service)
+    service.replace()
     gate.wait_begun()
     gate.release()
     stopped.join(GUARD)
@@ -465,7 +473,7 @@ def test_a_stop_does_not_wait_for_another_supervisor(service: Service, gate: Gat
     w = service.connect()
     running = w.submit(pooljobs.hold, gate.folder)
     gate.wait_begun()
-    kill(service)
+    service.kill()
     assert wait_until(lambda: isinstance(w._client.supervisor, StandIn), GUARD)
     begun = time.monotonic()
     w.stop_now() if how == "now" else w.stop_graceful(timeout=0.2)
@@ -480,7 +488,7 @@ def test_too_late(service: Service, gate: Gate) -> None:
     running = w.submit(pooljobs.hold, gate.folder)
     gate.wait_begun()
     left = processes_of(w)
-    kill(service)
+    service.kill()
     with pytest.raises(SupervisorLost):
         running.result(GUARD)
     with pytest.raises(SupervisorLost):
@@ -492,7 +500,7 @@ def test_one_that_refuses_is_not_waited_for(service: Service, gate: Gate) -> Non
     w = service.connect()
     running = w.submit(pooljobs.hold, gate.folder)
     gate.wait_begun()
-    kill(service)
+    service.kill()
     os.unlink(service.socket)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(service.socket)
@@ -528,7 +536,7 @@ def test_hooks_subscriptions_and_what_recurs_go_on(service: Service) -> None:
         w.register_cron_task("beat", "@every 50ms", abs_of_one)
         w.register_cron_task("still", "@every 50ms", abs_of_one)
         w.pause_cron_task("still")
-        replace(service)
+        service.replace()
         second = w.submit(pooljobs.square, 3)
         assert second.result(GUARD) == 9
         assert wait_until(lambda: w.cron_tasks()[0].runs > 2, GUARD)
@@ -549,7 +557,7 @@ def test_the_log_tells_of_it(service: Service, caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.INFO, "mpworker")
     with service.connect() as w:
         assert w.submit(abs, -1).result(GUARD) == 1
-        replace(service)
+        service.replace()
         assert w.submit(abs, -1).result(GUARD) == 1
         assert wait_until(lambda: any("reconnected" in each.getMessage() for each in caplog.records), GUARD)
     assert any("supervisor_lost" in each.getMessage() for each in caplog.records)
@@ -560,25 +568,25 @@ def test_many_programs_at_once(service: Service, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(service.connect()) for _ in range(8)]
         futures = [
-            w.submit(note_and_rest, str(noted), 100 * index + number)
+            w.submit(pooljobs.note_and_rest, str(noted), 100 * index + number)
             for number in range(20)
             for index, w in enumerate(workers)
         ]
         futures[0].exception(GUARD)
-        replace(service)
+        service.replace()
         outcomes = [future.exception(GUARD) for future in futures]
-    assert max(Counter(lines(noted)).values()) == 1
+    assert max(Counter(pooljobs.notes(noted)).values()) == 1
     assert sum(error is not None for error in outcomes) <= 8, "what one child had begun, and what was not told"
 
 
 def test_nothing_is_left_of_the_way(service: Service) -> None:
     with service.connect() as w:
         w.submit(abs, -1).result(GUARD)
-        replace(service)
+        service.replace()
         w.submit(abs, -1).result(GUARD)
         before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
         for _ in range(3):
-            replace(service)
+            service.replace()
             assert w.submit(abs, -1).result(GUARD) == 1
         assert wait_until(lambda: len(os.listdir("/proc/self/fd")) == before, GUARD)
         assert wait_until(lambda: threading.active_count() <= threads, GUARD)
@@ -620,14 +628,14 @@ def test_what_has_ended_is_kept_no_longer(service: Service) -> None:
         for _ in range(2):
             assert [w.submit(lambda each=each: each).result(GUARD) for each in range(200)] == list(range(200))  # type: ignore[misc]
             assert list(w.map(pooljobs.square, range(100), chunksize=10)) == [each**2 for each in range(100)]
-            replace(service)
+            service.replace()
             assert w.submit(pooljobs.square, 3).result(GUARD) == 9
         assert not any((pending, pending.kept, pending.known, pending.recalled, pending.cancelled))
 
 
 def test_a_function_is_kept_as_long_as_a_task_may_have_to_be_sent_again() -> None:
     pending = Pending()
-    pending.functions.update((key, b"") for key in range(200))
+    pending.functions.update((key, (codec.FUNCTION, 0, key, 0, 0, b"")) for key in range(200))
     pending.kept[1] = (codec.SUBMIT, 0, 1, 7, 0, b"")
     for key in range(128):
         pending.forget_function(key)
@@ -637,72 +645,3 @@ def test_a_function_is_kept_as_long_as_a_task_may_have_to_be_sent_again() -> Non
     for key in range(128, 192):
         pending.forget_function(key)
     assert 7 not in pending.functions
-
-
-# ------------------------------------------------------------ in an event loop
-
-
-def test_in_an_event_loop(service: Service, gate: Gate) -> None:
-    async def main() -> None:
-        w = await AsyncProcessWorker.connect(service.socket, connect_timeout=GUARD)
-        async with w:
-            running = w.options(crash_retries=1).submit(pooljobs.hold, gate.folder, 1)
-            blamed = w.submit(pooljobs.square, 3)
-            await asyncio.to_thread(gate.wait_begun)
-            waiting = [w.submit(pooljobs.square, number) for number in range(200)]
-            large = w.submit(len, bytes(300_000))
-            dropped = w.submit(pooljobs.hold_and_note, gate.folder, 5)
-            await asyncio.to_thread(kill, service)
-            dropped.cancel()
-            meanwhile = [w.submit(pooljobs.square, number) for number in range(20)]
-            asked = asyncio.create_task(w.get_tasks())
-            await asyncio.sleep(0.05)
-            service.start()
-            await asyncio.to_thread(gate.wait_begun)
-            gate.release()
-            assert await running == 1
-            assert await blamed == 9
-            assert await asyncio.gather(*waiting) == [number**2 for number in range(200)]
-            assert await asyncio.gather(*meanwhile) == [number**2 for number in range(20)]
-            assert await large == 300_000
-            assert isinstance(await asked, list)
-            assert [value async for value in w.map(pooljobs.square, range(100))] == [each**2 for each in range(100)]
-        assert not (Path(gate.folder) / "noted").exists()
-
-    asyncio.run(main())
-
-
-def test_in_an_event_loop_it_is_given_up_in_time(service: Service, gate: Gate) -> None:
-    async def main() -> None:
-        w = await AsyncProcessWorker.connect(service.socket, connect_timeout=GUARD, reconnect_timeout=0.3)
-        running = w.submit(pooljobs.hold, gate.folder, 1)
-        await asyncio.to_thread(gate.wait_begun)
-        await asyncio.to_thread(kill, service)
-        with pytest.raises(SupervisorLost):
-            await running
-        with pytest.raises(SupervisorLost):
-            w.submit(abs, 1)
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("times", [6])
-def test_in_an_event_loop_kills_at_any_moment(service: Service, tmp_path: Path, times: int) -> None:
-    rng = random.Random(seed := random.randrange(2**32))
-    noted = tmp_path / "noted"
-
-    async def main() -> list[Any]:
-        w = await AsyncProcessWorker.connect(service.socket, connect_timeout=GUARD)
-        async with w:
-            futures = [w.submit(note_and_rest, str(noted), number) for number in range(300)]
-            for _ in range(times):
-                await asyncio.sleep(rng.uniform(0, 0.5))
-                await asyncio.to_thread(replace, service)
-            return await asyncio.gather(*futures, return_exceptions=True)
-
-    outcomes = asyncio.run(main())
-    ran = Counter(map(int, lines(noted)))
-    assert max(ran.values()) == 1, f"seed {seed}"
-    for number, outcome in enumerate(outcomes):
-        assert outcome == number or isinstance(outcome, WorkerCrashed), f"seed {seed}, task {number}: {outcome!r}"
-        assert isinstance(outcome, WorkerCrashed) or ran[number] == 1, f"seed {seed}, task {number}"

@@ -192,6 +192,20 @@ def test_a_flag_and_a_variable_go_before_the_file_again(tmp_path: Path) -> None:
             assert len(w.processes()["children"]) == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGTTIN])
+def test_a_signal_that_comes_before_it_serves_is_heeded_later(tmp_path: Path, number: signal.Signals) -> None:
+    with serving(tmp_path, BEFORE) as service:
+        command = Path(f"/proc/{service.process.pid}/cmdline")
+        assert wait_until(lambda: b"mpworker.cli" not in command.read_bytes(), GUARD)
+        service.process.send_signal(number)
+        if number == signal.SIGTERM:
+            assert service.ended() == 0
+        else:
+            service.wait_for("reloaded" if number == signal.SIGHUP else "pool_resized")
+            with service.connect() as w:
+                assert w.submit(abs, -1).result(GUARD) == 1
+
+
 def test_sighup_is_the_same(service: Service) -> None:
     service.config.write_text(AFTER)
     service.process.send_signal(signal.SIGHUP)

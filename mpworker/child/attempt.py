@@ -12,7 +12,6 @@ from types import CodeType, FrameType
 from mpworker.context import TaskContext
 from mpworker.ipc import codec, details, tracebacks
 from mpworker.ipc._native import AttemptState, Claims
-from mpworker.ipc.stacks import StackFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,24 +39,19 @@ class Attempt(AttemptState):
 
     Args:
         claims: The child's claim page.
-        stack_file: Where the stack of a late task goes.
         task_prefix: Of the ids of tasks that have none of the user's own,
         contexts: unless it is another one for many tasks, of which this is known.
     """
 
-    __slots__ = ("_claims", "_contexts", "_stack_file", "_task_prefix")
+    __slots__ = ("_claims", "_contexts", "_task_prefix")
 
-    def __init__(
-        self, claims: Claims, stack_file: StackFile, task_prefix: str, contexts: Mapping[int, Context]
-    ) -> None:
+    def __init__(self, claims: Claims, task_prefix: str, contexts: Mapping[int, Context]) -> None:
         self._claims = claims
-        self._stack_file = stack_file
         self._task_prefix = task_prefix
         self._contexts = contexts
 
     def on_interrupt(self, _signal: int, frame: FrameType | None) -> None:
         """The handler of INTERRUPT_SIGNAL."""
-        self._stack_file.rewind()
         generation = self.running
         if self.itemwise and not self._claims.inside:
             generation = 0  # between two items

@@ -44,21 +44,18 @@ class Child:
     Args:
         channel: Its channel to the supervisor.
         claims: Its claim page.
-        stack_file: Where the stack of a late task goes.
         settings: What the supervisor sent.
         arenas: The descriptors of the arenas, if there are any.
     """
 
-    def __init__(
-        self, channel: Channel, claims: Claims, stack_file: StackFile, settings: dict[str, Any], arenas: list[int]
-    ) -> None:
+    def __init__(self, channel: Channel, claims: Claims, settings: dict[str, Any], arenas: list[int]) -> None:
         self._channel = channel
         self._claims = claims
         self._settings = settings
         max_bytes = settings["max_payload_bytes"]
         self.answers = answers = Answers(channel)
         self.calls = calls = Calls()
-        self.attempt = attempt = Attempt(claims, stack_file, settings["task_prefix"], calls.contexts)
+        self.attempt = attempt = Attempt(claims, settings["task_prefix"], calls.contexts)
         self._loop = Loop(channel, answers, attempt, calls, max_bytes, settings["spin_ns"])
         self._arenas: Arenas | None = None
         if arenas:
@@ -162,14 +159,13 @@ def run(
     """Be a child until told to exit; never returns."""
     status = 1
     try:
-        child = Child(channel, claims, stack_file, settings, arenas)
+        child = Child(channel, claims, settings, arenas)
         context._source = child.attempt.context
         context._loading = child.attempt.is_loading
         context._orphaned = child.attempt.leave_orphans
         signal.signal(INTERRUPT_SIGNAL, child.attempt.on_interrupt)
         stack_file.dump_at(STACK_SIGNAL)
-        for number in (INTERRUPT_SIGNAL, STACK_SIGNAL):
-            to_main_thread(number)  # a task may load a library that has threads of its own
+        to_main_thread(INTERRUPT_SIGNAL)  # a task may load a library that has threads of its own
         _settle_streams()
         _reseed()
         _allow_forks()

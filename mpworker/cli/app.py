@@ -10,11 +10,13 @@ from contextlib import redirect_stderr
 import click
 
 from mpworker import __version__
+from mpworker.cli import operate, tasks
 from mpworker.cli.bench import bench_command
+from mpworker.cli.completion import completion_command
+from mpworker.cli.cron import cron_command
 from mpworker.cli.doctor import doctor_command
 from mpworker.cli.errors import CommandError, ExitCode, one_line
 from mpworker.cli.map import map_command
-from mpworker.cli.operate import COMMANDS
 from mpworker.cli.plan import plan_command
 from mpworker.cli.serve import config_command, serve_command
 from mpworker.cli.systemd import systemd_command
@@ -30,13 +32,15 @@ def cli() -> None:
 
 
 cli.add_command(bench_command)
+cli.add_command(completion_command)
 cli.add_command(config_command)
+cli.add_command(cron_command)
 cli.add_command(doctor_command)
 cli.add_command(map_command)
 cli.add_command(plan_command)
 cli.add_command(serve_command)
 cli.add_command(systemd_command)
-for each in COMMANDS:
+for each in (*operate.COMMANDS, *tasks.COMMANDS):
     cli.add_command(each)
 
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import os
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LINE_BYTES_MAX", "Failed", "apply_to_line", "apply_to_path"]
+__all__ = ["LINE_BYTES_MAX", "Failed", "apply_to_arguments", "apply_to_line", "apply_to_path", "check_target"]
 
 LINE_BYTES_MAX = 64 * 1024 * 1024
 """A longer input line fails instead of being held in memory; it is usually a file that has no lines at all."""
@@ -55,8 +55,21 @@ def apply_to_path(spec: str, path: bytes) -> str | Failed:
     return _apply(spec, os.fsdecode(path))
 
 
+def check_target(spec: str) -> None:
+    """Find the target here, or raise a `CommandError`."""
+    _target(spec)
+
+
+def apply_to_arguments(spec: str, args: list[Any], kwargs: dict[str, Any]) -> str | Failed:
+    """Apply the target to these arguments."""
+    return _as_json(_target(spec)(*args, **kwargs))
+
+
 def _apply(spec: str, argument: str) -> str | Failed:
-    result = _target(spec)(argument)
+    return _as_json(_target(spec)(argument))
+
+
+def _as_json(result: object) -> str | Failed:
     try:
         # ASCII only: a U+2028 in a string is a line break to some readers, and a lone surrogate has no UTF-8.
         return json.dumps(result, allow_nan=False)

@@ -11,14 +11,16 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
+from typing import Any
 
 import click
 
 from mpworker import ProcessWorker
 from mpworker.checks import check_int, check_seconds
+from mpworker.cli.attached import attached
 from mpworker.cli.errors import CommandError, ExitCode, one_line
 from mpworker.cli.inputs import Inputs, Lines, Paths, unreadable
-from mpworker.cli.item import Failed, apply_to_line, apply_to_path
+from mpworker.cli.item import Failed, apply_to_line, apply_to_path, check_target
 from mpworker.cli.output import Output, OutputPaths
 from mpworker.cli.progress import RunProgress
 from mpworker.cli.stream import STDOUT, Stream
@@ -38,6 +40,8 @@ __all__ = ["map_command"]
 
 MESSAGE_LENGTH_MAX = 4_000
 """Characters of an exception's message that are kept: some carry the whole value they complain about."""
+
+_RECONNECT_SECONDS = 60.0
 
 POOL_ERRORS = (StartFailed, SupervisorLost, WorkerStopped)
 """Errors that say something of the pool and nothing of the item: no failures to record, but the end of the run."""
@@ -63,6 +67,9 @@ POOL_ERRORS = (StartFailed, SupervisorLost, WorkerStopped)
 @click.option("--retries", type=click.IntRange(min=0), default=0, help="Further attempts for an item that fails.")
 @click.option("--chunksize", type=click.IntRange(min=1), help="Items handed out at a time; by default it adapts.")
 @click.option("--preload", multiple=True, metavar="MODULE", help="Import it once, before the processes are forked.")
+@click.option(
+    "--socket", metavar="PATH", help="Have the children of the supervisor do it that listens there: `mpworker serve`."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on standard error but errors.")
 def map_command(
     *,
@@ -77,6 +84,7 @@ def map_command(
     retries: int,
     chunksize: int | None,
     preload: tuple[str, ...],
+    socket: str | None,
     quiet: bool,
 ) -> ExitCode:
     """Apply a function to each line of the inputs, and write what it returns as JSON lines.
@@ -94,12 +102,7 @@ def map_command(
     Exit codes: 0 all went well, 1 some items failed, 2 nothing was done, 3 broken off (resumable), 4 no process could
     be started (resumable), 130 Ctrl-C (resumable), 141 nobody reads standard output any more.
     """
-    if resume and overwrite:
-        raise click.UsageError("--resume and --overwrite exclude each other")
-    if not output:
-        raise click.UsageError("--output is empty: name a file, or - for standard output")
-    if output == STDOUT and (resume or overwrite):
-        raise click.UsageError("--resume and --overwrite are for an --output that is a file; - is standard output")
+    _check_together(output, resume, overwrite, socket is not None and (processes is not None or bool(preload)))
     make_current_directory_importable()
     with ExitStack() as stack:
         # Before the target's module can print anything.
@@ -123,9 +126,11 @@ def map_command(
                 # At least one further attempt after a crash: else the items that had ended in the dead child, and were
                 # not told yet, would fail for what another one has done.
                 with (
-                    _start(processes, timeout, retries, preload) as worker,
+                    _start(socket, processes, timeout, retries, preload) as worker,
                     RunProgress(inputs.total, quiet=quiet or (stream is not None and stream.on_terminal)) as progress,
                 ):
+                    if socket is not None:  # they find modules in their own places
+                        worker.submit(check_target, target).result()
                     outcomes = worker.map(apply, inputs, chunksize=chunksize, return_exceptions=True)
                     _write(worker, outcomes, inputs, out, progress, target)
                 out.finish()
@@ -153,6 +158,18 @@ def _open(target: str, inputs: Inputs, output: str, *, resume: bool, overwrite: 
     return Output(paths, header, resume=resume, overwrite=overwrite)
 
 
+def _check_together(output: str, resume: bool, overwrite: bool, steers: bool) -> None:
+    """Refuse options that say two things."""
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    if not output:
+        raise click.UsageError("--output is empty: name a file, or - for standard output")
+    if output == STDOUT and (resume or overwrite):
+        raise click.UsageError("--resume and --overwrite are for an --output that is a file; - is standard output")
+    if steers:
+        raise click.UsageError("--processes and --preload are the supervisor's to say, and --socket names one")
+
+
 def _check_options(n: int | None, timeout: float | None, retries: int, chunksize: int | None) -> None:
     """Raise what the pool would, before any file is made."""
     check_int("--processes", 1 if n is None else n, 1, N_MAX)
@@ -162,9 +179,14 @@ def _check_options(n: int | None, timeout: float | None, retries: int, chunksize
         check_seconds("--timeout", timeout)
 
 
-def _start(n: int | None, timeout: float | None, retries: int, preload: Sequence[str]) -> ProcessWorker:
+def _start(
+    socket: str | None, n: int | None, timeout: float | None, retries: int, preload: Sequence[str]
+) -> ProcessWorker:
+    options: dict[str, Any] = {"timeout": timeout, "retries": retries, "crash_retries": max(1, retries)}
     try:
-        return ProcessWorker(n, timeout=timeout, retries=retries, crash_retries=max(1, retries), preload=preload)
+        if socket is not None:
+            return attached(socket, "mpworker map", _RECONNECT_SECONDS, **options)
+        return ProcessWorker(n, preload=preload, **options)
     except OSError as error:
         raise CommandError(f"no process can be started: {error.strerror}", ExitCode.NOT_STARTED) from error
 

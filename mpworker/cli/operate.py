@@ -7,65 +7,22 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
-from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from mpworker.cli.attached import COMMAND_NAME, carry_out, socket_option
 from mpworker.cli.errors import CommandError, ExitCode
-from mpworker.connected import ConnectedWorker, connect
-from mpworker.errors import ConfigurationError, ConnectError, MPWorkerError
+from mpworker.cli.tables import seconds, table
+from mpworker.connected import ConnectedWorker
+from mpworker.stacks import of_task
 
 __all__ = ["COMMANDS"]
-
-_CONNECT_SECONDS = 5.0
-
-
-def _socket_option(command: Any) -> Any:
-    return click.option("--socket", metavar="PATH", help="Of the supervisor. [MPWORKER_SOCKET, or the usual places]")(
-        command
-    )
-
-
-def _attached(socket: str | None) -> ConnectedWorker:
-    try:
-        return connect(socket, name="mpworker command", connect_timeout=_CONNECT_SECONDS, reconnect_timeout=0)
-    except ConnectError as error:
-        raise CommandError(str(error), ExitCode.UNREACHABLE) from error
-
-
-def _carry_out(socket: str | None, act: Callable[[ConnectedWorker], Any]) -> Any:
-    """Attach, do something, and detach."""
-    with _attached(socket) as w:
-        try:
-            return act(w)
-        except ConfigurationError:
-            raise
-        except MPWorkerError as error:
-            raise CommandError(str(error), ExitCode.BROKEN_OFF) from error
 
 
 def _described(w: ConnectedWorker) -> dict[str, Any]:
     answer = w._operate({"op": "describe"})
-    answer["clients"] = [each for each in answer["clients"] if each["name"] != "mpworker command"]
+    answer["clients"] = [each for each in answer["clients"] if each["name"] != COMMAND_NAME]
     return answer
-
-
-def _table(title: str, headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape("-" if each is None else str(each)) for each in row))
-    return table
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return "-"
-    if value < 120:
-        return f"{value:.1f} s"
-    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
 def _quantile(latency: dict[str, Any], part: float) -> str:
@@ -84,7 +41,7 @@ def _queues_table(told: dict[str, Any]) -> Table:
         (name, each["weight"], each["queued"], each["running"], each["max_running"], each["rate"], _state(each))
         for name, each in told["queues"].items()
     )
-    return _table("Queues", headings, rows)
+    return table("Queues", headings, rows)
 
 
 def _state(queue: dict[str, Any]) -> str:
@@ -93,10 +50,10 @@ def _state(queue: dict[str, Any]) -> str:
 
 def _children_table(told: dict[str, Any]) -> Table:
     rows = (
-        (each["pid"], each["state"], each["client"], each["task"], _seconds(each.get("for")))
+        (*(each[name] for name in ("pid", "state", "client", "task", "name")), seconds(each.get("for")))
         for each in told["children"]
     )
-    return _table("Children", ("pid", "state", "client", "task", "for"), rows)
+    return table("Children", ("pid", "state", "client", "task", "name", "for"), rows)
 
 
 def _clients_table(told: dict[str, Any]) -> Table:
@@ -104,20 +61,20 @@ def _clients_table(told: dict[str, Any]) -> Table:
     rows = (
         (
             *(each[name] for name in ("client", "name", "pid", "uid")),
-            _seconds(each["for"]),
+            seconds(each["for"]),
             *(each[name] for name in ("unfinished", "completed", "not_completed")),
             *(_quantile(each["latency"], part) for part in (0.5, 0.95)),
         )
         for each in told["clients"]
     )
-    return _table("Clients", headings, rows)
+    return table("Clients", headings, rows)
 
 
 _TABLES = {"clients": _clients_table, "queues": _queues_table, "children": _children_table}
 
 
 def _show(socket: str | None, as_json: bool, names: Iterable[str], head: bool) -> ExitCode:
-    told = _carry_out(socket, _described)
+    told = carry_out(socket, _described)
     console = Console(highlight=False)
     if as_json or not console.is_terminal:
         shown = told if head else {name: told[name] for name in names}
@@ -127,7 +84,7 @@ def _show(socket: str | None, as_json: bool, names: Iterable[str], head: bool) -
         state = "stopping" if told["stopping"] else "serving"
         working = sum(child["task"] is not None for child in told["children"])
         console.print(
-            f"supervisor {told['pid']}, {state} for {_seconds(told['uptime'])}: "
+            f"supervisor {told['pid']}, {state} for {seconds(told['uptime'])}: "
             f"{working} of {told['n']} children at work, {len(told['clients'])} clients"
         )
     for name in names:
@@ -139,7 +96,7 @@ def _look(name: str, tables: tuple[str, ...], head: bool, text: str) -> click.Co
     """A command that shows something."""
 
     @click.command(name, help=f"{text}\n\nOn a terminal as tables, else as JSON.\n\nExample: mpworker {name}")
-    @_socket_option
+    @socket_option
     @click.option("--json", "as_json", is_flag=True, help="JSON, on a terminal too.")
     def look(socket: str | None, as_json: bool) -> ExitCode:
         return _show(socket, as_json, tables, head)
@@ -151,41 +108,41 @@ def _steer(name: str, text: str, act: Callable[[ConnectedWorker, tuple[str, ...]
     """A command about queues."""
 
     @click.command(name, help=f"{text}\n\nQUEUE is the name of one; none for all.\n\nExample: mpworker {name} mail")
-    @_socket_option
+    @socket_option
     @click.argument("queue", nargs=-1)
     def steer(socket: str | None, queue: tuple[str, ...]) -> ExitCode:
-        _carry_out(socket, lambda w: act(w, queue))
+        carry_out(socket, lambda w: act(w, queue))
         return ExitCode.OK
 
     return steer
 
 
 @click.command("scale")
-@_socket_option
+@socket_option
 @click.argument("n", type=int)
 def _scale(socket: str | None, n: int) -> ExitCode:
     """Have N children from now on, while tasks run.
 
     Example: mpworker scale 16
     """
-    _carry_out(socket, lambda w: w.set_max_workers(n))
+    carry_out(socket, lambda w: w.set_max_workers(n))
     return ExitCode.OK
 
 
 @click.command("stop")
-@_socket_option
+@socket_option
 @click.option("--now", is_flag=True, help="Cancel what runs, too.")
 def _stop(socket: str | None, now: bool) -> ExitCode:
     """Have the supervisor take nothing more, finish what it has accepted, and end.
 
     Example: mpworker stop
     """
-    _carry_out(socket, lambda w: w._operate({"op": "stop", "now": now}))
+    carry_out(socket, lambda w: w._operate({"op": "stop", "now": now}))
     return ExitCode.OK
 
 
 @click.command("reload")
-@_socket_option
+@socket_option
 @click.option("--json", "as_json", is_flag=True, help="What has changed, as JSON.")
 def _reload(socket: str | None, as_json: bool) -> ExitCode:
     """Have the supervisor read its configuration again, and do from now on what it says.
@@ -195,7 +152,7 @@ def _reload(socket: str | None, as_json: bool) -> ExitCode:
 
     Example: mpworker reload
     """
-    outcome = _carry_out(socket, lambda w: w._reload())
+    outcome = carry_out(socket, lambda w: w._reload())
     if as_json:
         click.echo(json.dumps(outcome, indent=1))
     if "refused" in outcome:
@@ -204,6 +161,38 @@ def _reload(socket: str | None, as_json: bool) -> ExitCode:
         click.echo(f"changed: {', '.join(outcome['changed']) or 'nothing'}")
         if outcome["at_restart"]:
             click.echo(f"only after a restart: {', '.join(outcome['at_restart'])}")
+    return ExitCode.OK
+
+
+@click.command("stacks")
+@socket_option
+@click.option("--child", metavar="PID", type=int, help="Of this one alone.")
+@click.option("--task", "task_id", metavar="ID", help="Of the child that runs this one.")
+@click.option("--json", "as_json", is_flag=True, help="JSON.")
+def _stacks(socket: str | None, child: int | None, task_id: str | None, as_json: bool) -> ExitCode:
+    """Print where every child is now: the stack of what it runs, the latest call last.
+
+    It is taken without the help of what runs, also of C code that takes no signal; a child that is stopped, or stuck in
+    the kernel, has none. The lines of source are those that are found here.
+
+    Example: mpworker stacks --child 4711
+    """
+    told = [
+        {**each, "stack": of_task(each["stack"])}
+        for each in carry_out(socket, lambda w: w._stacks())
+        if child in (None, each["pid"]) and task_id in (None, each["task"])
+    ]
+    if as_json:
+        click.echo(json.dumps(told, indent=1))
+    for each in () if as_json else told:
+        if each["task"] is None:
+            click.echo(f"child {each['pid']}: runs nothing ({each['state']})")
+        else:
+            what = f"task {each['task']} ({each['name'] or 'without a name'}) of client {each['client']}"
+            click.echo(f"child {each['pid']}: {what}, for {seconds(each['for'])}")
+            click.echo(each["stack"] or "  no stack: it has written none\n", nl=False)
+    if not told:
+        raise CommandError("there is no such child", ExitCode.SOME_FAILED)
     return ExitCode.OK
 
 
@@ -220,6 +209,7 @@ COMMANDS = (
         lambda w, names: w.drain(*names),
     ),
     _scale,
+    _stacks,
     _reload,
     _stop,
 )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -14,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mpworker import ProcessWorker
 from mpworker.cgroups import available_cores
 from mpworker.checks import check_int, check_number, check_seconds
 from mpworker.cli.errors import CommandError, ExitCode
@@ -22,8 +25,8 @@ from mpworker.errors import ConfigurationError
 from mpworker.planning import results
 from mpworker.planning.described import Description, service
 from mpworker.planning.load import Load, Pool
-from mpworker.planning.simulation import Simulation, quantile_of
-from mpworker.planning.study import N_MAX, Study, Targets
+from mpworker.planning.simulation import Outcome, Simulation, quantile_of
+from mpworker.planning.study import N_MAX, Case, Study, Targets, one_by_one, simulated
 from mpworker.planning.trace import Trace, read
 from mpworker.queues import check_limit
 
@@ -121,12 +124,22 @@ def plan_command(
     if not quiet:
         for text in results.checks(check):
             print(text, file=sys.stderr, flush=True)
-    plan = Study(loads, pool, targets, low, high, replications, every, _progress(quiet)).plan()
+    with ExitStack() as stack:
+        workers = available_cores()
+        simulate = one_by_one
+        if workers > 1:
+            simulate = partial(_side_by_side, stack.enter_context(ProcessWorker(workers)))
+        plan = Study(loads, pool, targets, low, high, replications, every, _progress(quiet), simulate).plan()
     if not quiet and sys.stderr.isatty():
         sys.stderr.write("\r\x1b[K")
     findings = results.Findings(plan, about, notes, child_bytes or results.CHILD_BYTES, check)
     _write(findings, json_path, html_path)
     return ExitCode.OK if plan.met or not targets else ExitCode.SOME_FAILED
+
+
+def _side_by_side(w: ProcessWorker, cases: Sequence[Case]) -> Iterable[Outcome]:
+    """Simulate each, on all cores."""
+    return one_by_one(cases) if len(cases) == 1 else w.map(simulated, cases, chunksize=1)
 
 
 def _targets(p95: float | None, misses: float | None) -> Targets:

@@ -19,7 +19,6 @@ from mpworker.child.task import TaskRunner
 from mpworker.ipc import codec, payload
 from mpworker.ipc._native import Claims
 from mpworker.ipc.failures import outer_frames_cut
-from mpworker.ipc.stacks import StackFile
 
 GENERATION: Final = 1  # of every claim
 
@@ -143,7 +142,7 @@ class Runner:
         middleware: Middleware | None,
     ) -> None:
         claims, answers = cast(Claims, _Claims()), _Answers()
-        attempt = Attempt(claims, cast(StackFile, None), settings["task_prefix"], contexts)
+        attempt = Attempt(claims, settings["task_prefix"], contexts)
         calls = _Calls(functions, contexts, initialized, middleware)
         outcomes = _Outcomes(answers, attempt, calls, claims, settings["max_payload_bytes"])
         self.answers = answers.kept

@@ -182,7 +182,7 @@ class InlineSupervisor:
         elif kind == codec.OPTIONS:
             port.note_options(a, data)
         else:
-            port.note(kind, flags, a, data)
+            port.note(kind, flags, a, b, data)
             self._functions.pop(a, None)
 
     # ------------------------------------------------------------ tasks

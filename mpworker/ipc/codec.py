@@ -7,7 +7,8 @@ structured payloads (options, requests, crash reports) are JSON: the supervisor 
 kind     direction                        a                     b                       c
 ======== ================================ ===================== ======================= ============================
 FRAGMENT any: a part of a large payload   0                     0                       0
-FUNCTION client > supervisor > child      function              0                       0
+FUNCTION client > supervisor              function              bytes of its name       0
+FUNCTION supervisor > child               function              0                       0
 FORGET   client > supervisor > child      function              0                       0
 CONTEXT  supervisor > child               context               judge, 0 for none       0
 OPTIONS  client > supervisor              options               0                       0
@@ -49,7 +50,8 @@ gives back what it got with a result, a supervisor what it got with a call, and 
 supervisor says to a child that a block is another's by now. Quiet: a client that does so need not be woken for what it
 gets back by that; of block 0: from now on somebody there waits for room. SHARE, of a shared object: the client has
 placed it, a child has opened it. UNSHARE: nobody in the client needs it; a child shall let go of it, and has.
-FUNCTION, TASK, RANGE, SUBMIT and CHUNK carry a pickle, as do DONE, ITEMS, RESULT and RESULTS when their status says so.
+FUNCTION, TASK, RANGE, SUBMIT and CHUNK carry a pickle, as do DONE, ITEMS, RESULT and RESULTS when their status says so;
+a client's FUNCTION has its name before that.
 A context is what many tasks have in common and a child must know, 0 for nothing: the judge is the number of a function
 that tells, for an exception, whether a task is not to be tried again, and the payload is empty, or the JSON of
 {"prefix"}: what the ids of these tasks begin with, where that is not the same for all. One that is said again with
@@ -159,6 +161,7 @@ STACK_SIGNAL: Final = signal.SIGRTMIN + 7
 # Bounds of the packed header words.
 MAX_CHUNK_ITEMS: Final = (1 << 16) - 1
 MAX_FUNCTIONS: Final = (1 << 24) - 1
+NAME_BYTES_MAX: Final = 200  # of a function's name, which is cut there
 CONTEXT_SHIFT: Final = 40
 TASK_MASK: Final = (1 << CONTEXT_SHIFT) - 1
 CRON_KEYS: Final = 1 << (CONTEXT_SHIFT - 1)  # tasks from this number on the supervisor makes; a client counts from 1

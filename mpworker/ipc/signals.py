@@ -10,4 +10,7 @@ if TYPE_CHECKING:
 else:
     import _signal as signal
 
-__all__ = ["signal"]
+__all__ = ["SERVICE_SIGNALS", "signal"]
+
+# What a supervisor that clients attach to is told by: blocked until it heeds them, so that none ends it, or is lost.
+SERVICE_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)

@@ -6,9 +6,8 @@ signal handler, to a descriptor: the end of the child's channel, of which the su
 
 - the supervisor neither waits nor opens anything; it looks at STACK_BYTES of memory, whatever the child has put there;
 - a stack ends where the segment does: that is sealed, so a write beyond its end fails;
-- the descriptor is the child's alone, and with it the offset at which the next stack is written. It goes back to the
-  start by the interrupt that follows each stack, as soon as Python code runs. A task that runs none, and so leaves it
-  where it is, is killed.
+- the descriptor is the child's alone, and with it the offset at which the next stack is written: each takes the place
+  of the last one (mainthread.h).
 
 What one finds there is text of `faulthandler`, the latest call first, and the frames of `mpworker.child` last.
 """
@@ -16,7 +15,8 @@ What one finds there is text of `faulthandler`, the latest call first, and the f
 from __future__ import annotations
 
 import faulthandler
-import os
+
+from mpworker.ipc._native import to_main_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,16 +38,9 @@ class StackFile:
         self._start = start
 
     def dump_at(self, signal: int) -> None:
-        """Write the stack of the main thread whenever this signal comes."""
-        self.rewind()
+        """Write the stack of the main thread whenever this signal comes, to whichever thread."""
         faulthandler.register(signal, self._fd, all_threads=False, chain=False)
-
-    def rewind(self) -> None:
-        """The next stack is a new one."""
-        try:
-            os.lseek(self._fd, self._start, os.SEEK_SET)
-        except OSError:
-            pass  # the task has closed our descriptors: no stack is written, and at the next answer this process ends
+        to_main_thread(signal, self._fd, self._start)
 
 
 class StackView:

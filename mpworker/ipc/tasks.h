@@ -257,7 +257,8 @@ static bool tasks_ring(tasks_object *tasks, uint64_t now_ns)
     return done != NULL;
 }
 
-/* Publish an answer, and wake the supervisor or put that off; false with an exception, also in a fork that the task has come back from. */
+/* Publish an answer, and wake the supervisor or put that off; false with an exception, also in a fork that the task has come
+ * back from. */
 static bool tasks_answered(tasks_object *tasks, task_end *end, uint64_t started, uint64_t generation, unsigned slot)
 {
     uint64_t now_ns = mpw_now_ns(), took_ns = now_ns - started, c = slot | took_ns << 8;

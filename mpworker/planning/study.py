@@ -1,9 +1,9 @@
 """Many simulations: how many children a load needs, how sure that is, what a rate does, and how many machines."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, inf, isnan
-from typing import Final
+from typing import Final, TypeAlias
 
 from mpworker.planning.load import Load, Pool
 from mpworker.planning.simulation import Outcome, Simulation
@@ -124,6 +124,19 @@ class Plan:
         return self.points[self.chosen]
 
 
+Case: TypeAlias = tuple[Load, Pool]
+
+
+def simulated(case: Case) -> Outcome:
+    """What comes of a load in a pool."""
+    return Simulation(*case).run()
+
+
+def one_by_one(cases: Sequence[Case]) -> Iterable[Outcome]:
+    """Simulate each, in this process."""
+    return map(simulated, cases)
+
+
 class Study:
     """The search for a plan.
 
@@ -136,6 +149,7 @@ class Study:
         replications: How many.
         every: Look at each number of children between these, and not only at some.
         told: Is called with each simulation that has been made.
+        simulate: Makes several, which do not depend on each other, and gives their outcomes in order.
     """
 
     def __init__(
@@ -148,6 +162,7 @@ class Study:
         replications: int = 4,
         every: bool = False,
         told: Callable[[], None] = lambda: None,
+        simulate: Callable[[Sequence[Case]], Iterable[Outcome]] = one_by_one,
     ) -> None:
         self._loads = [loads(seed) for seed in range(replications + 1)]
         self._pool = pool
@@ -155,6 +170,7 @@ class Study:
         self._low, self._high = low, high
         self._every = every
         self._told = told
+        self._simulate = simulate
 
     def plan(self) -> Plan:
         """Make the plan."""
@@ -175,20 +191,26 @@ class Study:
     # ------------------------------------------------------------ children
 
     def _run(self, load: Load, pool: Pool) -> Outcome:
-        outcome = Simulation(load, pool).run()
-        self._told()
+        (outcome,) = self._run_all([(load, pool)])
         return outcome
+
+    def _run_all(self, cases: Sequence[Case]) -> list[Outcome]:
+        outcomes = []
+        for outcome in self._simulate(cases):
+            outcomes.append(outcome)
+            self._told()
+        return outcomes
 
     def _point(self, n: int) -> Point:
         pool = replace(self._pool, n=n)
-        load, *others = self._loads
-        first = self._run(load, pool)
+        load = self._loads[0]
         overloaded = load.seconds > 0 and load.work / load.seconds > min(n, self._pool.cores)
-        if overloaded and not (self._targets and self._targets.met(first)):
-            others = []  # how bad it is need not be known so well
-        again = tuple(self._run(other, pool) for other in others)
-        met = sum(self._targets.met(outcome) for outcome in (first, *again))
-        return Point(first, again, met, overloaded)
+        cases = [(each, pool) for each in self._loads]
+        outcomes = self._run_all(cases[:1] if overloaded else cases)
+        if overloaded and self._targets and self._targets.met(outcomes[0]):
+            outcomes += self._run_all(cases[1:])  # else how bad it is need not be known so well
+        met = sum(map(self._targets.met, outcomes))
+        return Point(outcomes[0], tuple(outcomes[1:]), met, overloaded)
 
     def _enough(self, plan: Plan) -> bool:
         """Do more children gain nothing any more? Some steps beyond that are shown."""
@@ -255,11 +277,12 @@ class Study:
             limits.append((self._pool.rate, self._pool.burst or n))
         if mean > 0:  # some task has begun at all
             limits += [(mean * factor, burst) for factor in _RATES for burst in sorted({1, n, 10 * n})]
-        rows = []
-        for rate, burst in limits:
-            outcome = self._run(plan.load, replace(pool, rate=rate, burst=burst if rate is not None else None))
-            rows.append(RateRow(rate, burst, outcome, _busiest(outcome.begun_at)))
-        return rows
+        pools = [replace(pool, rate=rate, burst=burst if rate is not None else None) for rate, burst in limits]
+        outcomes = self._run_all([(plan.load, each) for each in pools])
+        return [
+            RateRow(rate, burst, outcome, _busiest(outcome.begun_at))
+            for (rate, burst), outcome in zip(limits, outcomes, strict=True)
+        ]
 
     # ------------------------------------------------------------ machines
 

@@ -159,7 +159,7 @@ def attach(path: str, hello: dict[str, Any], by: float, timeout: float) -> tuple
         The supervisor, what it has said, and the descriptors of what it leaves if it dies, if it was asked for these.
 
     Raises:
-        ConnectError: No supervisor listens there, or it refuses: then its `refused` says so.
+        ConnectError: No supervisor listens there, or it refuses.
         OSError: No memory or descriptor is left.
     """
     sock = _connected(path, by)
@@ -187,7 +187,6 @@ def attach(path: str, hello: dict[str, Any], by: float, timeout: float) -> tuple
         close_all(fds)
         connection.close()
         refusal = ConnectError(f"the supervisor at {path} refuses this program: {terms['refused']}")
-        refusal.refused = True
         refusal.for_good = bool(terms.get("for_good"))
         raise refusal
     ours, left = fds[:_FDS_OF_A_CHANNEL], fds[_FDS_OF_A_CHANNEL:]

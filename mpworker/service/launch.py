@@ -9,6 +9,7 @@ from dataclasses import asdict
 from mpworker import programs
 from mpworker.cgroups import available_cores
 from mpworker.ipc import json
+from mpworker.ipc.signals import SERVICE_SIGNALS, signal
 from mpworker.launch import blob_of, config_of, descriptors_of, overlap
 from mpworker.options import QUEUES_MAX, WorkerOptions
 from mpworker.service.config import SETTINGS, level_of
@@ -140,4 +141,5 @@ def become_supervisor(config: Effective, arguments: list[str]) -> NoReturn:
     sys.stderr.flush()
     argv = programs.service_command(sys.executable, fd)
     environment = programs.environment() | {name: os.environ[name] for name in _NOT_THE_CHILDRENS if name in os.environ}
+    signal.pthread_sigmask(signal.SIG_BLOCK, SERVICE_SIGNALS)
     os.execve(argv[0], argv, environment)

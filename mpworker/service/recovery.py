@@ -127,14 +127,6 @@ class Recovery(ClientThread):
         self._before: Supervisor | None = None  # the one that has died
         self._given_up = False
 
-    def begin(self) -> None:
-        """Look at the supervisor from now on.
-
-        Raises:
-            RuntimeError: No thread can be started.
-        """
-        self._start()
-
     # ------------------------------------------------------------ the supervisor is dead
 
     def takes_over(self) -> bool:
@@ -344,8 +336,8 @@ class Telling:
         """
         client, pending = self._client, self._pending
         client.agree(terms)
-        for key, blob in list(pending.functions.items()):
-            self._send((codec.FUNCTION, 0, key, 0, 0, blob))
+        for function in list(pending.functions.values()):
+            self._send(function)
         for key, report in client.option_table.reports():
             self._send((codec.OPTIONS, 0, key, 0, 0, report))
         for messages in list(pending.standing.values()):
@@ -364,6 +356,8 @@ class Telling:
                 client.take_out(key, None)
         for key in list(pending.cancelled):  # of those that were told before it was so
             self._request({"verb": "cancel", "task": key})
+        for key in list(client.unwanted):  # likewise
+            self._request(client.cancel_of_chunk(key))
         if client.ending.drains():
             self._request({"verb": "stop", "now": False})
 

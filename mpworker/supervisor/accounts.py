@@ -64,6 +64,14 @@ class Histories:
         if account is not None:
             account.history.keep_result(task, result)
 
+    def payloads(self, key: int) -> tuple[bytes, Outcome] | None:
+        account = self.account(key)
+        return account.history.payloads(key) if account is not None else None
+
+    def find(self, key: int) -> Ended | None:
+        account = self.account(key)
+        return account.history.find(key) if account is not None else None
+
     def evict(self, now: float) -> None:
         for account in self._each.values():
             account.history.evict(now)

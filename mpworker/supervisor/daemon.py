@@ -21,7 +21,7 @@ from mpworker.ipc.channel import Channel, close_all, make_channel
 from mpworker.ipc.ledger import Ledger
 from mpworker.ipc.levels import ERROR, INFO, WARNING
 from mpworker.ipc.ring import RingCorrupt
-from mpworker.ipc.signals import signal
+from mpworker.ipc.signals import SERVICE_SIGNALS, signal
 from mpworker.supervisor.accounts import SharedScheduler
 from mpworker.supervisor.burying import ends
 from mpworker.supervisor.gate import Gate, Peer, Refused, check_hello
@@ -31,9 +31,10 @@ from mpworker.supervisor.ids import Ids
 from mpworker.supervisor.lookout import Log, Lookout
 from mpworker.supervisor.notify import Manager
 from mpworker.supervisor.nursing import DRAIN, NOW
-from mpworker.supervisor.operating import described
+from mpworker.supervisor.operating import Overview
 from mpworker.supervisor.reloading import Reloading
 from mpworker.supervisor.serving import Serving
+from mpworker.supervisor.stacktaking import StackTaking
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,11 +43,11 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from mpworker.supervisor.children import Child
+    from mpworker.supervisor.registry import Task
     from mpworker.supervisor.session import Session
 
 _NUMBERS_MAX: Final = (1 << 23) - 1  # of clients: with their numbers in front, those of tasks stay below 2**63
 _STATUS_EVERY: Final = 1.0  # seconds
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
 _WHEN_GONE: Final = ("cancel", "finish")
 _PREFIX_BYTES: Final = 4  # twice as many characters
 
@@ -62,6 +63,7 @@ class Daemon(Serving):
 
     Attributes:
         guests: The clients that are attached, by their numbers.
+        overview: What an operator is told.
         manager: The service manager, if there is one.
         began_at: When it began.
         failed: There can be no children.
@@ -85,6 +87,8 @@ class Daemon(Serving):
         self._signals = -1
         self._slots: int = config["slots"]
         self._lookout.tried_again = self.hall.tried_again
+        self.overview = Overview(self)
+        self._stack_taking = StackTaking(self)
         self._reloading = Reloading(self, self._service, self._watch, self._unwatch)
         self._ready = False
         self.began_at = time.monotonic()
@@ -112,7 +116,8 @@ class Daemon(Serving):
         return hall
 
     @property
-    def _shared(self) -> SharedScheduler:
+    def shared(self) -> SharedScheduler:
+        """The scheduler of all clients."""
         scheduler = self.scheduler
         assert isinstance(scheduler, SharedScheduler)
         return scheduler
@@ -142,8 +147,9 @@ class Daemon(Serving):
         """Signals are told through a pipe, and so come between two turns."""
         self._signals, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in _SIGNALS:
+        for number in SERVICE_SIGNALS:
             signal.signal(number, _noted)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SERVICE_SIGNALS)
         self._watch(self._signals, self._signalled)
 
     def _signalled(self) -> None:
@@ -224,7 +230,7 @@ class Daemon(Serving):
         port = Port(self.hall, number, prefix, channel, service["max_payload_bytes"])
         port.admits = self._admits
         port.allow(service["priority_min"], service["unknown_queues"] == "create")
-        account = self._shared.open_account(number, steers)
+        account = self.shared.open_account(number, steers)
         port.ids = Ids(account.keys)
         port.ledger = ledger
         port.is_unfinished = account.is_unfinished
@@ -285,6 +291,7 @@ class Daemon(Serving):
         self.sessions[guest] = None
 
     def _before_offers(self) -> None:
+        self._stack_taking.look(self._turned_at)
         if self.hall.unwritten:
             self.hall.write_ledgers()
 
@@ -379,20 +386,43 @@ class Daemon(Serving):
         for number, guest in list(self._gone.items()):
             if not guest.account.unfinished():
                 del self._gone[number]
-                self._shared.close_account(guest.account)
+                self.shared.close_account(guest.account)
                 guest.dissolve()
                 self._free_numbers.append(number)
 
     # ------------------------------------------------------------ the operator
 
     def operated(self, message: dict[str, Any]) -> dict[str, Any]:
-        """See `Serving`: `op` is "describe" or "stop"."""
-        if message["op"] == "stop":
+        """See `Serving`: `op` is one of these."""
+        op = message["op"]
+        if op == "stop":
             self._asked_to_stop()
             if message["now"]:
                 self._asked_to_stop()
             return {}
-        return described(self)
+        overview = self.overview
+        if op == "describe":
+            return overview.described()
+        asked = {"tasks": overview.listed, "task": overview.found, "cancel": overview.cancel, "cron": overview.cron}
+        return asked[op](message)
+
+    def runs(self, child: Child) -> tuple[Task, float] | None:
+        """What a child runs, and since when; None if that is nothing."""
+        for task in child.seat.offers.values():
+            began = self.scheduler.claimed_at(child.seat, task)
+            if began is not None:
+                return task, began
+        return None
+
+    def now(self) -> float:
+        """The time of this turn."""
+        return self._turned_at
+
+    def take_stacks(self) -> int:
+        return self._stack_taking.ask()
+
+    def stacks(self, number: int) -> dict[str, Any] | None:
+        return self._stack_taking.outcome(number)
 
     def reload(self) -> int:
         return self._reloading.ask()
@@ -475,7 +505,15 @@ class Daemon(Serving):
 
     def _times(self) -> list[float | None]:
         at = self._gate.next_at if self._gate is not None else None
-        return [*super()._times(), at, self._reloading.next_at, self._alive_at, self._stop_by, self._exit_at]
+        return [
+            *super()._times(),
+            at,
+            self._stack_taking.next_at,
+            self._reloading.next_at,
+            self._alive_at,
+            self._stop_by,
+            self._exit_at,
+        ]
 
     def _broken(self, why: str, traceback: str) -> None:
         """There will be no children, and so no service."""

@@ -16,7 +16,7 @@ from mpworker.supervisor.scheduler import Scheduler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, Final, TypeAlias
 
     Report: TypeAlias = dict[str, Any]
@@ -67,12 +67,23 @@ class Describer:
         key = self._ids.find(task_id)
         return self.task(key) if key is not None else None
 
-    def tasks(self, status: str | None, queue: str | None, limit: int) -> list[Report]:
-        """Tasks that there are, those that have not ended first, and then the newest of the rest."""
+    def tasks(
+        self, status: str | None, queue: str | None, limit: int, also: Callable[[Task], bool] | None = None
+    ) -> list[Report]:
+        """Tasks that there are, those that have not ended first, and then the newest of the rest.
+
+        Args:
+            status: Of this status; None for any, here and below.
+            queue: In this queue.
+            limit: So many at the most.
+            also: Of which this is true.
+        """
         reports = (
             report_of(what)
             for report_of, task, what in self._that_may_be(status)
-            if (queue is None or task.options.queue == queue) and (status is None or self._status(what) == status)
+            if (queue is None or task.options.queue == queue)
+            and (also is None or also(task))
+            and (status is None or self._status(what) == status)
         )
         # Asked once more: one that has begun between the two looks at its claim is no longer queued.
         found = (report for report in reports if status is None or report["status"] == status)
@@ -126,8 +137,7 @@ class Describer:
         report["kept"] = kept is not None
         return report
 
-    @staticmethod
-    def _common(task: Task) -> Report:
+    def _common(self, task: Task) -> Report:
         report: Report = {
             "key": task.key & codec.TASK_MASK,
             "function": task.function.key if task.function is not None else 0,

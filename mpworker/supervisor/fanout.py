@@ -132,15 +132,18 @@ class ClientPort:
         self._told[text] = options
         return options
 
-    def note(self, kind: int, flags: int, a: int, payload: bytes) -> Function | None:
+    def note(self, kind: int, flags: int, a: int, b: int, payload: bytes) -> Function | None:
         """Keep a FUNCTION or a FRAGMENT; for FORGET, the function that is forgotten."""
         if kind == codec.FUNCTION:
-            self.functions[a] = Function(a, payload)
+            self.functions[a] = self._function(a, payload[b:], payload[:b].decode(errors="replace"))
         elif kind == codec.FRAGMENT:
             self._assembler.add(flags, payload)
         elif kind == codec.FORGET:
             return self.functions.pop(a, None)
         return None
+
+    def _function(self, key: int, blob: bytes, name: str) -> Function:
+        return Function(key, blob, name)
 
     def note_options(self, key: int, payload: bytes) -> TaskOptions:
         """Keep what an OPTIONS record says."""

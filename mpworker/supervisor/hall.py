@@ -94,13 +94,14 @@ class NumberedFunction(Function):
     Args:
         numbers: Where its number is from.
         blob: Its pickle.
+        name: Its name.
     """
 
     __slots__ = ("_numbers",)
 
-    def __init__(self, numbers: Numbers, blob: bytes) -> None:
+    def __init__(self, numbers: Numbers, blob: bytes, name: str) -> None:
         self._numbers = numbers
-        super().__init__(numbers.take(), blob)
+        super().__init__(numbers.take(), blob, name)
 
     def __del__(self) -> None:
         self._numbers.released.append(self.key)
@@ -198,11 +199,8 @@ class Port(ClientPort):
     def again(self, history: History, key: int, new_key: int) -> DetailedTask | None:
         return super().again(history, key, self.base | new_key)
 
-    def note(self, kind: int, flags: int, a: int, payload: bytes) -> Function | None:
-        if kind == codec.FUNCTION:
-            self.functions[a] = NumberedFunction(self._hall.numbers, payload)
-            return None
-        return super().note(kind, flags, a, payload)
+    def _function(self, key: int, blob: bytes, name: str) -> Function:
+        return NumberedFunction(self._hall.numbers, blob, name)
 
     def _task_options(self, judge: int = 0, backoff: list[Any] | None = None, **plain: Any) -> TaskOptions:
         options = super()._task_options(judge, backoff, **plain)

@@ -72,14 +72,16 @@ class Function:
     """A function that tasks share: its pickle, and how long a call takes.
 
     Attributes:
+        name: For who looks; no pickle is read for it.
         estimate_ns: Expected nanoseconds of a call, 0 while unknown.
     """
 
-    __slots__ = ("blob", "estimate_ns", "key")
+    __slots__ = ("blob", "estimate_ns", "key", "name")
 
-    def __init__(self, key: int, blob: bytes) -> None:
+    def __init__(self, key: int, blob: bytes, name: str = "") -> None:
         self.key = key
         self.blob = blob
+        self.name = name
         self.estimate_ns = 0
 
     def observe(self, *durations_ns: int) -> None:

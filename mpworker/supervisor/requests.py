@@ -257,6 +257,16 @@ def _is_reloaded(session: Session, message: Message) -> Message | None:
     return session.loop.reloaded(message["number"])
 
 
+def _stacks(session: Session, message: Message) -> Message:
+    session.may_steer()
+    message["number"] = session.loop.take_stacks()
+    return {}
+
+
+def _are_stacks_taken(session: Session, message: Message) -> Message | None:
+    return session.loop.stacks(message["number"])
+
+
 def _retention(session: Session, message: Message) -> Message:
     session.scheduler.retain(**message["options"], now=time.monotonic())
     return {}
@@ -294,6 +304,7 @@ VERBS: dict[str, Callable[[Session, Message], Message]] = {
     "record": _record,
     "service": _service,
     "reload": _reload,
+    "stacks": _stacks,
 }
 # Answered at the end of the turn, when what came before them has been offered.
 _AFTERWARDS = ("children", "queues", "task", "tasks", "metrics")
@@ -301,6 +312,7 @@ _AFTERWARDS = ("children", "queues", "task", "tasks", "metrics")
 _IN_TIME: dict[str, Callable[[Session, Message], Message | None]] = {
     "drain": _are_drained,
     "reload": _is_reloaded,
+    "stacks": _are_stacks_taken,
 }
 
 

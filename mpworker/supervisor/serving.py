@@ -173,6 +173,18 @@ class Serving(Nursing):
         """What came of it; None as long as it is not over."""
         raise NotImplementedError
 
+    def take_stacks(self) -> int:
+        """Ask the children where they are; by this number `stacks` is asked what they say.
+
+        Raises:
+            ValueError: This is no service.
+        """
+        raise ValueError("what an operator asks is asked of a supervisor that has one client")
+
+    def stacks(self, number: int) -> dict[str, Any] | None:
+        """What they say; None as long as that is not known."""
+        raise NotImplementedError
+
     def stop(self, session: Session, now: bool) -> None:
         """A client has asked for the end, of itself or of all: at once, or when its tasks have ended."""
         raise NotImplementedError

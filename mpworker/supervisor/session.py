@@ -112,7 +112,7 @@ class Session:
         elif kind == codec.UNSHARE:
             port.blocks.shares.let_go(a)
         else:
-            forgotten = port.note(kind, flags, a, data)
+            forgotten = port.note(kind, flags, a, b, data)
             if forgotten is not None:
                 self.loop.world.forget(forgotten)
 
