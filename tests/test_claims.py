@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -157,6 +159,65 @@ def test_an_item_that_raises_is_the_next_one_and_said_to_have() -> None:
     with pytest.raises(IndexError):
         claims.run(0, 7, abs, [], [], 0, 1, False, 2**63)
     assert not claims.inside
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_what_an_item_raises_is_not_taken_for_the_end_of_the_items(spread: bool) -> None:
+    def stop_at(item: int) -> int:
+        if item == 2:
+            raise StopIteration(item)
+        return item
+
+    claims, values = claimed(), list[int]()
+    items: list[Any] = [(each,) if spread else each for each in range(4)]
+    with pytest.raises(StopIteration) as raised:
+        claims.run(0, 7, stop_at, items, values, 0, 4, spread, 2**63)
+    assert (values, raised.value.value, claims.inside) == ([0, 1], 2, True)
+    values.clear()
+    assert claims.run(0, 7, stop_at, items, values, 3, 4, spread, 2**63)
+    assert values == [3]
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_an_item_lives_as_long_as_its_call_whatever_that_does_to_the_list(spread: bool) -> None:
+    class Item:
+        pass
+
+    seen: list[Item | None] = []
+
+    def call(item: Item) -> int:
+        known = weakref.ref(item)
+        del item
+        items.clear()
+        seen.append(known())
+        return 1
+
+    claims, values = claimed(), list[int]()
+    items: list[Any] = [(Item(),) if spread else Item() for _ in range(3)]
+    with pytest.raises(IndexError):
+        claims.run(0, 7, call, items, values, 0, 3, spread, 2**63)
+    assert len(seen) == 1
+    assert isinstance(seen[0], Item)
+    assert not claims.inside, "no item is to blame"
+
+
+def test_an_item_begins_when_the_one_before_has_ended() -> None:
+    """It is asked of the processor's counter how long ago the clock was looked at: a few microseconds do not count."""
+    claims, values = claimed(), list[int]()
+    ended: list[int] = []
+    began: list[int] = []
+
+    def call(seconds: float) -> None:
+        began.append(claims.peek(0)[2])
+        time.sleep(seconds)
+        ended.append(time.monotonic_ns())
+
+    before = time.monotonic_ns()
+    assert claims.run(0, 7, call, [0.001, 0.02, 0.0, 0.001, 0.0], values, 0, 5, False, 2**63)
+    assert before <= began[0] <= ended[0]
+    for number, seconds in enumerate([0.001, 0.02, 0.0, 0.001]):
+        assert began[number + 1] <= ended[number + 1]
+        assert not seconds or began[number + 1] >= ended[number]
 
 
 def test_a_chunk_that_is_halted_by_an_item_ends_with_it() -> None:

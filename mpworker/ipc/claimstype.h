@@ -123,23 +123,74 @@ static PyObject *claims_halt(PyObject *self, PyObject *const *args, Py_ssize_t n
     return PyLong_FromUnsignedLongLong(mpw_claim_halt(slot, generation));
 }
 
-/* One item; NULL with the exception that it raised. `inside` says afterwards, too, that it was the item that did. */
-static PyObject *run_item(claims_object *claims, PyObject *call, PyObject *item, bool spread)
+/* An iterator each of whose steps calls the function with another item: map's, which calls it with less ado than the limited
+ * API can. It holds the item while the call lasts, which may get hold of the list. */
+static PyObject *calls_of(PyObject *call, PyObject *items, uint64_t index, bool spread)
 {
-    Py_INCREF(item); /* the call may get hold of the list */
+    PyObject *left = PyObject_GetIter(items), *kind = (PyObject *)&PyMap_Type, *calls = NULL;
+    Py_INCREF(kind);
+    if (spread) {
+        Py_DECREF(kind);
+        PyObject *itertools = PyImport_ImportModule("itertools");
+        kind = itertools ? PyObject_GetAttrString(itertools, "starmap") : NULL;
+        Py_XDECREF(itertools);
+    }
+    PyObject *placed = left && index ? PyObject_CallMethod(left, "__setstate__", "K", (unsigned long long)index) : none();
+    if (left && kind && placed)
+        calls = PyObject_CallFunctionObjArgs(kind, call, left, NULL);
+    Py_XDECREF(left);
+    Py_XDECREF(kind);
+    Py_XDECREF(placed);
+    return calls;
+}
+
+/* One item; NULL with the exception that it raised. `inside` says afterwards, too, that it was the item that did. */
+static PyObject *run_item(claims_object *claims, PyObject *calls, iternextfunc next)
+{
     claims->inside = true;
-    PyObject *value = spread ? PyObject_CallObject(call, item) : PyObject_CallFunctionObjArgs(call, item, NULL);
+    PyObject *value = next(calls);
     /* As between two byte codes: of a function in C nobody else would look. Whatever a handler raises is the item's. */
     if (value && PyErr_CheckSignals() < 0)
         Py_CLEAR(value);
     if (value)
         claims->inside = false;
-    Py_DECREF(item);
+    else if (!PyErr_Occurred()) { /* no call: a StopIteration that one raises is set */
+        claims->inside = false;
+        PyErr_SetString(PyExc_IndexError, "a call has taken items out of the list");
+    }
     return value;
 }
 
-/* The loop over a chunk's items is here because it costs three times as much in Python, which is more than a short call
- * does. One look at the clock for an item: it is when the item begins, and tells whether results have waited for long. */
+/* Call `next` of `calls` for the items up to `stop`. 1: that is done, or the chunk was halted; 0: values have waited for too
+ * long; -1 with an exception. The loop is here because it costs three times as much in Python, which is more than a short call
+ * does. One look at the clock for an item: it is when the item begins, give or take some microseconds, and tells whether
+ * results have waited for long. */
+static int run_items(PyObject *self, mpw_slot *slot, uint64_t generation, PyObject *calls, PyObject *values, uint64_t index,
+                     uint64_t stop, uint64_t flush_at_ns)
+{
+    iternextfunc next = (iternextfunc)PyType_GetSlot(Py_TYPE(calls), Py_tp_iternext);
+    bool waiting = PyList_Size(values) > 0;
+    mpw_recent recent = {0};
+    for (; index < stop; index++) {
+        if (!usable(self)) /* the call before was a fork's */
+            return -1;
+        uint64_t now = mpw_recent_ns(&recent);
+        if (waiting && now > flush_at_ns)
+            return 0;
+        if (!mpw_claim_step(slot, generation, index + 1, now))
+            return 1;
+        PyObject *value = run_item((claims_object *)self, calls, next);
+        if (!value)
+            return -1;
+        int failed = PyList_Append(values, value);
+        Py_DECREF(value);
+        if (failed < 0)
+            return -1;
+        waiting = true;
+    }
+    return 1;
+}
+
 static PyObject *claims_run(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     claims_object *claims = (claims_object *)self;
@@ -159,26 +210,12 @@ static PyObject *claims_run(PyObject *self, PyObject *const *args, Py_ssize_t na
     }
     claims->inside = false;
     uint64_t index = first + (uint64_t)PyList_Size(values);
-    bool waiting = index != first;
-    for (; index < stop; index++) {
-        if (!usable(self)) /* the call before was a fork's */
-            return NULL;
-        uint64_t now = mpw_now_ns();
-        if (waiting && now > flush_at_ns)
-            return PyBool_FromLong(0);
-        if (!mpw_claim_step(slot, generation, index + 1, now))
-            break;
-        PyObject *item = PyList_GetItem(items, (Py_ssize_t)index);
-        PyObject *value = item ? run_item(claims, call, item, spread) : NULL;
-        if (!value)
-            return NULL;
-        int failed = PyList_Append(values, value);
-        Py_DECREF(value);
-        if (failed < 0)
-            return NULL;
-        waiting = true;
-    }
-    return PyBool_FromLong(1);
+    PyObject *calls = calls_of(call, items, index, spread);
+    if (!calls)
+        return NULL;
+    int over = run_items(self, slot, generation, calls, values, index, stop, flush_at_ns);
+    Py_DECREF(calls);
+    return over < 0 ? NULL : PyBool_FromLong(over);
 }
 
 static PyObject *claims_inside(PyObject *self, void *Py_UNUSED(closure))
