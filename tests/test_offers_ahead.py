@@ -254,3 +254,23 @@ def test_the_only_child_of_a_pool_puts_nothing_off_and_is_looked_at_by_no_timer(
     world.turn()
     assert offers(world) == [3]
     assert world.scheduler.relief_at() is None
+
+
+def test_what_is_stolen_goes_to_the_child_that_became_idle_last() -> None:
+    """Else every delay would bring in another child, whose caches are cold, until all of them take turns."""
+    world = World(4, slots=16)
+    for _ in range(4):
+        world.submit()
+    world.turn()
+    assert offers(world) == [1, 1, 1, 1]
+    for number in (0, 2, 1, 3):
+        world.children[number].step()
+        world.children[number].step()
+        world.turn()
+    for _ in range(2):
+        world.submit(known(world))
+    world.turn()
+    assert offers(world) == [0, 0, 0, 2], "what it will have ended before another could begin"
+    world.children[3].step()  # it claims what takes long
+    wait(world, 2 * dispatch.STEAL_AFTER)
+    assert offers(world) == [0, 1, 0, 1]

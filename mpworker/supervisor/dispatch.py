@@ -177,7 +177,7 @@ class Dispatch(Order):
         if self._queues is not None:  # which says who of them goes first
             self._return_unclaimed(task for seat in self._seats.values() for task in list(seat.offers.values())[1:])
             return
-        shares: dict[Seat, list[Task]] = {seat: [] for seat in self._idle}
+        shares: dict[Seat, list[Task]] = {seat: [] for seat in reversed(self._idle)}  # the warmest first
         loads_ns = dict.fromkeys(shares, 0)
         thieves = deque(shares)  # that have room, in the order of their turns
         for seat in self._seats.values():
