@@ -19,9 +19,8 @@ from mpworker.bench.tasks import noop
 from mpworker.child.main import Child as Runner
 from mpworker.ipc import payload
 from mpworker.ipc._native import loads_plain
-from mpworker.ipc.channel import Channel, close_all, make_channel, make_segment, map_claims
+from mpworker.ipc.channel import Channel, close_all, make_channel, map_claims
 from mpworker.ipc.codec import FUNCTION, SUBMIT, Record
-from mpworker.ipc.stacks import STACK_BYTES, StackFile
 from mpworker.supervisor.children import Child
 from mpworker.supervisor.places import Places
 from mpworker.supervisor.reading import World
@@ -90,13 +89,12 @@ class Line:
         self.scheduler = Places(self.world, times, lambda: 0.5)
         region, claims = self.world.roll.take()
         child_claims = map_claims(self.world.roll.fd, region, SLOTS)
-        stack_file = StackFile(make_segment("mpworker-stack", STACK_BYTES), 0)
         self.seat = Seat(0, SLOTS, pid=1)
         self.child = self.world.by_number[0] = Child(self.seat, child[0], region, claims, MAX_BYTES)
         self.scheduler.child_starting(self.seat, 0.0)
         self.scheduler.child_ready(self.seat)
         settings = {"max_payload_bytes": MAX_BYTES, "task_prefix": "", "spin_ns": 0}
-        self.runner = Runner(child[1], child_claims, stack_file, settings, [])
+        self.runner = Runner(child[1], child_claims, settings, [])
         self.runner.tasks.takes_from(child[1], MAX_BYTES)
         self.inbound = child[1].inbound
         self.options: dict[int, TaskOptions] = {}
@@ -120,12 +118,12 @@ class Line:
             if kind == SUBMIT and not flags:  # as the loop does
                 tasks.append(Task(a, world.functions[b] if b else None, world.options[c], data, 0, 0, 1))
             else:
-                self.learn(kind, flags, a, data)
+                self.learn(kind, flags, a, b, data)
         self.scheduler.submitted_all(tasks)
 
-    def learn(self, kind: int, flags: int, a: int, data: bytes) -> None:
+    def learn(self, kind: int, flags: int, a: int, b: int, data: bytes) -> None:
         """The first batch brings the function with it."""
-        self.world.note(kind, flags, a, data)
+        self.world.note(kind, flags, a, b, data)
 
     def offer(self) -> None:
         for function in self.world.functions.values():
@@ -213,7 +211,7 @@ def take_round(settings: Settings) -> Round:
         real = {name: getattr(worker._client, name) for name in ("_push", "_pop", "_fill", "_ring", "_ring_room")}
         line = Line(worker, client, child)
         key = worker._client.functions.key(noop)
-        line.world.note(FUNCTION, 0, key, payload.dumps(noop))
+        line.world.note(FUNCTION, 0, key, 0, payload.dumps(noop))
         line.world.note_options(worker._options_key, b"{}")
         gc.disable()  # as it is in the supervisor; what it costs the client depends on what else that holds
         try:

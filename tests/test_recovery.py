@@ -399,10 +399,12 @@ def test_a_map_that_nobody_wants_any_more_when_the_next_one_knows_of_it(
         assert told.wait(GUARD)
         gate.wait_begun()  # the one behind that which was blamed
         results.close()
+        assert w._client.unwanted
         closed.set()
-        future = w.submit(abs, -1)
+        assert wait_until(lambda: not w._client.unwanted, GUARD)
+        w.metrics()  # whose answer comes after what was said before
         gate.release()
-        assert future.result(GUARD) == 1, "nothing more of it has begun"
+        assert w.submit(abs, -1).result(GUARD) == 1, "nothing more of it has begun"
 
 
 def hold_from_the_fifth(folder: str, number: int) -> int:

@@ -196,7 +196,7 @@ def test_a_flag_and_a_variable_go_before_the_file_again(tmp_path: Path) -> None:
 def test_a_signal_that_comes_before_it_serves_is_heeded_later(tmp_path: Path, number: signal.Signals) -> None:
     with serving(tmp_path, BEFORE) as service:
         command = Path(f"/proc/{service.process.pid}/cmdline")
-        assert wait_until(lambda: b"mpworker.cli" not in command.read_bytes(), GUARD)
+        assert wait_until(lambda: b"mpworker.supervisor.service" in command.read_bytes(), GUARD)
         service.process.send_signal(number)
         if number == signal.SIGTERM:
             assert service.ended() == 0

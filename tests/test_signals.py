@@ -51,7 +51,7 @@ from mpworker.words import Word
         (Reader._read_some, "_leader", "_pop"),
         (Reader._follow, "waiting", "STORE_ATTR _leader"),
         (Reader.poll, "_leader", "STORE_ATTR _leader"),
-        (ClientThread._start, "running", "start_new_thread"),
+        (ClientThread.start, "running", "start_new_thread"),
         (Background._work, "_due", "STORE_ATTR running"),
         (Client._submit_otherwise, "_closed", "_push"),
         (Client._submit_otherwise, "live", "_push"),
