@@ -797,6 +797,15 @@ def test_nothing_of_a_call_is_in_the_log(one: Service) -> None:
     assert {"serving", "client_attached", "task_retried", "attempt_timed_out", "child_crashed", "stopped"} <= {
         record["event"] for record in one.records()
     }
+    names = {record["event"]: record["name"] for record in one.records() if "name" in record and "task" in record}
+    assert names["task_retried"] == "fail", "what it is of is told, by the name of its function"
+    assert (names["attempt_timed_out"], names["child_crashed"]) == ("sleep_with", "die_with")
+
+
+def test_a_crash_in_a_map_is_told_with_the_name_of_its_function(one: Service) -> None:
+    with one.connect() as w, pytest.raises(mpworker.errors.WorkerCrashed):
+        list(w.map(pooljobs.die_with, ["x"]))
+    assert one.wait_for("child_crashed")[0]["name"] == "die_with"
 
 
 def test_a_service_manager_is_told(tmp_path: Path) -> None:

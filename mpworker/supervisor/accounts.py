@@ -158,6 +158,10 @@ class SharedScheduler(Recycling):
         """Has this task or chunk no outcome?"""
         return key in self._tasks or key in self._pieces
 
+    def any_of(self, key: int) -> Task | None:
+        """This task, or a range of this chunk, if it has none."""
+        return self._tasks.get(key) or next(iter(self._pieces.get(key, ())), None)
+
     def submitted_again(self, task: DetailedTask, parts: list[list[int]]) -> None:
         """A task or chunk was accepted by a supervisor that has died with all its children.
 

@@ -88,6 +88,7 @@ class Daemon(Serving):
         self._slots: int = config["slots"]
         self._lookout.tried_again = self.hall.tried_again
         self.overview = Overview(self)
+        self._lookout.name_of = self.overview.name_of
         self._stack_taking = StackTaking(self)
         self._reloading = Reloading(self, self._service, self._watch, self._unwatch)
         self._ready = False

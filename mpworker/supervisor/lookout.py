@@ -59,6 +59,7 @@ class Lookout(Watch):
     Attributes:
         watches: Those of the clients, by their numbers.
         tried_again: Is called with each task of which another attempt follows.
+        name_of: Tells the name of a task or chunk by its number; "" for none.
     """
 
     def __init__(self, level: int, log: Log) -> None:
@@ -67,6 +68,7 @@ class Lookout(Watch):
         self._log = log
         self.watches: dict[int, Watch] = {}
         self.tried_again: Callable[[Task], None] = lambda _: None
+        self.name_of: Callable[[int], str] = lambda _: ""
 
     def accepted(self, task: Task) -> None:
         """See `mpworker.supervisor.effects.Watcher`, here and below."""
@@ -100,7 +102,12 @@ class Lookout(Watch):
         """A record for the log, and for the client whose task it is of."""
         client = client_of(task)
         if level >= self._level:
-            of = {"client": client, "task": task & codec.TASK_MASK} if task else {}
+            of: dict[str, object] = {}
+            if task:
+                of = {"client": client, "task": task & codec.TASK_MASK}
+                name = self.name_of(task)
+                if name:
+                    of["name"] = name
             self._log.write(level, event, of | fields)
         watch = self.watches.get(client) if task else None
         if watch is not None:

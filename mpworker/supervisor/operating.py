@@ -129,6 +129,11 @@ class Overview(Describer):
             self._daemon.watch.log(INFO, f"cron_{do}_by_operator", name=message["name"])
         return {"found": len(found), "accepted": sum(answer.get("accepted", True) for answer in found)}
 
+    def name_of(self, key: int) -> str:
+        """The name of a task or chunk that has no outcome; "" if there is none."""
+        task = self._daemon.shared.any_of(key)
+        return _name_of(task) if task is not None else ""
+
     def _keys_of(self, task_id: str) -> list[int]:
         """The numbers of what has this id, or had."""
         prefix, _, number = task_id.rpartition("-")
