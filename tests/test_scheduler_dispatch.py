@@ -257,8 +257,8 @@ def test_what_is_taken_is_shared_among_the_idle_children_in_its_order() -> None:
         child.step()
     world.turn()
     wait(world, 0.0009765625)
-    assert offered(world, 1) == [tasks[6].key, tasks[8].key]
-    assert offered(world, 2) == [tasks[5].key, tasks[7].key]
+    assert offered(world, 2) == [tasks[6].key, tasks[8].key], "it became idle last"
+    assert offered(world, 1) == [tasks[5].key, tasks[7].key]
     world.finish()
 
 
