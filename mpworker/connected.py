@@ -88,6 +88,8 @@ class ConnectedWorker(ProcessWorker):
     ) -> None:
         if not isinstance(path, str | os.PathLike | None):
             raise InvalidArgument(f"path must be that of a supervisor's socket, not {path!r}")
+        if path == "":
+            raise ConfigurationError("path must be that of a supervisor's socket, not empty")
         self._path = paths.to_connect_to() if path is None else os.fspath(path)
         if when_gone not in _WHEN_GONE:
             raise ConfigurationError(f"when_gone must be 'cancel' or 'finish', not {when_gone!r}")

@@ -7,7 +7,7 @@ from _collections_abc import Iterable  # as `os` has them: `collections` comes l
 
 from mpworker.checks import check_int, check_seconds, check_text
 from mpworker.errors import ConfigurationError, InvalidArgument
-from mpworker.ipc.codec import MAX_SLOTS
+from mpworker.ipc.codec import CHILDREN_MAX, MAX_SLOTS
 from mpworker.values import Value
 
 TYPE_CHECKING = False
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mpworker.retry import RetryPolicy
 
 RETRIES_MAX: Final = 1_000_000
-N_MAX: Final = 256
+N_MAX: Final = CHILDREN_MAX
 QUEUES_MAX: Final = 1000
 PRIORITY_MAX: Final = 1 << 31
 TASK_WEIGHT_MAX: Final = 1_000_000

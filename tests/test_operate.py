@@ -306,6 +306,27 @@ def count_for_ever() -> None:
     sum(itertools.repeat(1))
 
 
+def test_what_a_program_that_has_left_ran_is_shown_until_its_child_lets_go_of_it(
+    service: Service, command: Command
+) -> None:
+    with service.connect() as w:
+        results = w.map(count_to, [10**12])
+        number = told(command, "clients")["clients"][0]["client"]
+        assert wait_until(lambda: "in count_to" in command("stacks")[1], GUARD)
+        w.stop_now()
+        del results
+    (child,) = told(command, "children")["children"]
+    assert (child["client"], child["task"]) in ((number, "gone-1"), (number, "gone-2"))
+    (child,) = told(command, "stacks")
+    assert child["name"] == "count_to"
+    assert "in count_to" in child["stack"]
+    assert command("tasks")[0] == ExitCode.OK
+
+
+def count_to(number: int) -> None:
+    sum(itertools.repeat(1, number))
+
+
 def test_several_who_ask_for_stacks_at_once_are_answered(service: Service, gate: Gate) -> None:
     with service.connect() as w:
         running = w.submit(pooljobs.hold, gate.folder)

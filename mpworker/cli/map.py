@@ -17,7 +17,7 @@ import click
 
 from mpworker import ProcessWorker
 from mpworker.checks import check_int, check_seconds
-from mpworker.cli.attached import attached
+from mpworker.cli.attached import attached, carry_out
 from mpworker.cli.errors import CommandError, ExitCode, one_line
 from mpworker.cli.inputs import Inputs, Lines, Paths, unreadable
 from mpworker.cli.item import Failed, apply_to_line, apply_to_path, check_target
@@ -111,6 +111,8 @@ def map_command(
         for module in preload:
             check_importable(module)
         _check_options(processes, timeout, retries, chunksize)
+        if socket is not None:  # they find modules in their own places
+            carry_out(socket, lambda w: w.submit(check_target, target).result())
         inputs = Paths(names) if files else Lines(names)
         out = stream or stack.enter_context(_open(target, inputs, output, resume=resume, overwrite=overwrite))
         apply = partial(apply_to_path if files else apply_to_line, target)
@@ -129,8 +131,6 @@ def map_command(
                     _start(socket, processes, timeout, retries, preload) as worker,
                     RunProgress(inputs.total, quiet=quiet or (stream is not None and stream.on_terminal)) as progress,
                 ):
-                    if socket is not None:  # they find modules in their own places
-                        worker.submit(check_target, target).result()
                     outcomes = worker.map(apply, inputs, chunksize=chunksize, return_exceptions=True)
                     _write(worker, outcomes, inputs, out, progress, target)
                 out.finish()

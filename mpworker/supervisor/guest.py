@@ -66,10 +66,19 @@ class Guest(Session):
         try:
             self.found = super().read()
         except Exception as error:  # noqa: BLE001  # whatever its records do here, they do it to no other client
-            self.loop.watch.log(ERROR, "client_failed", client=self.number, error=type(error).__name__)
-            self.loop.condemned(self)
+            self._failed(error)
             self.found = 0
         return self.found
+
+    def end_turn(self, now: float) -> None:
+        try:
+            super().end_turn(now)
+        except Exception as error:  # noqa: BLE001  # as above: here it is answered what it has asked
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self.loop.watch.log(ERROR, "client_failed", client=self.number, error=type(error).__name__)
+        self.loop.condemned(self)
 
     def read_whole(self) -> None:
         """Take in all that it had sent when it died, but no more than a ring has room for."""

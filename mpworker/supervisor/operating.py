@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mpworker.supervisor.registry import Task
 
 LISTED_MAX: Final = 10_000  # tasks that are told of at once
+_GONE: Final = "gone-"  # what the ids of a program begin with that has left
 _STEERS_CRON: Final = ("pause", "resume", "run")
 
 
@@ -147,7 +148,9 @@ class Overview(Describer):
         return keys
 
     def _id_of(self, task: Task) -> str:
-        return f"{self._daemon.hall.ports[client_of(task.key)].prefix}{task.key & codec.TASK_MASK}"
+        port = self._daemon.hall.ports.get(client_of(task.key))
+        prefix = port.prefix if port is not None else _GONE  # a child has still to let go of what was cancelled
+        return f"{prefix}{task.key & codec.TASK_MASK}"
 
     def _living(self, task: Task) -> Report:
         report = super()._living(task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import math
 import os
 import time
 
@@ -87,18 +88,45 @@ def _children(session: Session, message: Message) -> Message:
 
 def _set_max_workers(session: Session, message: Message) -> Message:
     session.may_steer()
-    hard = session.loop.set_max_workers(message["n"], message["descriptors"])
+    n, descriptors = message["n"], message["descriptors"]
+    _check_counts(n, descriptors)
+    if n > codec.CHILDREN_MAX:
+        raise ValueError(f"{n} children")
+    hard = session.loop.set_max_workers(n, descriptors)
     if not hard:
-        session.loop.watch.log(INFO, "pool_resized", n=message["n"])
+        session.loop.watch.log(INFO, "pool_resized", n=n)
     return {"hard": hard}
 
 
+def _check_counts(*counts: object) -> None:
+    """See that these are counts, of 1 and more.
+
+    Raises:
+        ValueError: One is not: no client of ours would say it, and what would come of it is everybody's end.
+    """
+    if not all(each.__class__ is int and each > 0 for each in counts):  # type: ignore[operator]
+        raise ValueError(f"{counts!r} are no counts")
+
+
+def _check_rate(rate: object, burst: object) -> None:
+    """See that these are a rate, or None, and a burst: as `_check_counts`."""
+    _check_counts(burst)
+    if rate is not None and not (isinstance(rate, int | float) and 0 < rate < math.inf):
+        raise ValueError(f"a rate of {rate!r}")
+
+
 def _queue(session: Session, message: Message) -> Message:
-    session.scheduler.configure_queue(message["name"], **message["options"], now=time.monotonic())
+    name, options = message["name"], message["options"]
+    _check_counts(options["weight"], *[each for each in [options["max_running"]] if each is not None])
+    _check_rate(options["rate"], options["burst"])
+    if not isinstance(name, str):
+        raise TypeError(f"a queue that is called {name!r}")
+    session.scheduler.configure_queue(name, **options, now=time.monotonic())
     return {}
 
 
 def _rate(session: Session, message: Message) -> Message:
+    _check_rate(message["rate"], message["burst"])
     session.scheduler.limit_rate(message["rate"], message["burst"], time.monotonic())
     return {}
 
