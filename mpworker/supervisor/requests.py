@@ -98,17 +98,17 @@ def _set_max_workers(session: Session, message: Message) -> Message:
     return {"hard": hard}
 
 
-def _check_counts(*counts: object) -> None:
+def _check_counts(*counts: Any) -> None:
     """See that these are counts, of 1 and more.
 
     Raises:
         ValueError: One is not: no client of ours would say it, and what would come of it is everybody's end.
     """
-    if not all(each.__class__ is int and each > 0 for each in counts):  # type: ignore[operator]
+    if not all(each.__class__ is int and each > 0 for each in counts):
         raise ValueError(f"{counts!r} are no counts")
 
 
-def _check_rate(rate: object, burst: object) -> None:
+def _check_rate(rate: Any, burst: Any) -> None:
     """See that these are a rate, or None, and a burst: as `_check_counts`."""
     _check_counts(burst)
     if rate is not None and not (isinstance(rate, int | float) and 0 < rate < math.inf):
