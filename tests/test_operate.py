@@ -164,6 +164,7 @@ def test_a_task_on_a_terminal(service: Service, command: Command, gate: Gate, mo
         running = w.submit(pooljobs.hold, gate.folder)
         gate.wait_begun()
         w.register_task(Task(pooljobs.square, (3,), id="[mine]", run_at=500.0, deadline=600.0))
+        w.register_task(Task(pooljobs.square, (3,), id="other", name="a\x1b[2J\u202eb", run_at=500.0))
         listed = command("tasks", "--limit", "2")[1]
         for word in (running.task_id, "hold", "running", "[mine]", "scheduled", "the first 2"):
             assert word in listed
@@ -171,6 +172,9 @@ def test_a_task_on_a_terminal(service: Service, command: Command, gate: Gate, mo
         shown = command("task", "[mine]")[1]
         for word in ("[mine], square: scheduled", "to be queued in", "deadline in"):
             assert word in shown
+        for shown in (command("tasks")[1], command("task", "other")[1]):
+            assert r"a\x1b[2J\u202eb" in shown, "nobody else's text does anything to the terminal"
+            assert "\x1b[2J" not in shown
         w.cancel_all()
         gate.release()
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mpworker.cli.attached import COMMAND_NAME, carry_out, socket_option
 from mpworker.cli.errors import CommandError, ExitCode
-from mpworker.cli.tables import seconds, table
+from mpworker.cli.tables import printable, seconds, table
 from mpworker.connected import ConnectedWorker
 from mpworker.stacks import of_task
 
@@ -189,8 +189,8 @@ def _stacks(socket: str | None, child: int | None, task_id: str | None, as_json:
             click.echo(f"child {each['pid']}: runs nothing ({each['state']})")
         else:
             what = f"task {each['task']} ({each['name'] or 'without a name'}) of client {each['client']}"
-            click.echo(f"child {each['pid']}: {what}, for {seconds(each['for'])}")
-            click.echo(each["stack"] or "  no stack: it has written none\n", nl=False)
+            click.echo(printable(f"child {each['pid']}: {what}, for {seconds(each['for'])}"))
+            click.echo(printable(each["stack"]) or "  no stack: it has written none\n", nl=False)
     if not told:
         raise CommandError("there is no such child", ExitCode.SOME_FAILED)
     return ExitCode.OK

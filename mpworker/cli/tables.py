@@ -9,7 +9,12 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["seconds", "table"]
+__all__ = ["printable", "seconds", "table"]
+
+
+def printable(text: str) -> str:
+    """What somebody else has said, for a terminal: nothing in it moves the cursor, or does worse; lines stay lines."""
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
 
 
 def table(title: str, headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
@@ -18,7 +23,7 @@ def table(title: str, headings: Iterable[str], rows: Iterable[Iterable[Any]]) ->
     for heading in headings:
         made.add_column(heading, overflow="fold")
     for row in rows:
-        made.add_row(*(escape("-" if each is None else str(each)) for each in row))
+        made.add_row(*("-" if each is None else escape(printable(str(each))) for each in row))
     return made
 
 

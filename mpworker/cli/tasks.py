@@ -11,7 +11,7 @@ from rich.console import Console
 from mpworker.cli.attached import attached, carry_out, socket_option
 from mpworker.cli.errors import CommandError, ExitCode, one_line
 from mpworker.cli.item import Failed, apply_to_arguments
-from mpworker.cli.tables import seconds, table
+from mpworker.cli.tables import printable, seconds, table
 from mpworker.errors import ConfigurationError
 from mpworker.task import Task, TaskStatus
 
@@ -94,7 +94,7 @@ def _task(socket: str | None, task_id: str, as_json: bool) -> ExitCode:
         click.echo(json.dumps(told, indent=1))
         return ExitCode.OK
     for each in told:
-        console.print(_screen(each), markup=False)
+        console.print(printable(_screen(each)), markup=False)
         if each["attempts"]:
             rows = (
                 (
