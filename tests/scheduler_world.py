@@ -1069,7 +1069,7 @@ class World:
                     continue
                 assert where[name] == (not ended), f"{name}: in {where[name]} places, {ended=}"
         assert scheduler.unfinished() == sum(map(self.is_known, self.accepted))
-        assert scheduler._crowded == sum(len(seat.offers) > 1 for seat in scheduler._seats.values())
+        assert set(scheduler._crowded) == {seat for seat in scheduler._seats.values() if len(seat.offers) > 1}
         if scheduler._queues is not None:
             offers = [task.options.queue for seat in scheduler._seats.values() for task in seat.offers.values()]
             for name, state in scheduler.queue_states().items():

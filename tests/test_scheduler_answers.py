@@ -287,7 +287,7 @@ def state(world: World, seat: Seat) -> list[Any]:
     """What is left of answers, as far as it is the same however they are told."""
     scheduler = world.scheduler
     ended = [(task.key, task.state, task.attempts, task.payload, *rest) for task, *rest in scheduler.history.entries]
-    places = [seat.load_ns, list(seat.free), list(seat.offers), scheduler._crowded, seat in scheduler._idle]
+    places = [seat.load_ns, list(seat.free), list(seat.offers), seat in scheduler._crowded, seat in scheduler._idle]
     return [*places, seat in scheduler._roomy, sorted(scheduler._tasks), ended, scheduler.ended]
 
 

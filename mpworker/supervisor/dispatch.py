@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from mpworker.containers import deque
 from mpworker.supervisor.effects import Effects
 from mpworker.supervisor.lifecycle import COME_DUE, QUEUED, RETURN, SCHEDULED
@@ -157,16 +159,15 @@ class Dispatch(Order):
         """
         behind: list[Task] = []
         works = False
-        for seat in self._seats.values():
-            if len(seat.offers) > 1:
-                first = next(iter(seat.offers.values()))
-                began = self.claimed_at(seat, first)
-                works = works or began is not None
-                if began is not None and now - began >= RELIEVE_AFTER:
-                    more_ns = max(0, BUDGET_NS - first.cost_ns)
-                    first.cost_ns += more_ns
-                    seat.load_ns += more_ns
-                    behind += list(seat.offers.values())[1:]
+        for seat in self._crowded:
+            first = next(iter(seat.offers.values()))
+            began = self.claimed_at(seat, first)
+            works = works or began is not None
+            if began is not None and now - began >= RELIEVE_AFTER:
+                more_ns = max(0, BUDGET_NS - first.cost_ns)
+                first.cost_ns += more_ns
+                seat.load_ns += more_ns
+                behind += list(seat.offers.values())[1:]
         self._relieve_again = RELIEVE_AFTER if works else min(2 * self._relieve_again, _RELIEVE_AGAIN_MAX)
         self._relieve_at = now + self._relieve_again
         self._return_unclaimed(behind)
@@ -175,13 +176,15 @@ class Dispatch(Order):
         """Take offers from behind long tasks: as many as the idle children have room for, and for them alone."""
         self._steal_at = None
         if self._queues is not None:  # which says who of them goes first
-            self._return_unclaimed(task for seat in self._seats.values() for task in list(seat.offers.values())[1:])
+            self._return_unclaimed([task for seat in self._crowded for task in list(seat.offers.values())[1:]])
             return
-        shares: dict[Seat, list[Task]] = {seat: [] for seat in reversed(self._idle)}  # the warmest first
+        behind = {seat: list(seat.offers.values())[1:] for seat in self._crowded}
+        # The warmest first, and no more of the idle than there are tasks.
+        warmest = islice(reversed(self._idle), sum(map(len, behind.values())))
+        shares: dict[Seat, list[Task]] = {seat: [] for seat in warmest}
         loads_ns = dict.fromkeys(shares, 0)
         thieves = deque(shares)  # that have room, in the order of their turns
-        for seat in self._seats.values():
-            waiting = list(seat.offers.values())[1:]
+        for seat, waiting in behind.items():
             for task in reversed(waiting[len(waiting) // 2 :]):
                 cost_ns = _cost_ns(task)
                 while thieves and (share := shares[thieves[0]]):

@@ -79,7 +79,7 @@ class Offers:
         # would cost a task of a pool of 64 half as much again as one of 8.
         self._roomy: dict[Seat, None] = {}
         self._generation = 0  # of the last offer
-        self._crowded = 0  # children that hold an offer behind another
+        self._crowded: dict[Seat, None] = {}  # those that hold an offer behind another: one that looks looks at no more
         self._next_at: float | None = None  # of all seats' own times; may be too early, never too late
 
     # ------------------------------------------------------------ who looks
@@ -174,7 +174,7 @@ class Offers:
         if not offers:
             self._idle.pop(seat, None)
         elif len(offers) == 1:
-            self._crowded += 1
+            self._crowded[seat] = None
         slot = task.slot = seat.free.pop()
         self._generation += 1
         task.generation = self._generation
@@ -222,7 +222,7 @@ class Offers:
             self._roomy[seat] = None
         left = len(seat.offers)
         if left <= 1 < held:
-            self._crowded -= 1
+            self._crowded.pop(seat, None)
         if not left and held:
             if seat.state == READY:
                 self._idle[seat] = None
