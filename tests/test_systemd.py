@@ -146,14 +146,14 @@ def test_a_reload_is_in_force_or_refused(running: int) -> None:
     config = Path("/etc/mpworker/mpworker.toml")
     config.write_text(CONFIG.replace("n = 2", "n = 3"))
     systemctl("reload", UNIT)
-    assert shown("ActiveState") == "active"
+    assert wait_until(lambda: shown("ActiveState") == "active", GUARD), "and not reloading"
     with mpworker.connect(SOCKET) as w:
         assert wait_until(lambda: len(w.processes()["children"]) == 3, GUARD)
     config.write_text("n = 0\n")
     systemctl("reload", UNIT)
     said = ["journalctl", "-u", UNIT, "-o", "cat"]
     assert wait_until(lambda: b"reload_refused" in subprocess.run(said, capture_output=True, check=True).stdout, GUARD)
-    assert shown("ActiveState") == "active"
+    assert wait_until(lambda: shown("ActiveState") == "active", GUARD)
     assert int(shown("MainPID")) == running
     config.write_text(CONFIG)
 
