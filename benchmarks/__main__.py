@@ -9,7 +9,7 @@ from mpworker.cli.app import run
 
 DEVELOPERS: Final = {
     name: f"benchmarks.{name}:BENCHMARK"
-    for name in ("features", "queued", "depth", "decide", "fragmentation", "hops", "many", "soak")
+    for name in ("features", "queued", "depth", "decide", "fragmentation", "hops", "items", "many", "soak")
 } | {
     "simulated-children": "benchmarks.simulated:CHILDREN_BENCHMARK",
     "simulated-backlog": "benchmarks.simulated:BACKLOG_BENCHMARK",

@@ -9,7 +9,14 @@ from functools import partial
 
 from mpworker import clients, context
 from mpworker.ending import Ending
-from mpworker.errors import QueueFull, SerializationError, StartFailed, SupervisorLost, WorkerStopped
+from mpworker.errors import (
+    ConfigurationError,
+    QueueFull,
+    SerializationError,
+    StartFailed,
+    SupervisorLost,
+    WorkerStopped,
+)
 from mpworker.functions import FunctionTable
 from mpworker.future import TaskFuture
 from mpworker.ipc import codec, details, json, payload
@@ -598,6 +605,8 @@ class Client(Reader):
         answer = yield from asking({"verb": "set_max_workers", "n": n, "descriptors": needed})
         if answer is None:
             self._refuse()
+        elif n > answer["most"]:
+            raise ConfigurationError(f"n must be at most {answer['most']}, not {n}: see n_max of the supervisor")
         elif answer["hard"]:
             raise too_few_descriptors(n, needed, answer["hard"])
         self.queues.children_are(n)

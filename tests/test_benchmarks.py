@@ -33,6 +33,7 @@ MEASURES = {
     "fragmentation": {f"{kind}, hour {hour}": unit for kind, unit in KINDS_OF_GAPS.items() for hour in HOURS}
     | {"time": "ns"},
     "hops": dict.fromkeys(("sum", *STEPS, *PARTS), "ns"),
+    "items": {"item": "ns"},
     "many": {"submit": "us", "tasks": "/s"},
     "simulated-children": curves(simulated.CHILDREN, "children"),
     "simulated-backlog": curves(backlog.SIZES, "wait"),
@@ -46,6 +47,7 @@ BASES = {
     "decide": "no-op",
     "fragmentation": "half full",
     "hops": "no-op",
+    "items": "list(map())",
     "many": "submit",
     "simulated-children": simulated.FIFO,
     "simulated-backlog": simulated.FIFO,

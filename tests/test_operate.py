@@ -97,8 +97,13 @@ def test_a_queue_is_paused_drained_and_resumed(service: Service, command: Comman
 def test_children_come_and_go(service: Service, command: Command) -> None:
     assert command("scale", "3")[0] == ExitCode.OK
     wait_until(lambda: len(told(command, "children")["children"]) == 3, GUARD)
-    code, _, err = command("scale", "0")
-    assert (code, "n must be at least 1, not 0" in err) == (ExitCode.USAGE, True)
+    for n, said in (("0", "n must be at least 1, not 0"), ("65", "n must be at most 64, not 65: see n_max")):
+        code, _, err = command("scale", n)
+        assert (code, said in err) == (ExitCode.USAGE, True)
+    service.config.write_text("n = 1\nn_max = 2\n[queues]\nmail = 2\n")
+    assert command("reload")[0] == ExitCode.OK
+    service.process.send_signal(signal.SIGTTIN)
+    assert service.wait_for("pool_resized", 2)[1]["n"] == 3, "one more is never one fewer"
 
 
 def test_tasks_of_all_programs_are_found(service: Service, command: Command, gate: Gate) -> None:
@@ -149,7 +154,7 @@ def test_tasks_of_all_programs_are_found(service: Service, command: Command, gat
             assert [each["task"] for each in found] == [each.task_id for each in expected], filters
         assert json.loads(command("task", "mine")[1])[0]["name"] == "report"
         assert json.loads(command("task", running.task_id)[1])[0]["status"] == "running"
-        for nothing in ("mine-1", "9-9-9", f"{running.task_id}0", ""):
+        for nothing in ("mine-1", "9-9-9", f"{running.task_id}0", f"{running.task_id}{'9' * 5000}", ""):
             code, _, err = command("task", nothing)
             assert (code, "no task has the id" in err) == (ExitCode.SOME_FAILED, True)
         assert command("tasks", "--limit", "10001")[0] == ExitCode.USAGE
@@ -168,6 +173,9 @@ def test_a_task_on_a_terminal(service: Service, command: Command, gate: Gate, mo
         listed = command("tasks", "--limit", "2")[1]
         for word in (running.task_id, "hold", "running", "[mine]", "scheduled", "the first 2"):
             assert word in listed
+        monkeypatch.setenv("COLUMNS", "80")
+        assert all(word in command("tasks")[1] for word in (running.task_id, "scheduled")), "what is copied is whole"
+        monkeypatch.setenv("COLUMNS", "180")
         assert "1 running" in " ".join(command("task", running.task_id)[1].split())
         shown = command("task", "[mine]")[1]
         for word in ("[mine], square: scheduled", "to be queued in", "deadline in"):
@@ -288,8 +296,9 @@ def test_where_every_child_is(service: Service, command: Command, gate: Gate) ->
         pid = seen[running.task_id]["pid"]
         assert [each["pid"] for each in json.loads(command("stacks", "--json", "--child", str(pid))[1])] == [pid]
         assert [each["pid"] for each in json.loads(command("stacks", "--json", "--task", running.task_id)[1])] == [pid]
-        code, _, err = command("stacks", "--child", "1")
-        assert (code, "there is no such child" in err) == (ExitCode.SOME_FAILED, True)
+        for arguments, said in ((("--child", "1"), "no such child"), (("--task", "1-1"), "no child runs task '1-1'")):
+            code, _, err = command("stacks", *arguments)
+            assert (code, said in err) == (ExitCode.SOME_FAILED, True)
         os.kill(pid, signal.SIGSTOP)
         try:
             assert "no stack: it has written none" in command("stacks", "--child", str(pid))[1]

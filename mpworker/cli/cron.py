@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Any
 
 import click
-from rich.console import Console
 
 from mpworker.cli.attached import carry_out, socket_option
 from mpworker.cli.errors import CommandError, ExitCode
-from mpworker.cli.tables import table
+from mpworker.cli.tables import table, terminal
 
 __all__ = ["cron_command"]
 
@@ -40,9 +38,8 @@ def _list(socket: str | None, client: int | None, as_json: bool) -> ExitCode:
     Example: mpworker cron list
     """
     told = carry_out(socket, lambda w: w._operate({"op": "cron", "do": "list", "client": client}))["tasks"]
-    console = Console(highlight=False)
-    if as_json or not console.is_terminal:
-        click.echo(json.dumps(told, indent=1))
+    console = terminal(told, as_json)
+    if console is None:
         return ExitCode.OK
     headings = ("name", "client", "spec", "tz", "next", "runs", "skipped", "missed", "")
     rows = (

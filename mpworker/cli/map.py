@@ -100,7 +100,8 @@ def map_command(
     With -o - results go to standard output, failures to standard error, and nothing can be resumed.
 
     Exit codes: 0 all went well, 1 some items failed, 2 nothing was done, 3 broken off (resumable), 4 no process could
-    be started (resumable), 130 Ctrl-C (resumable), 141 nobody reads standard output any more.
+    be started (resumable), 69 no supervisor listens at --socket, 130 Ctrl-C (resumable), 141 nobody reads standard
+    output any more.
     """
     _check_together(output, resume, overwrite, socket is not None and (processes is not None or bool(preload)))
     make_current_directory_importable()

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from mpworker.cli.attached import COMMAND_NAME, carry_out, socket_option
 from mpworker.cli.errors import CommandError, ExitCode
-from mpworker.cli.tables import printable, seconds, table
+from mpworker.cli.tables import printable, seconds, table, terminal
 from mpworker.connected import ConnectedWorker
 from mpworker.stacks import of_task
 
@@ -75,10 +74,8 @@ _TABLES = {"clients": _clients_table, "queues": _queues_table, "children": _chil
 
 def _show(socket: str | None, as_json: bool, names: Iterable[str], head: bool) -> ExitCode:
     told = carry_out(socket, _described)
-    console = Console(highlight=False)
-    if as_json or not console.is_terminal:
-        shown = told if head else {name: told[name] for name in names}
-        click.echo(json.dumps(shown, indent=1))
+    console = terminal(told if head else {name: told[name] for name in names}, as_json)
+    if console is None:
         return ExitCode.OK
     if head:
         state = "stopping" if told["stopping"] else "serving"
@@ -192,7 +189,8 @@ def _stacks(socket: str | None, child: int | None, task_id: str | None, as_json:
             click.echo(printable(f"child {each['pid']}: {what}, for {seconds(each['for'])}"))
             click.echo(printable(each["stack"]) or "  no stack: it has written none\n", nl=False)
     if not told:
-        raise CommandError("there is no such child", ExitCode.SOME_FAILED)
+        what = f"no child runs task {task_id!r}" if task_id is not None else "there is no such child"
+        raise CommandError(what, ExitCode.SOME_FAILED)
     return ExitCode.OK
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
+import click
 from rich import box
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["printable", "seconds", "table"]
+__all__ = ["printable", "seconds", "table", "terminal"]
+
+_WHOLE = frozenset(("task", "status", "pid", "client"))  # what is copied into other commands is on one line
 
 
 def printable(text: str) -> str:
@@ -17,11 +22,20 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
 
 
+def terminal(told: object, as_json: bool) -> Console | None:
+    """Where tables go; None where there is no terminal, or JSON is wanted: that is written then."""
+    console = Console(highlight=False)
+    if console.is_terminal and not as_json:
+        return console
+    click.echo(json.dumps(told, indent=1))
+    return None
+
+
 def table(title: str, headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
     """A table; None is shown as a dash."""
     made = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
     for heading in headings:
-        made.add_column(heading, overflow="fold")
+        made.add_column(heading, overflow="fold", no_wrap=heading in _WHOLE)
     for row in rows:
         made.add_row(*("-" if each is None else escape(printable(str(each))) for each in row))
     return made

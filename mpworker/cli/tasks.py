@@ -6,24 +6,18 @@ import json
 from typing import Any
 
 import click
-from rich.console import Console
 
 from mpworker.cli.attached import attached, carry_out, socket_option
 from mpworker.cli.errors import CommandError, ExitCode, one_line
 from mpworker.cli.item import Failed, apply_to_arguments
-from mpworker.cli.tables import printable, seconds, table
+from mpworker.cli.tables import printable, seconds, table, terminal
 from mpworker.errors import ConfigurationError
+from mpworker.ipc.codec import LISTED_MAX
 from mpworker.task import Task, TaskStatus
 
 __all__ = ["COMMANDS"]
 
 _LISTED = 50
-_LISTED_MAX = 10_000
-
-
-def _shown_as(console: Console, as_json: bool) -> bool:
-    """As tables?"""
-    return console.is_terminal and not as_json
 
 
 @click.command("tasks")
@@ -33,7 +27,7 @@ def _shown_as(console: Console, as_json: bool) -> bool:
 @click.option("--name", metavar="NAME", help="Of this name alone: that of the function, if it was given no other.")
 @click.option("--client", metavar="NUMBER", type=int, help="Of this program alone: see `mpworker clients`.")
 @click.option(
-    "--limit", type=click.IntRange(1, _LISTED_MAX), default=_LISTED, show_default=True, help="So many at the most."
+    "--limit", type=click.IntRange(1, LISTED_MAX), default=_LISTED, show_default=True, help="So many at the most."
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON, on a terminal too.")
 def _tasks(
@@ -54,9 +48,8 @@ def _tasks(
     """
     asked = {"op": "tasks", "status": status, "queue": queue, "name": name, "client": client, "limit": limit}
     told = carry_out(socket, lambda w: w._operate(asked))["tasks"]
-    console = Console(highlight=False)
-    if not _shown_as(console, as_json):
-        click.echo(json.dumps(told, indent=1))
+    console = terminal(told, as_json)
+    if console is None:
         return ExitCode.OK
     headings = ("task", "name", "client", "queue", "priority", "status", "attempt", "came", "runs or ran")
     rows = (
@@ -89,9 +82,8 @@ def _task(socket: str | None, task_id: str, as_json: bool) -> ExitCode:
     told = carry_out(socket, lambda w: w._operate({"op": "task", "id": task_id}))["tasks"]
     if not told:
         raise _not_found(task_id)
-    console = Console(highlight=False)
-    if not _shown_as(console, as_json):
-        click.echo(json.dumps(told, indent=1))
+    console = terminal(told, as_json)
+    if console is None:
         return ExitCode.OK
     for each in told:
         console.print(printable(_screen(each)), markup=False)

@@ -88,7 +88,7 @@ _VERBS: Final[dict[str, Callable[["InlineSupervisor", Any], Message | None]]] = 
     "stop": _stop,
     "running": _running,
     "children": lambda *_: {"supervisor": None, "nursery": None, "children": []},
-    "set_max_workers": lambda *_: {"hard": 0},
+    "set_max_workers": lambda *_: {"most": codec.CHILDREN_MAX, "hard": 0},
     "queue": _queue,
     "rate": _nothing,
     "pause": _nothing,

@@ -127,16 +127,12 @@ static PyObject *claims_halt(PyObject *self, PyObject *const *args, Py_ssize_t n
  * API can. It holds the item while the call lasts, which may get hold of the list. */
 static PyObject *calls_of(PyObject *call, PyObject *items, uint64_t index, bool spread)
 {
-    PyObject *left = PyObject_GetIter(items), *kind = (PyObject *)&PyMap_Type, *calls = NULL;
-    Py_INCREF(kind);
-    if (spread) {
-        Py_DECREF(kind);
-        PyObject *itertools = PyImport_ImportModule("itertools");
-        kind = itertools ? PyObject_GetAttrString(itertools, "starmap") : NULL;
-        Py_XDECREF(itertools);
-    }
+    PyObject *module = PyImport_ImportModule(spread ? "itertools" : "builtins");
+    PyObject *kind = module ? PyObject_GetAttrString(module, spread ? "starmap" : "map") : NULL;
+    PyObject *left = kind ? PyObject_GetIter(items) : NULL, *calls = NULL;
+    Py_XDECREF(module);
     PyObject *placed = left && index ? PyObject_CallMethod(left, "__setstate__", "K", (unsigned long long)index) : none();
-    if (left && kind && placed)
+    if (left && placed)
         calls = PyObject_CallFunctionObjArgs(kind, call, left, NULL);
     Py_XDECREF(left);
     Py_XDECREF(kind);

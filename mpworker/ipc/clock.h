@@ -27,7 +27,7 @@ typedef struct {
 enum { MPW_RECENT_TICKS = 8192 }; /* 1.6 to 8 us, for counters of 5 to 1 GHz */
 
 #if defined(__x86_64__)
-/* Does the counter run at one rate, whatever the processor does? Intel SDM, volume 3, 18.17.1: CPUID 80000007H, EDX bit 8. */
+/* Does the counter run at one rate, whatever the processor does? Intel SDM, volume 3, "Invariant TSC": CPUID 80000007H, EDX 8. */
 static inline bool mpw_ticks_evenly(void)
 {
     static int evenly = -1;

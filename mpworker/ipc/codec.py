@@ -167,6 +167,7 @@ TASK_MASK: Final = (1 << CONTEXT_SHIFT) - 1
 CRON_KEYS: Final = 1 << (CONTEXT_SHIFT - 1)  # tasks from this number on the supervisor makes; a client counts from 1
 MAX_SLOTS: Final = 256
 CHILDREN_MAX: Final = 256  # of one supervisor
+LISTED_MAX: Final = 10_000  # tasks of which an operator is told at once
 MAX_STREAMS: Final = STREAM >> STREAM_SHIFT
 # What goes by way of an arena, if there is one.
 BUFFER_MIN: Final = 1 << 14  # bytes of a buffer that is not copied into its pickle

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from mpworker.supervisor.children import Child
-    from mpworker.supervisor.registry import Task
     from mpworker.supervisor.session import Session
 
 _NUMBERS_MAX: Final = (1 << 23) - 1  # of clients: with their numbers in front, those of tasks stay below 2**63
@@ -91,6 +90,10 @@ class Daemon(Serving):
         self._lookout.name_of = self.overview.name_of
         self._stack_taking = StackTaking(self)
         self._reloading = Reloading(self, self._service, self._watch, self._unwatch)
+        self._taking_time: dict[str, Reloading | StackTaking] = {
+            "reload": self._reloading,
+            "stacks": self._stack_taking,
+        }
         self._ready = False
         self.began_at = time.monotonic()
         self.failed = False
@@ -164,10 +167,11 @@ class Daemon(Serving):
             elif number in (signal.SIGTTIN, signal.SIGTTOU):
                 self._resize_by(1 if number == signal.SIGTTIN else -1)
             elif number == signal.SIGHUP and not self._stopping:
-                self.reload()
+                self._reloading.ask()
 
     def _resize_by(self, more: int) -> None:
-        n = min(max(1, self.children_wanted + more), self._service["n_max"])
+        # One child more never means fewer, where `n_max` was lowered since.
+        n = min(max(1, self.children_wanted + more), max(self.children_allowed, self.children_wanted))
         hard = self.set_max_workers(n, self._service["descriptors_of_n_max"])
         if hard:
             self.watch.log(WARNING, "resize_refused", n=n, descriptors=hard)
@@ -407,29 +411,16 @@ class Daemon(Serving):
         asked = {"tasks": overview.listed, "task": overview.found, "cancel": overview.cancel, "cron": overview.cron}
         return asked[op](message)
 
-    def runs(self, child: Child) -> tuple[Task, float] | None:
-        """What a child runs, and since when; None if that is nothing."""
-        for task in child.seat.offers.values():
-            began = self.scheduler.claimed_at(child.seat, task)
-            if began is not None:
-                return task, began
-        return None
+    @property
+    def children_allowed(self) -> int:
+        n_max: int = self._service["n_max"]
+        return n_max
 
-    def now(self) -> float:
-        """The time of this turn."""
-        return self._turned_at
+    def begin(self, what: str) -> int:
+        return self._taking_time[what].ask()
 
-    def take_stacks(self) -> int:
-        return self._stack_taking.ask()
-
-    def stacks(self, number: int) -> dict[str, Any] | None:
-        return self._stack_taking.outcome(number)
-
-    def reload(self) -> int:
-        return self._reloading.ask()
-
-    def reloaded(self, number: int) -> dict[str, Any] | None:
-        return self._reloading.outcome(number)
+    def outcome(self, what: str, number: int) -> dict[str, Any] | None:
+        return self._taking_time[what].outcome(number)
 
     def take_on(self, told: dict[str, Any]) -> None:
         """A configuration that was read again has these values; those of the service are in force already."""

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mpworker.supervisor.history import Ended
     from mpworker.supervisor.registry import Task
 
-LISTED_MAX: Final = 10_000  # tasks that are told of at once
 _GONE: Final = "gone-"  # what the ids of a program begin with that has left
+_DIGITS_MAX: Final = len(str(codec.TASK_MASK))  # of the number of a task
 _STEERS_CRON: Final = ("pause", "resume", "run")
 
 
@@ -55,10 +55,18 @@ class Overview(Describer):
             "queues": daemon.scheduler.queue_states(),
         }
 
+    def runs(self, child: Child) -> tuple[Task, float] | None:
+        """What a child runs, and since when; None if that is nothing."""
+        for task in child.seat.offers.values():
+            began = self._daemon.scheduler.claimed_at(child.seat, task)
+            if began is not None:
+                return task, began
+        return None
+
     def child(self, child: Child, now: float) -> dict[str, Any]:
         """One child, and what it runs."""
         told: dict[str, Any] = {"pid": child.pid, "state": STATES_OF_SEATS[child.seat.state]}
-        runs = self._daemon.runs(child)
+        runs = self.runs(child)
         if runs is None:
             return told | {"client": None, "task": None, "name": None}
         task, began = runs
@@ -77,7 +85,7 @@ class Overview(Describer):
             ValueError: No command of ours would ask that.
         """
         name, client, limit = message["name"], message["client"], message["limit"]
-        if not 0 <= limit <= LISTED_MAX:
+        if not 0 <= limit <= codec.LISTED_MAX:
             raise ValueError(f"{limit} tasks at once")
         self._now = time.monotonic()
 
@@ -105,31 +113,6 @@ class Overview(Describer):
                 cancelled += 1
         return {"found": len(keys), "cancelled": cancelled}
 
-    # ------------------------------------------------------------ what recurs
-
-    def cron(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Tell of what recurs, or have it paused, resumed or run: {"do", "name", "client"}, the last None for any.
-
-        Returns:
-            The tasks; or how many of this name there are, and how many of these run, or wait for their last run.
-
-        Raises:
-            ValueError: No command of ours would ask that.
-        """
-        do, client = message["do"], message["client"]
-        guests = [guest for guest in self._daemon.guests.values() if client in (None, guest.number)]
-        desks = [(guest.number, guest.cron) for guest in guests if guest.cron is not None]
-        if do == "list":
-            told = [(number, each) for number, desk in desks for each in desk.request({"op": "list"})["tasks"]]
-            return {"tasks": [{"client": number, **each} for number, each in told]}
-        if do not in _STEERS_CRON:
-            raise ValueError(f"{do!r} of what recurs")
-        answers = [desk.request({"op": do, "name": message["name"]}) for _, desk in desks]
-        found = [answer for answer in answers if "error" not in answer]
-        if found:
-            self._daemon.watch.log(INFO, f"cron_{do}_by_operator", name=message["name"])
-        return {"found": len(found), "accepted": sum(answer.get("accepted", True) for answer in found)}
-
     def name_of(self, key: int) -> str:
         """The name of a task or chunk that has no outcome; "" if there is none."""
         task = self._daemon.shared.any_of(key)
@@ -143,8 +126,8 @@ class Overview(Describer):
             own = port.ids.find(task_id)
             if own is not None:
                 keys.append(client << CONTEXT_SHIFT | own & codec.TASK_MASK)
-            elif port.prefix == f"{prefix}-" and number.isdecimal() and int(number) <= codec.TASK_MASK:
-                keys.append(client << CONTEXT_SHIFT | int(number))
+            elif port.prefix == f"{prefix}-" and number.isdecimal() and len(number) <= _DIGITS_MAX:
+                keys.append(client << CONTEXT_SHIFT | int(number) & codec.TASK_MASK)
         return keys
 
     def _id_of(self, task: Task) -> str:
@@ -196,6 +179,31 @@ class Overview(Describer):
             "due_in": None if due is None else due - self._now,
             "attempts": said["attempts"],
         }
+
+    # ------------------------------------------------------------ what recurs
+
+    def cron(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Tell of what recurs, or have it paused, resumed or run: {"do", "name", "client"}, the last None for any.
+
+        Returns:
+            The tasks; or how many of this name there are, and how many of these run, or wait for their last run.
+
+        Raises:
+            ValueError: No command of ours would ask that.
+        """
+        do, client = message["do"], message["client"]
+        guests = [guest for guest in self._daemon.guests.values() if client in (None, guest.number)]
+        desks = [(guest.number, guest.cron) for guest in guests if guest.cron is not None]
+        if do == "list":
+            told = [(number, each) for number, desk in desks for each in desk.request({"op": "list"})["tasks"]]
+            return {"tasks": [{"client": number, **each} for number, each in told]}
+        if do not in _STEERS_CRON:
+            raise ValueError(f"{do!r} of what recurs")
+        answers = [desk.request({"op": do, "name": message["name"]}) for _, desk in desks]
+        found = [answer for answer in answers if "error" not in answer]
+        if found:
+            self._daemon.watch.log(INFO, f"cron_{do}_by_operator", name=message["name"])
+        return {"found": len(found), "accepted": sum(answer.get("accepted", True) for answer in found)}
 
 
 def _name_of(task: Task) -> str:

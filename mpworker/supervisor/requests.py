@@ -92,10 +92,13 @@ def _set_max_workers(session: Session, message: Message) -> Message:
     _check_counts(n, descriptors)
     if n > codec.CHILDREN_MAX:
         raise ValueError(f"{n} children")
+    most = session.loop.children_allowed
+    if n > most:
+        return {"most": most, "hard": 0}
     hard = session.loop.set_max_workers(n, descriptors)
     if not hard:
         session.loop.watch.log(INFO, "pool_resized", n=n)
-    return {"hard": hard}
+    return {"most": most, "hard": hard}
 
 
 def _check_counts(*counts: Any) -> None:
@@ -275,24 +278,15 @@ def _service(session: Session, message: Message) -> Message:
     return session.loop.operated(message)
 
 
-def _reload(session: Session, message: Message) -> Message:
+def _begin(session: Session, message: Message) -> Message:
+    """What an operator has done that takes its time."""
     session.may_steer()
-    message["number"] = session.loop.reload()
+    message["number"] = session.loop.begin(message["verb"])
     return {}
 
 
-def _is_reloaded(session: Session, message: Message) -> Message | None:
-    return session.loop.reloaded(message["number"])
-
-
-def _stacks(session: Session, message: Message) -> Message:
-    session.may_steer()
-    message["number"] = session.loop.take_stacks()
-    return {}
-
-
-def _are_stacks_taken(session: Session, message: Message) -> Message | None:
-    return session.loop.stacks(message["number"])
+def _outcome_of_it(session: Session, message: Message) -> Message | None:
+    return session.loop.outcome(message["verb"], message["number"])
 
 
 def _retention(session: Session, message: Message) -> Message:
@@ -331,16 +325,16 @@ VERBS: dict[str, Callable[[Session, Message], Message]] = {
     "watch": _watch,
     "record": _record,
     "service": _service,
-    "reload": _reload,
-    "stacks": _stacks,
+    "reload": _begin,
+    "stacks": _begin,
 }
 # Answered at the end of the turn, when what came before them has been offered.
 _AFTERWARDS = ("children", "queues", "task", "tasks", "metrics")
 # Answered when these have something to say, which they are asked at the end of each turn.
 _IN_TIME: dict[str, Callable[[Session, Message], Message | None]] = {
     "drain": _are_drained,
-    "reload": _is_reloaded,
-    "stacks": _are_stacks_taken,
+    "reload": _outcome_of_it,
+    "stacks": _outcome_of_it,
 }
 
 

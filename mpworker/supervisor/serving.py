@@ -161,29 +161,25 @@ class Serving(Nursing):
         """
         raise ValueError("what an operator asks is asked of a supervisor that has one client")
 
-    def reload(self) -> int:
-        """Read the configuration again; by this number `reloaded` is asked what came of it.
+    @property
+    def children_allowed(self) -> int:
+        """How many there may be: of one that has one client that is the client's to say."""
+        return codec.CHILDREN_MAX
+
+    def begin(self, what: str) -> int:
+        """Begin with what takes its time: "reload" the configuration, or take "stacks".
+
+        Returns:
+            The number by which `outcome` is asked.
 
         Raises:
-            ValueError: There is none.
+            ValueError: This is none of a service.
         """
-        raise ValueError("a supervisor that has one client has no configuration of its own")
+        raise ValueError(f"{what} is asked of a supervisor that has one client")
 
-    def reloaded(self, number: int) -> dict[str, Any] | None:
-        """What came of it; None as long as it is not over."""
-        raise NotImplementedError
-
-    def take_stacks(self) -> int:
-        """Ask the children where they are; by this number `stacks` is asked what they say.
-
-        Raises:
-            ValueError: This is no service.
-        """
-        raise ValueError("what an operator asks is asked of a supervisor that has one client")
-
-    def stacks(self, number: int) -> dict[str, Any] | None:
-        """What they say; None as long as that is not known."""
-        raise NotImplementedError
+    def outcome(self, what: str, number: int) -> dict[str, Any] | None:
+        """What came of it; None as long as it is not over, or was not begun."""
+        return None
 
     def stop(self, session: Session, now: bool) -> None:
         """A client has asked for the end, of itself or of all: at once, or when its tasks have ended."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
@@ -38,7 +40,7 @@ class StackTaking:
         """Take them; by this number it can be asked what was found."""
         self._asked += 1
         if self.next_at is None:
-            self._begin(self._daemon.now())
+            self._begin(time.monotonic())
         return self._asked
 
     def outcome(self, number: int) -> dict[str, Any] | None:
@@ -49,17 +51,17 @@ class StackTaking:
         return {"children": [self._told(child) for child in children]}
 
     def _told(self, child: Child) -> dict[str, Any]:
-        runs, number = self._daemon.runs(child), child.seat.number
+        runs, number = self._daemon.overview.runs(child), child.seat.number
         same = runs is not None and runs[0].generation == self._of.get(number)
         stack = self._found.get(number, b"") if same else b""
-        return self._daemon.overview.child(child, self._daemon.now()) | {"stack": stack.decode(errors="replace")}
+        return self._daemon.overview.child(child, time.monotonic()) | {"stack": stack.decode(errors="replace")}
 
     def _begin(self, now: float) -> None:
         self._takes, self._by, self.next_at = self._asked, now + TAKE_SECONDS, now + _LOOK_SECONDS
         self._found, self._of, self._awaited = {}, {}, {}
         for child in self._daemon.world.everyone:
             # Of the others nothing is known, or that they wait for a task; and one that starts may not be ready for it.
-            runs = self._daemon.runs(child)
+            runs = self._daemon.overview.runs(child)
             if runs is not None:
                 self._of[child.seat.number] = runs[0].generation
                 self._awaited[child.seat.number] = b""
